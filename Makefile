@@ -1,0 +1,30 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint setup setup-test constraints clean
+
+demo: setup  ## simulate, train two systems, evaluate, compare, open the report (about 8 minutes on 2 cores)
+	$(BIN)/python tools/demo.py
+
+test: setup-test lint  ## set-up, then all tests
+	$(BIN)/python -m pytest -n 2
+
+lint: setup-test  ## style, types, direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+setup:
+	@$(PYTHON) tools/setup_venv.py
+
+setup-test:
+	@$(PYTHON) tools/setup_venv.py dev parity
+
+constraints: setup-test  ## rewrite constraints.txt from the installed versions
+	@head -n 1 constraints.txt > constraints.new
+	@$(BIN)/pip freeze --exclude-editable | grep -viE '^torch==' >> constraints.new
+	@mv constraints.new constraints.txt
+
+clean:  ## remove the demo's results; the virtual environment stays
+	rm -rf demo

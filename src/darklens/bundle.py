@@ -1,0 +1,149 @@
+"""A trained system as a folder that needs only torch and safetensors to load: weights and their input contract.
+
+BUNDLE/model.safetensors    weights
+BUNDLE/bundle.json          how to build the network, what it takes and gives, where it came from
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from darklens.config import Frozen
+from darklens.data.preprocess import Preprocess
+from darklens.errors import InputError
+from darklens.files import atomic_path, read_json, sha256_of, write_json
+from darklens.models.zoo import ModelConfig, Task, build, task_of
+
+WEIGHTS, CONTRACT = "model.safetensors", "bundle.json"
+BATCH_SIZE = 64
+
+
+class Contract(Frozen):
+    """What a bundle takes, gives, and where it came from."""
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    recipe: str
+    recipe_sha256: str
+    model: ModelConfig
+    classes: list[str]
+    n_pixels: int = Field(description="pixels along a side of the images it takes")
+    pixel_scale: float = Field(description="arcsec, of the images it takes")
+    preprocess: Preprocess
+    parameters: int
+    weights_sha256: str = ""
+    data: dict[str, Any] = Field(description="the training data: population, seed, sha256")
+    validation: dict[str, float] = Field(description="metrics of the chosen epoch on the validation images")
+    provenance: dict[str, Any] = Field(description="version, commit, hardware, seed, train_seconds, train_images")
+    licence: str = "MIT"
+
+    @property
+    def task(self) -> Task:
+        """`classify` or `reconstruct`."""
+        return task_of(self.model)
+
+    def build(self) -> nn.Module:
+        """Return the network with fresh weights."""
+        return build(
+            self.model,
+            n_pixels=self.preprocess.output_size(self.n_pixels),
+            pixel_scale=self.pixel_scale * self.preprocess.bin,
+            n_classes=len(self.classes),
+        )
+
+
+class Bundle:
+    """A loaded system, in evaluation mode on `device`."""
+
+    def __init__(self, contract: Contract, network: nn.Module, *, device: torch.device | str = "cpu") -> None:
+        self.contract = contract
+        self.network = network.eval().to(device)
+        self._device = torch.device(device)
+
+    @classmethod
+    def load(cls, path: Path | str, *, device: torch.device | str = "cpu") -> Self:
+        """Load a bundle folder, or the bundle inside a run folder.
+
+        Raises:
+            InputError: If it is missing, damaged, or of a version that this one does not read.
+        """
+        folder = locate(Path(path))
+        try:
+            contract = Contract.model_validate(read_json(folder / CONTRACT))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise InputError(f"{folder / CONTRACT}: {where}: {first['msg']}; train or download it again.") from None
+        weights = folder / WEIGHTS
+        if not weights.exists() or sha256_of(weights) != contract.weights_sha256:
+            raise InputError(f"{weights} is missing or does not match its contract; train or download it again.")
+        network = contract.build()
+        try:
+            network.load_state_dict(load_file(weights))
+        except (SafetensorError, RuntimeError) as error:
+            first_line = str(error).splitlines()[0]
+            raise InputError(f"{weights} does not fit the network its contract describes ({first_line}).") from None
+        return cls(contract, network, device=device)
+
+    def save(self, folder: Path) -> None:
+        """Write weights and contract; the contract last, so that an interrupted write is not a bundle."""
+        with atomic_path(folder / WEIGHTS) as temporary:
+            save_file({name: value.contiguous() for name, value in self.network.state_dict().items()}, temporary)
+        contract = self.contract.model_copy(update={"weights_sha256": sha256_of(folder / WEIGHTS)})
+        write_json(folder / CONTRACT, contract.model_dump(mode="json", by_alias=True))
+
+    @torch.inference_mode()
+    def run(self, images: Float[np.ndarray, "b 1 n n"]) -> tuple[Float[Tensor, "b 1 m m"], Tensor]:
+        """Return what the network received for these images, and its output."""
+        received = self.contract.preprocess(torch.from_numpy(images).to(self._device))
+        return received, self.network(received.contiguous(memory_format=torch.channels_last))
+
+    def probabilities(self, images: Float[np.ndarray, "b 1 n n"]) -> Float[np.ndarray, "b classes"]:
+        """Return class probabilities of a batch; each image's do not depend on the others."""
+        probabilities: np.ndarray = self.run(images)[1].double().softmax(1).cpu().numpy()
+        return probabilities
+
+    def require_classifier(self, purpose: str) -> None:
+        """Raise `InputError` unless the bundle classifies."""
+        if self.contract.task != "classify":
+            raise InputError(
+                f"{self.contract.recipe} reconstructs images, it does not classify; {purpose} needs a classifier."
+            )
+
+
+def locate(path: Path) -> Path:
+    """Return the bundle folder that `path` is or holds.
+
+    Raises:
+        InputError: If there is none.
+    """
+    for folder in (path, path / "bundle"):
+        if (folder / CONTRACT).exists():
+            return folder
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give a run folder or a bundle folder.")
+    raise InputError(f"{path} holds no {CONTRACT}; give a run folder of a finished training, or a bundle folder.")
+
+
+def sha256_of_bundle(folder: Path) -> str:
+    """Return one digest of weights and contract."""
+    text = f"{sha256_of(folder / WEIGHTS)},{sha256_of(folder / CONTRACT)}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def batched(
+    n: int, read: Callable[[Sequence[int]], np.ndarray], advance: Callable[[int], None] = lambda _: None
+) -> Iterator[np.ndarray]:
+    """Yield `read(indices)` for blocks of indices below n; `advance` is called after each block is used."""
+    for start in range(0, n, BATCH_SIZE):
+        stop = min(start + BATCH_SIZE, n)
+        yield read(range(start, stop))
+        advance(stop - start)

@@ -1,0 +1,341 @@
+"""The command line. Heavy imports happen inside the command that needs them, so that --help is instant."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, CycloptsError, Parameter, validators
+
+import darklens
+from darklens.errors import ConfigError, DarklensError, InputError
+
+app = App(
+    name="darklens",
+    help="Physics-informed classification of dark-matter substructure in strong-lens images.\n\n"
+    "Angles are in arcsec. Exit codes: 0 done; 2 wrong use or bad configuration; 3 finished, but some inputs were "
+    "bad; 1 anything unexpected (`--debug` shows where).",
+    version=darklens.__version__,
+    help_format="markdown",
+)
+config_app = App(name="config", help="Show a recipe with all its defaults, or the schema of recipes.")
+app.command(config_app)
+
+SOME_INPUTS_BAD = 3
+Positive = Annotated[int, Parameter(validator=validators.Number(gte=1))]
+Recipe = Annotated[str, Parameter(help="A name from `darklens recipes`, or a YAML file.")]
+Population = Annotated[str, Parameter(help="A name from `darklens populations`, or a YAML file.")]
+StorePath = Annotated[Path, Parameter(help="Folder that `simulate` or `import` wrote.")]
+Model = Annotated[Path, Parameter(help="Run folder of `train`, or a bundle folder.")]
+
+
+@app.command
+def simulate(
+    population: Population,
+    *overrides: Annotated[str, Parameter(help="Changes such as `lens.gamma=0` or `field.n_pixels=64`.")],
+    out: Annotated[Path, Parameter(help="Folder to write.")],
+    n_per_class: Annotated[Positive, Parameter(help="Images of each class.")] = 1000,
+    seed: Annotated[int, Parameter(help="The same seed gives the same bytes.")] = 0,
+    workers: Annotated[Positive | None, Parameter(help="Processes; by default one per core.")] = None,
+    format: Annotated[
+        Literal["store", "deeplense"], Parameter(help="A store, or DeepLense's folders of .npy files.")
+    ] = "store",
+) -> int:
+    """Simulate labelled lens images.
+
+    An interrupted simulation goes on when the command is given again.
+
+    Example: `darklens simulate common-test-i --out stores/train --n-per-class 10000 --seed 1`
+    """
+    import os
+    import tempfile
+
+    from darklens.data.deeplense import export_folder
+    from darklens.data.store import prepare_folder
+    from darklens.simulate import populations
+    from darklens.simulate.generate import SHARD_SIZE, generate
+
+    chosen = populations.get(population, overrides)
+    n = n_per_class * len(chosen.classes)
+    if workers is None:
+        # Starting a process takes longer than a shard.
+        workers = min(os.cpu_count() or 1, n // (2 * SHARD_SIZE)) or 1
+    if format == "store":
+        with _progress("Simulating", n) as advance:
+            generate(chosen, out, n_per_class=n_per_class, seed=seed, workers=workers, advance=advance)
+    else:
+        prepare_folder(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+            with _progress("Simulating", n) as advance:
+                store = generate(
+                    chosen,
+                    Path(scratch) / "store",
+                    n_per_class=n_per_class,
+                    seed=seed,
+                    workers=workers,
+                    advance=advance,
+                )
+            with _progress("Writing .npy files", n) as advance:
+                export_folder(store, out, advance=advance)
+    print(f"{n} images of {chosen.name} in {out}")
+    return 0
+
+
+@app.command(name="import")
+def import_(
+    source: Annotated[Path, Parameter(help="DeepLense folder: no/, sphere/, vort/ with .npy files, or an index.csv.")],
+    *,
+    out: Annotated[Path, Parameter(help="Store to write.")],
+    pixel_scale: Annotated[float, Parameter(help="Pixel scale of the images, arcsec.")] = 0.05,
+) -> int:
+    """Import labelled images into a store; bad files are listed and left out.
+
+    Example: `darklens import data/Common_Test_I/train --out stores/train`
+    """
+    from darklens.data.deeplense import import_folder, list_images
+
+    if pixel_scale <= 0:
+        raise InputError(f"--pixel-scale must be positive (arcsec), got {pixel_scale}.")
+    with _progress("Importing", len(list_images(source))) as advance:
+        report = import_folder(source, out, pixel_scale=pixel_scale, advance=advance)
+    print(f"{len(report.store)} images in {out}")
+    return _list_problems(report.problems)
+
+
+@app.command
+def inspect(
+    store: StorePath,
+    *,
+    verify: Annotated[bool, Parameter(negative="", help="Check every shard's checksum, shape and labels.")] = False,
+) -> int:
+    """Say what a store holds."""
+    import numpy as np
+
+    from darklens.data.store import Store
+
+    opened = Store(store)
+    index = opened.index
+    counts = np.bincount(opened.labels, minlength=len(index.classes))
+    print(f"{len(opened)} images of {index.n_pixels} x {index.n_pixels} pixels, {index.pixel_scale} arcsec each")
+    print(", ".join(f"{name}: {n}" for name, n in zip(index.classes, counts, strict=True)))
+    print(f"{index.source}, seed {index.seed}, darklens {index.version}, sha256 {opened.sha256[:16]}")
+    if verify:
+        problems = opened.verify()
+        if problems:
+            return _list_problems(problems)
+        print(f"All {len(index.shards)} shards match their checksums.")
+    return 0
+
+
+@app.command
+def train(
+    recipe: Recipe,
+    *overrides: Annotated[str, Parameter(help="Changes such as `stages.0.epochs=5` or `data.preprocess.crop=96`.")],
+    data: StorePath,
+    out: Annotated[Path, Parameter(help="Run folder to write.")],
+    seed: Annotated[int, Parameter(help="Decides weights, split, order and augmentation.")] = 0,
+    resume: Annotated[bool, Parameter(negative="", help="Go on with an interrupted run.")] = False,
+) -> int:
+    """Train a recipe on a store; a tenth of it is held out to choose the best epoch.
+
+    Example: `darklens train sis_autoencoder2 --data stores/train --out runs/sis stages.1.epochs=30`
+    """
+    from darklens.data.store import Store
+    from darklens.training import recipe as recipes
+    from darklens.training.run import train as run
+
+    bundle = run(recipes.get(recipe, overrides), Store(data), out, seed=seed, resume=resume)
+    contract = bundle.contract
+    chosen = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in contract.validation.items())
+    print(
+        f"{contract.recipe}: {contract.parameters:,} parameters, "
+        f"{contract.provenance['train_seconds']:.0f} s ({chosen})"
+    )
+    print(f"Bundle in {out / 'bundle'}")
+    return 0
+
+
+@app.command
+def evaluate(
+    model: Model,
+    store: StorePath,
+    *,
+    out: Annotated[Path, Parameter(help="Folder to write: eval.json, predictions.csv, figures, report.html.")],
+    seed: Annotated[int, Parameter(help="Of the bootstrap.")] = 0,
+) -> int:
+    """Judge a trained system on images it has not seen.
+
+    Example: `darklens evaluate runs/sis stores/test --out results/sis`
+    """
+    from darklens.bundle import Bundle, locate
+    from darklens.data.store import Store
+    from darklens.evaluation.evaluate import evaluate as judge
+    from darklens.report.write import write_evaluation
+
+    opened, bundle = Store(store), Bundle.load(model)
+    with _progress("Evaluating", len(opened)) as advance:
+        result = judge(bundle, locate(model), opened, seed=seed, advance=advance)
+    write_evaluation(out, result, bundle, opened, run=model)
+    for warning in result.evaluation["warnings"]:
+        print(f"Warning: {warning}", file=sys.stderr)
+    if result.probabilities is not None:
+        auc = result.evaluation["auc"]["macro"]
+        print(f"macro AUC {auc['value']:.4f} [{auc['ci95'][0]:.4f}, {auc['ci95'][1]:.4f}]")
+    print(f"Report in {out / 'report.html'}")
+    return 0
+
+
+@app.command
+def compare(
+    evaluations: Annotated[list[Path], Parameter(help="Folders that `evaluate` wrote.")],
+    *,
+    out: Annotated[Path, Parameter(help="Folder to write: compare.json, compare.md, report.html.")],
+    predictions: Annotated[Path | None, Parameter(help="A table of `predict` to show in the report.")] = None,
+) -> int:
+    """Compare systems on the same test images: paired differences with intervals.
+
+    Example: `darklens compare results/resnet results/sis --out results/comparison`
+    """
+    from darklens.report.write import write_comparison
+
+    write_comparison(out, evaluations, predictions=predictions)
+    print(f"Report in {out / 'report.html'}")
+    return 0
+
+
+@app.command
+def predict(
+    model: Model,
+    files: Annotated[list[Path], Parameter(help="Images (.npy), or folders of them.")],
+    *,
+    out: Annotated[Path, Parameter(help="Table to write (.csv).")],
+    pixel_scale: Annotated[float | None, Parameter(help="Pixel scale of the images in arcsec, if known.")] = None,
+) -> int:
+    """Classify image files. A bad file gets an error row; the others go on, and the exit code is 3.
+
+    Example: `darklens predict runs/sis my-lens.npy more-lenses/ --out predictions.csv`
+    """
+    from darklens.bundle import Bundle
+    from darklens.files import write_text
+    from darklens.predict import find_images, to_csv
+    from darklens.predict import predict as classify
+
+    bundle, paths = Bundle.load(model), find_images(files)
+    bundle.require_classifier("predict")
+    with _progress("Predicting", len(paths)) as advance:
+        rows = classify(bundle, paths, pixel_scale=pixel_scale, advance=advance)
+    write_text(out, to_csv(rows, bundle.contract.classes))
+    print(f"{sum(not row.message for row in rows)} of {len(rows)} images classified, in {out}")
+    return _list_problems([row.message for row in rows if row.message])
+
+
+@app.command
+def recipes() -> int:
+    """List the built-in recipes."""
+    from darklens.training import recipe
+
+    _list_described((name, recipe.get(name).description) for name in recipe.names())
+    return 0
+
+
+@app.command
+def populations() -> int:
+    """List the built-in populations."""
+    from darklens.simulate import populations as known
+
+    _list_described((name, known.get(name).description) for name in known.names())
+    return 0
+
+
+@app.command
+def models() -> int:
+    """List the systems that a recipe's `model.kind` can name."""
+    from darklens.models.zoo import kinds
+
+    print("\n".join(kinds()))
+    return 0
+
+
+@config_app.command
+def show(
+    recipe: Recipe,
+    *overrides: Annotated[str, Parameter(help="Changes such as `stages.0.epochs=5`.")],
+) -> int:
+    """Print a recipe with all its defaults and overrides, as YAML that `train` takes."""
+    from darklens.config import dump
+    from darklens.training import recipe as recipes
+
+    print(dump(recipes.get(recipe, overrides)), end="")
+    return 0
+
+
+@config_app.command
+def schema() -> int:
+    """Print the JSON schema of recipes, for editors."""
+    import json
+
+    from darklens.training.recipe import Recipe as RecipeModel
+
+    print(json.dumps(RecipeModel.model_json_schema(), indent=2))
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with the code that docs/cli.md states."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        code = app(words, exit_on_error=False, print_error=False, result_action="return_value")
+    except (DarklensError, CycloptsError) as error:
+        if debug:
+            raise
+        _complain(" ".join(str(error).split()))
+        code = getattr(error, "exit_code", ConfigError.exit_code)
+    except KeyboardInterrupt:
+        _complain("Interrupted; nothing half-written was left. Give the command again (train: with --resume) to go on.")
+        code = 130
+    except Exception as error:
+        if debug:
+            raise
+        _complain(f"Unexpected {type(error).__name__}: {error}. Please report it with the output of --debug.")
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(sentence: str) -> None:
+    print(f"darklens: {sentence}", file=sys.stderr)
+
+
+def _list_problems(problems: list[str]) -> int:
+    for problem in problems:
+        _complain(problem)
+    return SOME_INPUTS_BAD if problems else 0
+
+
+def _list_described(rows: Iterator[tuple[str, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for name, description in rows:
+        table.add_row(f"[bold]{name}[/]", description)
+    Console().print(table)
+
+
+@contextmanager
+def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda n: bar.advance(task, n)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Configuration: frozen models in which an unknown field is an error, loaded from YAML plus `a.b=c` overrides.
+
+There is no `_target_` or `class_path`: a configuration names components by `kind`, so it cannot import code.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from darklens.errors import ConfigError
+
+
+class Frozen(BaseModel):
+    """Base of every configuration: immutable, and strict about its fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+C = TypeVar("C", bound=Frozen)
+
+
+def load(
+    schema: type[C], source: Path | dict[str, Any], overrides: Sequence[str] = (), *, name: str | None = None
+) -> C:
+    """Read a YAML file (or a mapping), apply overrides such as `stages.0.epochs=3`, and validate.
+
+    `name` is what messages call the source; by default its path, or the schema's name.
+
+    Raises:
+        ConfigError: If the file is missing or not YAML, or a key or value is wrong; the message names it.
+    """
+    name = name or (str(source) if isinstance(source, Path) else schema.__name__.lower())
+    tree = _read_yaml(source) if isinstance(source, Path) else source
+    for override in overrides:
+        tree = _overlay(tree, override)
+    try:
+        return schema.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_sentence(name, schema, error)) from None
+
+
+def dump(config: Frozen) -> str:
+    """Return the configuration as YAML that `load` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+
+
+def digest(config: Frozen) -> str:
+    """Return the SHA-256 of the configuration's canonical JSON."""
+    canonical = json.dumps(config.model_dump(mode="json", by_alias=True), sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """Overlay `top` on `base`; a changed `kind` replaces the node, so two kinds never blend."""
+    if "kind" in top and top["kind"] != base.get("kind"):
+        return dict(top)
+    merged = dict(base)
+    for key, value in top.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(value, dict) and isinstance(below, dict) else value
+    return merged
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(f"{path} cannot be read as YAML ({first}).") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold a mapping of keys to values.")
+    return tree
+
+
+def _overlay(tree: dict[str, Any], override: str) -> dict[str, Any]:
+    path, equals, text = override.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"Override {override!r} is not of the form key.subkey=value.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"Override {override!r}: {text!r} is not a YAML value.") from None
+    replaced = _replace(tree, keys, value, override)
+    assert isinstance(replaced, dict)
+    return replaced
+
+
+def _replace(node: Any, keys: list[str], value: Any, override: str) -> Any:
+    if not keys:
+        return merge(node, value) if isinstance(node, dict) and isinstance(value, dict) else value
+    key, rest = keys[0], keys[1:]
+    if isinstance(node, list):
+        if not key.isdigit() or int(key) >= len(node):
+            raise ConfigError(f"Override {override!r}: {key!r} must be an index from 0 to {len(node) - 1}.")
+        return [_replace(item, rest, value, override) if i == int(key) else item for i, item in enumerate(node)]
+    if not isinstance(node, dict | None):
+        raise ConfigError(f"Override {override!r}: {key!r} lies below a plain value.")
+    node = node or {}
+    if key == "kind" and not rest and value != node.get("kind"):
+        return {"kind": value}
+    return {**node, key: _replace(node.get(key), rest, value, override)}
+
+
+def _sentence(name: str, schema: type[Frozen], error: ValidationError) -> str:
+    problems = error.errors()
+    first = problems[0]
+    where = ".".join(str(part) for part in first["loc"]) or "(top level)"
+    what = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(first["loc"][-1]), _field_names(schema), n=1)
+        what = "unknown key" + (f"; did you mean {near[0]!r}?" if near else "; remove it")
+    elif first["type"] == "missing":
+        what = "this key is required"
+    elif "input" in first and not isinstance(first["input"], dict | list):
+        what = f"{what}, got {first['input']!r}"
+    more = f" ({len(problems) - 1} more problem{'s' if len(problems) > 2 else ''})" if len(problems) > 1 else ""
+    end = "" if (what + more).endswith("?") else "."
+    return f"{name}: {where}: {what}{more}{end}"
+
+
+def _field_names(schema: type[Frozen]) -> list[str]:
+    names: set[str] = set()
+
+    def collect(node: Any) -> None:
+        if isinstance(node, dict):
+            names.update(node.get("properties", {}))
+            for child in node.values():
+                collect(child)
+        elif isinstance(node, list):
+            for child in node:
+                collect(child)
+
+    collect(schema.model_json_schema())
+    return sorted(names)

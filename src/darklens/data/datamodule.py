@@ -1,0 +1,88 @@
+"""Batches for training: a split by image number and shuffled blocks, read from the store as they are needed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from darklens import rng
+from darklens.data.store import Store
+from darklens.errors import InputError
+
+Indices = Int[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Image numbers for training and for validation; none is in both."""
+
+    train: Indices
+    validation: Indices
+
+
+def split(labels: Indices, *, validation_fraction: float, seed: int) -> Split:
+    """Split image numbers within each class, so that both parts have the classes' proportions.
+
+    Copies of an image made by augmentation share its number, so they never straddle the two parts.
+
+    Raises:
+        InputError: If a class is too small to be in both parts.
+    """
+    train, validation = [], []
+    for label in np.unique(labels):
+        members = rng.generator(seed, "split", int(label)).permutation(np.flatnonzero(labels == label))
+        n_validation = max(1, round(validation_fraction * len(members)))
+        if n_validation >= len(members):
+            raise InputError(f"Class {label} has {len(members)} images, too few for training and validation; add more.")
+        validation.append(members[:n_validation])
+        train.append(members[n_validation:])
+    return Split(np.sort(np.concatenate(train)), np.sort(np.concatenate(validation)))
+
+
+class StoreDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """A store for torch's DataLoader; a list of numbers gives a whole batch in one read."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._labels = torch.from_numpy(store.labels)
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __getitem__(self, indices: "list[int]") -> tuple[torch.Tensor, torch.Tensor]:
+        """Return images (b, 1, n, n) and labels (b,)."""
+        return torch.from_numpy(self._store.images(indices)), self._labels[indices]
+
+
+class BatchOrder(Sampler[list[int]]):
+    """Batches of image numbers; with shuffling, another order each epoch, the same for the same seed and epoch."""
+
+    def __init__(self, indices: Indices, batch_size: int, *, shuffle: bool, seed: int = 0) -> None:
+        self._indices = indices
+        self._batch_size = batch_size
+        self._shuffle = shuffle
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, counted from 0, that the next pass belongs to."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self._indices), self._batch_size)
+        return whole + bool(rest and not (self._shuffle and whole))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = self._indices
+        if self._shuffle:
+            order = rng.generator(self._seed, "order", self._epoch).permutation(order)
+        for i in range(len(self)):
+            yield [int(j) for j in order[i * self._batch_size : (i + 1) * self._batch_size]]
+
+
+def loader(store: Store, order: BatchOrder) -> DataLoader[tuple[torch.Tensor, torch.Tensor]]:
+    """Return a loader of batches in the given order. Memory-mapped reads need no worker processes."""
+    return DataLoader(StoreDataset(store), sampler=order, batch_size=None)

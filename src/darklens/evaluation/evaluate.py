@@ -1,0 +1,117 @@
+"""A bundle judged on a store: predictions for every image, and eval.json."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from darklens.evaluation.summary import summarise
+from jaxtyping import Float, Int
+
+import darklens
+from darklens import provenance, rng
+from darklens.bundle import Bundle, batched, sha256_of_bundle
+from darklens.data.store import Store
+from darklens.errors import InputError
+from darklens.models.autoencoder import reconstruction_error
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an evaluation found. `probabilities` is None for a system that does not classify."""
+
+    evaluation: dict[str, Any]
+    names: list[str]
+    labels: Int[np.ndarray, " n"]
+    probabilities: Float[np.ndarray, "n classes"] | None
+
+
+def evaluate(
+    bundle: Bundle,
+    folder: Path,
+    store: Store,
+    *,
+    seed: int = 0,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Result:
+    """Judge a bundle on all images of a store.
+
+    Args:
+        bundle: The system.
+        folder: Its bundle folder, whose digest goes into the result.
+        store: Images that the system has not been trained on; if it has, the result carries a warning.
+        seed: Of the bootstrap.
+        advance: Called with the number of images just finished.
+
+    Raises:
+        InputError: If the images or classes are not those the bundle was made for.
+    """
+    _check_compatible(bundle, store)
+    labels = store.labels
+    if bundle.contract.task == "classify":
+        blocks = [bundle.probabilities(images) for images in batched(len(store), store.images, advance)]
+        probabilities = np.concatenate(blocks)
+        metrics = summarise(labels, probabilities, store.classes, seed=seed)
+    else:
+        errors = []
+        for images in batched(len(store), store.images, advance):
+            received, output = bundle.run(images)
+            errors.append(reconstruction_error(output, received).cpu().numpy())
+        probabilities = None
+        metrics = {"n": len(store), "reconstruction": _reconstruction(np.concatenate(errors), seed)}
+    contract = bundle.contract
+    seen = contract.data.get("sha256") == store.sha256
+    population = store.index.population["name"] if store.index.population else store.index.source
+    evaluation = {
+        "schema": 1,
+        **metrics,
+        "model": {
+            "recipe": contract.recipe,
+            "parameters": contract.parameters,
+            "bundle_sha256": sha256_of_bundle(folder),
+        },
+        "data": {"population": population, "seed": store.index.seed, "sha256": store.sha256},
+        "training_data": contract.data,
+        "provenance": {
+            "version": darklens.__version__,
+            "commit": provenance.commit(),
+            "hardware": provenance.hardware(),
+            "train_seconds": contract.provenance["train_seconds"],
+            "train_images": contract.provenance["train_images"],
+            "train_commit": contract.provenance["commit"],
+            "train_hardware": contract.provenance["hardware"],
+        },
+        "warnings": ["These are the images the system was trained on; the numbers say nothing about new ones."] * seen,
+    }
+    return Result(evaluation, image_names(store), labels, probabilities)
+
+
+def image_names(store: Store) -> list[str]:
+    """Return a name for each image: its file for imported ones, its number for simulated ones."""
+    if "path" in store.index.columns:
+        return [str(name) for name in store.truth("path")]
+    return [str(i) for i in range(len(store))]
+
+
+def _check_compatible(bundle: Bundle, store: Store) -> None:
+    contract, index = bundle.contract, store.index
+    if contract.task == "classify" and index.classes != contract.classes:
+        raise InputError(f"{store.path} has classes {index.classes}, the model knows {contract.classes}.")
+    if index.n_pixels != contract.n_pixels or not np.isclose(index.pixel_scale, contract.pixel_scale, rtol=1e-3):
+        raise InputError(
+            f"{store.path} has {index.n_pixels} pixels of {index.pixel_scale} arcsec, the model takes "
+            f"{contract.n_pixels} of {contract.pixel_scale} arcsec; evaluate on images like those it was trained on."
+        )
+
+
+def _reconstruction(errors: Float[np.ndarray, " n"], seed: int, resamples: int = 1000) -> dict[str, Any]:
+    """Return mean squared error and the peak signal-to-noise ratio it means for images in [0, 1], with intervals."""
+    g = rng.generator(seed, "bootstrap")
+    means = np.array([errors[g.integers(0, len(errors), len(errors))].mean() for _ in range(resamples)])
+    low, high = np.percentile(means, [2.5, 97.5])
+    decibel = [float(-10 * np.log10(value)) for value in (errors.mean(), high, low)]
+    return {
+        "mse": {"value": float(errors.mean()), "ci95": [float(low), float(high)]},
+        "psnr_db": {"value": decibel[0], "ci95": decibel[1:]},
+    }

@@ -1,0 +1,1 @@
+"""The systems as plain torch modules: no trainer, no files."""

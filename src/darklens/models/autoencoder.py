@@ -1,0 +1,48 @@
+"""Autoencoder_resnet_simple: the light trunk to a latent of 512, and transposed convolutions back to an image."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from darklens.config import Frozen
+from darklens.models.resnet_simple import Trunk
+
+
+class AutoencoderConfig(Frozen):
+    """Settings of `Autoencoder`."""
+
+    kind: Literal["autoencoder_resnet_simple"] = "autoencoder_resnet_simple"
+    latent: int = Field(default=512, ge=1)
+
+
+class Autoencoder(nn.Module):
+    """Images to a latent vector and back to a map of the same size, of any real values."""
+
+    def __init__(self, config: AutoencoderConfig, *, n_pixels: int) -> None:
+        super().__init__()
+        self.n_pixels = n_pixels
+        # Strides of 3 and 3 with kernels of 5 and 3 turn m pixels into 9 m + 6: 16 into 150.
+        self._seed_size = max(1, -(-(n_pixels - 6) // 9))
+        self.encoder = nn.Sequential(Trunk(), nn.Flatten(), nn.Linear(Trunk.features(n_pixels), config.latent))
+        self.expand = nn.Sequential(nn.ReLU(), nn.Linear(config.latent, 8 * self._seed_size**2), nn.ReLU(inplace=True))
+        self.decoder = nn.Sequential(
+            nn.ConvTranspose2d(8, 16, 5, stride=3, bias=False),
+            nn.BatchNorm2d(16),
+            nn.ReLU(inplace=True),
+            nn.ConvTranspose2d(16, 1, 3, stride=3),
+        )
+
+    def forward(self, images: Float[Tensor, "b 1 n n"]) -> Float[Tensor, "b 1 n n"]:
+        """Return the map; trained on reconstruction it is the image."""
+        seed = self.expand(self.encoder(images)).unflatten(1, (8, self._seed_size, self._seed_size))
+        decoded: Tensor = self.decoder(seed)
+        margin = (decoded.shape[-1] - self.n_pixels) // 2
+        return decoded[..., margin : margin + self.n_pixels, margin : margin + self.n_pixels]
+
+
+def reconstruction_error(output: Float[Tensor, "b 1 n n"], images: Float[Tensor, "b 1 n n"]) -> Float[Tensor, " b"]:
+    """Return the mean squared error of each image."""
+    return torch.mean((output.float() - images.float()) ** 2, dim=(1, 2, 3))

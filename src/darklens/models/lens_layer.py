@@ -1,0 +1,98 @@
+"""Delensing as a layer: an image and a map k(x, y) to the source-plane image."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from darklens.physics import splat
+from darklens.physics.grid import Grid
+from darklens.physics.raytrace import k_map_deflection
+
+Map = Float[Tensor, "b n n"]
+
+
+class KRange(nn.Module):
+    """Real numbers to k in arcsec, between two bounds that are learnt.
+
+    Args:
+        low: First lower bound, arcsec, positive.
+        high: First upper bound, arcsec.
+        learn: Whether training may move the bounds. Both stay positive.
+    """
+
+    def __init__(self, low: float, high: float, *, learn: bool = True) -> None:
+        super().__init__()
+        self.raw_low = nn.Parameter(_inverse_softplus(low), requires_grad=learn)
+        self.raw_width = nn.Parameter(_inverse_softplus(high - low), requires_grad=learn)
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Return the bounds in arcsec."""
+        low = nn.functional.softplus(self.raw_low)
+        return low, low + nn.functional.softplus(self.raw_width)
+
+    def forward(self, raw: Map) -> Map:
+        """Return k = low + (high - low) sigmoid(raw)."""
+        low, high = self.bounds()
+        return low + (high - low) * torch.sigmoid(raw)
+
+
+class LensLayer(nn.Module):
+    """Move each pixel's light to beta = theta - alpha, with alpha from the study's ansatz psi = k |theta|.
+
+    Args:
+        grid: Grid of the images, and of the source-plane image.
+        collide: What happens where pixels land together: "sum", "normalised" (mean) or "overwrite" (last wins).
+        grad_k: "ignore" or "exact", see `physics.raytrace.k_map_deflection`.
+        legacy_rounding: Round positions to whole pixels, as the study does; no gradient reaches k then.
+        legacy_drop_origin: Drop a pixel at the optical axis itself, as the study does.
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        collide: Literal["sum", "normalised", "overwrite"],
+        grad_k: Literal["ignore", "exact"] = "ignore",
+        legacy_rounding: bool = False,
+        legacy_drop_origin: bool = False,
+    ) -> None:
+        super().__init__()
+        self.grid = grid
+        self._collide = collide
+        self._grad_k = grad_k
+        self._legacy_rounding = legacy_rounding
+        self._legacy_drop_origin = legacy_drop_origin
+        x, y = grid.coordinates()
+        self.register_buffer("x", x, persistent=False)
+        self.register_buffer("y", y, persistent=False)
+
+    def deflection(self, k: Map) -> tuple[Map, Map]:
+        """Return alpha_x and alpha_y in arcsec for k in arcsec."""
+        return k_map_deflection(self.x, self.y, k, grad_k=self._grad_k)
+
+    def forward(self, images: Float[Tensor, "b c n n"], k: Map) -> Float[Tensor, "b c n n"]:
+        """Return the source-plane image."""
+        alpha_x, alpha_y = self.deflection(k)
+        beta_x, beta_y = self.x - alpha_x, self.y - alpha_y
+        if self._legacy_rounding:
+            beta_x, beta_y = self._rounded(beta_x), self._rounded(beta_y)
+        if self._legacy_drop_origin:
+            images = images * ((self.x != 0) | (self.y != 0))
+        if self._collide == "overwrite":
+            return splat.overwrite(images, beta_x, beta_y, self.grid)
+        if self._collide == "normalised":
+            return splat.normalised(images, beta_x, beta_y, self.grid)
+        return splat.bilinear(images, beta_x, beta_y, self.grid)[0]
+
+    def _rounded(self, beta: Tensor) -> Tensor:
+        half = (self.grid.n_pixels - 1) / 2
+        return (self.grid.to_pixels(beta.detach()).round() - half) * self.grid.pixel_scale
+
+
+def _inverse_softplus(value: float) -> Tensor:
+    return torch.log(torch.expm1(torch.tensor(value, dtype=torch.float64))).float()

@@ -1,0 +1,108 @@
+"""The study's light residual classifier: ten convolutions, two of them pairs in residual blocks."""
+
+from typing import Literal
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from darklens.config import Frozen
+from darklens.errors import ConfigError
+
+
+class ResNetSimpleConfig(Frozen):
+    """Settings of `ResNetSimple`."""
+
+    kind: Literal["resnet_simple"] = "resnet_simple"
+    dropout: float = Field(default=0.3, ge=0, lt=1)
+
+
+def conv_block(inputs: int, outputs: int, *, kernel: int = 3, padding: int = 0) -> nn.Sequential:
+    """Convolution, batch normalisation, ReLU. The normalisation's shift makes a bias of the convolution idle."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, padding=padding, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut (He et al. 2016, fig. 2)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.first = conv_block(inputs, outputs, padding=1)
+        self.second = nn.Sequential(nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs))
+        self.shortcut: nn.Module = nn.Identity()
+        if inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+        self.activation = nn.ReLU(inplace=True)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
+        """Return activation(shortcut(x) + block(x))."""
+        activated: Tensor = self.activation(self.shortcut(x) + self.second(self.first(x)))
+        return activated
+
+
+class Trunk(nn.Module):
+    """The convolutions shared by the classifier and the autoencoder: (b, c, n, n) to (b, 128, m, m).
+
+    At 150 pixels m = 14, as in the study.
+    """
+
+    channels = 128
+
+    def __init__(self, in_channels: int = 1) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            conv_block(in_channels, 16, kernel=5, padding=2),
+            nn.MaxPool2d(2),
+            conv_block(16, 32),
+            nn.MaxPool2d(2),
+            conv_block(32, 32),
+            conv_block(32, 32),
+            nn.MaxPool2d(2),
+            ResidualBlock(32, 64),
+            ResidualBlock(64, 64),
+            conv_block(64, self.channels),
+        )
+
+    @classmethod
+    def features(cls, n_pixels: int) -> int:
+        """Return the length of the flattened output for images of n_pixels.
+
+        Raises:
+            ConfigError: If the images are too small for three poolings.
+        """
+        m = ((n_pixels // 2 - 2) // 2 - 4) // 2 - 2
+        if m < 1:
+            raise ConfigError(f"Images of {n_pixels} pixels are too small for this network; at least 40 are needed.")
+        return cls.channels * m * m
+
+    def forward(self, x: Float[Tensor, "b c n n"]) -> Float[Tensor, "b 128 m m"]:
+        """Return the feature maps."""
+        features: Tensor = self.layers(x)
+        return features
+
+
+class ResNetSimple(nn.Module):
+    """Trunk, then fully connected layers of 256 and 32 to one logit per class."""
+
+    def __init__(self, config: ResNetSimpleConfig, *, n_pixels: int, n_classes: int, in_channels: int = 1) -> None:
+        super().__init__()
+        self.trunk = Trunk(in_channels)
+        self.head = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(Trunk.features(n_pixels), 256),
+            nn.ReLU(inplace=True),
+            nn.Dropout(config.dropout),
+            nn.Linear(256, 32),
+            nn.ReLU(inplace=True),
+            nn.Dropout(config.dropout),
+            nn.Linear(32, n_classes),
+        )
+
+    def forward(self, images: Float[Tensor, "b c n n"]) -> Float[Tensor, "b classes"]:
+        """Return logits; softmax belongs to the loss and to prediction, once each."""
+        logits: Tensor = self.head(self.trunk(images))
+        return logits

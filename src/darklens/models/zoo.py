@@ -1,0 +1,49 @@
+"""All systems by `kind`: their settings, and how to build them."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field
+from torch import nn
+
+from darklens.models.autoencoder import Autoencoder, AutoencoderConfig
+from darklens.models.informed import SISAutoencoder2, SISAutoencoder2Config
+from darklens.models.resnet_simple import ResNetSimple, ResNetSimpleConfig
+
+ModelConfig = Annotated[ResNetSimpleConfig | AutoencoderConfig | SISAutoencoder2Config, Field(discriminator="kind")]
+Task = Literal["classify", "reconstruct"]
+
+
+def build(config: Any, *, n_pixels: int, pixel_scale: float, n_classes: int) -> nn.Module:
+    """Build a system with fresh weights.
+
+    Args:
+        config: One of the settings of `ModelConfig`.
+        n_pixels: Pixels along a side of what the model receives.
+        pixel_scale: Pixel scale of what the model receives, arcsec.
+        n_classes: Number of classes.
+    """
+    builders: dict[type, Callable[[], nn.Module]] = {
+        ResNetSimpleConfig: lambda: ResNetSimple(config, n_pixels=n_pixels, n_classes=n_classes),
+        AutoencoderConfig: lambda: Autoencoder(config, n_pixels=n_pixels),
+        SISAutoencoder2Config: lambda: SISAutoencoder2(
+            config, n_pixels=n_pixels, pixel_scale=pixel_scale, n_classes=n_classes
+        ),
+    }
+    return builders[type(config)]()
+
+
+def task_of(config: Any) -> Task:
+    """Return what a system's output is: logits of classes, or the image again."""
+    return "reconstruct" if isinstance(config, AutoencoderConfig) else "classify"
+
+
+def kinds() -> list[str]:
+    """Return the names of all systems."""
+    union = get_args(ModelConfig)[0]
+    return [member.model_fields["kind"].default for member in get_args(union)]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of trainable numbers."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,43 @@
+"""Surface brightness of sources."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Field = Float[Tensor, "*#shape"]
+
+
+def sersic_b(n: Field) -> Tensor:
+    """Return b_n, which makes R_e the half-light radius (Ciotti & Bertin 1999, A&A 352, 447, eq. 18).
+
+    Good to 1e-6 for n > 0.5.
+    """
+    return 2 * n - 1 / 3 + 4 / (405 * n) + 46 / (25515 * n**2) + 131 / (1148175 * n**3)
+
+
+def sersic_b_linear(n: Field) -> Tensor:
+    """Return the linear approximation b_n = 1.9992 n - 0.3271 (Capaccioli 1989), for parity with lenstronomy."""
+    return 1.9992 * n - 0.3271
+
+
+def sersic(x: Field, y: Field, *, amplitude: Field, R_e: Field, n: Field, q: Field, angle: Field, b: Field) -> Tensor:
+    """Sersic profile I = amplitude exp{-b [(r / R_e)^(1/n) - 1]}, r^2 = q u^2 + v^2 / q, centred at the origin.
+
+    Args:
+        x: Coordinates in arcsec.
+        y: Coordinates in arcsec.
+        amplitude: Brightness at r = R_e, in the unit of the result.
+        R_e: Effective radius in arcsec (product average).
+        n: Sersic index.
+        q: Axis ratio, 0 < q <= 1; u runs along the major axis.
+        angle: Direction of the major axis in radians from x towards y.
+        b: The coefficient b_n, from `sersic_b`.
+
+    Returns:
+        Brightness in the unit of `amplitude`, with all arguments broadcast together.
+    """
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    u, v = x * cos + y * sin, y * cos - x * sin
+    # The floor of 1e-6 arcsec keeps the gradient finite at the cusp.
+    squared = (q * u * u + v * v / q).clamp_min(1e-12)
+    return amplitude * torch.exp(-b * (torch.pow(squared / R_e**2, 0.5 / n) - 1))

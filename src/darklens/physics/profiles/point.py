@@ -1,0 +1,24 @@
+"""Point mass at the origin (Schneider, Ehlers & Falco 1992, sec. 8.1.2)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Field = Float[Tensor, "*#shape"]
+
+
+def potential(x: Field, y: Field, *, theta_E: Field) -> Tensor:
+    """Psi = theta_E^2 ln |theta| in arcsec^2 (the zero is at |theta| = 1 arcsec); arguments in arcsec."""
+    return theta_E**2 * torch.log(x * x + y * y) / 2
+
+
+def deflection(x: Field, y: Field, *, theta_E: Field) -> tuple[Tensor, Tensor]:
+    """Alpha = theta_E^2 theta / |theta|^2 in arcsec; zero on the mass itself."""
+    squared = x * x + y * y
+    scale = theta_E**2 / torch.where(squared > 0, squared, 1.0)
+    return scale * x, scale * y
+
+
+def convergence(x: Field, y: Field, *, theta_E: Field) -> Tensor:
+    """Kappa = 0 everywhere off the mass."""
+    return torch.zeros_like(x * y * theta_E)

@@ -1,0 +1,70 @@
+"""Delensing: moving the light of image pixels to where it came from in the source plane.
+
+Sampling the observed image at theta - alpha would lens it a second time. Here each pixel's light is put down at
+its beta. `bilinear` shares it among the four nearest pixels, so the lens parameters receive gradients; `overwrite`
+is the study's rule that the last pixel wins, made deterministic.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from darklens.physics.grid import Grid
+
+Image = Float[Tensor, "b c n n"]
+Position = Float[Tensor, "b n n"]
+
+
+def bilinear(image: Image, beta_x: Position, beta_y: Position, grid: Grid) -> tuple[Image, Float[Tensor, "b 1 n n"]]:
+    """Sum the light of all pixels at their positions in the source plane.
+
+    Args:
+        image: Images.
+        beta_x: Position of each pixel's light in the source plane, arcsec.
+        beta_y: As `beta_x`.
+        grid: The grid of the images, and of the result.
+
+    Returns:
+        The summed light, and the summed weight (how many image pixels landed in each source pixel). Light that
+        lands outside the grid is lost; all other light is conserved.
+    """
+    n = grid.n_pixels
+    column, row = grid.to_pixels(beta_x), grid.to_pixels(beta_y)
+    left, low = column.detach().floor(), row.detach().floor()
+    right_share, high_share = column - left, row - low
+    values = torch.cat([image, torch.ones_like(image[:, :1])], dim=1).flatten(2)
+    total = torch.zeros_like(values)
+    for at_row, row_share in ((low, 1 - high_share), (low + 1, high_share)):
+        for at_column, column_share in ((left, 1 - right_share), (left + 1, right_share)):
+            inside = (at_row >= 0) & (at_row < n) & (at_column >= 0) & (at_column < n)
+            target = torch.where(inside, at_row * n + at_column, 0.0).long().flatten(1)
+            share = torch.where(inside, row_share * column_share, 0.0).flatten(1)
+            total = total.scatter_add(2, target[:, None].expand_as(values), values * share[:, None])
+    total = total.reshape(*total.shape[:2], n, n)
+    return total[:, :-1], total[:, -1:]
+
+
+def normalised(image: Image, beta_x: Position, beta_y: Position, grid: Grid) -> Image:
+    """Return the mean light per source pixel: the delensed surface brightness, zero where nothing landed.
+
+    Lensing conserves surface brightness, so with the true deflection this is the source.
+    """
+    total, weight = bilinear(image, beta_x, beta_y, grid)
+    return total / weight.clamp_min(1e-3)
+
+
+def overwrite(image: Image, beta_x: Position, beta_y: Position, grid: Grid) -> Image:
+    """Put each pixel down at the nearest source pixel; of several, the last in raster order wins.
+
+    The study's rule, in which the winner was undefined. Positions receive no gradient; intensities of the winners do.
+    """
+    n = grid.n_pixels
+    column, row = grid.to_pixels(beta_x.detach()).round(), grid.to_pixels(beta_y.detach()).round()
+    inside = (row >= 0) & (row < n) & (column >= 0) & (column < n)
+    # One spare cell takes the light that leaves the grid.
+    target = torch.where(inside, row * n + column, n * n).long().flatten(1)
+    order = torch.arange(n * n, device=image.device).expand_as(target)
+    winner = torch.full((target.shape[0], n * n + 1), -1, device=image.device)
+    winner = winner.scatter_reduce(1, target, order, "amax")[:, :-1]
+    light = image.flatten(2).gather(2, winner.clamp_min(0)[:, None].expand(-1, image.shape[1], -1))
+    return torch.where(winner[:, None] >= 0, light, 0.0).reshape(image.shape)

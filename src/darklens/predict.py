@@ -1,0 +1,109 @@
+"""A bundle applied to image files: a table with one row a file, bad files included."""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from darklens.bundle import BATCH_SIZE, Bundle
+from darklens.data.images import read_npy
+from darklens.errors import DarklensError, InputError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of predictions.csv; an error has no probabilities and a message."""
+
+    path: str
+    probabilities: list[float] = field(default_factory=list)
+    message: str = ""
+
+
+def find_images(arguments: Sequence[Path]) -> list[Path]:
+    """Return the files that the arguments name; a folder stands for the .npy files in it and below.
+
+    Raises:
+        InputError: If an argument does not exist or a folder holds no .npy file.
+    """
+    found: list[Path] = []
+    for argument in arguments:
+        if argument.is_dir():
+            inside = sorted(path for path in argument.rglob("*.npy") if path.is_file())
+            if not inside:
+                raise InputError(f"{argument} holds no .npy images.")
+            found += inside
+        else:
+            found.append(argument)
+    if not any(path.exists() for path in found):
+        raise InputError(f"{found[0] if found else 'The list of files'}: there is no such file or folder.")
+    return found
+
+
+def predict(
+    bundle: Bundle,
+    paths: Sequence[Path],
+    *,
+    pixel_scale: float | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[Row]:
+    """Classify image files, one row each, in their order; a bad file becomes an error row and the others go on.
+
+    Args:
+        bundle: A classifier.
+        paths: `.npy` files.
+        pixel_scale: Pixel scale of the images in arcsec, if known; it must be the model's.
+        advance: Called with the number of files just finished.
+
+    Raises:
+        InputError: If the bundle does not classify, or `pixel_scale` is not the one it was trained for.
+    """
+    bundle.require_classifier("predict")
+    expected = bundle.contract.pixel_scale
+    if pixel_scale is not None and abs(pixel_scale / expected - 1) > 0.02:
+        raise InputError(
+            f"The images have pixels of {pixel_scale} arcsec, the model takes {expected} arcsec; resample them first."
+        )
+    rows: list[Row] = []
+    for start in range(0, len(paths), BATCH_SIZE):
+        block = paths[start : start + BATCH_SIZE]
+        read = [_read(path, bundle.contract.n_pixels) for path in block]
+        good = [image for image in read if isinstance(image, np.ndarray)]
+        results = iter(bundle.probabilities(np.stack(good)[:, None]) if good else [])
+        for path, image in zip(block, read, strict=True):
+            if isinstance(image, str):
+                rows.append(Row(str(path), message=image))
+            else:
+                rows.append(Row(str(path), probabilities=[float(p) for p in next(results)]))
+        advance(len(block))
+    return rows
+
+
+def to_csv(rows: Sequence[Row], classes: Sequence[str], extra: dict[str, Sequence[object]] | None = None) -> str:
+    """Return the text of predictions.csv, with further columns at the end."""
+    extra = extra or {}
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["path", "status", "predicted", *(f"p_{name}" for name in classes), "message", *extra])
+    for i, row in enumerate(rows):
+        further = [column[i] for column in extra.values()]
+        if row.message:
+            writer.writerow([row.path, "error", "", *[""] * len(classes), row.message, *further])
+        else:
+            predicted = classes[int(np.argmax(row.probabilities))]
+            numbers = [f"{p:.6g}" for p in row.probabilities]
+            writer.writerow([row.path, "ok", predicted, *numbers, "", *further])
+    return stream.getvalue()
+
+
+def _read(path: Path, n_pixels: int) -> np.ndarray | str:
+    """Return the image, or the sentence that says why there is none."""
+    try:
+        image = read_npy(path)
+    except DarklensError as error:
+        return str(error)
+    if image.shape != (n_pixels, n_pixels):
+        return f"{path}: has {image.shape[0]} x {image.shape[1]} pixels; the model takes {n_pixels} x {n_pixels}."
+    return image

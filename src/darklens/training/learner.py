@@ -1,0 +1,92 @@
+"""The Lightning module around any system: loss, optimiser, validation metrics, reproducible randomness."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from darklens import rng
+from darklens.evaluation.metrics import macro_auc
+from darklens.models.autoencoder import reconstruction_error
+from darklens.training.recipe import DataConfig, Plateau, Stage
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Learner(pl.LightningModule):
+    """Trains `network` for one stage.
+
+    Randomness is addressed by (seed, stage, epoch, batch), so a resumed run repeats the interrupted one.
+    """
+
+    def __init__(self, network: nn.Module, *, stage: Stage, number: int, data: DataConfig, seed: int) -> None:
+        super().__init__()
+        self.network = network
+        self._stage = stage
+        self._number = number
+        self._data = data
+        self._seed = seed
+        self._seen: list[tuple[Tensor, Tensor]] = []
+
+    def on_train_epoch_start(self) -> None:
+        """Fix the randomness inside the network (dropout) for this epoch."""
+        torch.manual_seed(rng.integer_seed(self._seed, "network", self._number, self.current_epoch))
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Pre-process, and in training augment, a whole batch on the device."""
+        images, labels = batch
+        if self.trainer.training or self._data.legacy_augmented_validation:
+            part = "train" if self.trainer.training else "validation"
+            address = (part, self._number, self.current_epoch, self.global_step, len(self._seen))
+            generator = torch.Generator().manual_seed(rng.integer_seed(self._seed, "augment", *address))
+            images = self._data.preprocess.augmented(images, self._data.augment, generator)
+        else:
+            images = self._data.preprocess(images)
+        return images.contiguous(memory_format=torch.channels_last), labels
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the batch's mean loss."""
+        images, labels = batch
+        loss = self._losses(self.network(images), images, labels).mean()
+        self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(labels))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Keep the losses and, for a classifier, the probabilities."""
+        images, labels = batch
+        output = self.network(images)
+        losses = self._losses(output, images, labels)
+        self.log("val_loss", losses.mean(), on_epoch=True, batch_size=len(labels))
+        if self._stage.task == "classify":
+            self._seen.append((output.double().softmax(1), labels))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the macro one-vs-rest AUC of the validation images."""
+        if self._seen:
+            probabilities, labels = (torch.cat(parts).cpu().numpy() for parts in zip(*self._seen, strict=True))
+            self._seen.clear()
+            self.log("val_auc", macro_auc(labels, probabilities))
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser and schedule of the stage."""
+        settings, stage = self._stage.optimiser, self._stage
+        make = torch.optim.AdamW if settings.kind == "adamw" else torch.optim.Adam
+        optimiser = make(self.network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        if stage.schedule.kind == "one_cycle":
+            steps = int(self.trainer.estimated_stepping_batches)
+            one_cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.lr, total_steps=steps)
+            return [optimiser], [{"scheduler": one_cycle, "interval": "step"}]
+        if isinstance(stage.schedule, Plateau):
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+                optimiser, patience=stage.schedule.patience, factor=stage.schedule.factor
+            )
+            return [optimiser], [{"scheduler": plateau, "monitor": "train_loss"}]
+        return optimiser
+
+    def _losses(self, output: Float[Tensor, "b ..."], images: Tensor, labels: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        if self._stage.task == "reconstruct":
+            return reconstruction_error(output, images)
+        logits = output.float().softmax(1) if self._stage.legacy_double_softmax else output.float()
+        return nn.functional.cross_entropy(logits, labels, reduction="none")

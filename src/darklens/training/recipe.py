@@ -1,0 +1,118 @@
+"""A recipe: everything that decides what `darklens train` does, apart from the data and the place of the results."""
+
+from collections.abc import Sequence
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from darklens.config import Frozen, load
+from darklens.data.preprocess import Affine, Augment, Preprocess
+from darklens.errors import ConfigError
+from darklens.models.informed import SISAutoencoder2Config
+from darklens.models.zoo import ModelConfig, task_of
+from darklens.registry import unknown
+
+
+class Optimiser(Frozen):
+    """AdamW, or the study's Adam."""
+
+    kind: Literal["adamw", "adam"] = "adamw"
+    lr: float = Field(default=2e-3, gt=0, description="the largest rate that the schedule reaches")
+    weight_decay: float = Field(default=0.01, ge=0)
+
+
+class OneCycle(Frozen):
+    """Warm up, then anneal to zero over the stage (Smith & Topin 2017)."""
+
+    kind: Literal["one_cycle"] = "one_cycle"
+
+
+class Plateau(Frozen):
+    """The study's schedule: divide the rate when the training loss has stalled."""
+
+    kind: Literal["plateau"] = "plateau"
+    patience: int = Field(default=2, ge=0, description="epochs")
+    factor: float = Field(default=0.1, gt=0, lt=1)
+
+
+class ConstantRate(Frozen):
+    """The same rate throughout."""
+
+    kind: Literal["constant"] = "constant"
+
+
+class Stage(Frozen):
+    """One training with its own loss and optimiser, from the best weights of the stage before."""
+
+    task: Literal["classify", "reconstruct"]
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(default=64, ge=2)
+    optimiser: Optimiser = Optimiser()
+    schedule: Annotated[OneCycle | Plateau | ConstantRate, Field(discriminator="kind")] = OneCycle()
+    gradient_clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
+    legacy_double_softmax: bool = Field(default=False, description="softmax before a loss that applies it again")
+    legacy_last_epoch: bool = Field(default=False, description="keep the last epoch's weights, not the best's")
+
+
+class DataConfig(Frozen):
+    """How images are split, scaled, and moved."""
+
+    preprocess: Preprocess = Preprocess()
+    augment: Annotated[Augment, Field(discriminator="kind")] = Affine()
+    validation_fraction: float = Field(default=0.1, gt=0, lt=1)
+    legacy_augmented_validation: bool = Field(default=False, description="move validation images too, as the study did")
+
+
+class Recipe(Frozen):
+    """The contents of a recipe file."""
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_]*$")
+    description: str
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    stages: list[Stage] = Field(min_length=1)
+    pretrained: str | None = Field(
+        default=None, description="run or bundle of an autoencoder; stands in for the `reconstruct` stages"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        has_autoencoder = isinstance(self.model, SISAutoencoder2Config)
+        for i, stage in enumerate(self.stages):
+            if stage.task != task_of(self.model) and not (stage.task == "reconstruct" and has_autoencoder):
+                raise ValueError(f"stages.{i}.task: {self.model.kind} cannot {stage.task}")
+        if self.stages[-1].task != task_of(self.model):
+            raise ValueError(f"the last stage must {task_of(self.model)}, which is what {self.model.kind} is for")
+        if self.pretrained is not None and not has_autoencoder:
+            raise ValueError(f"pretrained: {self.model.kind} has no autoencoder to load")
+        return self
+
+
+def _folder() -> Traversable:
+    return resources.files("darklens") / "recipes"
+
+
+def names() -> list[str]:
+    """Return the names of the built-in recipes."""
+    return sorted(item.name.removesuffix(".yaml") for item in _folder().iterdir() if item.name.endswith(".yaml"))
+
+
+def get(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Load a built-in recipe by name, or a YAML file by path, with overrides such as `stages.0.epochs=3`.
+
+    Raises:
+        ConfigError: If there is no such recipe or file, or a key or value is wrong.
+    """
+    if name_or_path in names():
+        tree = yaml.safe_load((_folder() / f"{name_or_path}.yaml").read_text(encoding="utf-8"))
+        return load(Recipe, tree, overrides, name=name_or_path)
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        return load(Recipe, path, overrides)
+    raise ConfigError(unknown("recipe", name_or_path, names()))

@@ -1,0 +1,260 @@
+"""A training from start to bundle. The only place where a Trainer is made.
+
+RUN/config.yaml            the recipe with all its defaults and overrides
+RUN/metrics.csv            one row an epoch
+RUN/checkpoints/STAGE/     last.ckpt and best.ckpt, for resuming only
+RUN/bundle/                the result
+"""
+
+import csv
+import logging
+import time
+import warnings
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+import yaml
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from rich.console import Console
+from torch import nn
+
+import darklens
+from darklens import config, provenance, rng
+from darklens.bundle import Bundle, Contract
+from darklens.data.datamodule import BatchOrder, Split, loader, split
+from darklens.data.store import Store, prepare_folder
+from darklens.errors import InputError
+from darklens.files import read_json, write_json, write_text
+from darklens.models.zoo import build, count_parameters
+from darklens.training.learner import Learner
+from darklens.training.recipe import Recipe, Stage
+
+_COLUMNS = ["stage", "task", "epoch", "train_loss", "val_loss", "val_auc", "lr", "seconds"]
+_STATE = "state.json"
+
+
+def train(recipe: Recipe, store: Store, out: Path, *, seed: int = 0, resume: bool = False) -> Bundle:
+    """Train a recipe on a store; write the run folder and return its bundle.
+
+    Args:
+        recipe: What to train and how.
+        store: Training images; a part of them is held out for validation.
+        out: Run folder to write.
+        seed: Decides weights, split, order and augmentation.
+        resume: Go on with an interrupted run in `out`, from the last finished epoch.
+
+    Raises:
+        InputError: If `out` is taken and `resume` is not set, or holds a run of another recipe, data or seed.
+    """
+    _quiet()
+    _claim(out, recipe, store, seed, resume)
+    parts = split(store.labels, validation_fraction=recipe.data.validation_fraction, seed=seed)
+    pl.seed_everything(rng.integer_seed(seed, "weights") % 2**32, verbose=False)
+    n_pixels, pixel_scale = store.index.n_pixels, store.index.pixel_scale
+    network: nn.Module = build(
+        recipe.model,
+        n_pixels=recipe.data.preprocess.output_size(n_pixels),
+        pixel_scale=pixel_scale * recipe.data.preprocess.bin,
+        n_classes=len(store.classes),
+    )
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+    if recipe.pretrained is not None:
+        _load_autoencoder(network, recipe, n_pixels, pixel_scale)
+
+    validation: dict[str, float] = {}
+    for number, stage in enumerate(recipe.stages):
+        if stage.task == "reconstruct" and recipe.pretrained is not None:
+            continue
+        validation = _run_stage(network, recipe, stage, number, store, parts, out, seed)
+
+    seconds = sum(float(row["seconds"]) for row in _read_rows(out / "metrics.csv"))
+    contract = Contract(
+        recipe=recipe.name,
+        recipe_sha256=config.digest(recipe),
+        model=recipe.model,
+        classes=store.classes,
+        n_pixels=n_pixels,
+        pixel_scale=pixel_scale,
+        preprocess=recipe.data.preprocess,
+        parameters=count_parameters(network),
+        data={
+            "population": population_name(store),
+            "seed": store.index.seed,
+            "sha256": store.sha256,
+            "n": len(store),
+        },
+        validation=validation,
+        provenance={
+            "version": darklens.__version__,
+            "commit": provenance.commit(),
+            "hardware": provenance.hardware(),
+            "seed": seed,
+            "train_seconds": round(seconds, 1),
+            "train_images": len(parts.train),
+        },
+    )
+    Bundle(contract, network).save(out / "bundle")
+    return Bundle.load(out)
+
+
+def population_name(store: Store) -> str:
+    """Return the name of the population a store was simulated from, or where it was imported from."""
+    return str(store.index.population["name"]) if store.index.population else store.index.source
+
+
+def precision_of(setting: str) -> str:
+    """Return Lightning's name of a precision; `auto` takes bfloat16 only where the hardware multiplies it natively."""
+    if setting == "auto":
+        setting = "bfloat16" if _native_bfloat16() else "float32"
+    return {"float32": "32-true", "bfloat16": "bf16-mixed"}[setting]
+
+
+def _native_bfloat16() -> bool:
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # Without AMX or AVX512-BF16 a processor emulates bfloat16, slower than float32.
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+
+
+def _run_stage(
+    network: nn.Module,
+    recipe: Recipe,
+    stage: Stage,
+    number: int,
+    store: Store,
+    parts: Split,
+    out: Path,
+    seed: int,
+) -> dict[str, float]:
+    """Train one stage, leave its chosen weights in `network`, and return their validation metrics."""
+    part: nn.Module = network
+    if stage.task == "reconstruct" and isinstance(child := getattr(network, "autoencoder", None), nn.Module):
+        part = child
+    folder = out / "checkpoints" / f"stage{number}-{stage.task}"
+    last = folder / "last.ckpt"
+    keep = ModelCheckpoint(
+        folder,
+        filename="best",
+        monitor="val_loss",
+        save_last=True,
+        enable_version_counter=False,
+        auto_insert_metric_name=False,
+    )
+    rows = _EpochRows(out / "metrics.csv", stage, number)
+    trainer = pl.Trainer(
+        max_epochs=stage.epochs,
+        accelerator="auto",
+        devices=1,
+        precision=precision_of(recipe.precision),  # type: ignore[arg-type]
+        gradient_clip_val=stage.gradient_clip,
+        callbacks=[rows, keep, *([RichProgressBar(leave=False)] if Console().is_terminal else [])],
+        enable_progress_bar=Console().is_terminal,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10**9,
+        logger=False,
+    )
+    order = BatchOrder(parts.train, stage.batch_size, shuffle=True, seed=rng.integer_seed(seed, "stage", number))
+    learner = Learner(part, stage=stage, number=number, data=recipe.data, seed=seed)
+    trainer.fit(
+        learner,
+        loader(store, order),
+        loader(store, BatchOrder(parts.validation, stage.batch_size, shuffle=False)),
+        ckpt_path=str(last) if last.exists() else None,
+        weights_only=True,
+    )
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    chosen = last if stage.legacy_last_epoch else folder / "best.ckpt"
+    state = torch.load(chosen, map_location="cpu", weights_only=True)["state_dict"]
+    part.load_state_dict({name.removeprefix("network."): value for name, value in state.items()})
+    own = [row for row in _read_rows(out / "metrics.csv") if int(row["stage"]) == number]
+    row = own[-1] if stage.legacy_last_epoch else min(own, key=lambda r: float(r["val_loss"]))
+    return {name: float(row[name]) for name in ("epoch", "val_loss", "val_auc") if row[name]}
+
+
+class _EpochRows(Callback):
+    """Appends a row to metrics.csv after each epoch, and prints it where there is no progress bar."""
+
+    def __init__(self, path: Path, stage: Stage, number: int) -> None:
+        self._path, self._stage, self._number = path, stage, number
+        self._started = 0.0
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Drop rows of epochs that a resumed run will repeat."""
+        first = trainer.current_epoch
+        rows = [r for r in _read_rows(self._path) if int(r["stage"]) < self._number or int(r["epoch"]) < first]
+        self._write(rows)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the epoch's clock."""
+        self._started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the epoch's row; validation has run by now."""
+        metrics = trainer.callback_metrics
+        row = {
+            "stage": str(self._number),
+            "task": self._stage.task,
+            "epoch": str(trainer.current_epoch),
+            **{name: f"{float(metrics[name]):.6g}" if name in metrics else "" for name in _COLUMNS[3:6]},
+            "lr": f"{trainer.optimizers[0].param_groups[0]['lr']:.4g}",
+            "seconds": f"{time.perf_counter() - self._started:.2f}",
+        }
+        self._write([*_read_rows(self._path), row])
+        if not Console().is_terminal:
+            auc = f", validation AUC {float(row['val_auc']):.4f}" if row["val_auc"] else ""
+            print(
+                f"{self._stage.task}: epoch {trainer.current_epoch + 1}/{self._stage.epochs}, "
+                f"loss {float(row['train_loss']):.4f}, validation loss {float(row['val_loss']):.4f}{auc}",
+                flush=True,
+            )
+
+    def _write(self, rows: list[dict[str, str]]) -> None:
+        lines = [",".join(_COLUMNS), *(",".join(row[name] for name in _COLUMNS) for row in rows)]
+        write_text(self._path, "\n".join(lines) + "\n")
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _claim(out: Path, recipe: Recipe, store: Store, seed: int, resume: bool) -> None:
+    """Make `out` this run's folder, or recognise the run to resume."""
+    state = {"data_sha256": store.sha256, "seed": seed, "version": darklens.__version__}
+    text = config.dump(recipe)
+    if not resume or not (out / _STATE).exists():
+        if (out / "config.yaml").exists():
+            raise InputError(f"{out} already holds a run; add --resume to go on with it, or choose another --out.")
+        prepare_folder(out)
+        write_text(out / "config.yaml", text)
+        write_json(out / _STATE, state)
+        return
+    if yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8")) != yaml.safe_load(text):
+        raise InputError(f"{out} holds a run of another recipe; compare its config.yaml, or choose another --out.")
+    if read_json(out / _STATE) != state:
+        raise InputError(f"{out} holds a run on other data, of another seed or version; choose another --out.")
+
+
+def _load_autoencoder(network: nn.Module, recipe: Recipe, n_pixels: int, pixel_scale: float) -> None:
+    donor = Bundle.load(str(recipe.pretrained))
+    autoencoder = network.get_submodule("autoencoder")
+    expected = (getattr(recipe.model, "autoencoder", None), recipe.data.preprocess, n_pixels)
+    if (donor.contract.model, donor.contract.preprocess, donor.contract.n_pixels) != expected:
+        raise InputError(
+            f"{recipe.pretrained} is not an autoencoder of the same size and pre-processing; "
+            "train autoencoder_resnet_simple with the same data.preprocess, or leave `pretrained` out."
+        )
+    autoencoder.load_state_dict(donor.network.state_dict())
+
+
+def _quiet() -> None:
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*GPU available but not used.*")
+    warnings.filterwarnings("ignore", ".*exists and is not empty.*")
