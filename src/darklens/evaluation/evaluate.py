@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from darklens.evaluation.summary import summarise
 from jaxtyping import Float, Int
 
 import darklens
@@ -14,6 +13,7 @@ from darklens import provenance, rng
 from darklens.bundle import Bundle, batched, sha256_of_bundle
 from darklens.data.store import Store
 from darklens.errors import InputError
+from darklens.evaluation.summary import summarise
 from darklens.models.autoencoder import reconstruction_error
 
 

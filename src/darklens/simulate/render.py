@@ -96,7 +96,8 @@ def _exposure_counts(
     rms = noise.background_rms * exposure
     background = np.stack([g.normal(0, s, e.shape) for g, s, e in zip(generators, rms, expected, strict=True)])
     if not noise.legacy_noise:
-        return optics.poisson_counts(torch.from_numpy(expected), generators) + background
+        counts: np.ndarray = optics.poisson_counts(torch.from_numpy(expected), generators) + background
+        return counts
     # DeepLenseSim adds a Poisson realisation's deviation and the background, clips, and draws Poisson again.
     first = optics.poisson_counts(torch.from_numpy(expected), generators)
     return optics.poisson_counts(torch.from_numpy((first + background).clip(min=0)), generators)

@@ -1,0 +1,1 @@
+"""Judging a system: metrics, their intervals, paired comparisons."""

@@ -1,0 +1,116 @@
+"""Arrays to figures: pure functions, one style, no global plotting state."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from darklens.evaluation.metrics import Labels, Probabilities, binary_auc, roc_curve
+
+# Okabe & Ito's colours, which stay distinct for colour-blind readers.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+_DPI = 110
+
+
+def to_png(figure: Figure) -> bytes:
+    """Return the figure as PNG; the same figure gives the same bytes."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=_DPI, metadata={"Software": None})
+    return stream.getvalue()
+
+
+def roc(labels: Labels, probabilities: Probabilities, classes: Sequence[str]) -> Figure:
+    """Return one-vs-rest ROC curves."""
+    figure, axes = _figure(5, 4.6)
+    for i, name in enumerate(classes):
+        false_rate, true_rate = roc_curve(labels == i, probabilities[:, i])
+        area = binary_auc(labels == i, probabilities[:, i])
+        axes.plot(false_rate, true_rate, color=COLOURS[i], label=f"{name}: AUC {area:.3f}")
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":")
+    axes.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+    axes.legend(loc="lower right")
+    return figure
+
+
+def calibration(bins: Float[np.ndarray, "bins 3"]) -> Figure:
+    """Return the reliability diagram of `metrics.reliability`'s bins."""
+    figure, axes = _figure(5, 4.6)
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="perfect calibration")
+    axes.plot(bins[:, 0], bins[:, 1], "o-", color=COLOURS[0], label="this system")
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.legend(loc="upper left")
+    return figure
+
+
+def confusion(counts: Int[np.ndarray, "c c"], classes: Sequence[str]) -> Figure:
+    """Return the confusion matrix with counts, shaded by the fraction of the true class."""
+    figure, axes = _figure(4.6, 4.2)
+    fraction = counts / counts.sum(1, keepdims=True)
+    axes.imshow(fraction, cmap="Blues", vmin=0, vmax=1)
+    for (i, j), n in np.ndenumerate(counts):
+        axes.text(j, i, str(n), ha="center", va="center", color="white" if fraction[i, j] > 0.5 else "black")
+    ticks = range(len(classes))
+    axes.set(xlabel="predicted", ylabel="true", xticks=ticks, yticks=ticks, xticklabels=classes, yticklabels=classes)
+    return figure
+
+
+def learning_curves(rows: Sequence[Mapping[str, str]]) -> Figure:
+    """Return loss by epoch for each stage of a run, from the rows of metrics.csv."""
+    stages = sorted({int(row["stage"]) for row in rows})
+    figure, first = _figure(5 * len(stages), 3.6, columns=len(stages))
+    for axes, stage in zip(figure.axes or [first], stages, strict=True):
+        own = [row for row in rows if int(row["stage"]) == stage]
+        epochs = [int(row["epoch"]) + 1 for row in own]
+        for name, colour in (("train_loss", COLOURS[0]), ("val_loss", COLOURS[1])):
+            axes.plot(epochs, [float(row[name]) for row in own], color=colour, label=name.replace("_", " "))
+        axes.set(xlabel="epoch", ylabel="loss", title=own[0]["task"], yscale="log")
+        axes.legend()
+    return figure
+
+
+def gallery(images: Sequence[Float[np.ndarray, "n n"]], titles: Sequence[str], *, pixel_scale: float) -> Figure:
+    """Return images side by side, y upwards, with axes in arcsec."""
+    columns = min(len(images), 3)
+    rows = -(-len(images) // columns)
+    figure, _ = _figure(2.7 * columns, 2.9 * rows, columns=columns, rows=rows)
+    for axes in figure.axes[len(images) :]:
+        axes.set_axis_off()
+    for axes, image, title in zip(figure.axes, images, titles, strict=False):
+        half = image.shape[0] * pixel_scale / 2
+        axes.imshow(np.sqrt(image.clip(min=0)), cmap="magma", origin="lower", extent=(-half, half, -half, half))
+        axes.set_title(title, fontsize=9)
+        axes.tick_params(labelsize=7)
+    figure.supxlabel("arcsec (brightness on a square-root scale)", fontsize=8)
+    return figure
+
+
+def auc_bars(systems: Sequence[Mapping[str, Any]]) -> Figure:
+    """Return macro and per-class AUC of several systems with their 95 % intervals."""
+    names = list(systems[0]["auc"])
+    figure, axes = _figure(6.4, 1.4 + 0.42 * len(systems) * len(names) / 2)
+    height = 0.8 / len(systems)
+    for k, system in enumerate(systems):
+        at = np.arange(len(names)) + (k - (len(systems) - 1) / 2) * height
+        values = np.array([system["auc"][name]["value"] for name in names])
+        low, high = np.array([system["auc"][name]["ci95"] for name in names]).T
+        spread = np.clip([values - low, high - values], 0, None)
+        axes.errorbar(
+            values, at, xerr=spread, fmt="o", color=COLOURS[k % len(COLOURS)], capsize=3, label=system["name"]
+        )
+    axes.set(yticks=range(len(names)), yticklabels=names, xlabel="one-vs-rest AUC")
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(fontsize=8, loc="best")
+    return figure
+
+
+def _figure(width: float, height: float, *, columns: int = 1, rows: int = 1) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, axes[0, 0]
