@@ -1,4 +1,4 @@
-"""The main job from start to report, as a user would type it: simulate, train two systems, evaluate, compare, predict."""
+"""The main job from start to report, as a user would type it: simulate, train, evaluate, predict, compare."""
 
 import os
 import shutil

@@ -1,5 +1,6 @@
 """The command line. Heavy imports happen inside the command that needs them, so that --help is instant."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,7 +49,6 @@ def simulate(
 
     Example: `darklens simulate common-test-i --out stores/train --n-per-class 10000 --seed 1`
     """
-    import os
     import tempfile
 
     from darklens.data.deeplense import export_folder
@@ -284,6 +284,9 @@ def schema() -> int:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the code that docs/cli.md states."""
+    # torch's threads wait by spinning unless told otherwise before it is imported; on a core that another process also
+    # uses, that made training five times slower (docs/decisions/0003-threads-wait-passively.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]

@@ -13,7 +13,3 @@ class ConfigError(DarklensError):
 
 class InputError(DarklensError):
     """A file or folder cannot be used; the message names it."""
-
-
-class DarklensWarning(UserWarning):
-    """Something the user should know that does not stop the work."""

@@ -19,8 +19,8 @@ Indices = Int[np.ndarray, " n"]
 class Split:
     """Image numbers for training and for validation; none is in both."""
 
-    train: Indices
-    validation: Indices
+    train: Int[np.ndarray, " train"]
+    validation: Int[np.ndarray, " validation"]
 
 
 def split(labels: Indices, *, validation_fraction: float, seed: int) -> Split:

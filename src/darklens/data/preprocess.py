@@ -16,6 +16,7 @@ from darklens.config import Frozen
 from darklens.errors import ConfigError
 
 Images = Float[Tensor, "b c n n"]
+Prepared = Float[Tensor, "b c m m"]
 
 
 class Preprocess(Frozen):
@@ -45,11 +46,11 @@ class Preprocess(Frozen):
         low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
         return (images - low) / (high - low).clamp_min(torch.finfo(images.dtype).tiny)
 
-    def __call__(self, images: Images) -> Images:
+    def __call__(self, images: Images) -> Prepared:
         """Return what the model receives for these images."""
         return self._bin(self._crop(self.normalise(images)))
 
-    def augmented(self, images: Images, augment: "Augment", generator: torch.Generator) -> Images:
+    def augmented(self, images: Images, augment: "Augment", generator: torch.Generator) -> Prepared:
         """Return what the model receives for randomly moved copies of these images."""
         images = self.normalise(images)
         if augment.kind == "affine":
@@ -107,7 +108,7 @@ class Affine(Frozen):
             raise ValueError(f"scale_low ({self.scale_low}) must not exceed scale_high ({self.scale_high})")
         return self
 
-    def apply(self, images: Images, size: int, generator: torch.Generator) -> Images:
+    def apply(self, images: Images, size: int, generator: torch.Generator) -> Prepared:
         """Return the central `size` x `size` pixels of the moved images.
 
         Only the pixels kept are sampled, from the whole image, so a crop has real pixels in its corners.

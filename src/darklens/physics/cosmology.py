@@ -49,8 +49,9 @@ def point_mass_theta_E(
         d_source = cosmology.luminosity_distance(z_source).value
         d_lens_source = d_source - d_lens
     else:
-        d_lens = cosmology.angular_diameter_distance(z_lens).value
-        d_source = cosmology.angular_diameter_distance(z_source).value
-        d_lens_source = cosmology.angular_diameter_distance_z1z2(z_lens, z_source).value
+        # In a flat universe comoving distances subtract.
+        to_lens, to_source = (cosmology.comoving_distance(z).value for z in (z_lens, z_source))
+        d_lens, d_source = to_lens / (1 + z_lens), to_source / (1 + z_source)
+        d_lens_source = (to_source - to_lens) / (1 + z_source)
     schwarzschild = 4 * GRAVITATIONAL_CONSTANT_SI * mass * SOLAR_MASS_SI / SPEED_OF_LIGHT_SI**2
     return ARCSEC_PER_RADIAN * math.sqrt(schwarzschild * d_lens_source / (d_lens * d_source * MEGAPARSEC_SI))

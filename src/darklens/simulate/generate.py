@@ -37,10 +37,14 @@ def simulate_batch(population: Population, seed: int, indices: list[int]) -> tup
     """Simulate the images with the given numbers.
 
     Returns:
-        Images (b, 1, n, n) float32, and the truth columns with `label`. Image i is the same in any batch.
+        Images (b, 1, n, n) float32, and the truth columns with `label`. Image i is the same bytes in any batch.
     """
     truth = draw(population, seed, indices)
-    images = observe(population, render(population, truth), truth, seed=seed, indices=indices)
+    with _one_thread():
+        # One at a time: vectorised functions round the end of a long array differently from its middle, so in a batch
+        # an image's last bit would depend on its neighbours and on the number of threads. It also stays in the cache.
+        rate = torch.cat([render(population, {k: v[i : i + 1] for k, v in truth.items()}) for i in range(len(indices))])
+    images = observe(population, rate, truth, seed=seed, indices=indices)
     return images, {"label": np.array([label_of(population, i) for i in indices], dtype=np.int64), **truth}
 
 
@@ -149,14 +153,22 @@ def _finished(out: Path, number: int, n: int) -> Shard | None:
 
 
 @contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def _executor(workers: int) -> Iterator[Executor]:
     if workers <= 1:
         yield _InProcess()
         return
     # Spawned, not forked: torch's threads do not survive a fork.
-    pool = ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    )
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
     try:
         yield pool
     finally:

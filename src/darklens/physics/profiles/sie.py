@@ -13,6 +13,9 @@ Field = Float[Tensor, "*#shape"]
 # Below this argument six terms of the series are exact in float64 and the quotient is not.
 _SERIES_BELOW = 2e-3
 
+# |e|^2 below which the lens counts as round; smaller squares underflow and their roots have infinite gradients.
+_ROUND_BELOW = 1e-24
+
 
 def _series(t: Tensor, sign: float) -> Tensor:
     total = torch.zeros_like(t)
@@ -36,7 +39,7 @@ def _artanh_quotient(t: Tensor) -> Tensor:
 def _axes(e1: Tensor, e2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return q and the cosine and sine of the major axis' angle; any direction serves for a circle."""
     squared = e1 * e1 + e2 * e2
-    round_ = squared == 0
+    round_ = squared < _ROUND_BELOW
     e = torch.where(round_, 1.0, squared).sqrt()
     e = torch.where(round_, 0.0, e)
     angle = torch.atan2(torch.where(round_, 0.0, e2), torch.where(round_, 1.0, e1)) / 2

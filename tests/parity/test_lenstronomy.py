@@ -1,0 +1,218 @@
+"""The package's images and lensing laws against lenstronomy, the reference implementation.
+
+Three known differences of convention are converted exactly, none is covered by a tolerance: lenstronomy multiplies
+by the pixel's area, its b_n is the linear approximation, and its Sersic profile is flat within 1e-4 arcsec. It has
+no line mass; the test brings its own, in complex form, and lenstronomy does the rest.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from darklens.physics.light import sersic_b
+from darklens.physics.profiles import PROFILES
+from darklens.simulate import populations
+from darklens.simulate.draw import draw
+from darklens.simulate.populations import LineMass
+from darklens.simulate.render import render
+from darklens.units import FWHM_PER_SIGMA
+
+pytest.importorskip("lenstronomy")
+
+from lenstronomy.Data.imaging_data import ImageData
+from lenstronomy.Data.psf import PSF
+from lenstronomy.ImSim.image_model import ImageModel
+from lenstronomy.LensModel.lens_model import LensModel
+from lenstronomy.LensModel.Profiles.base_profile import LensProfileBase
+from lenstronomy.LightModel.light_model import LightModel
+
+DOUBLE = 1e-9  # of the image's peak
+SINGLE = 1e-4  # of the image's peak
+PROFILE_ARCSEC = 1e-8  # lenstronomy's SIE has a core of 1e-10 arcsec
+LENSTRONOMY_CORE = 1e-4  # arcsec: its Sersic profile is flat within this radius
+PER_CLASS = 5
+SEED = 11
+
+POPULATIONS = ["common-test-i", "common-test-i-isotropic", "deeplense-model-i"]
+CLASSES = ["no", "sphere", "vort"]
+
+
+class ComplexLineMass(LensProfileBase):
+    """Uniform line mass, alpha* = (m / L) e^{-i phi} ln[(z - z1) / (z - z2)]."""
+
+    def derivatives(self, x, y, mass, length, angle, center_x=0.0, center_y=0.0):
+        half = length / 2 * np.exp(1j * angle)
+        z = np.asarray(x) + 1j * np.asarray(y) - (center_x + 1j * center_y)
+        conjugate = mass / length * np.exp(-1j * angle) * np.log((z + half) / (z - half))
+        return conjugate.real, -conjugate.imag
+
+
+def test_the_reference_line_mass_is_the_limit_of_lenstronomys_point_masses():
+    x, y = np.array([0.9, -1.3, 0.2, 2.0]), np.array([0.4, 0.5, -1.1, -2.0])
+    mass, length, angle, at = 0.06, 1.7, 0.6, (0.1, -0.2)
+    exact = ComplexLineMass().derivatives(x, y, mass, length, angle, *at)
+    errors = []
+    for n in (50, 100, 200):
+        offset = ((np.arange(n) + 0.5) / n - 0.5) * length
+        kwargs = [
+            {
+                "theta_E": math.sqrt(mass / n),
+                "center_x": at[0] + o * math.cos(angle),
+                "center_y": at[1] + o * math.sin(angle),
+            }
+            for o in offset
+        ]
+        many = LensModel(["POINT_MASS"] * n).alpha(x, y, kwargs)
+        errors.append(max(np.abs(a - b).max() for a, b in zip(many, exact, strict=True)))
+    assert errors[-1] < 1e-5  # arcsec
+    assert all(1.9 < math.log2(errors[i] / errors[i + 1]) < 2.1 for i in range(2)), errors
+
+
+def lenses(population, row):
+    """Return lenstronomy's names, arguments, and where a line mass must replace a placeholder."""
+    names, kwargs, lines = ["SHEAR"], [{"gamma1": row["gamma1"], "gamma2": row["gamma2"]}], []
+    if row["e1"] == row["e2"] == 0:
+        names.append("SIS")
+        kwargs.append({"theta_E": row["theta_E"]})
+    else:
+        names.append("SIE")
+        kwargs.append({"theta_E": row["theta_E"], "e1": row["e1"], "e2": row["e2"]})
+    for theta_E, x, y in zip(row["point_theta_E"], row["point_x"], row["point_y"], strict=True):
+        if theta_E > 0:
+            names.append("POINT_MASS")
+            kwargs.append({"theta_E": theta_E, "center_x": x, "center_y": y})
+    if row["line_mass"] > 0:
+        (spec,) = (s for s in population.classes.values() if isinstance(s, LineMass))
+        direction = np.array([math.cos(row["line_angle"]), math.sin(row["line_angle"])])
+        for offset in np.linspace(-0.5, 0.5, spec.as_points) * row["line_length"]:
+            x, y = np.array([row["line_x"], row["line_y"]]) + offset * direction
+            names.append("POINT_MASS")
+            kwargs.append({"theta_E": math.sqrt(row["line_mass"] / spec.as_points), "center_x": x, "center_y": y})
+        if not spec.as_points:
+            lines.append(len(names))
+            names.append("POINT_MASS")
+            kwargs.append(
+                {
+                    "mass": row["line_mass"],
+                    "length": row["line_length"],
+                    "angle": row["line_angle"],
+                    "center_x": row["line_x"],
+                    "center_y": row["line_y"],
+                }
+            )
+    return names, kwargs, lines
+
+
+def lenstronomy_image(population, row):
+    """Return the noise-free image and the smallest distance of a sub-pixel's light from the source's centre."""
+    field, scale = population.field, population.field.pixel_scale
+    corner = -(field.n_pixels - 1) / 2 * scale
+    data = ImageData(
+        image_data=np.zeros((field.n_pixels, field.n_pixels)),
+        ra_at_xy_0=corner,
+        dec_at_xy_0=corner,
+        transform_pix2angle=np.eye(2) * scale,
+    )
+    psf = PSF(
+        psf_type="GAUSSIAN",
+        fwhm=population.psf.sigma * FWHM_PER_SIGMA,
+        pixel_size=scale,
+        truncation=population.psf.truncate,
+    )
+    names, kwargs_lens, lines = lenses(population, row)
+    model = LensModel(names)
+    for i in lines:
+        model.lens_model.func_list[i] = ComplexLineMass()
+
+    n, amplitude, R_e = row["source_n"], row["source_amplitude"] / scale**2, row["source_R_e"]
+    if population.source.b_n == "ciotti_bertin":
+        ours, theirs = float(sersic_b(torch.tensor(n, dtype=torch.float64))), 1.9992 * n - 0.3271
+        amplitude, R_e = amplitude * math.exp(ours - theirs), R_e * (theirs / ours) ** n
+    ellipticity = (1 - row["source_q"]) / (1 + row["source_q"])
+    source = {
+        "amp": amplitude,
+        "R_sersic": R_e,
+        "n_sersic": n,
+        "e1": ellipticity * math.cos(2 * row["source_angle"]),
+        "e2": ellipticity * math.sin(2 * row["source_angle"]),
+        "center_x": row["source_x"],
+        "center_y": row["source_y"],
+    }
+    image_model = ImageModel(
+        data,
+        psf,
+        lens_model_class=model,
+        source_model_class=LightModel(["SERSIC_ELLIPSE"]),
+        kwargs_numerics={"supersampling_factor": field.supersample, "supersampling_convolution": False},
+    )
+    image = image_model.image(kwargs_lens, kwargs_source=[source])
+    beta_x, beta_y = model.ray_shooting(*image_model.ImageNumerics.coordinates_evaluate, kwargs_lens)
+    nearest = np.hypot(beta_x - row["source_x"], beta_y - row["source_y"]).min() * math.sqrt(row["source_q"])
+    return image, nearest
+
+
+@pytest.mark.parametrize("label", range(3), ids=CLASSES)
+@pytest.mark.parametrize("name", POPULATIONS)
+def test_noise_free_images_agree(name, label):
+    population = populations.get(name)
+    assert population.class_names == CLASSES
+    truth = draw(population, SEED, [label + 3 * k for k in range(PER_CLASS)])
+    double = render(population, truth, dtype=torch.float64).numpy()
+    single = render(population, truth, dtype=torch.float32).double().numpy()
+    compared = 0
+    for i in range(PER_CLASS):
+        expected, nearest = lenstronomy_image(population, {key: column[i] for key, column in truth.items()})
+        if nearest <= LENSTRONOMY_CORE:
+            continue  # a sub-pixel looks into lenstronomy's artificial core
+        compared += 1
+        peak = expected.max()
+        assert np.abs(double[i] - expected).max() / peak <= DOUBLE, i
+        assert np.abs(single[i] - expected).max() / peak <= SINGLE, i
+    assert compared >= 4
+
+
+@pytest.mark.parametrize("name", POPULATIONS)
+def test_the_comparison_notices_a_wrong_parameter(name):
+    population = populations.get(name)
+    truth = draw(population, SEED, [2])
+    row = {key: column[0] for key, column in truth.items()}
+    expected, _ = lenstronomy_image(population, row)
+    for key, change in {"theta_E": 1e-6, "gamma2": 1e-6, "line_mass": 1e-6, "line_angle": 1e-4}.items():
+        altered = truth | {key: truth[key] + change}
+        found = render(population, altered, dtype=torch.float64).numpy()[0]
+        assert np.abs(found - expected).max() / expected.max() > DOUBLE, key
+
+
+PARAMETERS = {
+    "sis": {"theta_E": st.floats(0.1, 3)},
+    "sie": {"theta_E": st.floats(0.1, 3), "modulus": st.floats(0.01, 0.5), "direction": st.floats(-3.1, 3.1)},
+    "shear": {"gamma1": st.floats(-0.4, 0.4), "gamma2": st.floats(-0.4, 0.4)},
+    "point": {"theta_E": st.floats(0.01, 3)},
+}
+LENSTRONOMY_NAMES = {"sis": "SIS", "sie": "SIE", "shear": "SHEAR", "point": "POINT_MASS"}
+
+
+@pytest.mark.parametrize("name", sorted(PARAMETERS))
+@given(data=st.data(), polar=st.lists(st.tuples(st.floats(0.2, 5), st.floats(-3.1, 3.1)), min_size=2, max_size=8))
+@settings(max_examples=40, deadline=None)
+def test_profiles_agree(name, data, polar):
+    p = data.draw(st.fixed_dictionaries(PARAMETERS[name]))
+    if "modulus" in p:
+        e, phi = p.pop("modulus"), p.pop("direction")
+        p |= {"e1": e * math.cos(phi), "e2": e * math.sin(phi)}
+    r, angle = np.array(polar).T
+    x, y = r * np.cos(angle), r * np.sin(angle)
+    reference = LensModel([LENSTRONOMY_NAMES[name]])
+    at = torch.tensor(x), torch.tensor(y)
+    profile, tensors = PROFILES[name], {k: torch.tensor(v, dtype=torch.float64) for k, v in p.items()}
+    for found, expected in zip(profile.deflection(*at, **tensors), reference.alpha(x, y, [p]), strict=True):
+        np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=PROFILE_ARCSEC)
+    np.testing.assert_allclose(
+        profile.convergence(*at, **tensors).numpy(), reference.kappa(x, y, [p]), rtol=1e-6, atol=1e-7
+    )
+    found, expected = profile.potential(*at, **tensors).numpy(), reference.potential(x, y, [p])
+    np.testing.assert_allclose(found - found[0], expected - expected[0], rtol=0, atol=5 * PROFILE_ARCSEC)

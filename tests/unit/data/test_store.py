@@ -1,0 +1,92 @@
+import json
+
+import numpy as np
+import pytest
+
+from darklens.data.store import Shard, Store, StoreIndex, write_index, write_shard
+from darklens.errors import InputError
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Three shards of 4, 4 and 2 images whose first pixel is their number."""
+    shards: list[Shard] = []
+    for number, (start, stop) in enumerate(((0, 4), (4, 8), (8, 10))):
+        images = np.random.default_rng(number).random((stop - start, 1, 5, 5)).astype(np.float32)
+        images[:, 0, 0, 0] = np.arange(start, stop)
+        truth = {"label": np.arange(start, stop) % 2, "theta_E": np.arange(start, stop) / 10}
+        shards.append(write_shard(tmp_path / "s", number, images, truth))
+    index = StoreIndex(classes=["no", "yes"], n_pixels=5, pixel_scale=0.1, version="0", shards=shards)
+    write_index(tmp_path / "s", index)
+    return tmp_path / "s"
+
+
+def test_images_come_in_the_order_asked_for_across_shards(store):
+    opened = Store(store)
+    assert len(opened) == 10
+    assert opened.images([9, 0, 4, 3, 4])[:, 0, 0, 0].tolist() == [9, 0, 4, 3, 4]
+    assert opened.labels.tolist() == [0, 1] * 5
+    assert opened.truth("theta_E")[7] == 0.7
+
+
+def test_files_open_in_one_line(store):
+    assert np.load(store / "shards" / "00001.images.npy").shape == (4, 1, 5, 5)
+    assert np.load(store / "shards" / "00001.truth.npz")["theta_E"].tolist() == [0.4, 0.5, 0.6, 0.7]
+
+
+def test_writing_the_same_twice_gives_the_same_bytes(store, tmp_path):
+    first = Store(store).index.shards[0]
+    again = write_shard(
+        tmp_path / "t", 0, Store(store).images(range(4)), {"label": np.arange(4) % 2, "theta_E": np.arange(4) / 10}
+    )
+    assert again == first
+
+
+def test_an_unknown_column_is_named(store):
+    with pytest.raises(InputError, match="no column 'gamma'; it has label, theta_E"):
+        Store(store).truth("gamma")
+
+
+def test_verify_finds_changed_missing_and_mislabelled_shards(store):
+    assert Store(store).verify() == []
+    path = store / "shards" / "00002.images.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    (store / "shards" / "00000.truth.npz").unlink()
+    problems = Store(store).verify()
+    assert len(problems) == 2
+    assert "00000.truth.npz is missing" in problems[0]
+    assert "00002.images.npy does not match" in problems[1]
+
+
+def test_verify_checks_labels(store, tmp_path):
+    index = Store(store).index
+    shard = write_shard(tmp_path / "u", 0, Store(store).images(range(2)), {"label": np.array([0, 7])})
+    write_index(tmp_path / "u", index.model_copy(update={"shards": [shard]}))
+    assert "labels must be 2 integers from 0 to 1" in Store(tmp_path / "u").verify()[0]
+
+
+def test_a_truncated_shard_is_named_when_read(store):
+    path = store / "shards" / "00001.images.npy"
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(InputError, match=r"00001\.images\.npy is missing or damaged"):
+        Store(store).images([5])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [({"schema": 2}, "schema"), ({"shards": []}, "shards"), ({"extra": 1}, "extra"), ({"n_pixels": "x"}, "n_pixels")],
+)
+def test_an_index_of_another_form_is_refused(store, change, sentence):
+    tree = json.loads((store / "store.json").read_text()) | change
+    (store / "store.json").write_text(json.dumps(tree))
+    with pytest.raises(InputError, match=sentence):
+        Store(store)
+
+
+def test_a_folder_that_is_no_store_is_refused(tmp_path):
+    with pytest.raises(InputError, match="interrupted"):
+        Store(tmp_path)
+    with pytest.raises(InputError, match="not a folder"):
+        Store(tmp_path / "absent")

@@ -1,0 +1,68 @@
+import pytest
+from pydantic import Field
+
+from darklens import config
+from darklens.config import Frozen
+from darklens.errors import ConfigError
+
+
+class Inner(Frozen):
+    rate: float = Field(default=0.1, gt=0)
+
+
+class Tree(Frozen):
+    name: str
+    inner: Inner = Inner()
+    items: list[Inner] = Field(default=[Inner()])
+
+
+def test_overrides_reach_into_mappings_and_lists():
+    tree = config.load(Tree, {"name": "a", "items": [{"rate": 1}, {"rate": 2}]}, ["inner.rate=3", "items.1.rate=4"])
+    assert tree.inner.rate == 3
+    assert [item.rate for item in tree.items] == [1, 4]
+
+
+def test_a_dumped_configuration_loads_to_an_equal_one(tmp_path):
+    tree = config.load(Tree, {"name": "a"}, ["inner.rate=3"])
+    (tmp_path / "t.yaml").write_text(config.dump(tree))
+    again = config.load(Tree, tmp_path / "t.yaml")
+    assert again == tree
+    assert config.digest(again) == config.digest(tree) != config.digest(config.load(Tree, {"name": "b"}))
+
+
+def test_a_changed_kind_replaces_the_node():
+    assert config.merge({"a": {"kind": "x", "p": 1}}, {"a": {"kind": "y"}}) == {"a": {"kind": "y"}}
+    assert config.merge({"a": {"kind": "x", "p": 1}}, {"a": {"p": 2}}) == {"a": {"kind": "x", "p": 2}}
+
+
+@pytest.mark.parametrize(
+    ("tree", "overrides", "sentence"),
+    [
+        ({"name": "a", "iner": 1}, [], "tree: iner: unknown key; did you mean 'inner'?"),
+        ({}, [], "tree: name: this key is required."),
+        ({"name": "a"}, ["inner.rate=-1"], "tree: inner.rate: Input should be greater than 0, got -1."),
+        ({"name": "a"}, ["inner.rate=.nan"], "tree: inner.rate: Input should be a finite number, got nan."),
+        ({"name": "a"}, ["inner"], "Override 'inner' is not of the form key.subkey=value."),
+        ({"name": "a"}, ["=3"], "Override '=3' is not of the form key.subkey=value."),
+        (
+            {"name": "a", "items": [{}]},
+            ["items.1.rate=4"],
+            "Override 'items.1.rate=4': '1' must be an index from 0 to 0.",
+        ),
+        ({"name": "a"}, ["name.x=4"], "Override 'name.x=4': 'x' lies below a plain value."),
+        ({"name": "a"}, ["inner={"], "Override 'inner={': '{' is not a YAML value."),
+    ],
+)
+def test_problems_are_one_sentence_that_names_the_key(tree, overrides, sentence):
+    with pytest.raises(ConfigError) as caught:
+        config.load(Tree, tree, overrides)
+    assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "", "!!python/object/apply:os.system ['true']"])
+def test_a_file_that_is_not_a_yaml_mapping_is_refused_and_not_executed(tmp_path, text):
+    (tmp_path / "t.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"t\.yaml"):
+        config.load(Tree, tmp_path / "t.yaml")
+    with pytest.raises(ConfigError, match="does not exist"):
+        config.load(Tree, tmp_path / "absent.yaml")
