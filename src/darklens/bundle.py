@@ -7,7 +7,7 @@ BUNDLE/bundle.json          how to build the network, what it takes and gives, w
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -69,7 +69,7 @@ class Bundle:
         self._device = torch.device(device)
 
     @classmethod
-    def load(cls, path: Path | str, *, device: torch.device | str = "cpu") -> Self:
+    def load(cls, path: Path | str, *, device: torch.device | str = "cpu") -> "Bundle":
         """Load a bundle folder, or the bundle inside a run folder.
 
         Raises:

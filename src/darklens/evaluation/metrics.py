@@ -12,7 +12,7 @@ SMALLEST_PROBABILITY = 1e-15  # keeps the logarithm of a confident mistake finit
 ECE_BINS = 15
 
 
-def check(labels: Labels, probabilities: Probabilities) -> None:
+def check(labels: np.ndarray, probabilities: np.ndarray) -> None:
     """Refuse input on which a metric would be undefined.
 
     Raises:

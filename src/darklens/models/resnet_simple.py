@@ -76,7 +76,7 @@ class Trunk(nn.Module):
         """
         m = ((n_pixels // 2 - 2) // 2 - 4) // 2 - 2
         if m < 1:
-            raise ConfigError(f"Images of {n_pixels} pixels are too small for this network; at least 40 are needed.")
+            raise ConfigError(f"Images of {n_pixels} pixels are too small for this network; at least 44 are needed.")
         return cls.channels * m * m
 
     def forward(self, x: Float[Tensor, "b c n n"]) -> Float[Tensor, "b 128 m m"]:

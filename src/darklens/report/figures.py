@@ -26,7 +26,7 @@ def to_png(figure: Figure) -> bytes:
 
 def roc(labels: Labels, probabilities: Probabilities, classes: Sequence[str]) -> Figure:
     """Return one-vs-rest ROC curves."""
-    figure, axes = _figure(5, 4.6)
+    figure, axes = _figure(5.0, 4.6)
     for i, name in enumerate(classes):
         false_rate, true_rate = roc_curve(labels == i, probabilities[:, i])
         area = binary_auc(labels == i, probabilities[:, i])
@@ -39,7 +39,7 @@ def roc(labels: Labels, probabilities: Probabilities, classes: Sequence[str]) ->
 
 def calibration(bins: Float[np.ndarray, "bins 3"]) -> Figure:
     """Return the reliability diagram of `metrics.reliability`'s bins."""
-    figure, axes = _figure(5, 4.6)
+    figure, axes = _figure(5.0, 4.6)
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="perfect calibration")
     axes.plot(bins[:, 0], bins[:, 1], "o-", color=COLOURS[0], label="this system")
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), aspect="equal")
@@ -62,7 +62,7 @@ def confusion(counts: Int[np.ndarray, "c c"], classes: Sequence[str]) -> Figure:
 def learning_curves(rows: Sequence[Mapping[str, str]]) -> Figure:
     """Return loss by epoch for each stage of a run, from the rows of metrics.csv."""
     stages = sorted({int(row["stage"]) for row in rows})
-    figure, first = _figure(5 * len(stages), 3.6, columns=len(stages))
+    figure, first = _figure(5.0 * len(stages), 3.6, columns=len(stages))
     for axes, stage in zip(figure.axes or [first], stages, strict=True):
         own = [row for row in rows if int(row["stage"]) == stage]
         epochs = [int(row["epoch"]) + 1 for row in own]

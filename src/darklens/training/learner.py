@@ -1,5 +1,6 @@
 """The Lightning module around any system: loss, optimiser, validation metrics, reproducible randomness."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,7 +13,7 @@ from darklens.evaluation.metrics import macro_auc
 from darklens.models.autoencoder import reconstruction_error
 from darklens.training.recipe import DataConfig, Plateau, Stage
 
-Batch = tuple[Tensor, Tensor]
+Batch = Sequence[Tensor]  # images and labels; torch's loader makes it a list
 
 
 class Learner(pl.LightningModule):
@@ -30,10 +31,6 @@ class Learner(pl.LightningModule):
         self._seed = seed
         self._seen: list[tuple[Tensor, Tensor]] = []
 
-    def on_train_epoch_start(self) -> None:
-        """Fix the randomness inside the network (dropout) for this epoch."""
-        torch.manual_seed(rng.integer_seed(self._seed, "network", self._number, self.current_epoch))
-
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Pre-process, and in training augment, a whole batch on the device."""
         images, labels = batch
@@ -49,6 +46,8 @@ class Learner(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the batch's mean loss."""
         images, labels = batch
+        # Dropout's randomness. Set at every step, since Lightning leaves out the epoch's start in a resumed run.
+        torch.manual_seed(rng.integer_seed(self._seed, "network", self._number, self.global_step))
         loss = self._losses(self.network(images), images, labels).mean()
         self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(labels))
         return loss

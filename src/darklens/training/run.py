@@ -134,22 +134,18 @@ def _run_stage(
         part = child
     folder = out / "checkpoints" / f"stage{number}-{stage.task}"
     last = folder / "last.ckpt"
-    keep = ModelCheckpoint(
-        folder,
-        filename="best",
-        monitor="val_loss",
-        save_last=True,
-        enable_version_counter=False,
-        auto_insert_metric_name=False,
-    )
+    # Not ModelCheckpoint's save_last, which writes only when the best changes.
+    keep_best, keep_last = _checkpoint(folder, "best", monitor="val_loss"), _checkpoint(folder, "last", monitor=None)
+    first_epoch = int(torch.load(last, map_location="cpu", weights_only=True)["epoch"]) + 1 if last.exists() else 0
     rows = _EpochRows(out / "metrics.csv", stage, number)
+    rows.forget_from(first_epoch)
     trainer = pl.Trainer(
         max_epochs=stage.epochs,
         accelerator="auto",
         devices=1,
         precision=precision_of(recipe.precision),  # type: ignore[arg-type]
         gradient_clip_val=stage.gradient_clip,
-        callbacks=[rows, keep, *([RichProgressBar(leave=False)] if Console().is_terminal else [])],
+        callbacks=[rows, keep_best, keep_last, *([RichProgressBar(leave=False)] if Console().is_terminal else [])],
         enable_progress_bar=Console().is_terminal,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -157,6 +153,8 @@ def _run_stage(
         logger=False,
     )
     order = BatchOrder(parts.train, stage.batch_size, shuffle=True, seed=rng.integer_seed(seed, "stage", number))
+    # Lightning asks for the first batch before it tells the loader which epoch a resumed run is in.
+    order.set_epoch(first_epoch)
     learner = Learner(part, stage=stage, number=number, data=recipe.data, seed=seed)
     trainer.fit(
         learner,
@@ -175,6 +173,12 @@ def _run_stage(
     return {name: float(row[name]) for name in ("epoch", "val_loss", "val_auc") if row[name]}
 
 
+def _checkpoint(folder: Path, name: str, *, monitor: str | None) -> ModelCheckpoint:
+    return ModelCheckpoint(
+        folder, filename=name, monitor=monitor, save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False
+    )
+
+
 class _EpochRows(Callback):
     """Appends a row to metrics.csv after each epoch, and prints it where there is no progress bar."""
 
@@ -182,14 +186,12 @@ class _EpochRows(Callback):
         self._path, self._stage, self._number = path, stage, number
         self._started = 0.0
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Drop rows of epochs that a resumed run will repeat."""
-        first = trainer.current_epoch
-        rows = [r for r in _read_rows(self._path) if int(r["stage"]) < self._number or int(r["epoch"]) < first]
-        self._write(rows)
+    def forget_from(self, epoch: int) -> None:
+        """Drop this stage's rows from `epoch` on: a resumed run repeats those epochs."""
+        self._write([r for r in _read_rows(self._path) if int(r["stage"]) != self._number or int(r["epoch"]) < epoch])
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the epoch's clock."""
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the first epoch's clock."""
         self._started = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -203,6 +205,7 @@ class _EpochRows(Callback):
             "lr": f"{trainer.optimizers[0].param_groups[0]['lr']:.4g}",
             "seconds": f"{time.perf_counter() - self._started:.2f}",
         }
+        self._started = time.perf_counter()
         self._write([*_read_rows(self._path), row])
         if not Console().is_terminal:
             auc = f", validation AUC {float(row['val_auc']):.4f}" if row["val_auc"] else ""

@@ -1,0 +1,187 @@
+"""Every system in the zoo, and the proof that the physics learns."""
+
+import pytest
+import torch
+from torch import nn
+
+from darklens.config import load
+from darklens.errors import ConfigError
+from darklens.models.autoencoder import AutoencoderConfig
+from darklens.models.informed import SISAutoencoder2, SISAutoencoder2Config
+from darklens.models.lens_layer import KRange, LensLayer
+from darklens.models.resnet_simple import ResNetSimpleConfig
+from darklens.models.zoo import build, count_parameters, kinds, task_of
+from darklens.physics.grid import Grid
+from darklens.training.recipe import get, names
+
+N = 48
+CONFIGS = {
+    "resnet_simple": ResNetSimpleConfig(),
+    "autoencoder_resnet_simple": AutoencoderConfig(latent=32),
+    "sis_autoencoder2": SISAutoencoder2Config(autoencoder=AutoencoderConfig(latent=32)),
+}
+
+
+def make(config, n_pixels=N, pixel_scale=0.1):
+    torch.manual_seed(0)
+    return build(config, n_pixels=n_pixels, pixel_scale=pixel_scale, n_classes=3)
+
+
+def rings(batch=6, n=N, pixel_scale=0.1):
+    """Rings of several radii: images that have light where k acts."""
+    x, y = Grid(n_pixels=n, pixel_scale=pixel_scale).coordinates()
+    radius = torch.linspace(0.8, 1.6, batch)[:, None, None]
+    g = torch.Generator().manual_seed(1)
+    image = torch.exp(-(((torch.sqrt(x**2 + y**2) - radius) / 0.2) ** 2)) + 0.02 * torch.rand(batch, n, n, generator=g)
+    return image[:, None] / image.amax((1, 2))[:, None, None, None]
+
+
+def test_the_zoo_is_covered_here():
+    assert sorted(CONFIGS) == sorted(kinds())
+
+
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+class TestEverySystem:
+    def test_output_is_finite_and_does_not_depend_on_the_batch(self, kind):
+        model, images = make(CONFIGS[kind]).eval(), rings()
+        with torch.no_grad():
+            together, alone = model(images), torch.cat([model(image[None]) for image in images])
+        assert together.shape == ((6, 3) if task_of(CONFIGS[kind]) == "classify" else images.shape)
+        assert torch.isfinite(together).all()
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+    def test_every_parameter_learns(self, kind):
+        model = make(CONFIGS[kind]).train()
+        model(rings()).square().sum().backward()
+        idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+        assert idle == []
+
+    def test_weights_survive_saving(self, kind):
+        first, second = (
+            make(CONFIGS[kind]).eval(),
+            build(CONFIGS[kind], n_pixels=N, pixel_scale=0.1, n_classes=3).eval(),
+        )
+        second.load_state_dict(first.state_dict())
+        assert torch.equal(first(rings()), second(rings()))
+
+    @pytest.mark.parametrize("n", [45, 64])
+    def test_other_sizes(self, kind, n):
+        assert torch.isfinite(make(CONFIGS[kind], n_pixels=n).eval()(rings(2, n))).all()
+
+
+@pytest.mark.parametrize(
+    ("config", "millions"),
+    [(ResNetSimpleConfig(), 6.63), (AutoencoderConfig(), 14.10), (SISAutoencoder2Config(), 20.72)],
+)
+def test_sizes_are_the_studys_to_half_a_percent(config, millions):
+    # Measured on the study's code; our shortcuts' projections and normalisations add 0.03 M per trunk.
+    assert count_parameters(make(config, n_pixels=150)) / 1e6 == pytest.approx(millions, rel=5e-3)
+
+
+def test_images_too_small_for_the_trunk_are_refused():
+    with pytest.raises(ConfigError, match="too small"):
+        make(ResNetSimpleConfig(), n_pixels=30)
+
+
+class TestThePhysicsLearns:
+    """Flaw 1 of the study: no gradient of the classification loss reached anything that makes k."""
+
+    def gradients(self, **settings):
+        config = SISAutoencoder2Config(autoencoder=AutoencoderConfig(latent=32), **settings)
+        model = make(config).train()
+        nn.functional.cross_entropy(model(rings()), torch.tensor([0, 1, 2, 0, 1, 2])).backward()
+        return {
+            name: p.grad
+            for name, p in model.named_parameters()
+            if name.split(".")[0] in ("autoencoder", "k_range") and p.requires_grad
+        }, model
+
+    @pytest.mark.parametrize("settings", [{}, {"grad_k": "exact"}, {"collide": "normalised"}, {"inputs": "source"}])
+    def test_the_classification_loss_reaches_every_tensor_that_makes_k(self, settings):
+        gradients, model = self.gradients(**settings)
+        assert len(gradients) == len(model.k_parameters()) > 30
+        idle = [name for name, gradient in gradients.items() if gradient is None or not gradient.abs().max() > 0]
+        assert idle == []
+
+    def test_the_legacy_switch_brings_the_flaw_back(self):
+        gradients, model = self.gradients(legacy_rounding=True)
+        reached = [name for name, gradient in gradients.items() if gradient is not None and gradient.abs().max() > 0]
+        assert reached == []
+        assert all(p.grad is not None and p.grad.any() for p in model.classifier.parameters())
+
+    def test_a_few_steps_move_k(self):
+        config = SISAutoencoder2Config(autoencoder=AutoencoderConfig(latent=32))
+        model = make(config).train()
+        before = model.maps(rings())["k"].detach()
+        optimiser = torch.optim.Adam(model.k_parameters(), lr=1e-2)
+        for _ in range(3):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(model(rings()), torch.tensor([0, 1, 2, 0, 1, 2])).backward()
+            optimiser.step()
+        assert (model.maps(rings())["k"] - before).abs().max() > 1e-3
+
+
+class TestLegacySwitches:
+    def test_k_in_pixels_cannot_delens(self):
+        model = make(SISAutoencoder2Config(legacy_pixel_k=True))
+        assert isinstance(model, SISAutoencoder2)
+        low, high = (float(v) / 0.1 for v in model.k_range.bounds())
+        assert (low, high) == (pytest.approx(0.8), pytest.approx(1.2))
+        assert not any(p.requires_grad for p in model.k_range.parameters())
+
+    def test_dividing_by_the_batch_makes_predictions_depend_on_neighbours(self):
+        images = rings() * torch.linspace(0.1, 1, 6)[:, None, None, None]
+        for legacy, depends in ((False, False), (True, True)):
+            model = make(SISAutoencoder2Config(legacy_batch_scale=legacy)).eval()
+            assert isinstance(model, SISAutoencoder2)
+            together, alone = model.maps(images)["source"][:1], model.maps(images[:1])["source"]
+            assert bool((together - alone).abs().max() > 0.05) == depends
+
+    def test_dropping_the_origin_leaves_a_hole(self):
+        grid = Grid(n_pixels=21, pixel_scale=0.1)
+        images, k = torch.ones(1, 1, 21, 21), torch.zeros(1, 21, 21)
+        for legacy, value in ((False, 1.0), (True, 0.0)):
+            layer = LensLayer(grid, collide="sum", legacy_drop_origin=legacy)
+            assert float(layer(images, k)[0, 0, 10, 10]) == value
+
+
+def test_k_stays_within_bounds_that_hold_real_einstein_radii():
+    k_range = KRange(0.3, 2.1)
+    low, high = (float(v) for v in k_range.bounds())
+    assert (low, high) == (pytest.approx(0.3), pytest.approx(2.1))
+    k = k_range(torch.linspace(-50, 50, 64).reshape(1, 8, 8))
+    assert k.min() >= low and k.max() <= high
+
+
+def test_the_layer_with_a_true_k_collapses_the_ring():
+    images, grid = rings(1), Grid(n_pixels=N, pixel_scale=0.1)
+    layer = LensLayer(grid, collide="sum")
+    source = layer(images, torch.full((1, N, N), 0.8))[0, 0]
+    x, y = grid.coordinates()
+    inner = (x**2 + y**2) < 0.5**2
+    assert float(source[inner].sum() / source.sum()) > 0.6 > float(images[0, 0][inner].sum() / images.sum())
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_recipe_loads_and_builds(name):
+    recipe = get(name)
+    assert recipe.name == name
+    assert recipe.description
+    assert isinstance(make(recipe.model), nn.Module)
+
+
+def test_settings_that_contradict_each_other_are_refused():
+    with pytest.raises(ConfigError, match="k_low"):
+        load(SISAutoencoder2Config, {"kind": "sis_autoencoder2", "k_low": 3})
+    for override, sentence in (
+        ("stages.0.task=reconstruct", "cannot reconstruct"),
+        ("pretrained=x", "no autoencoder"),
+        ("stages.0.epochs=0", "stages.0.epochs"),
+        ("model.kind=resnet", "resnet"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            get("resnet_simple", [override])
+    with pytest.raises(ConfigError, match="last stage must classify"):
+        get("sis_autoencoder2", ["stages.1.task=reconstruct"])
+    with pytest.raises(ConfigError, match="did you mean 'resnet_simple'"):
+        get("resnet_simpel")

@@ -1,0 +1,54 @@
+import base64
+import re
+
+import numpy as np
+
+from darklens.report import figures
+from darklens.report.html import Picture, Section, Table, page
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_page_needs_nothing_else_and_escapes_what_it_is_given():
+    hostile = "<script>alert(1)</script>"
+    html = page(
+        hostile,
+        lead=hostile,
+        warnings=[hostile],
+        sections=[Section(hostile, hostile, [Table([hostile], [[hostile]])], [Picture(PNG, f'"{hostile}')])],
+    )
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;") == 9  # the title stands twice
+    assert not re.search(r"(src|href)=\"(?!data:)", html) and "http" not in html and "@import" not in html
+    assert base64.b64encode(PNG).decode() in html
+    assert all('alt="' in image for image in re.findall(r"<img[^>]*>", html))
+
+
+def test_figures_are_png_and_reproducible():
+    g = np.random.default_rng(0)
+    labels, p = np.arange(60) % 3, g.dirichlet([1, 1, 1], 60)
+    classes = ["no", "sphere", "vort"]
+    images = list(g.random((4, 8, 8)))
+    rows = [
+        {"stage": str(s), "task": "classify", "epoch": str(e), "train_loss": "1", "val_loss": "2"}
+        for s in (0, 1)
+        for e in (0, 1)
+    ]
+    metric = {"value": 0.9, "ci95": [0.8, 0.95]}
+
+    def make():
+        return [
+            figures.roc(labels, p, classes),
+            figures.calibration(np.array([[0.4, 0.5, 30], [0.8, 0.7, 30]])),
+            figures.confusion(np.array([[5, 1], [2, 4]]), ["a", "b"]),
+            figures.learning_curves(rows),
+            figures.gallery(images, list("abcd"), pixel_scale=0.1),
+            figures.auc_bars([{"name": "a", "auc": {"macro": metric}}, {"name": "b", "auc": {"macro": metric}}]),
+        ]
+
+    made, again = make(), make()
+    for figure, twin in zip(made, again, strict=True):
+        first = figures.to_png(figure)
+        assert first.startswith(PNG) and len(first) > 1000
+        assert figures.to_png(twin) == first
+    assert len(made[3].axes) == 2

@@ -1,0 +1,221 @@
+"""Training on a handful of small images: what is learnt, kept, resumed and refused."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from darklens.bundle import Bundle
+from darklens.data.datamodule import split
+from darklens.data.store import Store, StoreIndex, write_index, write_shard
+from darklens.errors import InputError
+from darklens.training import run as run_module
+from darklens.training.learner import Learner
+from darklens.training.recipe import get
+from darklens.training.run import train
+
+SMALL = ["model.dropout=0.1", "stages.0.epochs=4", "stages.0.batch_size=8", "data.augment.kind=dihedral"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Sixty 44-pixel images of three classes that any network can tell apart: one, two or three stripes."""
+    g = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    images = g.normal(0, 0.1, (60, 1, 44, 44)).astype(np.float32)
+    for image, label in zip(images, labels, strict=True):
+        for stripe in range(label + 1):
+            image[0, 10 + 8 * stripe : 13 + 8 * stripe, 5:35] += 1
+    path = tmp_path_factory.mktemp("stores") / "s"
+    shard = write_shard(path, 0, images, {"label": labels})
+    index = StoreIndex(classes=["no", "sphere", "vort"], n_pixels=44, pixel_scale=0.1, version="0", shards=[shard])
+    write_index(path, index)
+    return Store(path)
+
+
+@pytest.fixture(scope="module")
+def finished(store, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "r"
+    return train(get("resnet_simple", SMALL), store, out, seed=3), out
+
+
+def weights(bundle):
+    return {name: value.clone() for name, value in bundle.network.state_dict().items()}
+
+
+def same(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def rows(out):
+    with (out / "metrics.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_it_learns_and_records_each_epoch(finished):
+    bundle, out = finished
+    assert [r["epoch"] for r in rows(out)] == ["0", "1", "2", "3"]
+    assert float(rows(out)[-1]["train_loss"]) < 0.7 * float(rows(out)[0]["train_loss"])
+    best = min(rows(out), key=lambda r: float(r["val_loss"]))
+    assert bundle.contract.validation["val_loss"] == float(best["val_loss"])
+
+
+def test_the_bundle_holds_the_best_epoch_and_repeats_its_validation_loss(finished, store):
+    bundle, _ = finished
+    held_out = split(store.labels, validation_fraction=0.1, seed=3).validation
+    p = bundle.probabilities(store.images(held_out))
+    loss = -np.log(p[np.arange(len(held_out)), store.labels[held_out]]).mean()
+    assert loss == pytest.approx(bundle.contract.validation["val_loss"], rel=1e-3)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(finished, store, tmp_path):
+    recipe = get("resnet_simple", SMALL)
+    assert same(weights(finished[0]), weights(train(recipe, store, tmp_path / "a", seed=3)))
+    assert [r["val_loss"] for r in rows(tmp_path / "a")] == [r["val_loss"] for r in rows(finished[1])]
+    assert not same(weights(finished[0]), weights(train(recipe, store, tmp_path / "b", seed=4)))
+
+
+@pytest.mark.parametrize("killed_in", [(1, 0), (3, 4)])
+def test_an_interrupted_run_resumes_to_the_same_weights(finished, store, tmp_path, monkeypatch, killed_in):
+    original = Learner.training_step
+
+    def kill(self, batch, batch_idx):
+        if (self.current_epoch, batch_idx) == killed_in:
+            raise KeyboardInterrupt
+        return original(self, batch, batch_idx)
+
+    recipe = get("resnet_simple", SMALL)
+    monkeypatch.setattr(Learner, "training_step", kill)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(recipe, store, tmp_path / "r", seed=3)
+    assert not (tmp_path / "r" / "bundle").exists()
+    monkeypatch.setattr(Learner, "training_step", original)
+    resumed = train(recipe, store, tmp_path / "r", seed=3, resume=True)
+    assert same(weights(finished[0]), weights(resumed))
+    assert [r["val_loss"] for r in rows(tmp_path / "r")] == [r["val_loss"] for r in rows(finished[1])]
+
+
+def test_a_folder_in_use_is_refused(finished, store, tmp_path):
+    out = finished[1]
+    with pytest.raises(InputError, match="already holds a run; add --resume"):
+        train(get("resnet_simple", SMALL), store, out, seed=3)
+    with pytest.raises(InputError, match="another recipe"):
+        train(get("resnet_simple", [*SMALL, "model.dropout=0.2"]), store, out, seed=3, resume=True)
+    with pytest.raises(InputError, match="another seed"):
+        train(get("resnet_simple", SMALL), store, out, seed=5, resume=True)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "thesis.tex").write_text("")
+    with pytest.raises(InputError, match="not empty"):
+        train(get("resnet_simple", SMALL), store, tmp_path / "x")
+
+
+def test_resuming_a_finished_run_changes_nothing(finished, store):
+    bundle, out = finished
+    assert same(weights(bundle), weights(train(get("resnet_simple", SMALL), store, out, seed=3, resume=True)))
+
+
+def test_the_last_epoch_is_kept_only_on_request(store, tmp_path):
+    bundle = train(get("resnet_simple", [*SMALL, "stages.0.legacy_last_epoch=true"]), store, tmp_path / "r", seed=3)
+    assert bundle.contract.validation["epoch"] == 3
+    last = torch.load(tmp_path / "r/checkpoints/stage0-classify/last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(value, last[f"network.{name}"]) for name, value in weights(bundle).items())
+
+
+def test_double_softmax_bounds_the_loss_from_below(store):
+    stage = get("resnet_simple", ["stages.0.legacy_double_softmax=true"]).stages[0]
+    sure = torch.tensor([[100.0, 0.0, 0.0]])
+    images, label = torch.zeros(1, 1, 4, 4), torch.tensor([0])
+    data = get("resnet_simple").data
+    for legacy, expected in ((True, 0.5514), (False, 0.0)):
+        learner = Learner(
+            torch.nn.Identity(),
+            stage=stage.model_copy(update={"legacy_double_softmax": legacy}),
+            number=0,
+            data=data,
+            seed=0,
+        )
+        assert float(learner._losses(sure, images, label)) == pytest.approx(expected, abs=1e-4)
+
+
+AUTOENCODER = ["model.latent=16", "stages.0.epochs=2", "stages.0.batch_size=8"]
+SIS = [
+    "model.autoencoder.latent=16",
+    "stages.0.epochs=1",
+    "stages.1.epochs=1",
+    "stages.0.batch_size=8",
+    "stages.1.batch_size=8",
+]
+
+
+def test_the_sis_system_starts_from_an_autoencoder_trained_before_or_by_itself(store, tmp_path, monkeypatch):
+    donor = train(get("autoencoder_resnet_simple", AUTOENCODER), store, tmp_path / "ae")
+    seen = {}
+    original = run_module._run_stage
+
+    def spy(network, recipe, stage, number, *rest):
+        if stage.task == "classify":
+            seen[recipe.pretrained] = {k: v.clone() for k, v in network.autoencoder.state_dict().items()}
+        return original(network, recipe, stage, number, *rest)
+
+    monkeypatch.setattr(run_module, "_run_stage", spy)
+    given = str(tmp_path / "ae")
+    bundle = train(get("sis_autoencoder2", [*SIS, f"pretrained={given}"]), store, tmp_path / "a")
+    assert same(weights(donor), seen[given])
+    assert {r["task"] for r in rows(tmp_path / "a")} == {"classify"}
+    moved = bundle.network.get_submodule("autoencoder").state_dict()
+    assert not same(weights(donor), moved)  # the classification loss trains it further
+
+    train(get("sis_autoencoder2", SIS), store, tmp_path / "b")
+    assert [r["task"] for r in rows(tmp_path / "b")] == ["reconstruct", "classify"]
+    stage = torch.load(tmp_path / "b/checkpoints/stage0-reconstruct/best.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(value, stage[f"network.{name}"]) for name, value in seen[None].items())
+
+    with pytest.raises(InputError, match="not an autoencoder of the same size"):
+        train(get("sis_autoencoder2", [f"pretrained={given}"]), store, tmp_path / "c")
+
+
+class TestBundle:
+    def test_it_needs_only_its_folder_and_carries_its_contract(self, finished, tmp_path):
+        bundle, out = finished
+        shutil.copytree(out / "bundle", tmp_path / "b")
+        loaded = Bundle.load(tmp_path / "b")
+        assert same(weights(bundle), weights(loaded))
+        contract = json.loads((tmp_path / "b" / "bundle.json").read_text())
+        assert contract["classes"] == ["no", "sphere", "vort"]
+        assert contract["n_pixels"] == 44 and contract["pixel_scale"] == 0.1
+        assert contract["provenance"]["train_images"] == 54 and contract["provenance"]["seed"] == 3
+
+    def test_predictions_do_not_depend_on_neighbours_or_on_the_scale_of_the_image(self, finished, store):
+        images = store.images(range(8))
+        together = finished[0].probabilities(images)
+        alone = np.concatenate([finished[0].probabilities(image[None] * 300 + 40) for image in images])
+        np.testing.assert_allclose(together, alone, atol=1e-4)
+        np.testing.assert_allclose(together.sum(1), 1, atol=1e-9)
+
+    @pytest.mark.parametrize("damage", ["weights", "contract", "missing", "other network"])
+    def test_a_damaged_bundle_is_refused(self, finished, tmp_path, damage):
+        folder = tmp_path / "b"
+        shutil.copytree(finished[1] / "bundle", folder)
+        contract = json.loads((folder / "bundle.json").read_text())
+        if damage == "weights":
+            content = bytearray((folder / "model.safetensors").read_bytes())
+            content[-1] ^= 1
+            (folder / "model.safetensors").write_bytes(content)
+        elif damage == "missing":
+            (folder / "model.safetensors").unlink()
+        elif damage == "contract":
+            contract["classess"] = []
+        else:
+            contract["n_pixels"] = 64
+        (folder / "bundle.json").write_text(json.dumps(contract))
+        with pytest.raises(InputError, match=r"model\.safetensors|classess"):
+            Bundle.load(folder)
+
+    def test_what_is_no_bundle_is_refused(self, tmp_path):
+        with pytest.raises(InputError, match="does not exist"):
+            Bundle.load(tmp_path / "absent")
+        with pytest.raises(InputError, match="finished training"):
+            Bundle.load(tmp_path)
