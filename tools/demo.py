@@ -13,11 +13,11 @@ DEMO = ROOT / "demo"
 DARKLENS = Path(sys.executable).with_name("darklens")
 
 POPULATION = "deeplense-model-i"
-# The centre of 96 pixels holds the whole ring; flips and quarter turns are exact where 1,350 images are few.
-SMALL = ["data.preprocess.crop=96", "data.augment.kind=dihedral"]
+# The centre of 84 pixels holds the whole ring; flips and quarter turns are exact where 1,350 images are few.
+SMALL = ["data.preprocess.crop=84", "data.augment.kind=dihedral"]
 SYSTEMS = {
-    "resnet_simple": ["stages.0.epochs=24"],
-    "sis_autoencoder2": ["stages.0.epochs=4", "stages.1.epochs=16"],
+    "resnet_simple": ["stages.0.epochs=16"],
+    "sis_autoencoder2": ["stages.0.epochs=3", "stages.1.epochs=12"],
 }
 
 

@@ -284,8 +284,8 @@ def schema() -> int:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the code that docs/cli.md states."""
-    # torch's threads wait by spinning unless told otherwise before it is imported; on a core that another process also
-    # uses, that made training five times slower (docs/decisions/0003-threads-wait-passively.md).
+    # torch's threads wait by spinning unless told otherwise before it is imported; beside another busy process that
+    # made training three to five times slower (docs/decisions/0003-threads-and-memory.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words

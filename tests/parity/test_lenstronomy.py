@@ -21,8 +21,6 @@ from darklens.simulate.populations import LineMass
 from darklens.simulate.render import render
 from darklens.units import FWHM_PER_SIGMA
 
-pytest.importorskip("lenstronomy")
-
 from lenstronomy.Data.imaging_data import ImageData
 from lenstronomy.Data.psf import PSF
 from lenstronomy.ImSim.image_model import ImageModel

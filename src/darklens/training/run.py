@@ -28,6 +28,7 @@ from darklens.errors import InputError
 from darklens.files import read_json, write_json, write_text
 from darklens.models.zoo import build, count_parameters
 from darklens.training.learner import Learner
+from darklens.training.memory import keep_freed_memory
 from darklens.training.recipe import Recipe, Stage
 
 _COLUMNS = ["stage", "task", "epoch", "train_loss", "val_loss", "val_auc", "lr", "seconds"]
@@ -48,6 +49,7 @@ def train(recipe: Recipe, store: Store, out: Path, *, seed: int = 0, resume: boo
         InputError: If `out` is taken and `resume` is not set, or holds a run of another recipe, data or seed.
     """
     _quiet()
+    keep_freed_memory()
     _claim(out, recipe, store, seed, resume)
     parts = split(store.labels, validation_fraction=recipe.data.validation_fraction, seed=seed)
     pl.seed_everything(rng.integer_seed(seed, "weights") % 2**32, verbose=False)

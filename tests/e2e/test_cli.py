@@ -1,0 +1,252 @@
+"""The main job through the command line, on few and small images, and what happens when something is wrong."""
+
+import csv
+import json
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from darklens.cli import main
+
+SMALL = ["field.n_pixels=64", "--n-per-class", "12"]
+QUICK = ["data.preprocess.crop=48", "data.augment.kind=dihedral"]
+TRAIN = {
+    "resnet_simple": [*QUICK, "stages.0.epochs=2"],
+    "sis_autoencoder2": [*QUICK, "stages.0.epochs=1", "stages.1.epochs=1"],
+    "autoencoder_resnet_simple": [*QUICK, "stages.0.epochs=1"],
+}
+
+
+def darklens(*arguments):
+    """Run the command line in this process and return its exit code."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(a) for a in arguments])
+    return stopped.value.code
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with training and test stores and three trained and evaluated systems."""
+    work = tmp_path_factory.mktemp("work")
+    assert darklens("simulate", "deeplense-model-i", "--out", work / "train", *SMALL, "--seed", 1) == 0
+    assert darklens("simulate", "deeplense-model-i", "--out", work / "test", *SMALL, "--seed", 2) == 0
+    for recipe, changes in TRAIN.items():
+        assert darklens("train", recipe, *changes, "--data", work / "train", "--out", work / recipe) == 0
+        assert darklens("evaluate", work / recipe, work / "test", "--out", work / f"{recipe}-test") == 0
+    return work
+
+
+@pytest.fixture
+def images(work, tmp_path):
+    """A DeepLense folder of fresh images."""
+    assert darklens("simulate", "deeplense-model-i", "--out", tmp_path / "d", *SMALL, "--format", "deeplense") == 0
+    return tmp_path / "d"
+
+
+def rows_of(path):
+    with path.open() as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.mark.parametrize("recipe", ["resnet_simple", "sis_autoencoder2"])
+def test_an_evaluation_holds_what_the_interface_promises(work, recipe):
+    out = work / f"{recipe}-test"
+    assert {"eval.json", "predictions.csv", "roc.png", "calibration.png", "report.html"} <= {
+        p.name for p in out.iterdir()
+    }
+    found = json.loads((out / "eval.json").read_text())
+    assert found["schema"] == 1 and found["n"] == 36 and found["classes"] == ["no", "sphere", "vort"]
+    for metric in (found["accuracy"], found["ece"], found["nll"], *found["auc"].values()):
+        assert sorted(metric) == ["ci95", "value"] and metric["ci95"][0] <= metric["ci95"][1]
+    assert sorted(found["auc"]) == sorted(found["legacy_auc"]) == ["macro", "no", "sphere", "vort"]
+    assert np.sum(found["confusion"]) == 36
+    assert found["model"]["recipe"] == recipe and found["model"]["parameters"] > 1e5
+    assert found["data"]["population"] == "deeplense-model-i" and found["data"]["seed"] == 2
+    assert found["provenance"]["train_images"] == 33 and found["provenance"]["train_seconds"] > 0
+    assert found["warnings"] == []
+    rows = rows_of(out / "predictions.csv")
+    assert list(rows[0]) == ["path", "status", "predicted", "p_no", "p_sphere", "p_vort", "message", "label"]
+    assert len(rows) == 36
+    for row in rows:
+        p = {name: float(row[f"p_{name}"]) for name in found["classes"]}
+        assert row["status"] == "ok" and sum(p.values()) == pytest.approx(1, abs=1e-4)
+        assert row["predicted"] == max(p, key=p.get)
+    right = sum(row["predicted"] == row["label"] for row in rows) / 36
+    assert right == pytest.approx(found["accuracy"]["value"])
+
+
+def test_reports_are_single_files(work):
+    for recipe in TRAIN:
+        html = (work / f"{recipe}-test" / "report.html").read_text()
+        assert "http" not in html and not re.search(r'(src|href)="(?!data:)', html)
+        assert all('alt="' in tag for tag in re.findall(r"<img[^>]*>", html))
+        assert "Learning curves" in html and "Where this comes from" in html
+
+
+def test_an_autoencoder_is_judged_by_its_reconstructions_and_does_not_classify(work, images, capsys):
+    found = json.loads((work / "autoencoder_resnet_simple-test" / "eval.json").read_text())
+    assert found["reconstruction"]["mse"]["value"] > 0 and "auc" not in found
+    table = work / "never.csv"
+    assert darklens("predict", work / "autoencoder_resnet_simple", images, "--out", table) == 2
+    assert "does not classify" in capsys.readouterr().err
+    assert not table.exists()
+
+
+def test_evaluating_on_the_training_images_warns(work, tmp_path, capsys):
+    assert darklens("evaluate", work / "resnet_simple", work / "train", "--out", tmp_path / "e") == 0
+    assert "trained on" in capsys.readouterr().err
+    assert "trained on" in (tmp_path / "e" / "report.html").read_text()
+
+
+def test_compare(work, tmp_path):
+    folders = [work / "resnet_simple-test", work / "sis_autoencoder2-test"]
+    assert darklens("compare", *folders, "--out", tmp_path / "c") == 0
+    comparison = json.loads((tmp_path / "c" / "compare.json").read_text())
+    assert [s["name"] for s in comparison["systems"]] == ["resnet_simple", "sis_autoencoder2"]
+    assert len(comparison["differences"]) == 1
+    assert "resnet_simple - sis_autoencoder2" in (tmp_path / "c" / "compare.md").read_text()
+    assert "sis_autoencoder2" in (tmp_path / "c" / "report.html").read_text()
+    assert darklens("compare", folders[0], work / "autoencoder_resnet_simple-test", "--out", tmp_path / "d") == 2
+    assert not (tmp_path / "d").exists()
+
+
+def test_predict_gives_each_file_the_probabilities_evaluation_gave(work, tmp_path):
+    assert (
+        darklens("simulate", "deeplense-model-i", "--out", tmp_path / "d", *SMALL, "--seed", 2, "--format", "deeplense")
+        == 0
+    )
+    assert darklens("predict", work / "resnet_simple", tmp_path / "d" / "vort", "--out", tmp_path / "p.csv") == 0
+    predicted, evaluated = rows_of(tmp_path / "p.csv"), rows_of(work / "resnet_simple-test" / "predictions.csv")
+    assert len(predicted) == 12
+    # Image 3 k + 2 of the store is vort/(k + 1).npy of the folder.
+    for k in range(12):
+        row = next(r for r in predicted if Path(r["path"]).name == f"{k + 1}.npy")
+        assert float(row["p_vort"]) == pytest.approx(float(evaluated[3 * k + 2]["p_vort"]), abs=1e-4)
+
+
+def test_a_bad_file_gets_a_row_and_the_others_go_on(work, images, tmp_path, capsys):
+    good = np.load(images / "no" / "1.npy")
+    bad = {
+        "empty": b"",
+        "truncated": (images / "no" / "2.npy").read_bytes()[:500],
+        "pickle": pickle.dumps(good),
+    }
+    for name, content in bad.items():
+        (images / "no" / f"bad-{name}.npy").write_bytes(content)
+    spoiled = good.copy()
+    spoiled[0, 3, 3] = np.nan
+    arrays = {"nan": spoiled, "constant": np.ones((64, 64)), "shape": np.zeros((3, 64, 64)), "size": np.eye(50)}
+    for name, array in arrays.items():
+        np.save(images / "no" / f"bad-{name}.npy", array)
+    np.save(images / "no" / "bad-object.npy", np.array([{}], dtype=object), allow_pickle=True)
+
+    assert darklens("predict", work / "resnet_simple", images / "no", "absent.npy", "--out", tmp_path / "p.csv") == 3
+    rows = rows_of(tmp_path / "p.csv")
+    errors = [row for row in rows if row["status"] == "error"]
+    assert len(rows) == 12 + 8 + 1 and len(errors) == 9
+    for row in errors:
+        assert row["path"] in row["message"] and row["p_no"] == row["predicted"] == ""
+    complaints = capsys.readouterr().err.strip().splitlines()
+    assert len(complaints) == 9 and all(line.startswith("darklens: ") for line in complaints)
+    assert not list(tmp_path.glob(".p.csv*"))
+
+
+def test_import_what_was_exported(work, images, tmp_path, capsys):
+    (images / "vort" / "3.npy").write_bytes(b"")
+    (images / "index.csv").unlink()
+    assert darklens("import", images, "--out", tmp_path / "s") == 3
+    assert "vort/3.npy" in capsys.readouterr().err
+    assert darklens("inspect", tmp_path / "s", "--verify") == 0
+    assert "no: 12, sphere: 12, vort: 11" in capsys.readouterr().out
+    assert darklens("evaluate", work / "resnet_simple", tmp_path / "s", "--out", tmp_path / "e") == 0
+    assert rows_of(tmp_path / "e" / "predictions.csv")[0]["path"] == "no/1.npy"
+
+
+def test_inspect_reports_damage(tmp_path, capsys):
+    assert darklens("simulate", "common-test-i", "--out", tmp_path / "s", "field.n_pixels=16", "--n-per-class", 2) == 0
+    shard = tmp_path / "s" / "shards" / "00000.images.npy"
+    shard.write_bytes(shard.read_bytes()[:-4])
+    assert darklens("inspect", tmp_path / "s", "--verify") == 3
+    assert "does not match its checksum" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["frobnicate"], "Unknown command"),
+        (["simulate", "common-test-ii", "--out", "x"], "did you mean 'common-test-i'?"),
+        (["simulate", "common-test-i"], "--out"),
+        (["simulate", "common-test-i", "--out", "x", "--n-per-class", "0"], "--n-per-class"),
+        (["simulate", "common-test-i", "--out", "x", "source.q=2"], "source.q"),
+        (["simulate", "common-test-i", "--out", "x", "lens.gama=0"], "did you mean 'gamma'?"),
+        (["train", "resnet_simpel", "--data", "{work}/train", "--out", "x"], "did you mean 'resnet_simple'?"),
+        (
+            ["train", "resnet_simple", "--data", "{work}/train", "--out", "x", "model.dropuot=0"],
+            "did you mean 'dropout'?",
+        ),
+        (["train", "resnet_simple", "--data", "absent", "--out", "x"], "absent is not a folder"),
+        (
+            ["train", "resnet_simple", "--data", "{work}/train", "--out", "x", "data.preprocess.crop=99"],
+            "cannot be cropped",
+        ),
+        (["evaluate", "absent", "{work}/test", "--out", "x"], "absent does not exist"),
+        (["evaluate", "{work}/resnet_simple", "{work}", "--out", "x"], "no store.json"),
+        (["predict", "{work}/resnet_simple", "absent.npy", "--out", "x"], "no such file or folder"),
+        (["predict", "{work}/resnet_simple", "{work}/test", "--out", "x", "--pixel-scale", "0.1"], "resample"),
+        (["import", "absent", "--out", "x"], "absent is not a folder"),
+        (["compare", "{work}/train", "{work}/test", "--out", "x"], "holds no eval.json"),
+        (["config", "show", "resnet_simple", "stages.3.epochs=1"], "must be an index"),
+    ],
+)
+def test_wrong_use_is_one_sentence_exit_code_2_and_writes_nothing(
+    work, tmp_path, monkeypatch, capsys, arguments, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    assert darklens(*[a.format(work=work) for a in arguments]) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1 and sentence in lines[0], captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_unexpected_is_exit_code_1_and_a_traceback_comes_only_with_debug(monkeypatch, capsys):
+    monkeypatch.setattr("darklens.training.recipe.names", lambda: 1 / 0)
+    assert darklens("recipes") == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError):
+        main(["recipes", "--debug"])
+
+
+def test_listings(capsys):
+    for command, expected in (
+        (["recipes"], "sis_autoencoder2"),
+        (["populations"], "deeplense-model-i"),
+        (["models"], "autoencoder_resnet_simple"),
+        (["config", "schema"], '"stages"'),
+        (["config", "show", "sis_autoencoder2", "model.k_low=0.5"], "k_low: 0.5"),
+    ):
+        assert darklens(*command) == 0
+        assert expected in capsys.readouterr().out
+
+
+def test_a_shown_recipe_can_be_trained_from_its_file(work, tmp_path, capsys):
+    assert darklens("config", "show", "resnet_simple", *TRAIN["resnet_simple"]) == 0
+    (tmp_path / "mine.yaml").write_text(capsys.readouterr().out)
+    assert darklens("train", tmp_path / "mine.yaml", "--data", work / "train", "--out", tmp_path / "r") == 0
+    first, second = (
+        (folder / "bundle" / "model.safetensors").read_bytes() for folder in (work / "resnet_simple", tmp_path / "r")
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize("arguments", [["-c", "import darklens"], ["-m", "darklens.cli", "--help"]])
+def test_starting_does_not_import_what_is_slow(arguments):
+    run = subprocess.run([sys.executable, "-X", "importtime", *arguments], capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in run.stderr.splitlines()}
+    assert "darklens" in imported or "-m" in arguments
+    assert not imported & {"torch", "numpy", "matplotlib", "pytorch_lightning", "astropy", "scipy", "pydantic"}
