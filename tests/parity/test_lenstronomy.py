@@ -12,6 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lenstronomy.Data.imaging_data import ImageData
+from lenstronomy.Data.psf import PSF
+from lenstronomy.ImSim.image_model import ImageModel
+from lenstronomy.LensModel.lens_model import LensModel
+from lenstronomy.LensModel.Profiles.base_profile import LensProfileBase
+from lenstronomy.LightModel.light_model import LightModel
 
 from darklens.physics.light import sersic_b
 from darklens.physics.profiles import PROFILES
@@ -20,13 +26,6 @@ from darklens.simulate.draw import draw
 from darklens.simulate.populations import LineMass
 from darklens.simulate.render import render
 from darklens.units import FWHM_PER_SIGMA
-
-from lenstronomy.Data.imaging_data import ImageData
-from lenstronomy.Data.psf import PSF
-from lenstronomy.ImSim.image_model import ImageModel
-from lenstronomy.LensModel.lens_model import LensModel
-from lenstronomy.LensModel.Profiles.base_profile import LensProfileBase
-from lenstronomy.LightModel.light_model import LightModel
 
 DOUBLE = 1e-9  # of the image's peak
 SINGLE = 1e-4  # of the image's peak

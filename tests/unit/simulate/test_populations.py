@@ -1,0 +1,162 @@
+"""What populations draw, and what they refuse."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from darklens import rng
+from darklens.config import load
+from darklens.errors import ConfigError
+from darklens.simulate import populations, priors
+from darklens.simulate.draw import COLUMNS, draw
+from darklens.simulate.generate import simulate_batch
+from darklens.simulate.populations import Population
+from darklens.simulate.render import observe
+
+
+@pytest.mark.parametrize("name", populations.names())
+def test_each_population_states_its_name_and_classes(name):
+    population = populations.get(name)
+    assert population.name == name and population.class_names == ["no", "sphere", "vort"]
+    truth = draw(population, 0, range(6))
+    assert sorted(truth) == sorted(COLUMNS)
+    points, line = (truth["point_theta_E"] > 0).sum(1), truth["line_mass"] > 0
+    assert points.tolist() == [0, 25, 0] * 2 and line.tolist() == [False, False, True] * 2
+
+
+def test_common_test_i_has_the_measured_priors():
+    truth = draw(populations.get("common-test-i"), 0, range(900))
+    gamma, direction = np.hypot(truth["gamma1"], truth["gamma2"]), np.arctan2(truth["gamma2"], truth["gamma1"]) / 2
+    assert 0.9 <= truth["theta_E"].min() < 0.91 and 1.64 < truth["theta_E"].max() <= 1.65
+    assert gamma.max() <= 0.3 and direction.min() >= 0 and np.degrees(direction.max()) <= 6.283
+    assert np.hypot(truth["source_x"], truth["source_y"]).max() <= 0.5
+    assert (truth["source_q"].min() >= 0.4) and truth["source_q"].max() <= 1
+    vort, sphere = slice(2, None, 3), slice(1, None, 3)
+    fraction = (truth["line_mass"] / truth["theta_E"] ** 2)[vort]
+    assert fraction.min() >= 0.02 and fraction.max() <= 0.05
+    assert truth["line_length"][vort].min() >= 1 and truth["line_length"][vort].max() <= 3
+    total = ((truth["point_theta_E"] ** 2).sum(1) / truth["theta_E"] ** 2)[sphere]
+    assert total.mean() == pytest.approx(0.038, abs=0.004)  # 3.8 % of the lens for dN/dm ~ m^-0.9
+    heavy = ((truth["point_theta_E"] / truth["theta_E"][:, None]) ** 2 > 4e-3)[sphere].sum(1).mean()
+    assert heavy == pytest.approx(3.6, abs=0.4)
+
+
+def test_the_isotropic_variant_has_all_directions():
+    truth = draw(populations.get("common-test-i-isotropic"), 0, range(600))
+    direction = np.arctan2(truth["gamma2"], truth["gamma1"])
+    assert np.histogram(direction, bins=4, range=(-math.pi, math.pi))[0].min() > 110
+
+
+def test_deeplense_model_i_and_its_switches():
+    population = populations.get("deeplense-model-i")
+    truth = draw(population, 0, range(30))
+    assert truth["theta_E"] == pytest.approx(1.2815, abs=1e-3)
+    assert (truth["source_q"][0], truth["source_angle"][0]) == (pytest.approx(0.7522, abs=1e-4), math.radians(67.5))
+    corrected = populations.get("deeplense-model-i", ["lens.theta_E.legacy_distances=false"])
+    assert draw(corrected, 0, range(3))["theta_E"] == pytest.approx(1.6645, abs=1e-3)
+
+
+@pytest.mark.parametrize(("legacy", "poisson_draws"), [("true", 2), ("false", 1)])
+def test_noise_of_an_exposure_has_the_stated_variance(legacy, poisson_draws):
+    population = populations.get("deeplense-model-i", [f"noise.legacy_noise={legacy}"])
+    rate, exposure = 0.2, 2000.0
+    images = observe(
+        population, torch.full((1, 150, 150), rate), {"exposure": np.array([exposure])}, seed=0, indices=[0]
+    )
+    expected = poisson_draws * rate * exposure + (population.noise.background_rms * exposure) ** 2
+    assert images.var() == pytest.approx(expected, rel=0.05)
+    assert images.mean() == pytest.approx(rate * exposure, rel=0.01)
+
+
+def test_stored_images_are_whole_counts_scaled_to_their_range():
+    images, _ = simulate_batch(populations.get("common-test-i"), 0, [0, 1, 2])
+    for image in images[:, 0].astype(np.float64):
+        levels = np.unique(image)
+        per_count = 1 / np.diff(levels).min()
+        counts = image * per_count
+        np.testing.assert_allclose(counts, counts.round(), atol=0.02)
+        corner = counts[:12, :12].round()
+        assert corner.var() == pytest.approx(10, rel=0.5)  # a sky of 10 counts
+        assert (image.min(), image.max()) == (0, 1) and 600 < per_count < 1000
+
+
+@pytest.mark.parametrize("name", ["no", "sphere", "vort"])
+def test_conserved_mass_is_what_the_ring_held_before(name):
+    plain = populations.get("common-test-i")
+    kept = populations.get("common-test-i", ["conserve_mass=true"])
+    indices = [plain.class_names.index(name) + 3 * k for k in range(8)]
+    before, after = draw(plain, 0, indices), draw(kept, 0, indices)
+    for i in range(8):
+        ring = before["theta_E"][i]
+        inside = sum(
+            t**2
+            for t, x, y in zip(before["point_theta_E"][i], before["point_x"][i], before["point_y"][i], strict=True)
+            if math.hypot(x, y) < ring
+        )
+        if before["line_mass"][i]:
+            s = (np.arange(100_000) + 0.5) / 100_000 - 0.5
+            x = before["line_x"][i] + s * before["line_length"][i] * math.cos(before["line_angle"][i])
+            y = before["line_y"][i] + s * before["line_length"][i] * math.sin(before["line_angle"][i])
+            inside += before["line_mass"][i] * float((np.hypot(x, y) < ring).mean())
+        assert after["theta_E"][i] * ring + inside == pytest.approx(ring**2, rel=1e-5)
+        assert np.array_equal(before["point_theta_E"][i], after["point_theta_E"][i])
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("lens.gama=0", "did you mean 'gamma'"),
+        ("lens.theta_E=-1", "lens.theta_E.*positive"),
+        ("lens.theta_E={kind: of_mass, mass: 1e12, z_lens: 1, z_source: 0.5}", "z_source"),
+        ("lens.gamma={kind: uniform, low: 0, high: 1.5}", "lens.gamma"),
+        ("source.q={kind: uniform, low: 0, high: 1}", "source.q"),
+        ("source.R_e=0", "source.R_e"),
+        ("source.n={kind: uniform, low: 2, high: 1}", "low .* must not exceed"),
+        ("field.pixel_scale=0", "field.pixel_scale"),
+        ("field.n_pixels=100000", "field.n_pixels"),
+        ("noise.sky=-1", "noise.*sky"),
+        ("name=Bad Name", "name"),
+    ],
+)
+def test_impossible_values_are_refused_by_name(override, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        populations.get("common-test-i", [override])
+
+
+def test_one_class_is_not_enough():
+    tree = populations.get("common-test-i").model_dump(mode="json", by_alias=True)
+    with pytest.raises(ConfigError, match=r"classes.*two classes"):
+        load(Population, tree | {"classes": {"only": {"kind": "none"}}})
+
+
+def test_a_population_of_ones_own(tmp_path):
+    text = (populations._folder() / "common-test-i.yaml").read_text().replace("name: common-test-i", "name: mine")
+    (tmp_path / "mine.yaml").write_text(text)
+    assert populations.get(str(tmp_path / "mine.yaml")).name == "mine"
+    with pytest.raises(ConfigError, match="does not exist"):
+        populations.get("absent.yaml")
+
+
+class TestPriors:
+    g = rng.generator(0, "priors")
+
+    def test_power_laws_have_their_slope(self):
+        for slope in (-1.9, -1.0, -0.9, 0.5):
+            x = priors.PowerLaw(slope=slope, low=1, high=1e4).sample(self.g, 200_000)
+            assert x.min() >= 1 and x.max() <= 1e4 * (1 + 1e-9)
+            counts, edges = np.histogram(np.log(x), bins=12)
+            middle = (edges[1:] + edges[:-1]) / 2
+            use = counts > 300
+            assert np.polyfit(middle[use], np.log(counts[use]), 1)[0] == pytest.approx(slope + 1, abs=0.03)
+
+    def test_the_others(self):
+        assert set(priors.Constant(value=3).sample(self.g, 5)) == {3.0}
+        u, n = (p.sample(self.g, 50_000) for p in (priors.Uniform(low=2, high=4), priors.Normal(mean=1, sigma=0.5)))
+        assert (u.min(), u.max()) == (pytest.approx(2, abs=1e-3), pytest.approx(4, abs=1e-3))
+        assert (n.mean(), n.std()) == (pytest.approx(1, abs=0.01), pytest.approx(0.5, abs=0.01))
+
+    def test_a_bare_number_is_a_constant(self):
+        tree = populations.get("common-test-i").model_dump(mode="json", by_alias=True)
+        assert load(Population, tree, ["lens.e1=0.25"]).lens.e1 == priors.Constant(value=0.25)
