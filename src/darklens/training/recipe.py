@@ -53,7 +53,7 @@ class Stage(Frozen):
     batch_size: int = Field(default=64, ge=2)
     optimiser: Optimiser = Optimiser()
     schedule: Annotated[OneCycle | Plateau | ConstantRate, Field(discriminator="kind")] = OneCycle()
-    gradient_clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
+    gradient_clip: float | None = Field(default=None, gt=0, description="largest norm of the gradient; none: any")
     legacy_double_softmax: bool = Field(default=False, description="softmax before a loss that applies it again")
     legacy_last_epoch: bool = Field(default=False, description="keep the last epoch's weights, not the best's")
 
