@@ -1,3 +1,43 @@
-"""darklens: physics-informed classification of dark-matter substructure in strong-lens images."""
+"""darklens: physics-informed classification of dark-matter substructure in strong-lens images.
+
+The names below are imported when first used, so that `import darklens` is instant.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from darklens.bundle import Bundle
+    from darklens.data.store import Store
+    from darklens.evaluation.evaluate import evaluate
+    from darklens.physics.grid import Grid
+    from darklens.simulate.generate import generate
+    from darklens.simulate.populations import get as get_population
+    from darklens.training.recipe import get as get_recipe
+    from darklens.training.run import train
+
+_HOME = {
+    "Bundle": ("darklens.bundle", "Bundle"),
+    "Grid": ("darklens.physics.grid", "Grid"),
+    "Store": ("darklens.data.store", "Store"),
+    "evaluate": ("darklens.evaluation.evaluate", "evaluate"),
+    "generate": ("darklens.simulate.generate", "generate"),
+    "get_population": ("darklens.simulate.populations", "get"),
+    "get_recipe": ("darklens.training.recipe", "get"),
+    "train": ("darklens.training.run", "train"),
+}
+
+__all__ = ["Bundle", "Grid", "Store", "evaluate", "generate", "get_population", "get_recipe", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'darklens' has no attribute {name!r}")
+    module, attribute = _HOME[name]
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,6 +1,6 @@
 """Our forward model on real images of Common Test I: with the right parameters only photon noise is left.
 
-The parameters were found by least squares from several starts (method: docs/populations.md) and are rounded.
+The parameters were found by least squares and are rounded; benchmarks/fit_real_images.py refines them.
 """
 
 import math
@@ -40,7 +40,7 @@ def counts_of(path):
     return counts + min((0, 1), key=lambda least: abs(corner.mean() + least - SKY))
 
 
-def model_of(values, **changes):
+def truth_of(values, **changes):
     theta_E, gamma1, gamma2, x, y, e1, e2, *line = values
     e = math.hypot(e1, e2)
     row = dict.fromkeys(COLUMNS, 0.0) | {
@@ -58,8 +58,11 @@ def model_of(values, **changes):
     }
     row |= dict(zip(["line_mass", "line_x", "line_y", "line_length", "line_angle"], line, strict=False)) | changes
     truth = {name: np.array([value]) for name, value in row.items() if not name.startswith("point")}
-    truth |= {name: np.zeros((1, 0)) for name in COLUMNS if name.startswith("point")}
-    return render(populations.get("common-test-i"), truth, dtype=torch.float64)[0].numpy() + SKY
+    return truth | {name: np.zeros((1, 0)) for name in COLUMNS if name.startswith("point")}
+
+
+def model_of(values, **changes):
+    return render(populations.get("common-test-i"), truth_of(values, **changes), dtype=torch.float64)[0].numpy() + SKY
 
 
 def chi2_per_pixel(counts, model):

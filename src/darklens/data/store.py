@@ -76,6 +76,11 @@ class Store:
         """Class names in the order of their labels."""
         return self.index.classes
 
+    @property
+    def population_name(self) -> str:
+        """Name of the population the images were simulated from, or where they were imported from."""
+        return str(self.index.population["name"]) if self.index.population else self.index.source
+
     @cached_property
     def labels(self) -> Int[np.ndarray, " n"]:
         """Labels of all images."""

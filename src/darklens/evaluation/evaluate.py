@@ -62,7 +62,6 @@ def evaluate(
         metrics = {"n": len(store), "reconstruction": _reconstruction(np.concatenate(errors), seed)}
     contract = bundle.contract
     seen = contract.data.get("sha256") == store.sha256
-    population = store.index.population["name"] if store.index.population else store.index.source
     evaluation = {
         "schema": 1,
         **metrics,
@@ -71,7 +70,7 @@ def evaluate(
             "parameters": contract.parameters,
             "bundle_sha256": sha256_of_bundle(folder),
         },
-        "data": {"population": population, "seed": store.index.seed, "sha256": store.sha256},
+        "data": {"population": store.population_name, "seed": store.index.seed, "sha256": store.sha256},
         "training_data": contract.data,
         "provenance": {
             "version": darklens.__version__,

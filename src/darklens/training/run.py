@@ -50,7 +50,6 @@ def train(recipe: Recipe, store: Store, out: Path, *, seed: int = 0, resume: boo
     """
     _quiet()
     keep_freed_memory()
-    _claim(out, recipe, store, seed, resume)
     parts = split(store.labels, validation_fraction=recipe.data.validation_fraction, seed=seed)
     pl.seed_everything(rng.integer_seed(seed, "weights") % 2**32, verbose=False)
     n_pixels, pixel_scale = store.index.n_pixels, store.index.pixel_scale
@@ -62,7 +61,8 @@ def train(recipe: Recipe, store: Store, out: Path, *, seed: int = 0, resume: boo
     )
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     if recipe.pretrained is not None:
-        _load_autoencoder(network, recipe, n_pixels, pixel_scale)
+        _load_autoencoder(network, recipe, n_pixels)
+    _claim(out, recipe, store, seed, resume)
 
     validation: dict[str, float] = {}
     for number, stage in enumerate(recipe.stages):
@@ -81,7 +81,7 @@ def train(recipe: Recipe, store: Store, out: Path, *, seed: int = 0, resume: boo
         preprocess=recipe.data.preprocess,
         parameters=count_parameters(network),
         data={
-            "population": population_name(store),
+            "population": store.population_name,
             "seed": store.index.seed,
             "sha256": store.sha256,
             "n": len(store),
@@ -98,11 +98,6 @@ def train(recipe: Recipe, store: Store, out: Path, *, seed: int = 0, resume: boo
     )
     Bundle(contract, network).save(out / "bundle")
     return Bundle.load(out)
-
-
-def population_name(store: Store) -> str:
-    """Return the name of the population a store was simulated from, or where it was imported from."""
-    return str(store.index.population["name"]) if store.index.population else store.index.source
 
 
 def precision_of(setting: str) -> str:
@@ -246,7 +241,7 @@ def _claim(out: Path, recipe: Recipe, store: Store, seed: int, resume: bool) -> 
         raise InputError(f"{out} holds a run on other data, of another seed or version; choose another --out.")
 
 
-def _load_autoencoder(network: nn.Module, recipe: Recipe, n_pixels: int, pixel_scale: float) -> None:
+def _load_autoencoder(network: nn.Module, recipe: Recipe, n_pixels: int) -> None:
     donor = Bundle.load(str(recipe.pretrained))
     autoencoder = network.get_submodule("autoencoder")
     expected = (getattr(recipe.model, "autoencoder", None), recipe.data.preprocess, n_pixels)

@@ -1,0 +1,16 @@
+import pytest
+
+import darklens
+
+
+def test_every_public_name_is_found_where_it_lives():
+    assert dir(darklens) == sorted([*darklens.__all__, "__version__"])
+    for name in darklens.__all__:
+        module, attribute = darklens._HOME[name]
+        found = getattr(darklens, name)
+        assert found.__module__ == module and found.__name__ == attribute
+
+
+def test_other_names_are_not():
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        _ = darklens.nonsense
