@@ -93,7 +93,7 @@ def to_csv(rows: Sequence[Row], classes: Sequence[str], extra: dict[str, Sequenc
             writer.writerow([row.path, "error", "", *[""] * len(classes), row.message, *further])
         else:
             predicted = classes[int(np.argmax(row.probabilities))]
-            numbers = [f"{p:.6g}" for p in row.probabilities]
+            numbers = [f"{p:.9g}" for p in row.probabilities]
             writer.writerow([row.path, "ok", predicted, *numbers, "", *further])
     return stream.getvalue()
 

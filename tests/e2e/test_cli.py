@@ -103,6 +103,29 @@ def test_evaluating_on_the_training_images_warns(work, tmp_path, capsys):
     assert "trained on" in (tmp_path / "e" / "report.html").read_text()
 
 
+def test_a_longer_simulation_of_the_training_seed_is_not_new_either(work, tmp_path):
+    longer = [SMALL[0], "--n-per-class", 15, "--seed", 1]
+    assert darklens("simulate", "deeplense-model-i", "--out", tmp_path / "s", *longer) == 0
+    assert darklens("evaluate", work / "resnet_simple", tmp_path / "s", "--out", tmp_path / "a") == 0
+    assert darklens("evaluate", work / "sis_autoencoder2", tmp_path / "s", "--out", tmp_path / "b") == 0
+    assert len(json.loads((tmp_path / "a" / "eval.json").read_text())["warnings"]) == 1
+    assert darklens("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c") == 0
+    report = (tmp_path / "c" / "report.html").read_text()
+    assert report.count('class="warning"') == 2 and "none of them was trained on" not in report
+
+
+def test_two_runs_of_one_recipe_are_told_apart(work, tmp_path):
+    assert darklens("evaluate", work / "resnet_simple", work / "test", "--out", tmp_path / "again") == 0
+    assert darklens("compare", work / "resnet_simple-test", tmp_path / "again", "--out", tmp_path / "c") == 0
+    names = [s["name"] for s in json.loads((tmp_path / "c" / "compare.json").read_text())["systems"]]
+    assert names == ["resnet_simple (resnet_simple-test)", "resnet_simple (again)"]
+    for damage in ("label", "vort", "0."):
+        text = (work / "resnet_simple-test" / "predictions.csv").read_text()
+        (tmp_path / "again" / "predictions.csv").write_text(text.replace(damage, "x"))
+        assert darklens("compare", work / "resnet_simple-test", tmp_path / "again", "--out", tmp_path / "d") == 2
+    assert not (tmp_path / "d").exists()
+
+
 def test_compare(work, tmp_path):
     folders = [work / "resnet_simple-test", work / "sis_autoencoder2-test"]
     assert darklens("compare", *folders, "--out", tmp_path / "c") == 0

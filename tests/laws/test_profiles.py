@@ -180,6 +180,24 @@ def test_deflections_add_up():
     torch.testing.assert_close(beta_y, 0.7 * x)
 
 
+def test_many_points_are_the_sum_of_single_ones_and_differentiable():
+    x, y = Grid(n_pixels=5, pixel_scale=0.3).coordinates(dtype=torch.float64)
+    g = torch.Generator().manual_seed(0)
+    inputs = [torch.rand(2, 3, generator=g, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+
+    def together(theta_E, at_x, at_y):
+        return point_masses_deflection(x, y, theta_E=theta_E, centre_x=at_x, centre_y=at_y)
+
+    theta_E, at_x, at_y = inputs
+    single = [
+        sum(point.deflection(x - at_x[1, k], y - at_y[1, k], theta_E=theta_E[1, k])[axis] for k in range(3))
+        for axis in range(2)
+    ]
+    for a, b in zip(together(*inputs), single, strict=True):
+        torch.testing.assert_close(a[1], b, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(together, inputs)
+
+
 def test_massless_points_deflect_nothing():
     x, y = Grid(n_pixels=5, pixel_scale=0.1).coordinates()
     zero = torch.zeros(2, 3)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from darklens.errors import InputError
+from darklens.evaluation import metrics
 from darklens.evaluation.intervals import paired_difference
 from darklens.evaluation.metrics import Labels, Probabilities
 
@@ -30,6 +31,8 @@ def compare(systems: Sequence[Judged], *, seed: int = 0) -> dict[str, Any]:
     """
     if len(systems) < 2:
         raise InputError("A comparison needs at least two evaluations.")
+    for system in systems:
+        metrics.check(system.labels, system.probabilities)
     first = systems[0]
     for other in systems[1:]:
         same_data = first.evaluation["data"]["sha256"] == other.evaluation["data"]["sha256"]

@@ -16,6 +16,8 @@ from darklens.errors import InputError
 from darklens.evaluation.summary import summarise
 from darklens.models.autoencoder import reconstruction_error
 
+_SEEN = "Images like these, of the same seed, were trained on; the numbers say nothing about new ones."
+
 
 @dataclass(frozen=True)
 class Result:
@@ -61,7 +63,6 @@ def evaluate(
         probabilities = None
         metrics = {"n": len(store), "reconstruction": _reconstruction(np.concatenate(errors), seed)}
     contract = bundle.contract
-    seen = contract.data.get("sha256") == store.sha256
     evaluation = {
         "schema": 1,
         **metrics,
@@ -81,7 +82,7 @@ def evaluate(
             "train_commit": contract.provenance["commit"],
             "train_hardware": contract.provenance["hardware"],
         },
-        "warnings": ["These are the images the system was trained on; the numbers say nothing about new ones."] * seen,
+        "warnings": [_SEEN] if _trained_on(contract.data, store) else [],
     }
     return Result(evaluation, image_names(store), labels, probabilities)
 
@@ -91,6 +92,16 @@ def image_names(store: Store) -> list[str]:
     if "path" in store.index.columns:
         return [str(name) for name in store.truth("path")]
     return [str(i) for i in range(len(store))]
+
+
+def _trained_on(training_data: dict[str, Any], store: Store) -> bool:
+    """Tell whether images of the store were trained on.
+
+    A simulation is known by its population and seed: a longer one begins with the images of a shorter one.
+    """
+    simulated = store.index.seed is not None
+    same_draw = (training_data["population"], training_data["seed"]) == (store.population_name, store.index.seed)
+    return training_data["sha256"] == store.sha256 or (simulated and same_draw)
 
 
 def _check_compatible(bundle: Bundle, store: Store) -> None:

@@ -35,9 +35,10 @@ def point_masses_deflection(
     total_y = torch.zeros_like(total_x)
     for k in range(theta_E.shape[1]):
         mass, at_x, at_y = (value[:, k, None, None] for value in (theta_E, centre_x, centre_y))
-        alpha_x, alpha_y = point.deflection(x - at_x, y - at_y, theta_E=mass)
-        total_x += alpha_x
-        total_y += alpha_y
+        from_x, from_y = x - at_x, y - at_y
+        scale = point.deflection_over_distance(from_x, from_y, theta_E=mass)
+        total_x.addcmul_(scale, from_x)
+        total_y.addcmul_(scale, from_y)
     return total_x, total_y
 
 

@@ -18,7 +18,7 @@ _DPI = 110
 
 
 def to_png(figure: Figure) -> bytes:
-    """Return the figure as PNG; the same figure gives the same bytes."""
+    """Return the figure as PNG; figures made from the same data give the same bytes."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=_DPI, metadata={"Software": None})
     return stream.getvalue()
@@ -26,7 +26,7 @@ def to_png(figure: Figure) -> bytes:
 
 def roc(labels: Labels, probabilities: Probabilities, classes: Sequence[str]) -> Figure:
     """Return one-vs-rest ROC curves."""
-    figure, axes = _figure(5.0, 4.6)
+    figure, axes = _figure(4.3, 4.1)
     for i, name in enumerate(classes):
         false_rate, true_rate = roc_curve(labels == i, probabilities[:, i])
         area = binary_auc(labels == i, probabilities[:, i])
@@ -39,7 +39,7 @@ def roc(labels: Labels, probabilities: Probabilities, classes: Sequence[str]) ->
 
 def calibration(bins: Float[np.ndarray, "bins 3"]) -> Figure:
     """Return the reliability diagram of `metrics.reliability`'s bins."""
-    figure, axes = _figure(5.0, 4.6)
+    figure, axes = _figure(4.3, 4.1)
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="perfect calibration")
     axes.plot(bins[:, 0], bins[:, 1], "o-", color=COLOURS[0], label="this system")
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), aspect="equal")
@@ -49,7 +49,7 @@ def calibration(bins: Float[np.ndarray, "bins 3"]) -> Figure:
 
 def confusion(counts: Int[np.ndarray, "c c"], classes: Sequence[str]) -> Figure:
     """Return the confusion matrix with counts, shaded by the fraction of the true class."""
-    figure, axes = _figure(4.6, 4.2)
+    figure, axes = _figure(4.1, 3.9)
     fraction = counts / counts.sum(1, keepdims=True)
     axes.imshow(fraction, cmap="Blues", vmin=0, vmax=1)
     for (i, j), n in np.ndenumerate(counts):
@@ -62,7 +62,7 @@ def confusion(counts: Int[np.ndarray, "c c"], classes: Sequence[str]) -> Figure:
 def learning_curves(rows: Sequence[Mapping[str, str]]) -> Figure:
     """Return loss by epoch for each stage of a run, from the rows of metrics.csv."""
     stages = sorted({int(row["stage"]) for row in rows})
-    figure, first = _figure(5.0 * len(stages), 3.6, columns=len(stages))
+    figure, first = _figure(5.0, 3.2 * len(stages), rows=len(stages))
     for axes, stage in zip(figure.axes or [first], stages, strict=True):
         own = [row for row in rows if int(row["stage"]) == stage]
         epochs = [int(row["epoch"]) + 1 for row in own]
@@ -83,9 +83,9 @@ def gallery(images: Sequence[Float[np.ndarray, "n n"]], titles: Sequence[str], *
     for axes, image, title in zip(figure.axes, images, titles, strict=False):
         half = image.shape[0] * pixel_scale / 2
         axes.imshow(np.sqrt(image.clip(min=0)), cmap="magma", origin="lower", extent=(-half, half, -half, half))
-        axes.set_title(title, fontsize=9)
-        axes.tick_params(labelsize=7)
-    figure.supxlabel("arcsec (brightness on a square-root scale)", fontsize=8)
+        axes.set_title(title, fontsize=11)
+        axes.tick_params(labelsize=9)
+    figure.supxlabel("arcsec (brightness on a square-root scale)", fontsize=11)
     return figure
 
 
@@ -105,7 +105,7 @@ def auc_bars(systems: Sequence[Mapping[str, Any]]) -> Figure:
     axes.set(yticks=range(len(names)), yticklabels=names, xlabel="one-vs-rest AUC")
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(fontsize=8, loc="best")
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +66,15 @@ def write_comparison(out: Path, folders: Sequence[Path], *, predictions: Path | 
     Raises:
         InputError: If a folder is not an evaluation of a classifier, or the test images differ.
     """
-    systems = [_read_judged(folder) for folder in folders]
+    systems = _with_different_names([_read_judged(folder) for folder in folders], folders)
+    warnings = [f"{s.name}: {warning}" for s in systems for warning in s.evaluation["warnings"]]
     comparison = compare(systems)
     classes = systems[0].evaluation["classes"]
     best = max(comparison["systems"], key=lambda s: s["auc"]["macro"]["value"])
+    unseen = "" if warnings else " that none of them was trained on"
     lead = (
-        f"{len(systems)} systems judged on the same {comparison['n']} images of {comparison['data']['population']} "
-        f"that none of them was trained on. Best: {best['name']}, macro AUC {with_interval(best['auc']['macro'])}."
+        f"{len(systems)} systems judged on the same {comparison['n']} images of {comparison['data']['population']}"
+        f"{unseen}. Best: {best['name']}, macro AUC {with_interval(best['auc']['macro'])}."
     )
     table = Table(
         ["system", "parameters", "training", "macro AUC", *(f"AUC {c}" for c in classes), "accuracy", "ECE"],
@@ -127,13 +130,12 @@ def write_comparison(out: Path, folders: Sequence[Path], *, predictions: Path | 
         sections.append(
             Section("Predictions", text, tables=[Table(list(rows[0]), [list(row.values()) for row in rows])])
         )
-    sections.append(_provenance(systems[0].evaluation))
+    sections += [_provenance(s.evaluation, f"Where {s.name} comes from") for s in systems]
     title = " and ".join(s["name"] for s in comparison["systems"])
     write_json(out / "compare.json", comparison)
     write_text(out / "compare.md", to_markdown(comparison))
-    write_text(
-        out / "report.html", page(f"{title} on {comparison['data']['population']}", lead=lead, sections=sections)
-    )
+    text = page(f"{title} on {comparison['data']['population']}", lead=lead, sections=sections, warnings=warnings)
+    write_text(out / "report.html", text)
 
 
 def _curves(system: Judged, classes: Sequence[str]) -> Section:
@@ -191,7 +193,8 @@ def _classification_sections(out: Path, result: Result, store: Store) -> tuple[l
             "Calibration",
             f"Expected calibration error {with_interval(evaluation['ece'])}, "
             f"log loss {with_interval(evaluation['nll'])}. "
-            "Points below the line are predictions more confident than they are right.",
+            "Points below the line are predictions more confident than they are right. Resampling adds scatter to "
+            "the bins, so the interval of the calibration error lies somewhat high.",
             pictures=[Picture(reliability, "Reliability diagram: accuracy against confidence.")],
         ),
         _examples(result, store),
@@ -238,13 +241,13 @@ def _reconstruction_sections(evaluation: dict[str, Any], bundle: Bundle, store: 
     return [Section("Reconstruction", text, pictures=[picture])], lead
 
 
-def _provenance(evaluation: dict[str, Any]) -> Section:
+def _provenance(evaluation: dict[str, Any], title: str = "Where this comes from") -> Section:
     rows = [
         [f"{part}: {key.replace('_', ' ')}", str(value)]
         for part in ("data", "training_data", "provenance")
         for key, value in evaluation[part].items()
     ]
-    return Section("Where this comes from", tables=[Table(["item", "value"], rows)])
+    return Section(title, tables=[Table(["item", "value"], rows)])
 
 
 def _read_judged(folder: Path) -> Judged:
@@ -255,9 +258,21 @@ def _read_judged(folder: Path) -> Judged:
         raise InputError(f"{folder} is the evaluation of a system that does not classify; leave it out.")
     classes = evaluation["classes"]
     rows = _read_csv(folder / "predictions.csv")
-    labels = np.array([classes.index(row["label"]) for row in rows])
-    probabilities = np.array([[float(row[f"p_{name}"]) for name in classes] for row in rows])
+    try:
+        labels = np.array([classes.index(row["label"]) for row in rows])
+        probabilities = np.array([[float(row[f"p_{name}"]) for name in classes] for row in rows])
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{folder / 'predictions.csv'} is damaged; evaluate again.") from None
     return Judged(evaluation["model"]["recipe"], evaluation, labels, probabilities)
+
+
+def _with_different_names(systems: Sequence[Judged], folders: Sequence[Path]) -> list[Judged]:
+    """Add the folder to the names of systems of one recipe."""
+    names = [system.name for system in systems]
+    return [
+        replace(system, name=f"{system.name} ({folder.name})") if names.count(system.name) > 1 else system
+        for system, folder in zip(systems, folders, strict=True)
+    ]
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
@@ -269,7 +284,7 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
 
 def _scaled(images: np.ndarray) -> list[np.ndarray]:
     low, high = images.min((1, 2), keepdims=True), images.max((1, 2), keepdims=True)
-    return list((images - low) / (high - low))
+    return list((images - low) / np.maximum(high - low, np.finfo(images.dtype).tiny))
 
 
 def _optional(value: float | None) -> str:

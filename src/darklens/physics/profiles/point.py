@@ -6,6 +6,8 @@ from torch import Tensor
 
 Field = Float[Tensor, "*#shape"]
 
+_SMALLEST_SQUARE = 1e-24  # arcsec^2
+
 
 def potential(x: Field, y: Field, *, theta_E: Field) -> Tensor:
     """Psi = theta_E^2 ln |theta| in arcsec^2 (the zero is at |theta| = 1 arcsec); arguments in arcsec."""
@@ -14,9 +16,13 @@ def potential(x: Field, y: Field, *, theta_E: Field) -> Tensor:
 
 def deflection(x: Field, y: Field, *, theta_E: Field) -> tuple[Tensor, Tensor]:
     """Alpha = theta_E^2 theta / |theta|^2 in arcsec; zero on the mass itself."""
-    squared = x * x + y * y
-    scale = theta_E**2 / torch.where(squared > 0, squared, 1.0)
+    scale = deflection_over_distance(x, y, theta_E=theta_E)
     return scale * x, scale * y
+
+
+def deflection_over_distance(x: Field, y: Field, *, theta_E: Field) -> Tensor:
+    """theta_E^2 / |theta|^2, the factor of theta in the deflection; finite on the mass itself."""
+    return theta_E**2 / (x * x + y * y).clamp_min(_SMALLEST_SQUARE)
 
 
 def convergence(x: Field, y: Field, *, theta_E: Field) -> Tensor:
