@@ -285,7 +285,7 @@ def schema() -> int:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the code that the top-level help states."""
     # torch's threads wait by spinning unless told otherwise before it is imported; beside another busy process that
-    # made training three to five times slower (docs/decisions/0003-threads-and-memory.md).
+    # made a training step 1.7 times as long (docs/decisions/0003-threads-and-memory.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words

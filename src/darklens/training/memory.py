@@ -12,7 +12,7 @@ def keep_freed_memory() -> None:
     """Tell glibc to reuse freed blocks rather than return them to the system; elsewhere do nothing.
 
     Each training step frees and asks again for the same large activations. Returning them costs page faults:
-    without this a step took 1.1 to 1.5 times as long on 2 cores (docs/decisions/0003-threads-and-memory.md).
+    without this a step took 1.3 to 2.8 times as long on 2 cores (docs/decisions/0003-threads-and-memory.md).
     """
     if sys.platform != "linux":
         return

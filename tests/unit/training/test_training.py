@@ -177,6 +177,18 @@ def test_the_sis_system_starts_from_an_autoencoder_trained_before_or_by_itself(s
         train(get("sis_autoencoder2", [f"pretrained={given}"]), store, tmp_path / "c")
 
 
+@pytest.mark.parametrize("name", ["autoencoder_resnet_simple", "sis_autoencoder2"])
+def test_mixed_precision_trains(store, tmp_path, name):
+    changes = [*(SIS if name.startswith("sis") else AUTOENCODER), "precision=bfloat16"]
+    train(get(name, changes), store, tmp_path / "r")
+    assert all(np.isfinite(float(r["train_loss"])) for r in rows(tmp_path / "r"))
+
+
+def test_automatic_precision_is_one_that_lightning_knows():
+    assert run_module.precision_of("auto") in ("32-true", "bf16-mixed")
+    assert run_module.precision_of("bfloat16") == "bf16-mixed"
+
+
 class TestBundle:
     def test_it_needs_only_its_folder_and_carries_its_contract(self, finished, tmp_path):
         bundle, out = finished
