@@ -31,14 +31,14 @@ def tensors(values, **kwargs):
     return {name: torch.tensor(value, dtype=torch.float64, **kwargs) for name, value in values.items()}
 
 
-def points(polar, parameters):
-    """Cartesian positions, kept clear of a line mass, where its convergence is not zero."""
+def points(polar, *lenses, clear=0.05):
+    """Cartesian positions, kept `clear` arcsec off line masses, where the convergence is not zero."""
     r, phi = torch.tensor(polar, dtype=torch.float64).T
     x, y = r * torch.cos(phi), r * torch.sin(phi)
-    if "length" in parameters:
-        across = y * math.cos(parameters["angle"]) - x * math.sin(parameters["angle"])
-        clear = across.abs() > 0.05
-        x, y = x[clear], y[clear]
+    for parameters in lenses:
+        if "length" in parameters:
+            across = y * math.cos(parameters["angle"]) - x * math.sin(parameters["angle"])
+            x, y = x[across.abs() > clear], y[across.abs() > clear]
     return x, y
 
 
@@ -64,14 +64,13 @@ def test_deflection_is_the_gradient_of_the_potential_and_its_divergence_twice_ka
 @settings(max_examples=15, deadline=None)
 def test_single_precision_agrees_and_a_batch_is_its_members(name, data, polar):
     profile, first, second = PROFILES[name], data.draw(parameters_of(name)), data.draw(parameters_of(name))
-    x, y = points(polar, first | second)
+    # Closer to an end of a line the deflection is so steep that rounding the position changes it.
+    x, y = points(polar, first, second, clear=0.3)
     stacked = {k: torch.tensor([[first[k]], [second[k]]], dtype=torch.float64) for k in first}
     batch = profile.deflection(x, y, **stacked)
     for row, values in enumerate((first, second)):
         for together, alone in zip(batch, profile.deflection(x, y, **tensors(values)), strict=True):
             torch.testing.assert_close(together[row], alone, rtol=1e-13, atol=1e-14)
-    if "length" in first and (x.abs().min() if len(x) else 0) < 0.3:
-        return  # close to an end of the line the deflection itself is steep
     single = profile.deflection(x.float(), y.float(), **{k: v.float() for k, v in stacked.items()})
     for low, high in zip(single, batch, strict=True):
         torch.testing.assert_close(low.double(), high, rtol=1e-4, atol=SINGLE_ARCSEC)
@@ -103,7 +102,7 @@ def test_the_origin_has_a_finite_value_and_gradient(name):
     zero = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     p = {q.symbol: torch.tensor(0.1, dtype=torch.float64, requires_grad=True) for q in PROFILES[name].parameters}
     alpha = PROFILES[name].deflection(zero, zero, **p)
-    assert all(float(a) == 0 for a in alpha)
+    assert all(float(a.detach()) == 0 for a in alpha)
     gradients = torch.autograd.grad(alpha[0].sum() + alpha[1].sum(), [zero, *p.values()], allow_unused=True)
     assert all(torch.isfinite(g).all() for g in gradients if g is not None)
 
@@ -111,7 +110,7 @@ def test_the_origin_has_a_finite_value_and_gradient(name):
 @given(e=st.floats(0, 1e-2), phi=angle, polar=positions)
 @settings(max_examples=40, deadline=None)
 def test_a_nearly_round_sie_is_a_sis_with_finite_gradients(e, phi, polar):
-    x, y = points(polar, {})
+    x, y = points(polar)
     e1 = torch.tensor(e * math.cos(phi), dtype=torch.float64, requires_grad=True)
     e2 = torch.tensor(e * math.sin(phi), dtype=torch.float64, requires_grad=True)
     theta_E = torch.tensor(1.2, dtype=torch.float64)
@@ -164,6 +163,29 @@ def test_the_flux_of_the_deflection_through_a_circle_is_two_pi_times_the_mass(na
     ax, ay = PROFILES[name].deflection(2 * torch.cos(phi), 2 * torch.sin(phi), **tensors(values))
     flux = float((ax * torch.cos(phi) + ay * torch.sin(phi)).mean()) * 2 * 2 * math.pi
     assert flux == pytest.approx(2 * math.pi * 0.16, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("direction", [0.0, 0.6, math.pi / 2, -2.5])
+@pytest.mark.parametrize("end", [-1, 1])
+def test_the_deflection_is_finite_at_and_right_near_the_ends_of_a_line(dtype, direction, end):
+    # In float32 a quotient of squares cannot tell points within 2e-4 half-lengths of an end from the end itself.
+    length, mass = 1.7, 0.05
+    away = torch.tensor([0.0, 1e-6, 1e-4, 2e-4, 1e-3], dtype=torch.float64)
+    u = end * (length / 2 + away)
+    at = (u * math.cos(direction)).to(dtype), (u * math.sin(direction)).to(dtype)
+    x, y = (c.requires_grad_() for c in at)
+    p = {k: v.to(dtype) for k, v in tensors({"mass": mass, "length": length, "angle": direction}).items()}
+    alpha = line.deflection(x, y, **p)
+    gradients = torch.autograd.grad(alpha[0].sum() + alpha[1].sum(), (x, y))
+    assert all(torch.isfinite(v).all() for v in (*alpha, *gradients, line.potential(x, y, **p)))
+    along = end * (alpha[0] * math.cos(direction) + alpha[1] * math.sin(direction)).detach().double()
+    expected = mass / length * torch.log((length + away) / away)
+    tolerance = 1e-9 if dtype == torch.float64 else 0.1 * MILLIARCSEC
+    torch.testing.assert_close(along[-1], expected[-1], rtol=0, atol=tolerance)
+    # Nearer, float32 positions are a fair part of the distance; the logarithm forgives it.
+    torch.testing.assert_close(along[2:], expected[2:], rtol=0, atol=MILLIARCSEC)
+    assert along[0] > along[-1] > 0
 
 
 def test_the_normal_deflection_jumps_across_a_line():

@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 
 from darklens.data.store import Store
 from darklens.errors import InputError
 from darklens.simulate import generate as module
 from darklens.simulate import populations
+from darklens.simulate.draw import draw
 from darklens.simulate.generate import generate, simulate_batch
+from darklens.simulate.render import render
 
 POPULATION = populations.get("common-test-i", ["field.n_pixels=24"])
 
@@ -90,3 +93,21 @@ def test_other_contents_are_never_overwritten(tmp_path):
     with pytest.raises(InputError, match="not empty"):
         generate(POPULATION, tmp_path / "notes", n_per_class=2, seed=2)
     assert [p.name for p in (tmp_path / "notes").iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("source_angle", [0.0, 0.05, 1.0])
+def test_a_pixel_on_the_end_of_a_line_mass_does_not_spoil_the_image(source_angle):
+    population = populations.get("common-test-i", ["field.n_pixels=31"])
+    truth = draw(population, 0, [2])
+    for offset in (0.0, 1e-6, 1e-4):
+        # The far end lies `offset` arcsec beside the centre of pixel (20, 18).
+        x, y, angle, length = 3 * 0.05 + offset, 5 * 0.05, 0.7, 1.3
+        changes = {
+            "line_x": x - length / 2 * np.cos(angle),
+            "line_y": y - length / 2 * np.sin(angle),
+            "line_angle": angle,
+            "line_length": length,
+            "source_angle": source_angle,
+        }
+        image = render(population, truth | {k: np.array([v]) for k, v in changes.items()})
+        assert torch.isfinite(image).all() and image.min() >= 0

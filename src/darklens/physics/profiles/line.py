@@ -12,6 +12,8 @@ from torch import Tensor
 
 Field = Float[Tensor, "*#shape"]
 
+_SMALLEST_SQUARE = 1e-24  # arcsec^2
+
 
 def _frame(x: Tensor, y: Tensor, length: Tensor, angle: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     cos, sin = torch.cos(angle), torch.sin(angle)
@@ -22,20 +24,25 @@ def potential(x: Field, y: Field, *, mass: Field, length: Field, angle: Field) -
     """Return psi in arcsec^2; x, y, length in arcsec, mass in arcsec^2, angle in radians from x towards y."""
     u, v, h, _, _ = _frame(x, y, length, angle)
     ahead, behind = u + h, u - h
-    logs = ahead * torch.log(ahead**2 + v * v) - behind * torch.log(behind**2 + v * v)
+    to_start, to_end = ((part**2 + v * v).clamp_min(_SMALLEST_SQUARE) for part in (ahead, behind))
+    logs = ahead * torch.log(to_start) - behind * torch.log(to_end)
     opening = torch.atan2(2 * h * v, u * u + v * v - h * h)
     return mass / length * (logs / 2 - 2 * h + v * opening)
 
 
 def deflection(x: Field, y: Field, *, mass: Field, length: Field, angle: Field) -> tuple[Tensor, Tensor]:
-    """Return alpha in arcsec; units as in `potential`. Infinite along the line at its two end points.
+    """Return alpha in arcsec; units as in `potential`.
 
+    Along the line it grows without bound, as a logarithm, towards the two end points; it is finite on them here.
     Across the line the normal component jumps by 2 pi mass / length, as at any surface mass.
     """
     u, v, h, cos, sin = _frame(x, y, length, angle)
-    squared = u * u + v * v
-    along = mass / length * torch.atanh(2 * u * h / (squared + h * h))
-    across = mass / length * torch.atan2(2 * h * v, squared - h * h)
+    # artanh[2 u h / (u^2 + v^2 + h^2)], written from the nearer end point: in float32 the quotient rounds to 1, and
+    # the deflection to infinity, already 2e-4 h from it.
+    side = torch.where(u < 0, -1.0, 1.0).to(u)
+    to_end = ((u - side * h) ** 2 + v * v).clamp_min(_SMALLEST_SQUARE)
+    along = mass / length * side / 2 * torch.log1p(4 * side * u * h / to_end)
+    across = mass / length * torch.atan2(2 * h * v, u * u + v * v - h * h)
     return along * cos - across * sin, along * sin + across * cos
 
 
