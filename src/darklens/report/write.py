@@ -126,7 +126,7 @@ def write_comparison(out: Path, folders: Sequence[Path], *, predictions: Path | 
         rows = _read_csv(predictions)
         if not rows:
             raise InputError(f"{predictions} holds no predictions.")
-        text = "What the first system says of single image files, whatever it says."
+        text = "What a system says of single image files, whatever it says."
         sections.append(
             Section("Predictions", text, tables=[Table(list(rows[0]), [list(row.values()) for row in rows])])
         )

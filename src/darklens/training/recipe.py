@@ -21,7 +21,7 @@ class Optimiser(Frozen):
     """AdamW, or the study's Adam."""
 
     kind: Literal["adamw", "adam"] = "adamw"
-    lr: float = Field(default=2e-3, gt=0, description="the largest rate that the schedule reaches")
+    lr: float = Field(default=1e-3, gt=0, description="the largest rate that the schedule reaches")
     weight_decay: float = Field(default=0.01, ge=0)
 
 
