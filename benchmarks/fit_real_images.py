@@ -1,26 +1,22 @@
-"""Which sampling and PSF do the real Common Test I images prefer? `python benchmarks/fit_real_images.py`
+"""Which sampling and PSF do the real Common Test I images prefer? `PYTHONPATH=tests/realdata python benchmarks/fit_real_images.py`
 
 Needs ../shared/realdata. Fits four exact images by least squares, starting from the parameters in
 tests/realdata/test_common_test_i.py, for each number of sub-pixels and PSF width, and prints chi2.
 """
 
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.optimize import least_squares
+from test_common_test_i import FITTED, SKY, counts_of, truth_of
+
+from darklens.provenance import commit, hardware
+from darklens.simulate import populations
+from darklens.simulate.render import render
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "realdata"))
-
-from test_common_test_i import FITTED, SKY, counts_of, truth_of  # noqa: E402 - found through the path above
-
-from darklens.provenance import commit, hardware  # noqa: E402
-from darklens.simulate import populations  # noqa: E402
-from darklens.simulate.render import render  # noqa: E402
-
 STEP = 1e-5
 CASES = [(1, 1.68), (1, 1.71), (1, 1.74), (1, 1.77), (1, 1.80), (2, 1.71), (2, 1.74), (4, 1.71), (4, 1.74)]
 

@@ -11,6 +11,7 @@ import logging
 import time
 import warnings
 from pathlib import Path
+from typing import Literal
 
 import pytorch_lightning as pl
 import torch
@@ -100,11 +101,11 @@ def train(recipe: Recipe, store: Store, out: Path, *, seed: int = 0, resume: boo
     return Bundle.load(out)
 
 
-def precision_of(setting: str) -> str:
+def precision_of(setting: str) -> Literal["32-true", "bf16-mixed"]:
     """Return Lightning's name of a precision; `auto` takes bfloat16 only where the hardware multiplies it natively."""
     if setting == "auto":
         setting = "bfloat16" if _native_bfloat16() else "float32"
-    return {"float32": "32-true", "bfloat16": "bf16-mixed"}[setting]
+    return "bf16-mixed" if setting == "bfloat16" else "32-true"
 
 
 def _native_bfloat16() -> bool:
@@ -140,7 +141,7 @@ def _run_stage(
         max_epochs=stage.epochs,
         accelerator="auto",
         devices=1,
-        precision=precision_of(recipe.precision),  # type: ignore[arg-type]
+        precision=precision_of(recipe.precision),
         gradient_clip_val=stage.gradient_clip,
         callbacks=[rows, keep_best, keep_last, *([RichProgressBar(leave=False)] if Console().is_terminal else [])],
         enable_progress_bar=Console().is_terminal,
