@@ -1,7 +1,8 @@
-"""Which sampling and PSF do the real Common Test I images prefer? `PYTHONPATH=tests/realdata python benchmarks/fit_real_images.py`
+"""Which sampling and PSF do the real Common Test I images prefer?
 
-Needs ../shared/realdata. Fits four exact images by least squares, starting from the parameters in
-tests/realdata/test_common_test_i.py, for each number of sub-pixels and PSF width, and prints chi2.
+`PYTHONPATH=tests/realdata python benchmarks/fit_real_images.py`; needs ../shared/realdata. Fits four exact images by
+least squares, starting from the parameters in tests/realdata/test_common_test_i.py, for each number of sub-pixels and
+PSF width, and prints chi2.
 """
 
 import math

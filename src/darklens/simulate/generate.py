@@ -29,7 +29,6 @@ from darklens.simulate.populations import Population
 from darklens.simulate.render import observe, render
 
 SHARD_SIZE = 256
-BATCH_SIZE = 32
 _PLAN = "simulation.json"
 
 
@@ -42,7 +41,7 @@ def simulate_batch(population: Population, seed: int, indices: list[int]) -> tup
     truth = draw(population, seed, indices)
     with _one_thread():
         # One at a time: vectorised functions round the end of a long array differently from its middle, so in a batch
-        # an image's last bit would depend on its neighbours and on the number of threads. It also stays in the cache.
+        # an image's last bit would depend on its neighbours and on the number of threads (docs/decisions/0004-images-are-rendered-one-at-a-time.md).
         rate = torch.cat([render(population, {k: v[i : i + 1] for k, v in truth.items()}) for i in range(len(indices))])
     images = observe(population, rate, truth, seed=seed, indices=indices)
     return images, {"label": np.array([label_of(population, i) for i in indices], dtype=np.int64), **truth}
@@ -119,12 +118,7 @@ def generate(
 
 def _make_shard(tree: dict[str, Any], seed: int, number: int, start: int, stop: int, out: str) -> Shard:
     population = config.load(Population, tree)
-    batches = [
-        simulate_batch(population, seed, list(range(i, min(i + BATCH_SIZE, stop))))
-        for i in range(start, stop, BATCH_SIZE)
-    ]
-    images = np.concatenate([batch for batch, _ in batches])
-    truth = {name: np.concatenate([columns[name] for _, columns in batches]) for name in batches[0][1]}
+    images, truth = simulate_batch(population, seed, list(range(start, stop)))
     return write_shard(Path(out), number, images, truth)
 
 
