@@ -41,7 +41,7 @@ def simulate_batch(population: Population, seed: int, indices: list[int]) -> tup
     truth = draw(population, seed, indices)
     with _one_thread():
         # One at a time: vectorised functions round the end of a long array differently from its middle, so in a batch
-        # an image's last bit would depend on its neighbours and on the number of threads (docs/decisions/0004-images-are-rendered-one-at-a-time.md).
+        # an image's last bit would depend on its neighbours and on the number of threads (docs/decisions/0004).
         rate = torch.cat([render(population, {k: v[i : i + 1] for k, v in truth.items()}) for i in range(len(indices))])
     images = observe(population, rate, truth, seed=seed, indices=indices)
     return images, {"label": np.array([label_of(population, i) for i in indices], dtype=np.int64), **truth}
