@@ -7,9 +7,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 import darklens
 from darklens import config
 from darklens.data.store import (
@@ -24,27 +21,12 @@ from darklens.data.store import (
 )
 from darklens.errors import InputError
 from darklens.files import read_json, sha256_of, write_json
-from darklens.simulate.draw import COLUMNS, draw, label_of
+from darklens.simulate.batch import simulate_batch
+from darklens.simulate.draw import COLUMNS
 from darklens.simulate.populations import Population
-from darklens.simulate.render import observe, render
 
 SHARD_SIZE = 256
 _PLAN = "simulation.json"
-
-
-def simulate_batch(population: Population, seed: int, indices: list[int]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Simulate the images with the given numbers.
-
-    Returns:
-        Images (b, 1, n, n) float32, and the truth columns with `label`. Image i is the same bytes in any batch.
-    """
-    truth = draw(population, seed, indices)
-    with _one_thread():
-        # One at a time: vectorised functions round the end of a long array differently from its middle, so in a batch
-        # an image's last bit would depend on its neighbours and on the number of threads (docs/decisions/0004).
-        rate = torch.cat([render(population, {k: v[i : i + 1] for k, v in truth.items()}) for i in range(len(indices))])
-    images = observe(population, rate, truth, seed=seed, indices=indices)
-    return images, {"label": np.array([label_of(population, i) for i in indices], dtype=np.int64), **truth}
 
 
 def generate(
@@ -144,16 +126,6 @@ def _finished(out: Path, number: int, n: int) -> Shard | None:
     if not (images.exists() and truth.exists()):
         return None
     return Shard(n=n, images_sha256=sha256_of(images), truth_sha256=sha256_of(truth))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

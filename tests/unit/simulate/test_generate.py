@@ -9,7 +9,8 @@ from darklens.errors import InputError
 from darklens.simulate import generate as module
 from darklens.simulate import populations
 from darklens.simulate.draw import draw
-from darklens.simulate.generate import generate, simulate_batch
+from darklens.simulate.batch import simulate_batch
+from darklens.simulate.generate import generate
 from darklens.simulate.render import render
 
 POPULATION = populations.get("common-test-i", ["field.n_pixels=24"])

@@ -11,7 +11,7 @@ from darklens.config import load
 from darklens.errors import ConfigError
 from darklens.simulate import populations, priors
 from darklens.simulate.draw import COLUMNS, draw
-from darklens.simulate.generate import simulate_batch
+from darklens.simulate.batch import simulate_batch
 from darklens.simulate.populations import Population
 from darklens.simulate.render import observe
 
