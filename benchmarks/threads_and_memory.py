@@ -33,9 +33,9 @@ def main():
 def step_time(keep):
     import torch
 
+    from darklens.memory import keep_freed_memory
     from darklens.models.informed import SISAutoencoder2Config
     from darklens.models.zoo import build
-    from darklens.training.memory import keep_freed_memory
 
     if keep == "kept":
         keep_freed_memory()

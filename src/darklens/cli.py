@@ -5,12 +5,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter, validators
 
 import darklens
 from darklens.errors import ConfigError, DarklensError, InputError
+
+if TYPE_CHECKING:
+    from darklens.data.store import Store
+    from darklens.simulate.populations import Population as PopulationModel
 
 app = App(
     name="darklens",
@@ -19,6 +23,7 @@ app = App(
     "bad; 1 anything unexpected (`--debug` shows where).",
     version=darklens.__version__,
     help_format="markdown",
+    suppress_keyboard_interrupt=False,  # main says how to go on
 )
 config_app = App(name="config", help="Show a recipe with all its defaults, or the schema of recipes.")
 app.command(config_app)
@@ -38,7 +43,15 @@ def simulate(
     out: Annotated[Path, Parameter(help="Folder to write.")],
     n_per_class: Annotated[Positive, Parameter(help="Images of each class.")] = 1000,
     seed: Annotated[int, Parameter(help="The same seed gives the same bytes.")] = 0,
-    workers: Annotated[Positive | None, Parameter(help="Processes; by default one per core.")] = None,
+    workers: Annotated[Positive | None, Parameter(help="Processes; by default one per usable core.")] = None,
+    cluster: Annotated[
+        str | None,
+        Parameter(
+            help="Run on the Dask cluster at this address (tcp://host:port) instead. Its workers must have the same "
+            "darklens and see --out: a file system that they all share."
+        ),
+    ] = None,
+    shard_size: Annotated[Positive | None, Parameter(help="Images in a file; by default 256 or 64 MB.")] = None,
     format: Annotated[
         Literal["store", "deeplense"], Parameter(help="A store, or DeepLense's folders of .npy files.")
     ] = "store",
@@ -49,38 +62,59 @@ def simulate(
 
     Example: `darklens simulate common-test-i --out stores/train --n-per-class 10000 --seed 1`
     """
-    import tempfile
+    from contextlib import nullcontext
+    from functools import partial
 
-    from darklens.data.deeplense import export_folder
-    from darklens.data.store import prepare_folder
+    from darklens import executors
     from darklens.simulate import populations
     from darklens.simulate.generate import SHARD_SIZE, generate
 
     chosen = populations.get(population, overrides)
     n = n_per_class * len(chosen.classes)
+    if cluster and workers:
+        raise ConfigError("--workers is for this machine and --cluster has its own; give one of them.")
     if workers is None:
         # Starting a process takes longer than a shard.
-        workers = min(os.cpu_count() or 1, n // (2 * SHARD_SIZE)) or 1
-    if format == "store":
-        with _progress("Simulating", n) as advance:
-            generate(chosen, out, n_per_class=n_per_class, seed=seed, workers=workers, advance=advance)
-    else:
-        prepare_folder(out)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        workers = min(executors.usable_cores(), n // (2 * SHARD_SIZE)) or 1
+    with executors.cluster(cluster) if cluster else nullcontext() as executor:
+        make = partial(
+            generate,
+            chosen,
+            n_per_class=n_per_class,
+            seed=seed,
+            workers=workers,
+            executor=executor,
+            shard_size=shard_size,
+        )
+        if format == "store":
             with _progress("Simulating", n) as advance:
-                store = generate(
-                    chosen,
-                    Path(scratch) / "store",
-                    n_per_class=n_per_class,
-                    seed=seed,
-                    workers=workers,
-                    advance=advance,
-                )
-            with _progress("Writing .npy files", n) as advance:
-                export_folder(store, out, advance=advance)
+                make(out, advance=advance)
+        else:
+            _simulate_folder(chosen, n, out, make)
     print(f"{n} images of {chosen.name} in {out}")
     return 0
+
+
+def _simulate_folder(population: "PopulationModel", n: int, out: Path, make: "Callable[..., Store]") -> None:
+    """Simulate a store beside `out` and turn it into DeepLense's folders; both steps can be interrupted."""
+    import shutil
+
+    from darklens.data.deeplense import export_folder
+    from darklens.data.store import prepare_folder
+    from darklens.files import require_space
+    from darklens.simulate.generate import bytes_needed
+
+    prepare_folder(out)
+    scratch = out.parent / f".{out.name}.unfinished"
+    if not scratch.exists():
+        require_space(out, 3 * bytes_needed(population, n))  # a float32 store and float64 files
+    with _progress("Simulating", n) as advance:
+        store = make(scratch / "store", advance=advance)
+    shutil.rmtree(scratch / "folder", ignore_errors=True)
+    with _progress("Writing .npy files", n) as advance:
+        export_folder(store, scratch / "folder", advance=advance)
+    (scratch / "folder").rename(out)
+    shutil.rmtree(scratch)
 
 
 @app.command(name="import")
@@ -108,7 +142,7 @@ def import_(
 def inspect(
     store: StorePath,
     *,
-    verify: Annotated[bool, Parameter(negative="", help="Check every shard's checksum, shape and labels.")] = False,
+    verify: Annotated[bool, Parameter(negative="", help="Check every shard's checksum and contents.")] = False,
 ) -> int:
     """Say what a store holds."""
     import numpy as np
@@ -117,15 +151,15 @@ def inspect(
 
     opened = Store(store)
     index = opened.index
-    counts = np.bincount(opened.labels, minlength=len(index.classes))
     print(f"{len(opened)} images of {index.n_pixels} x {index.n_pixels} pixels, {index.pixel_scale} arcsec each")
-    print(", ".join(f"{name}: {n}" for name, n in zip(index.classes, counts, strict=True)))
     print(f"{index.source}, seed {index.seed}, darklens {index.version}, sha256 {opened.sha256[:16]}")
     if verify:
-        problems = opened.verify()
+        problems = list(opened.problems())
         if problems:
             return _list_problems(problems)
-        print(f"All {len(index.shards)} shards match their checksums.")
+        print(f"All {len(index.shards)} shards match their checksums and the schema.")
+    counts = np.bincount(opened.labels, minlength=len(index.classes))
+    print(", ".join(f"{name}: {n}" for name, n in zip(index.classes, counts, strict=True)))
     return 0
 
 

@@ -42,7 +42,7 @@ def load(
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_sentence(name, schema, error)) from None
+        raise ConfigError(_sentence(name, schema, tree, error)) from None
 
 
 def dump(config: Frozen) -> str:
@@ -110,10 +110,10 @@ def _replace(node: Any, keys: list[str], value: Any, override: str) -> Any:
     return {**node, key: _replace(node.get(key), rest, value, override)}
 
 
-def _sentence(name: str, schema: type[Frozen], error: ValidationError) -> str:
+def _sentence(name: str, schema: type[Frozen], tree: Any, error: ValidationError) -> str:
     problems = error.errors()
     first = problems[0]
-    where = ".".join(str(part) for part in first["loc"]) or "(top level)"
+    where = ".".join(_as_written(tree, first["loc"])) or "(top level)"
     what = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1]), _field_names(schema), n=1)
@@ -125,6 +125,19 @@ def _sentence(name: str, schema: type[Frozen], error: ValidationError) -> str:
     more = f" ({len(problems) - 1} more problem{'s' if len(problems) > 2 else ''})" if len(problems) > 1 else ""
     end = "" if (what + more).endswith("?") else "."
     return f"{name}: {where}: {what}{more}{end}"
+
+
+def _as_written(tree: Any, loc: tuple[str | int, ...]) -> list[str]:
+    """Return the keys of a place as they stand in the file: pydantic adds the kinds it chose on the way."""
+    keys: list[str] = []
+    for i, part in enumerate(loc):
+        inside = (isinstance(tree, dict) and part in tree) or (isinstance(tree, list) and isinstance(part, int))
+        if inside:
+            tree = tree[part]
+        elif i < len(loc) - 1 or not isinstance(tree, dict) or tree.get("kind") == part:
+            continue
+        keys.append(str(part))
+    return keys
 
 
 def _field_names(schema: type[Frozen]) -> list[str]:

@@ -13,3 +13,9 @@ class ConfigError(DarklensError):
 
 class InputError(DarklensError):
     """A file or folder cannot be used; the message names it."""
+
+
+class StoppedError(DarklensError):
+    """Something from outside ended the work, such as a killed worker; the message says how to go on."""
+
+    exit_code = 1

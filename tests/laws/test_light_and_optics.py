@@ -6,14 +6,20 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from astropy import units
+from astropy.cosmology import FlatLambdaCDM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
+from scipy.special import gammainc, gammaincc, ndtr
+from scipy.stats import chi2 as chi2_distribution
+from scipy.stats import poisson
 
 from darklens import rng
 from darklens.physics import light, optics
-from darklens.physics.cosmology import point_mass_theta_E
+from darklens.physics.cosmology import nfw_angles, point_mass_theta_E
 from darklens.physics.grid import Grid
+from darklens.units import ARCSEC_PER_RADIAN
 
 
 def tensor(value):
@@ -37,6 +43,8 @@ def test_half_of_the_light_lies_within_the_effective_radius(n):
     flux = torch.cumulative_trapezoid(brightness * r, r)
     inside = float(flux[torch.searchsorted(r, one) - 1] / flux[-1])
     assert inside == pytest.approx(0.5, abs=2e-4)
+    total = light.sersic_total(R_e=one, n=tensor(n), b=light.sersic_b(tensor(n)))
+    assert float(2 * math.pi * flux[-1]) == pytest.approx(float(total), rel=1e-5)
 
 
 @given(q=st.floats(0.3, 1.0), angle=st.floats(-3, 3))
@@ -133,14 +141,50 @@ def test_pixel_integration_converges_at_second_order():
     assert all(1.8 < math.log2(a / b) < 2.2 for a, b in pairwise(errors))
 
 
-def test_photon_counts_have_poisson_moments_and_do_not_depend_on_the_batch():
-    rate = torch.full((3, 60, 60), 7.0)
-    counts = optics.poisson_counts(rate, [rng.generator(1, "noise", i) for i in range(3)])
-    alone = optics.poisson_counts(rate[2:], [rng.generator(1, "noise", 2)])
-    assert np.array_equal(counts[2], alone[0])
-    assert not np.array_equal(counts[0], counts[1])
-    assert counts.mean() == pytest.approx(7.0, abs=5 * math.sqrt(7 / counts.size))
-    assert counts.var() == pytest.approx(7.0, rel=0.06)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("spread", [1.0, 1.7])
+def test_photon_counts_are_the_exact_quantile_of_their_rate(dtype, spread):
+    g = torch.Generator().manual_seed(int(10 * spread))
+    rate = (4 * 10 ** (torch.rand(1, 300_000, generator=g, dtype=torch.float64) ** 2 * 4)).to(dtype)
+    w = (spread * torch.randn(rate.shape, generator=g, dtype=dtype)).clamp(-6.5, 6.5)
+    k = optics.poisson_counts(rate, w, rng.generator(0, "unused"))
+    k, rate, w = (v.double().numpy() for v in (k, rate, w))
+    # P(X <= k) reaches Phi(w) and P(X <= k - 1) does not; each tail is compared with its own.
+    reached = np.where(w < 0, gammaincc(k + 1, rate) >= ndtr(w), gammainc(k + 1, rate) <= ndtr(-w))
+    before = np.maximum(k, 1)
+    too_many = np.where(w < 0, gammaincc(before, rate) >= ndtr(w), gammainc(before, rate) <= ndtr(-w)) & (k > 0)
+    assert reached.all() and not too_many.any()
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.02, 1.3, 3.99, 4.01, 10.0, 700.0])
+def test_photon_counts_follow_the_poisson_distribution(rate):
+    n = 200_000
+    w = torch.randn(n, generator=torch.Generator().manual_seed(7))
+    counts = optics.poisson_counts(torch.full((1, n), rate), w[None], rng.generator(0, "small"))[0].numpy()
+    k = np.arange(counts.max() + 2)
+    expected, found = n * poisson.pmf(k, rate), np.bincount(counts.astype(int), minlength=len(k))
+    tested = expected > 10
+    chi2 = float(((found - expected)[tested] ** 2 / expected[tested]).sum())
+    assert chi2 <= chi2_distribution.isf(1e-4, tested.sum())
+    assert found[~tested].sum() <= expected[~tested].sum() + 5 * math.sqrt(expected[~tested].sum() + 1)
+
+
+def test_the_poisson_expansion_stays_within_its_error():
+    mpmath = pytest.importorskip("mpmath")
+    with mpmath.workdps(30):
+        for rate in (4.0, 7.5, 30.0, 900.0):
+            for w in (-1.9, -0.7, 0.0, 0.4, 1.5, 3.0, 4.5):
+                x = mpmath.findroot(
+                    lambda x, rate=rate, w=w: mpmath.gammainc(x, rate, mpmath.inf, regularized=True) - mpmath.ncdf(w),
+                    rate + math.sqrt(rate) * w + (1 + w * w / 2) / 3,
+                    tol=1e-20,
+                )
+                counts, margin, _ = optics.poisson_expansion(
+                    torch.tensor([rate], dtype=torch.float64), torch.tensor([w], dtype=torch.float64)
+                )
+                error = (0.01 + 0.004 * w**2 + 0.03 * w**4) / rate**2
+                # margin = value - counts - error
+                assert abs(float(counts + margin) + error - float(x)) <= error + 1e-12, (rate, w)
 
 
 class TestCosmology:
@@ -163,3 +207,46 @@ class TestCosmology:
     def test_impossible_arrangements_are_refused(self, mass, z_lens, z_source):
         with pytest.raises(ValueError, match=r"behind|positive"):
             point_mass_theta_E(mass=mass, z_lens=z_lens, z_source=z_source)
+
+    @given(
+        mass=st.floats(1e6, 1e13),
+        concentration=st.floats(3, 30),
+        z_lens=st.floats(0.1, 0.9),
+        H0=st.floats(60, 80),
+        Om0=st.floats(0.2, 0.4),
+    )
+    @settings(max_examples=10, deadline=None)
+    def test_a_halo_holds_its_mass_within_r200_and_deflects_by_what_is_projected(
+        self, mass, concentration, z_lens, H0, Om0
+    ):
+        universe = {"z_lens": z_lens, "z_source": 1.5, "H0": H0, "Om0": Om0}
+        R_s, alpha_Rs = nfw_angles(mass=mass, concentration=concentration, **universe)
+        cosmology = FlatLambdaCDM(H0=H0, Om0=Om0)
+        r200 = R_s * concentration / ARCSEC_PER_RADIAN * cosmology.angular_diameter_distance(z_lens)
+        density = mass * units.M_sun / (4 / 3 * math.pi * r200**3)
+        assert float(density / cosmology.critical_density(z_lens)) == pytest.approx(200, rel=1e-3)  # astropy's G
+        fraction = (1 - math.log(2)) / (math.log(1 + concentration) - concentration / (1 + concentration))
+        within_R_s = point_mass_theta_E(mass=mass * fraction, **universe)
+        assert alpha_Rs * R_s == pytest.approx(within_R_s**2, rel=1e-12)
+
+    def test_many_haloes_are_their_members(self):
+        mass, concentration = np.array([[1e7], [1e10]]), np.array([5.0, 10.0, 20.0])
+        together = nfw_angles(mass=mass, concentration=concentration, z_lens=0.5, z_source=1.0)
+        alone = nfw_angles(mass=1e10, concentration=20.0, z_lens=0.5, z_source=1.0)
+        for many, one in zip(together, alone, strict=True):
+            assert many.shape == (2, 3) and many.dtype == np.float64
+            assert many[1, 2] == pytest.approx(float(one), rel=1e-14)
+
+    @pytest.mark.parametrize(
+        ("mass", "concentration", "z_lens", "z_source"),
+        [
+            (1e9, 10.0, 1.0, 0.5),
+            (np.array([1e9, 0.0]), 10.0, 0.5, 1.0),
+            (1e9, np.array([10.0, -1.0]), 0.5, 1.0),
+            (math.nan, 10.0, 0.5, 1.0),
+            (1e9, 10.0, 0.0, 1.0),
+        ],
+    )
+    def test_impossible_haloes_are_refused(self, mass, concentration, z_lens, z_source):
+        with pytest.raises(ValueError, match=r"behind|positive"):
+            nfw_angles(mass=mass, concentration=concentration, z_lens=z_lens, z_source=z_source)

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from darklens.simulate import populations
-from darklens.simulate.draw import COLUMNS
+from darklens.simulate.draw import columns
 from darklens.simulate.render import render
+
+POPULATION = populations.get("common-test-i")
 
 pytestmark = pytest.mark.realdata
 
@@ -43,7 +45,7 @@ def counts_of(path):
 def truth_of(values, **changes):
     theta_E, gamma1, gamma2, x, y, e1, e2, *line = values
     e = math.hypot(e1, e2)
-    row = dict.fromkeys(COLUMNS, 0.0) | {
+    row = dict.fromkeys(columns(POPULATION), 0.0) | {
         "theta_E": theta_E,
         "gamma1": gamma1,
         "gamma2": gamma2,
@@ -58,11 +60,11 @@ def truth_of(values, **changes):
     }
     row |= dict(zip(["line_mass", "line_x", "line_y", "line_length", "line_angle"], line, strict=False)) | changes
     truth = {name: np.array([value]) for name, value in row.items() if not name.startswith("point")}
-    return truth | {name: np.zeros((1, 0)) for name in COLUMNS if name.startswith("point")}
+    return truth | {name: np.zeros((1, 0)) for name in columns(POPULATION) if name.startswith("point")}
 
 
 def model_of(values, **changes):
-    return render(populations.get("common-test-i"), truth_of(values, **changes), dtype=torch.float64)[0].numpy() + SKY
+    return render(POPULATION, truth_of(values, **changes), dtype=torch.float64)[0].numpy() + SKY
 
 
 def chi2_per_pixel(counts, model):

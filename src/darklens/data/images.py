@@ -1,5 +1,6 @@
 """Reading one image file without trusting it."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,32 @@ def read_npy(path: Path) -> Float[np.ndarray, "n m"]:
     image = np.asarray(array.reshape(shape[-2:]), dtype=np.float32)
     check_pixels(image, str(path))
     return image
+
+
+def read_fits(path: Path) -> Float[np.ndarray, "n m"]:
+    """Read the first two-dimensional image of a FITS file as float32.
+
+    Raises:
+        InputError: If the file is missing, is not FITS or holds no image, is enormous, or has NaN, infinite or only
+            equal pixels. The message names the file and what to do.
+    """
+    from astropy.io import fits
+
+    if not path.exists():
+        raise InputError(f"{path}: there is no such file.")
+    try:
+        with fits.open(path, memmap=False, lazy_load_hdus=True) as hdus:
+            for hdu in hdus:
+                if not hdu.is_image or len(hdu.shape) != 2:
+                    continue
+                if math.prod(hdu.shape) > MAX_PIXELS:
+                    raise InputError(f"{path}: has {hdu.shape} pixels; cut out the object first.")
+                image = np.asarray(hdu.data, dtype=np.float32)
+                check_pixels(image, str(path))
+                return image
+    except (OSError, ValueError, TypeError):
+        raise InputError(f"{path}: is not a FITS file, or is damaged; copy or make it again.") from None
+    raise InputError(f"{path}: holds no two-dimensional image.")
 
 
 def check_pixels(image: Float[np.ndarray, "n m"], name: str) -> None:

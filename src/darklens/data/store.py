@@ -8,8 +8,9 @@ Image i of the store is row i of the shards put end to end. Every file opens wit
 """
 
 import hashlib
-import shutil
-from collections.abc import Mapping, Sequence
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -20,9 +21,11 @@ from pydantic import Field, ValidationError
 
 from darklens.config import Frozen
 from darklens.errors import InputError
-from darklens.files import atomic_path, read_json, sha256_of, write_json
+from darklens.files import atomic_path, is_temporary, read_json, sha256_of, write_json
 
 INDEX = "store.json"
+IMAGES, TRUTH = "images.npy", "truth.npz"
+_DAMAGED = (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 class Shard(Frozen):
@@ -44,6 +47,7 @@ class StoreIndex(Frozen):
     population: dict[str, Any] | None = None
     seed: int | None = None
     source: str = ""
+    engine: str | None = Field(default=None, description="how simulated images were computed; decides the last bits")
     version: str
     columns: dict[str, str] = Field(default_factory=dict, description="unit and meaning of the truth columns")
     shards: list[Shard] = Field(min_length=1)
@@ -109,49 +113,104 @@ class Store:
         Raises:
             InputError: If the store has no such column.
         """
-        parts = []
-        for i in range(len(self.index.shards)):
-            with np.load(self._file(i, "truth.npz"), allow_pickle=False) as archive:
-                if name not in archive:
-                    raise InputError(f"{self.path} has no column {name!r}; it has {', '.join(sorted(archive))}.")
-                parts.append(archive[name])
-        return np.concatenate(parts)
+        return np.concatenate([self._columns(i, name)[name] for i in range(len(self.index.shards))])
+
+    def problems(self) -> Iterator[str]:
+        """Check every shard against its checksum and the schema, one at a time; yield a sentence for each problem."""
+        layout: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for i, shard in enumerate(self.index.shards):
+            damaged = list(damage(self.path, i, shard))
+            yield from damaged
+            if damaged:
+                continue
+            yield from self._image_problems(i)
+            try:
+                columns = self._columns(i)
+            except InputError as error:
+                yield str(error)
+                continue
+            yield from self._truth_problems(i, columns)
+            found = {name: (str(column.dtype.kind), column.shape[1:]) for name, column in columns.items()}
+            layout = layout or found
+            if found != layout:
+                yield f"{self._file(i, TRUTH)}: its columns are not those of the shards before it."
+        known = {shard_file(self.path, i, suffix) for i in range(len(self.index.shards)) for suffix in (IMAGES, TRUTH)}
+        for path in sorted(set((self.path / "shards").glob("*")) - known):
+            yield f"{path} does not belong to the store; remove it."
 
     def verify(self) -> list[str]:
-        """Check every shard against its checksum, shape and labels; return what is wrong, a sentence each."""
-        problems = []
-        for i, shard in enumerate(self.index.shards):
-            for suffix, expected in (("images.npy", shard.images_sha256), ("truth.npz", shard.truth_sha256)):
-                path = self._file(i, suffix)
-                if not path.exists():
-                    problems.append(f"{path} is missing.")
-                elif sha256_of(path) != expected:
-                    problems.append(f"{path} does not match its checksum.")
-        if problems:
-            return problems
-        for i, shard in enumerate(self.index.shards):
-            mapped, expected_shape = self._mapped(i), (shard.n, 1, self.index.n_pixels, self.index.n_pixels)
-            if mapped.shape != expected_shape or mapped.dtype != np.float32:
-                problems.append(
-                    f"{self._file(i, 'images.npy')}: {mapped.dtype} {mapped.shape}, not float32 {expected_shape}."
-                )
-            elif not np.isfinite(mapped).all():
-                problems.append(f"{self._file(i, 'images.npy')} has NaN or infinite pixels.")
-        if len(self.labels) != len(self) or self.labels.min() < 0 or self.labels.max() >= len(self.classes):
-            problems.append(f"{self.path}: labels must be {len(self)} integers from 0 to {len(self.classes) - 1}.")
-        return problems
+        """Return all `problems`."""
+        return list(self.problems())
+
+    def _image_problems(self, shard: int) -> Iterator[str]:
+        try:
+            images = self._mapped(shard)
+        except InputError as error:
+            yield str(error)
+            return
+        if not np.isfinite(images).all():
+            yield f"{self._file(shard, IMAGES)} has NaN or infinite pixels."
+
+    def _truth_problems(self, shard: int, columns: dict[str, np.ndarray]) -> Iterator[str]:
+        path, n = self._file(shard, TRUTH), self.index.shards[shard].n
+        for name in sorted({"label", *self.index.columns} - set(columns)):
+            yield f"{path} has no column {name!r}."
+        for name, column in columns.items():
+            if column.shape[:1] != (n,):
+                yield f"{path}: column {name!r} has shape {column.shape}, not {n} rows."
+            elif column.dtype.kind not in "iufU":
+                yield f"{path}: column {name!r} is {column.dtype}, neither numbers nor text."
+            elif column.dtype.kind == "f" and not np.isfinite(column).all():
+                yield f"{path}: column {name!r} has NaN or infinite values."
+        if "label" in columns:
+            label, k = columns["label"], len(self.classes)
+            if label.dtype.kind not in "iu" or label.ndim != 1 or not ((label >= 0) & (label < k)).all():
+                yield f"{path}: labels must be {n} integers from 0 to {k - 1}."
 
     def _file(self, shard: int, suffix: str) -> Path:
         return shard_file(self.path, shard, suffix)
 
-    def _mapped(self, shard: int) -> np.ndarray:
-        path = self._file(shard, "images.npy")
+    def _columns(self, shard: int, *names: str) -> dict[str, np.ndarray]:
+        """Read the named truth columns of a shard; without names, all."""
+        path = self._file(shard, TRUTH)
         try:
-            return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-        except (OSError, ValueError, EOFError):
-            raise InputError(
-                f"{path} is missing or damaged; `darklens inspect --verify` lists what is wrong."
-            ) from None
+            with np.load(path, allow_pickle=False) as archive:
+                absent = [name for name in names if name not in archive]
+                columns = {name: archive[name] for name in names or archive.files if name not in absent}
+                available = ", ".join(sorted(archive))
+        except _DAMAGED:
+            raise _damaged(path) from None
+        if absent:
+            raise InputError(f"{self.path} has no column {absent[0]!r}; it has {available}.")
+        return columns
+
+    def _mapped(self, shard: int) -> np.ndarray:
+        path, n = self._file(shard, IMAGES), self.index.n_pixels
+        try:
+            images = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        except _DAMAGED:
+            raise _damaged(path) from None
+        expected = (self.index.shards[shard].n, 1, n, n)
+        if images.shape != expected or images.dtype != np.float32:
+            raise InputError(f"{path}: {images.dtype} {images.shape}, not float32 {expected}.")
+        return images
+
+
+def _damaged(path: Path) -> InputError:
+    return InputError(f"{path} is missing or damaged; `darklens inspect --verify` lists what is wrong.")
+
+
+def damage(store: Path, shard: int, expected: Shard) -> Iterator[str]:
+    """Compare a shard's files with their checksums; yield a sentence for each that is missing or differs."""
+    for suffix, sha256 in ((IMAGES, expected.images_sha256), (TRUTH, expected.truth_sha256)):
+        path = shard_file(store, shard, suffix)
+        try:
+            if sha256_of(path) != sha256:
+                yield f"{path} does not match its checksum."
+        except FileNotFoundError:
+            yield f"{path} is missing."
+        except OSError as error:
+            yield f"{path} cannot be read ({error.strerror})."
 
 
 def shard_file(store: Path, shard: int, suffix: str) -> Path:
@@ -165,7 +224,7 @@ def write_shard(
     """Write one shard, whole or not at all, and return its entry for the index. `truth` must hold `label`."""
     if any(len(column) != len(images) for column in truth.values()):
         raise ValueError("every truth column must have one row per image")
-    images_path, truth_path = shard_file(store, shard, "images.npy"), shard_file(store, shard, "truth.npz")
+    images_path, truth_path = shard_file(store, shard, IMAGES), shard_file(store, shard, TRUTH)
     with atomic_path(truth_path) as temporary:
         columns: dict[str, Any] = {name: np.asarray(column) for name, column in truth.items()}
         np.savez(temporary, **columns)
@@ -179,16 +238,11 @@ def write_index(store: Path, index: StoreIndex) -> None:
     write_json(store / INDEX, index.model_dump(mode="json", by_alias=True))
 
 
-def prepare_folder(path: Path) -> None:
-    """Refuse to write over anything that is already there.
+def prepare_folder(path: Path, *, besides: str = "") -> None:
+    """Refuse to write over anything that is already there, but for an entry named `besides` and killed writers' files.
 
     Raises:
         InputError: If `path` is a file, or a folder that is not empty.
     """
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+    if path.is_file() or (path.is_dir() and any(p.name != besides and not is_temporary(p) for p in path.iterdir())):
         raise InputError(f"{path} already exists and is not empty; choose another --out or remove it.")
-
-
-def remove_folder(path: Path) -> None:
-    """Remove a folder that this process made and could not finish."""
-    shutil.rmtree(path, ignore_errors=True)

@@ -32,16 +32,22 @@ class Grid:
         if not self.pixel_scale > 0:
             raise ValueError(f"pixel_scale must be positive (arcsec), got {self.pixel_scale}")
 
-    def coordinates(
+    def axes(
         self, *, supersample: int = 1, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-    ) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"]]:
-        """Return x and y (arcsec) of the centres of all pixels, or of all sub-pixels, as (n, n) arrays."""
+    ) -> tuple[Float[Tensor, "1 n"], Float[Tensor, "n 1"]]:
+        """Return x (1, n) and y (n, 1) in arcsec of the centres of all pixels, or sub-pixels; they broadcast."""
         n = self.n_pixels * supersample
         # Computed in float64 so that float32 coordinates are the nearest ones.
         index = torch.arange(n, dtype=torch.float64, device=device)
         axis = ((index - (n - 1) / 2) * (self.pixel_scale / supersample)).to(dtype)
-        y, x = torch.meshgrid(axis, axis, indexing="ij")
-        return x, y
+        return axis[None, :], axis[:, None]
+
+    def coordinates(
+        self, *, supersample: int = 1, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"]]:
+        """Return x and y (arcsec) of the centres of all pixels, or of all sub-pixels, as (n, n) arrays."""
+        x, y = self.axes(supersample=supersample, dtype=dtype, device=device)
+        return x.repeat(y.shape[0], 1), y.repeat(1, x.shape[1])
 
     def to_pixels(self, angle: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return the fractional pixel index along an axis of an angle in arcsec along that axis."""

@@ -1,12 +1,20 @@
 """From surface brightness to what a detector records: pixel integration, PSF, noise."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
+
+Numbers = Float[np.ndarray, " n"]
+Expansion = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+# The expansion of the Poisson quantile holds for rates above the first, and w / sqrt(rate) between minus the second
+# and the third. In the tails where it does not, counts above the last have a probability below 1e-30.
+_SMALL_RATE, _FAR_BELOW, _FAR_ABOVE, _MOST_SUMMED_COUNTS = 4.0, 1.0, 2.4, 80
 
 
 def integrate_pixels(image: Float[Tensor, "b m m"], supersample: int) -> Float[Tensor, "b n n"]:
@@ -16,6 +24,7 @@ def integrate_pixels(image: Float[Tensor, "b m m"], supersample: int) -> Float[T
     return F.avg_pool2d(image[:, None], supersample)[:, 0]
 
 
+@lru_cache(maxsize=8)
 def gaussian_psf(*, sigma: float, truncate: float = 4.0) -> Float[Tensor, " taps"]:
     """Return the normalised one-dimensional Gaussian kernel in float64.
 
@@ -39,7 +48,7 @@ def convolve_separable(image: Float[Tensor, "b n n"], kernel: Float[Tensor, " ta
 
     Two products with a banded matrix: exact, and fast on one channel, where convolution routines are not.
     """
-    matrix = _band(image.shape[-1], kernel).to(image)
+    matrix = _band(image.shape[-1], tuple(kernel.tolist()), image.dtype, image.device)
     return matrix @ image @ matrix.T
 
 
@@ -56,20 +65,99 @@ def convolve(image: Float[Tensor, "b n n"], kernel: Float[Tensor, "h w"]) -> Flo
     return F.conv2d(padded, kernel.flip(0, 1).to(image)[None, None])[:, 0]
 
 
-def poisson_counts(rate: Float[Tensor, "b n n"], generators: Sequence[np.random.Generator]) -> Int[np.ndarray, "b n n"]:
-    """Draw photon counts, each image from its own generator, so that a batch is the same as its images one by one.
+def poisson_counts(
+    rate: Float[Tensor, "n m"],
+    normal: Float[Tensor, "n m"],
+    generator: np.random.Generator,
+    *,
+    expand: Expansion | None = None,
+) -> Float[Tensor, "n m"]:
+    """Return exact Poisson counts of one image, most of them as a function of standard normal numbers.
+
+    A pixel's count is the smallest k with P(X <= k) >= Phi(normal). Nearly all are settled by an expansion of that
+    quantile about the mean, as in Giles 2016 (ACM TOMS 42, 1, Algorithm 955), three times as fast as drawing them;
+    those closer to a step than its error are settled by the cumulative distribution, and those far out in a tail by
+    summing it. Where rates are small the expansion fails, and numpy's sampler is fast: there it draws.
 
     Args:
-        rate: Expected counts per pixel, not negative.
-        generators: One per image.
+        rate: Expected counts, not negative, on the CPU.
+        normal: Standard normal numbers.
+        generator: For the pixels of small rates.
+        expand: `poisson_expansion`, or a compiled form of it.
     """
-    expected = rate.detach().to("cpu", torch.float64).numpy()
-    return np.stack([g.poisson(image) for g, image in zip(generators, expected, strict=True)])
+    flat, w = rate.reshape(-1), normal.reshape(-1)
+    counts, margin, tail = (expand or poisson_expansion)(flat, w)
+    # numpy from here on: few pixels are left, and its calls on short arrays cost a quarter of torch's.
+    fixed, mean, deviate = (v.detach().numpy() for v in (counts, flat, w))
+    small = mean < _SMALL_RATE
+    unsure, outside = np.flatnonzero((margin.numpy() < 0) & ~small), np.flatnonzero((tail.numpy() > 0) & ~small)
+    fixed[unsure] = _exact_quantile(*(v[unsure].astype(np.float64) for v in (fixed, mean, deviate)))
+    fixed[outside] = _summed_quantile(*(v[outside].astype(np.float64) for v in (mean, deviate)))
+    if small.any():
+        fixed[small] = generator.poisson(mean[small])
+    return counts.reshape(rate.shape)
 
 
-def _band(n: int, kernel: Tensor) -> Tensor:
-    radius = kernel.numel() // 2
-    rows = torch.arange(n).repeat_interleave(kernel.numel())
+def poisson_expansion(
+    rate: Float[Tensor, " n"], normal: Float[Tensor, " n"]
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Return the Poisson quantile from its expansion in 1 / sqrt(rate), and where to trust it.
+
+    x = rate + sqrt(rate) w + 1/3 + w^2/6 - (w/36 + w^3/72) / sqrt(rate) + (-8/405 + 7 w^2/810 + w^4/270) / rate
+    + (2684 w - 548 w^3 - 207 w^5) / (155520 rate^1.5) solves Gamma(x, rate) / Gamma(x) = Phi(w); its floor is the
+    quantile. The last coefficients and the error bound come from 40-digit solutions (tests/laws).
+
+    Returns:
+        The counts; the distance of x from the next step less its error, negative where the counts may be one too
+        many; and a number above 0 so far out in a tail that the expansion does not hold. It holds for rates above 4.
+    """
+    root = rate.clamp_min(_SMALL_RATE).rsqrt()
+    square = normal * normal
+    inverse = root * root
+    odd = root * (1 / 36 + square / 72 - inverse * (2684 - square * (548 + 207 * square)) / 155520)
+    even = 1 / 3 + square / 6 + inverse * (square * (7 / 810 + square / 270) - 8 / 405)
+    value = rate + normal * (1 / root - odd) + even
+    error = inverse * inverse * (0.01 + square * (0.004 + 0.03 * square))
+    error = error + value.abs() * (4 * torch.finfo(rate.dtype).eps)
+    counts = torch.floor(value + error).clamp_min(0)
+    deviation = normal * root
+    return counts, value - counts - error, torch.maximum(-deviation - _FAR_BELOW, deviation - _FAR_ABOVE)
+
+
+def _exact_quantile(candidate: Numbers, rate: Numbers, normal: Numbers) -> Numbers:
+    """Return `candidate`, or one less where P(X <= candidate - 1) already reaches Phi(normal)."""
+    from scipy.special import gammainc, gammaincc, ndtr
+
+    k = np.maximum(candidate, 1)
+    # Each tail is compared with its own, so that neither loses digits.
+    reached = np.where(normal < 0, gammaincc(k, rate) >= ndtr(normal), gammainc(k, rate) <= ndtr(-normal))
+    return np.asarray(k - reached)
+
+
+def _summed_quantile(rate: Numbers, normal: Numbers) -> Numbers:
+    """Add up P(X = 0), P(X = 1), ... until Phi(normal) is reached; for small counts."""
+    from scipy.special import ndtr
+
+    counts = np.zeros_like(rate)
+    target, term = ndtr(normal), np.exp(-rate)
+    rest, total = np.arange(len(rate)), term
+    for k in range(1, _MOST_SUMMED_COUNTS):
+        left = np.flatnonzero(total < target)
+        if not len(left):
+            break
+        rest, rate, target, term, total = (v[left] for v in (rest, rate, target, term, total))
+        counts[rest] = k
+        term = term * rate / k
+        total = total + term
+    return counts
+
+
+@lru_cache(maxsize=8)
+def _band(n: int, taps: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Float[Tensor, "n n"]:
+    kernel = torch.tensor(taps, dtype=torch.float64)
+    radius = len(taps) // 2
+    rows = torch.arange(n).repeat_interleave(len(taps))
     columns = (rows.reshape(n, -1) + torch.arange(-radius, radius + 1)).clamp(0, n - 1).reshape(-1)
-    matrix = torch.zeros(n, n, dtype=kernel.dtype)
-    return matrix.index_put((rows, columns), kernel.repeat(n), accumulate=True)
+    matrix = torch.zeros(n, n, dtype=torch.float64)
+    matrix = matrix.index_put((rows, columns), kernel.repeat(n), accumulate=True)
+    return matrix.to(device, dtype)

@@ -1,39 +1,52 @@
-"""The true parameters of each image: drawn from a population, one image at a time, each from its own streams."""
+"""The true parameters of each image, drawn from a population."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
+import torch
 
-from darklens import rng
-from darklens.simulate.populations import Disc, LineMass, MassTheta, Place, PointMasses, Population
+from darklens.physics import light
+from darklens.simulate import galaxies
+from darklens.simulate.draws import Draws
+from darklens.simulate.populations import ImageLight, InstrumentNoise, MassTheta, Noise, Population, SersicLight
+from darklens.simulate.substructure import KINDS, Columns
 
-# Unit and meaning of each column; `point_*` hold one row per image, padded with massless points.
-COLUMNS: dict[str, str] = {
+_LENS = {
     "theta_E": "arcsec, smooth lens",
     "e1": "smooth lens",
     "e2": "smooth lens",
     "gamma1": "external shear",
     "gamma2": "external shear",
-    "source_x": "arcsec",
-    "source_y": "arcsec",
-    "source_amplitude": "brightness at R_e, counts (or rate) per pixel",
-    "source_R_e": "arcsec",
-    "source_n": "Sersic index",
-    "source_q": "axis ratio",
-    "source_angle": "radians from x towards y",
-    "line_mass": "arcsec^2",
-    "line_x": "arcsec",
-    "line_y": "arcsec",
-    "line_length": "arcsec",
-    "line_angle": "radians from x towards y",
-    "exposure": "seconds; 1 where the rate is already in counts",
-    "point_theta_E": "arcsec",
-    "point_x": "arcsec",
-    "point_y": "arcsec",
+}
+_PLACE = {"x": "arcsec", "y": "arcsec", "angle": "radians from x towards y"}
+_LIGHT = {
+    "sersic": _PLACE
+    | {
+        "amplitude": "brightness at R_e, counts (or rate) per pixel",
+        "R_e": "arcsec",
+        "n": "Sersic index",
+        "q": "axis ratio",
+    },
+    "images": _PLACE
+    | {
+        "amplitude": "total brightness, counts (or rate)",
+        "size": "factor on the cut-out's angular size",
+        "galaxy": "number of the cut-out",
+    },
 }
 
-Truth = dict[str, np.ndarray]
+Truth = Columns
+
+
+def columns(population: Population) -> dict[str, str]:
+    """Return the unit and meaning of each parameter that the population's images have."""
+    found = dict(_LENS)
+    for prefix, spec in (("source", population.source), ("light", population.lens_light)):
+        if spec:
+            found |= {f"{prefix}_{name}": meaning for name, meaning in _LIGHT[spec.kind].items()}
+    for kind in {s.kind: s for s in population.classes.values()}:
+        found |= KINDS[kind].columns
+    return found | {"exposure": "seconds; 1 where the rate is already in counts"}
 
 
 def label_of(population: Population, index: int) -> int:
@@ -43,72 +56,81 @@ def label_of(population: Population, index: int) -> int:
 
 def draw(population: Population, seed: int, indices: Sequence[int]) -> Truth:
     """Return the true parameters of the given images: columns of shape (len(indices),), or (len(indices), k)."""
-    rows = [_draw_one(population, rng.generator(seed, "parameters", i), label_of(population, i)) for i in indices]
-    return {name: np.stack([np.asarray(row[name], dtype=np.float64) for row in rows]) for name in COLUMNS}
-
-
-def max_points(population: Population) -> int:
-    """Return the largest number of point masses that any class of the population has."""
-    return max([s.count for s in population.classes.values() if isinstance(s, PointMasses)], default=0)
-
-
-def _draw_one(population: Population, g: np.random.Generator, label: int) -> Mapping[str, float | np.ndarray]:
-    lens, source = population.lens, population.source
-    theta_E = lens.theta_E.theta_E() if isinstance(lens.theta_E, MassTheta) else _one(lens.theta_E.sample(g, 1))
-    gamma, gamma_angle = _one(lens.gamma.sample(g, 1)), math.radians(_one(lens.gamma_angle.sample(g, 1)))
-    row: dict[str, float | np.ndarray] = dict.fromkeys(COLUMNS, 0.0)
-    row |= {
-        "e1": _one(lens.e1.sample(g, 1)),
-        "e2": _one(lens.e2.sample(g, 1)),
-        "gamma1": gamma * math.cos(2 * gamma_angle),
-        "gamma2": gamma * math.sin(2 * gamma_angle),
-        "source_amplitude": _one(source.amplitude.sample(g, 1)),
-        "source_R_e": _one(source.R_e.sample(g, 1)),
-        "source_n": _one(source.n.sample(g, 1)),
-        "source_q": _one(source.q.sample(g, 1)),
-        "source_angle": math.radians(_one(source.angle.sample(g, 1))),
-        "line_length": 1.0,
-        "exposure": 1.0 if population.noise.kind == "poisson" else _one(population.noise.exposure.sample(g, 1)),
+    n, draws, lens = len(indices), Draws(seed, indices), population.lens
+    gamma, angle = draws.one("lens.gamma", lens.gamma), np.radians(draws.one("lens.gamma_angle", lens.gamma_angle))
+    theta_E = (
+        np.full(n, lens.theta_E.theta_E())
+        if isinstance(lens.theta_E, MassTheta)
+        else draws.one("lens.theta_E", lens.theta_E)
+    )
+    truth: Truth = {
+        "e1": draws.one("lens.e1", lens.e1),
+        "e2": draws.one("lens.e2", lens.e2),
+        "gamma1": gamma * np.cos(2 * angle),
+        "gamma2": gamma * np.sin(2 * angle),
+        "exposure": _exposure(population.noise, draws, n),
     }
-    row["source_x"], row["source_y"] = _place(source.position, g)
+    for prefix, spec in (("source", population.source), ("light", population.lens_light)):
+        if spec:
+            found = _light(population, spec, Draws(seed, indices, f"{prefix}."))
+            truth |= {f"{prefix}_{name}": values for name, values in found.items()}
 
-    points = np.zeros((3, max_points(population)))
-    inside = 0.0
-    substructure = list(population.classes.values())[label]
-    if isinstance(substructure, PointMasses):
-        k = substructure.count
-        squared = theta_E**2 * substructure.mass.sample(g, k) / substructure.lens_mass
-        radius, direction = substructure.radius.sample(g, k), g.uniform(0, 2 * math.pi, k)
-        points[:, :k] = np.sqrt(squared), radius * np.cos(direction), radius * np.sin(direction)
-        inside = float(squared[radius < theta_E].sum())
-    elif isinstance(substructure, LineMass):
-        mass = theta_E**2 * _one(substructure.mass_fraction.sample(g, 1))
-        length = _one(substructure.length.sample(g, 1))
-        angle = math.radians(_one(substructure.angle.sample(g, 1)))
-        x, y = _place(substructure.position, g)
-        row |= {"line_mass": mass, "line_length": length, "line_angle": angle, "line_x": x, "line_y": y}
-        inside = mass * _fraction_inside(x, y, length, angle, theta_E)
-    row["point_theta_E"], row["point_x"], row["point_y"] = points
+    labels = np.array([label_of(population, i) for i in indices])
+    inside = np.zeros(n)
+    truth |= _empty_substructure(population, n)
+    for label, (name, substructure) in enumerate(population.classes.items()):
+        rows = np.flatnonzero(labels == label)
+        if not len(rows):
+            continue
+        own = Draws(seed, [indices[int(i)] for i in rows], f"classes.{name}.")
+        found, inside[rows] = KINDS[substructure.kind].draw(substructure, own, theta_E[rows])
+        for column, values in found.items():
+            where = (rows, slice(values.shape[1])) if values.ndim == 2 else rows
+            truth[column][where] = values
     # An isothermal lens has mass theta_E * R within R, in units of pi Sigma_crit.
-    row["theta_E"] = theta_E - inside / theta_E if population.conserve_mass else theta_E
-    return row
+    truth["theta_E"] = theta_E - inside / theta_E if population.conserve_mass else theta_E
+    return {name: truth[name] for name in columns(population)}
 
 
-def _one(values: np.ndarray) -> float:
-    return float(values[0])
+def _empty_substructure(population: Population, n: int) -> Truth:
+    """Return zeros for every substructure column; lengths and radii are 1, as they divide."""
+    empty: Truth = {}
+    for spec in population.classes.values():
+        width = KINDS[spec.kind].width(spec)
+        for column in KINDS[spec.kind].columns:
+            if width is None:
+                shape: tuple[int, ...] = (n,)
+            else:
+                shape = (n, max(width, empty[column].shape[1] if column in empty else 0))
+            empty[column] = np.full(shape, 1.0 if column in ("line_length", "halo_R_s", "halo_r_t") else 0.0)
+    return empty
 
 
-def _place(place: Place, g: np.random.Generator) -> tuple[float, float]:
-    if isinstance(place, Disc):
-        radius, direction = _one(place.radius.sample(g, 1)), g.uniform(0, 2 * math.pi)
-        return radius * math.cos(direction), radius * math.sin(direction)
-    return _one(place.x.sample(g, 1)), _one(place.y.sample(g, 1))
+def _exposure(noise: Noise, draws: Draws, n: int) -> np.ndarray:
+    if noise.kind == "exposure":
+        return draws.one("noise.exposure", noise.exposure)
+    return np.full(n, noise.instrument.total_time if noise.kind == "instrument" else 1.0)
 
 
-def _fraction_inside(x: float, y: float, length: float, angle: float, radius: float) -> float:
-    """Return the fraction of a line that lies inside the circle of `radius` about the origin."""
-    along = x * math.cos(angle) + y * math.sin(angle)
-    across = y * math.cos(angle) - x * math.sin(angle)
-    half_chord = math.sqrt(max(radius**2 - across**2, 0.0))
-    start, stop = max(along - length / 2, -half_chord), min(along + length / 2, half_chord)
-    return max(stop - start, 0.0) / length
+def _light(population: Population, spec: SersicLight | ImageLight, draws: Draws) -> Truth:
+    x, y = draws.place("position", spec.position)
+    found: Truth = {"x": x, "y": y, "angle": np.radians(draws.one("angle", spec.angle))}
+    if isinstance(spec, SersicLight):
+        found |= {name: draws.one(name, getattr(spec, name)) for name in ("R_e", "n", "q")}
+    else:
+        found |= {
+            "size": draws.one("size", spec.size),
+            "galaxy": np.floor(draws.uniform("galaxy", 1)[:, 0] * len(galaxies.files(spec))),
+        }
+    if spec.amplitude is not None:
+        found["amplitude"] = draws.one("amplitude", spec.amplitude)
+        return found
+    assert spec.magnitude is not None
+    assert isinstance(population.noise, InstrumentNoise)
+    total = 10 ** (-0.4 * (draws.one("magnitude", spec.magnitude) - population.noise.instrument.zero_point))
+    if isinstance(spec, SersicLight):
+        R_e, n = (torch.from_numpy(found[name]) for name in ("R_e", "n"))
+        b = light.sersic_b_linear if spec.b_n == "linear" else light.sersic_b
+        total *= population.field.pixel_scale**2 / light.sersic_total(R_e=R_e, n=n, b=b(n)).numpy()
+    found["amplitude"] = total
+    return found

@@ -1,11 +1,13 @@
 """Populations of lenses: what is drawn for each image, by class. A population is a YAML file, validated here."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -14,7 +16,10 @@ from darklens.config import Frozen, load
 from darklens.errors import ConfigError
 from darklens.physics.cosmology import point_mass_theta_E
 from darklens.registry import unknown
-from darklens.simulate.priors import Prior
+from darklens.simulate.instruments import INSTRUMENTS
+from darklens.simulate.instruments.record import Instrument
+from darklens.simulate.priors import Constant, Prior
+from darklens.units import FWHM_PER_SIGMA
 
 
 class Field2D(Frozen):
@@ -76,6 +81,19 @@ class Lens(Frozen):
             raise ValueError("an Einstein radius must be positive (arcsec)")
         return value
 
+    @field_validator("e1", "e2")
+    @classmethod
+    def _elliptical(cls, value: "Prior") -> "Prior":
+        low, high = value.bounds()
+        if max(-low, high) >= 0.7:
+            raise ValueError("ellipticities must lie between -0.7 and 0.7; cut a normal prior with low and high")
+        return value
+
+    @property
+    def round(self) -> bool:
+        """Whether every lens of the population is an SIS."""
+        return self.e1.bounds() == self.e2.bounds() == (0.0, 0.0)
+
     @field_validator("gamma")
     @classmethod
     def _weak(cls, value: "Prior") -> "Prior":
@@ -103,15 +121,35 @@ class Box(Frozen):
 Place = Annotated[Disc | Box, Field(discriminator="kind")]
 
 
-class Source(Frozen):
-    """A Sersic source."""
+class Light(Frozen):
+    """The brightness and place that every source of light has: exactly one of `amplitude` and `magnitude`."""
 
-    amplitude: Prior = Field(description="counts per pixel (or per second and pixel) at R_e")
-    R_e: Prior = Field(description="arcsec")
-    n: Prior
-    q: Prior = Field(description="axis ratio")
+    amplitude: Prior | None = Field(default=None, description="counts per pixel (or per second and pixel) at R_e")
+    magnitude: Prior | None = Field(default=None, description="total AB magnitude; needs noise of kind instrument")
     angle: Prior = Field(description="degrees")
     position: Place
+
+    @field_validator("amplitude")
+    @classmethod
+    def _bright(cls, value: "Prior | None") -> "Prior | None":
+        if value is not None and value.bounds()[0] <= 0:
+            raise ValueError("must be positive")
+        return value
+
+    @model_validator(mode="after")
+    def _one_brightness(self) -> "Light":
+        if (self.amplitude is None) == (self.magnitude is None):
+            raise ValueError("give either amplitude or magnitude")
+        return self
+
+
+class SersicLight(Light):
+    """A Sersic profile."""
+
+    kind: Literal["sersic"] = "sersic"
+    R_e: Prior = Field(description="effective radius, arcsec")
+    n: Prior
+    q: Prior = Field(description="axis ratio")
     b_n: Literal["ciotti_bertin", "linear"] = "ciotti_bertin"
 
     @field_validator("q")
@@ -122,12 +160,51 @@ class Source(Frozen):
             raise ValueError("an axis ratio must lie in (0, 1]")
         return value
 
-    @field_validator("R_e", "n", "amplitude")
+    @field_validator("R_e")
     @classmethod
     def _positive(cls, value: "Prior") -> "Prior":
         if value.bounds()[0] <= 0:
             raise ValueError("must be positive")
         return value
+
+    @field_validator("n")
+    @classmethod
+    def _index(cls, value: "Prior") -> "Prior":
+        low, high = value.bounds()
+        if low < 0.36 or high > 10:  # below 0.36 the expansion of b_n fails (Ciotti & Bertin 1999)
+            raise ValueError("a Sersic index must lie in [0.36, 10]")
+        return value
+
+
+class ImageLight(Light):
+    """Cut-outs of real galaxies: one FITS or .npy file each, all with the same pixel scale.
+
+    `amplitude` is the total brightness here. `size` scales the galaxy's angular size, brightness kept.
+    """
+
+    kind: Literal["images"] = "images"
+    folder: Path = Field(description="folder of square cut-outs (.fits, .npy), sky subtracted or not")
+    pixel_scale: float = Field(gt=0, description="arcsec")
+    size: Prior = Constant(value=1.0)
+    first: float = Field(default=0.0, ge=0, lt=1, description="use the files from this fraction of the sorted list")
+    last: float = Field(default=1.0, gt=0, le=1, description="up to this one: test sets need other galaxies")
+    sha256: str | None = Field(default=None, description="of the cut-outs; filled in when a population is loaded")
+
+    @field_validator("size")
+    @classmethod
+    def _positive(cls, value: "Prior") -> "Prior":
+        if value.bounds()[0] <= 0:
+            raise ValueError("must be positive")
+        return value
+
+    @model_validator(mode="after")
+    def _some(self) -> "ImageLight":
+        if self.first >= self.last:
+            raise ValueError(f"first ({self.first}) must be less than last ({self.last})")
+        return self
+
+
+Source = Annotated[SersicLight | ImageLight, Field(discriminator="kind")]
 
 
 class NoSubstructure(Frozen):
@@ -145,6 +222,13 @@ class PointMasses(Frozen):
     lens_mass: float = Field(default=1e12, gt=0, description="solar masses")
     radius: Prior = Field(description="arcsec; any direction")
 
+    @field_validator("mass")
+    @classmethod
+    def _positive(cls, value: "Prior") -> "Prior":
+        if value.bounds()[0] <= 0:
+            raise ValueError("must be positive")
+        return value
+
 
 class LineMass(Frozen):
     """One uniform line mass (an axion vortex); its mass is a fraction of the smooth lens' theta_E^2."""
@@ -158,8 +242,46 @@ class LineMass(Frozen):
         default=0, ge=0, le=1000, description="0: exact line; N: N equal point masses, ends included"
     )
 
+    @field_validator("mass_fraction", "length")
+    @classmethod
+    def _positive(cls, value: "Prior") -> "Prior":
+        if value.bounds()[0] <= 0:
+            raise ValueError("must be positive")
+        return value
 
-Substructure = Annotated[NoSubstructure | PointMasses | LineMass, Field(discriminator="kind")]
+
+class Subhaloes(Frozen):
+    """Truncated NFW subhaloes (Baltz et al. 2009): a Poisson number of them, each with its own concentration."""
+
+    kind: Literal["tnfw_subhaloes"] = "tnfw_subhaloes"
+    mean_count: float = Field(gt=0, le=500, description="mean of a Poisson number; an image has at least one")
+    mass: Prior = Field(description="m200 in solar masses, before stripping")
+    concentration: Prior = Field(description="r200 / R_s")
+    truncation: Prior = Field(description="r_t / R_s")
+    radius: Prior = Field(description="arcsec; any direction")
+    z_lens: float = Field(gt=0)
+    z_source: float = Field(gt=0)
+
+    @field_validator("mass", "concentration", "truncation")
+    @classmethod
+    def _positive(cls, value: "Prior") -> "Prior":
+        if value.bounds()[0] <= 0:
+            raise ValueError("must be positive")
+        return value
+
+    @model_validator(mode="after")
+    def _behind(self) -> "Subhaloes":
+        if self.z_source <= self.z_lens:
+            raise ValueError(f"z_source ({self.z_source}) must exceed z_lens ({self.z_lens})")
+        return self
+
+    @property
+    def max_count(self) -> int:
+        """The largest number an image may have; more are five standard deviations away, and are left out."""
+        return math.ceil(self.mean_count + 5 * math.sqrt(self.mean_count))
+
+
+Substructure = Annotated[NoSubstructure | PointMasses | LineMass | Subhaloes, Field(discriminator="kind")]
 
 
 class PoissonNoise(Frozen):
@@ -182,7 +304,32 @@ class ExposureNoise(Frozen):
     legacy_noise: bool = False
 
 
-Noise = Annotated[PoissonNoise | ExposureNoise, Field(discriminator="kind")]
+class InstrumentNoise(Frozen):
+    """Electrons of an instrument's stacked exposures: Poisson of source and sky, Gaussian read-out.
+
+    Images are in electrons per second with the mean sky subtracted. The instrument also fixes the pixel scale and
+    the point-spread function of a population that does not give them.
+    """
+
+    kind: Literal["instrument"] = "instrument"
+    name: str = Field(description="; ".join(INSTRUMENTS))
+    n_exposures: int | None = Field(default=None, ge=1, description="stack this many; by default the survey's number")
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in [*INSTRUMENTS]:
+            raise ValueError(unknown("instrument", value, [*INSTRUMENTS]))
+        return value
+
+    @property
+    def instrument(self) -> Instrument:
+        """The record, with the chosen number of exposures."""
+        record = INSTRUMENTS[self.name]
+        return record if self.n_exposures is None else replace(record, n_exposures=self.n_exposures)
+
+
+Noise = Annotated[PoissonNoise | ExposureNoise | InstrumentNoise, Field(discriminator="kind")]
 
 
 class Population(Frozen):
@@ -195,6 +342,7 @@ class Population(Frozen):
     field: Field2D
     psf: GaussianPSF
     lens: Lens
+    lens_light: SersicLight | None = None
     source: Source
     classes: dict[str, Substructure]
     noise: Noise
@@ -210,6 +358,25 @@ class Population(Frozen):
         if len(value) < 2:
             raise ValueError("at least two classes are needed")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_instrument(cls, tree: Any) -> Any:
+        """Take what the instrument fixes, where the population does not give it."""
+        noise = tree.get("noise") if isinstance(tree, dict) else None
+        if not isinstance(noise, dict) or noise.get("kind") != "instrument" or noise.get("name") not in [*INSTRUMENTS]:
+            return tree
+        instrument = INSTRUMENTS[noise["name"]]
+        field = {"pixel_scale": instrument.pixel_scale} | tree.get("field", {})
+        psf = tree.get("psf") or {"kind": "gaussian", "sigma": instrument.psf_fwhm / FWHM_PER_SIGMA}
+        return tree | {"field": field, "psf": psf}
+
+    @model_validator(mode="after")
+    def _magnitudes_need_a_zero_point(self) -> "Population":
+        for name, light in (("source", self.source), ("lens_light", self.lens_light)):
+            if light is not None and light.magnitude is not None and not isinstance(self.noise, InstrumentNoise):
+                raise ValueError(f"{name}.magnitude needs noise of kind instrument, which has the zero point")
+        return self
 
     @property
     def class_names(self) -> list[str]:
@@ -234,8 +401,17 @@ def get(name_or_path: str, overrides: Sequence[str] = ()) -> Population:
     """
     if name_or_path in names():
         tree = yaml.safe_load((_folder() / f"{name_or_path}.yaml").read_text(encoding="utf-8"))
-        return load(Population, tree, overrides, name=name_or_path)
+        return _with_galaxies(load(Population, tree, overrides, name=name_or_path))
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml") or path.exists():
-        return load(Population, path, overrides)
+        return _with_galaxies(load(Population, path, overrides))
     raise ConfigError(unknown("population", name_or_path, names()))
+
+
+def _with_galaxies(population: Population) -> Population:
+    """Read the cut-outs of a population that has them, and note which they are."""
+    if not isinstance(population.source, ImageLight):
+        return population
+    from darklens.simulate import galaxies  # knows the specifications above
+
+    return population.model_copy(update={"source": galaxies.fixed(population.source)})

@@ -1,11 +1,18 @@
-"""Distributions of one number. In YAML a bare number is a constant, anything else names its `kind`."""
+"""Distributions of one number. In YAML a bare number is a constant, anything else names its `kind`.
 
+Each is its quantile function: a uniform number in (0, 1) goes in, the value at that cumulative probability comes out.
+"""
+
+import math
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from jaxtyping import Float
 from pydantic import BeforeValidator, Field, model_validator
 
 from darklens.config import Frozen
+
+Numbers = Float[np.ndarray, "*shape"]
 
 
 class Constant(Frozen):
@@ -14,9 +21,9 @@ class Constant(Frozen):
     kind: Literal["constant"] = "constant"
     value: float
 
-    def sample(self, rng: np.random.Generator, size: int) -> np.ndarray:
-        """Return `size` copies."""
-        return np.full(size, self.value)
+    def quantile(self, u: Numbers) -> Numbers:
+        """Return the value, in the shape of `u`."""
+        return np.full(np.shape(u), self.value)
 
     def bounds(self) -> tuple[float, float]:
         """Return the smallest and largest value that can occur."""
@@ -43,9 +50,9 @@ class Uniform(_Interval):
 
     kind: Literal["uniform"] = "uniform"
 
-    def sample(self, rng: np.random.Generator, size: int) -> np.ndarray:
-        """Draw `size` values."""
-        return rng.uniform(self.low, self.high, size)
+    def quantile(self, u: Numbers) -> Numbers:
+        """Return the value at cumulative probability `u`."""
+        return self.low + (self.high - self.low) * u
 
 
 class PowerLaw(_Interval):
@@ -55,9 +62,8 @@ class PowerLaw(_Interval):
     slope: float
     low: float = Field(gt=0)
 
-    def sample(self, rng: np.random.Generator, size: int) -> np.ndarray:
-        """Draw `size` values by inverting the cumulative distribution."""
-        u = rng.random(size)
+    def quantile(self, u: Numbers) -> Numbers:
+        """Return the value at cumulative probability `u`."""
         power = self.slope + 1
         if power == 0:
             return np.asarray(self.low * (self.high / self.low) ** u)
@@ -65,19 +71,64 @@ class PowerLaw(_Interval):
 
 
 class Normal(Frozen):
-    """Gaussian with mean `mean` and standard deviation `sigma`."""
+    """Gaussian with mean `mean` and standard deviation `sigma`, cut at `low` and `high` where they are given."""
 
     kind: Literal["normal"] = "normal"
     mean: float
     sigma: float = Field(ge=0)
+    low: float | None = None
+    high: float | None = None
 
-    def sample(self, rng: np.random.Generator, size: int) -> np.ndarray:
-        """Draw `size` values."""
-        return rng.normal(self.mean, self.sigma, size)
+    @model_validator(mode="after")
+    def _around_the_mean(self) -> "Normal":
+        low, high = self._cuts()
+        if not low <= self.mean <= high:
+            raise ValueError(f"the mean ({self.mean}) must lie between low ({low}) and high ({high})")
+        return self
+
+    def _cuts(self) -> tuple[float, float]:
+        return -math.inf if self.low is None else self.low, math.inf if self.high is None else self.high
+
+    def quantile(self, u: Numbers) -> Numbers:
+        """Return the value at cumulative probability `u`."""
+        from scipy.special import ndtr, ndtri
+
+        if self.sigma == 0:
+            return np.full(np.shape(u), self.mean)
+        below, above = (ndtr((cut - self.mean) / self.sigma) for cut in self._cuts())
+        return np.asarray(np.clip(self.mean + self.sigma * ndtri(below + (above - below) * u), *self._cuts()))
 
     def bounds(self) -> tuple[float, float]:
         """Return the smallest and largest value that can occur."""
-        return (-np.inf, np.inf) if self.sigma else (self.mean, self.mean)
+        return self._cuts() if self.sigma else (self.mean, self.mean)
+
+
+class LogNormal(Frozen):
+    """log10 x Gaussian about log10 `median` with a scatter of `dex`, cut at `low` and `high` where they are given."""
+
+    kind: Literal["log_normal"] = "log_normal"
+    median: float = Field(gt=0)
+    dex: float = Field(ge=0)
+    low: float | None = Field(default=None, gt=0)
+    high: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _around_the_median(self) -> "LogNormal":
+        self._log10()
+        return self
+
+    def _log10(self) -> Normal:
+        low, high = (None if cut is None else math.log10(cut) for cut in (self.low, self.high))
+        return Normal(mean=math.log10(self.median), sigma=self.dex, low=low, high=high)
+
+    def quantile(self, u: Numbers) -> Numbers:
+        """Return the value at cumulative probability `u`."""
+        return np.asarray(10.0 ** self._log10().quantile(u))
+
+    def bounds(self) -> tuple[float, float]:
+        """Return the smallest and largest value that can occur."""
+        low, high = self._log10().bounds()
+        return (0.0 if low == -math.inf else 10**low), (math.inf if high == math.inf else 10**high)
 
 
 def _bare_number(value: Any) -> Any:
@@ -87,6 +138,6 @@ def _bare_number(value: Any) -> Any:
 
 
 Prior = Annotated[
-    Annotated[Constant | Uniform | PowerLaw | Normal, Field(discriminator="kind")],
+    Annotated[Constant | Uniform | PowerLaw | Normal | LogNormal, Field(discriminator="kind")],
     BeforeValidator(_bare_number),
 ]

@@ -27,9 +27,9 @@ from darklens.data.datamodule import BatchOrder, Split, loader, split
 from darklens.data.store import Store, prepare_folder
 from darklens.errors import InputError
 from darklens.files import read_json, write_json, write_text
+from darklens.memory import keep_freed_memory
 from darklens.models.zoo import build, count_parameters
 from darklens.training.learner import Learner
-from darklens.training.memory import keep_freed_memory
 from darklens.training.recipe import Recipe, Stage
 
 _COLUMNS = ["stage", "task", "epoch", "train_loss", "val_loss", "val_auc", "lr", "seconds"]

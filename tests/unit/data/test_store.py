@@ -60,11 +60,59 @@ def test_verify_finds_changed_missing_and_mislabelled_shards(store):
     assert "00002.images.npy does not match" in problems[1]
 
 
-def test_verify_checks_labels(store, tmp_path):
+GOOD = {"label": np.array([0, 1]), "theta_E": np.array([0.5, 0.6])}
+
+
+@pytest.mark.parametrize(
+    ("images", "truth", "sentence"),
+    [
+        ({}, {"label": np.array([0, 7])}, "labels must be 2 integers from 0 to 1"),
+        ({}, {"label": np.array([0.0, 1.0])}, "labels must be 2 integers"),
+        ({}, {"theta_E": np.array([0.5, np.nan])}, "column 'theta_E' has NaN or infinite values"),
+        ({}, {"theta_E": np.array([1j, 2j])}, "column 'theta_E' is complex128"),
+        ({}, {"theta_E": None}, "no column 'theta_E'"),
+        ({}, {"theta_E": np.ones((2, 3))}, "columns are not those of the shards before it"),
+        ({(0, 0, 0, 0): np.inf}, {}, "NaN or infinite pixels"),
+    ],
+)
+def test_verify_checks_contents(store, images, truth, sentence):
+    """A shard whose checksums are right but whose contents are wrong is the second of two."""
+    opened = Store(store)
+    pixels = opened.images(range(2))
+    for where, value in images.items():
+        pixels[where] = value
+    columns = {name: value for name, value in (GOOD | truth).items() if value is not None}
+    shards = [write_shard(store, 0, opened.images(range(2)), GOOD), write_shard(store, 1, pixels, columns)]
+    for name in ("00002.images.npy", "00002.truth.npz"):
+        (store / "shards" / name).unlink()
+    write_index(store, opened.index.model_copy(update={"shards": shards, "columns": {"theta_E": "arcsec"}}))
+    problems = Store(store).verify()
+    assert any(sentence in problem and "00001" in problem for problem in problems), problems
+    assert not any("00000" in problem for problem in problems)
+
+
+def test_verify_checks_the_shape_of_every_file(store):
     index = Store(store).index
-    shard = write_shard(tmp_path / "u", 0, Store(store).images(range(2)), {"label": np.array([0, 7])})
-    write_index(tmp_path / "u", index.model_copy(update={"shards": [shard]}))
-    assert "labels must be 2 integers from 0 to 1" in Store(tmp_path / "u").verify()[0]
+    write_index(store, index.model_copy(update={"n_pixels": 6}))
+    assert sum("float32 (4, 1, 5, 5), not float32 (4, 1, 6, 6)" in p for p in Store(store).verify()) == 2
+    short = index.shards[2].model_copy(update={"n": 3})
+    write_index(store, index.model_copy(update={"shards": [*index.shards[:2], short]}))
+    assert any("column 'label' has shape (2,), not 3 rows" in p for p in Store(store).verify())
+
+
+def test_verify_reports_files_that_do_not_belong(store):
+    (store / "shards" / "00003.images.npy").write_bytes(b"")
+    (store / "shards" / ".00001.truth.npz.ab3_x9qz.npz").write_bytes(b"")
+    problems = Store(store).verify()
+    assert len(problems) == 2 and all("does not belong to the store" in p for p in problems)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", None])
+def test_a_damaged_table_is_named_when_read(store, content):
+    path = store / "shards" / "00001.truth.npz"
+    path.write_bytes(path.read_bytes()[:-30] if content is None else content)
+    with pytest.raises(InputError, match=r"00001\.truth\.npz is missing or damaged"):
+        Store(store).truth("theta_E")
 
 
 def test_a_truncated_shard_is_named_when_read(store):

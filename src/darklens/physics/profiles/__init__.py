@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from darklens.physics.profiles import line, point, shear, sie, sis
+from darklens.physics.profiles import epl, line, nfw, point, shear, sie, sis, tnfw
 from darklens.registry import Registry
 
 
@@ -35,6 +35,7 @@ class Profile:
 
 
 _THETA_E = Parameter(symbol="theta_E", unit="arcsec", low=0.0, high=10.0, meaning="Einstein radius")
+_R_S = Parameter(symbol="R_s", unit="arcsec", low=1e-6, high=100.0, meaning="scale radius")
 
 PROFILES: Registry[Profile] = Registry("mass profile")
 PROFILES.add(
@@ -102,5 +103,52 @@ PROFILES.add(
             Parameter(symbol="angle", unit="radian", low=-3.1416, high=3.1416, meaning="direction, from x towards y"),
         ),
         reference="docs/physics.md, 'Uniform line mass'",
+    ),
+)
+PROFILES.add(
+    "epl",
+    Profile(
+        potential=epl.potential,
+        deflection=epl.deflection,
+        convergence=epl.convergence,
+        parameters=(
+            Parameter(symbol="theta_E", unit="arcsec", low=0.0, high=10.0, meaning="product-average Einstein radius"),
+            Parameter(
+                symbol="slope", unit="1", low=1.0, high=3.0, meaning="slope of the density in space, both excluded"
+            ),
+            # 0.35 keeps |e| below 0.5, for which the series is summed.
+            Parameter(symbol="e1", unit="1", low=-0.35, high=0.35, meaning="ellipticity along x"),
+            Parameter(symbol="e2", unit="1", low=-0.35, high=0.35, meaning="ellipticity along x = y"),
+        ),
+        reference="Tessore & Metcalf 2015, A&A 580, A79",
+    ),
+)
+PROFILES.add(
+    "nfw",
+    Profile(
+        potential=nfw.potential,
+        deflection=nfw.deflection,
+        convergence=nfw.convergence,
+        parameters=(
+            Parameter(symbol="alpha_Rs", unit="arcsec", low=0.0, high=10.0, meaning="deflection at R_s"),
+            _R_S,
+        ),
+        reference="Wright & Brainerd 2000, ApJ 534, 34",
+    ),
+)
+PROFILES.add(
+    "tnfw",
+    Profile(
+        potential=tnfw.potential,
+        deflection=tnfw.deflection,
+        convergence=tnfw.convergence,
+        parameters=(
+            Parameter(
+                symbol="alpha_Rs", unit="arcsec", low=0.0, high=10.0, meaning="deflection at R_s before truncation"
+            ),
+            _R_S,
+            Parameter(symbol="r_t", unit="arcsec", low=1e-6, high=1000.0, meaning="truncation radius"),
+        ),
+        reference="Baltz, Marshall & Oguri 2009, JCAP 01, 015",
     ),
 )

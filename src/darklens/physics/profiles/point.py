@@ -6,7 +6,7 @@ from torch import Tensor
 
 Field = Float[Tensor, "*#shape"]
 
-_SMALLEST_SQUARE = 1e-24  # arcsec^2
+SMALLEST_SQUARE = 1e-24  # arcsec^2
 
 
 def potential(x: Field, y: Field, *, theta_E: Field) -> Tensor:
@@ -16,13 +16,8 @@ def potential(x: Field, y: Field, *, theta_E: Field) -> Tensor:
 
 def deflection(x: Field, y: Field, *, theta_E: Field) -> tuple[Tensor, Tensor]:
     """Alpha = theta_E^2 theta / |theta|^2 in arcsec; zero on the mass itself."""
-    scale = deflection_over_distance(x, y, theta_E=theta_E)
+    scale = theta_E**2 / (x * x + y * y).clamp_min(SMALLEST_SQUARE)
     return scale * x, scale * y
-
-
-def deflection_over_distance(x: Field, y: Field, *, theta_E: Field) -> Tensor:
-    """theta_E^2 / |theta|^2, the factor of theta in the deflection; finite on the mass itself."""
-    return theta_E**2 / (x * x + y * y).clamp_min(_SMALLEST_SQUARE)
 
 
 def convergence(x: Field, y: Field, *, theta_E: Field) -> Tensor:

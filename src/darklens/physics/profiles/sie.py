@@ -10,30 +10,11 @@ from torch import Tensor
 
 Field = Float[Tensor, "*#shape"]
 
-# Below this argument six terms of the series are exact in float64 and the quotient is not.
-_SERIES_BELOW = 2e-3
+# 1 - q^2 below which four terms of the series are exact in float64.
+_SERIES_BELOW = 1e-4
 
 # |e|^2 below which the lens counts as round; smaller squares underflow and their roots have infinite gradients.
 _ROUND_BELOW = 1e-24
-
-
-def _series(t: Tensor, sign: float) -> Tensor:
-    total = torch.zeros_like(t)
-    for k in range(6, -1, -1):
-        total = total * (sign * t) + 1 / (2 * k + 1)
-    return total
-
-
-def _arctan_quotient(t: Tensor) -> Tensor:
-    """arctan(sqrt t) / sqrt t, smooth through t = 0."""
-    root = torch.where(t > _SERIES_BELOW, t, 1.0).sqrt()
-    return torch.where(t > _SERIES_BELOW, torch.atan(root) / root, _series(t, -1.0))
-
-
-def _artanh_quotient(t: Tensor) -> Tensor:
-    """artanh(sqrt t) / sqrt t, smooth through t = 0, for 0 <= t < 1."""
-    root = torch.where(t > _SERIES_BELOW, t, 0.25).sqrt()
-    return torch.where(t > _SERIES_BELOW, torch.atanh(root) / root, _series(t, 1.0))
 
 
 def _axes(e1: Tensor, e2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,12 +32,22 @@ def deflection(x: Field, y: Field, *, theta_E: Field, e1: Field, e2: Field) -> t
     q, cos, sin = _axes(e1, e2)
     u, v = x * cos + y * sin, y * cos - x * sin
     squared = q * q * u * u + v * v
-    inverse = torch.where(squared > 0, torch.where(squared > 0, squared, 1.0).rsqrt(), 0.0)
-    flattening = 1 - q * q
-    scale = theta_E * torch.sqrt(q) * inverse
-    along = scale * u * _arctan_quotient(flattening * (u * inverse) ** 2)
-    across = scale * v * _artanh_quotient(flattening * (v * inverse) ** 2)
+    away = squared > 0
+    inverse = torch.where(away, torch.where(away, squared, 1.0).rsqrt(), 0.0)
+    u, v = u * inverse, v * inverse
+    # arctan(f u) / f and artanh(f v) / f with f^2 = 1 - q^2, by their series where f is small.
+    square = (1 - q) * (1 + q)
+    oblate = square > _SERIES_BELOW
+    f = torch.where(oblate, square, 1.0).sqrt()
+    scale = theta_E * torch.sqrt(q)
+    along = scale * torch.where(oblate, torch.atan(f * u) / f, _series(u, -square))
+    across = scale * torch.where(oblate, torch.atanh(torch.where(oblate, f, 0.0) * v) / f, _series(v, square))
     return along * cos - across * sin, along * sin + across * cos
+
+
+def _series(w: Tensor, square: Tensor) -> Tensor:
+    t = square * w * w
+    return w * (1 + t * (1 / 3 + t * (1 / 5 + t / 7)))
 
 
 def potential(x: Field, y: Field, *, theta_E: Field, e1: Field, e2: Field) -> Tensor:

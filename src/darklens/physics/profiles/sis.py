@@ -20,8 +20,9 @@ def potential(x: Field, y: Field, *, theta_E: Field) -> Tensor:
 
 def deflection(x: Field, y: Field, *, theta_E: Field) -> tuple[Tensor, Tensor]:
     """Alpha = theta_E theta / |theta| in arcsec; zero at the origin, where the direction is undefined."""
-    r = _radius(x, y)
-    scale = theta_E / torch.where(r > 0, r, 1.0)
+    squared = x * x + y * y
+    away = squared > 0
+    scale = theta_E * torch.where(away, torch.where(away, squared, 1.0).rsqrt(), 0.0)
     return scale * x, scale * y
 
 

@@ -1,4 +1,4 @@
-"""Keeping memory between training steps."""
+"""Keeping freed memory for the next step or image."""
 
 import ctypes
 import sys
@@ -11,8 +11,8 @@ _NEVER_RETURN, _LARGEST_KEPT = 2**31 - 1, 2**30
 def keep_freed_memory() -> None:
     """Tell glibc to reuse freed blocks rather than return them to the system; elsewhere do nothing.
 
-    Each training step frees and asks again for the same large activations. Returning them costs page faults:
-    without this a step took 1.3 to 2.8 times as long on 2 cores (docs/decisions/0003-threads-and-memory.md).
+    A training step, or an image, frees and asks again for the same large arrays. Returning them costs page faults:
+    without this a training step took 1.3 to 2.8 times as long on 2 cores (docs/decisions/0003-threads-and-memory.md).
     """
     if sys.platform != "linux":
         return

@@ -1,0 +1,50 @@
+"""Quotients with a removable singularity, evaluated by their series where the closed form loses precision."""
+
+import torch
+from torch import Tensor
+
+# Below this argument the series here are exact in float64, and the quotients' derivatives are not.
+_SERIES_BELOW = 2e-3
+
+# Every branch gets an argument that is safe where it is not taken: a NaN or an infinity there would spoil gradients.
+
+
+def odd_series(t: Tensor, *, first: int = 1, terms: int = 7) -> Tensor:
+    """1 / first + t / (first + 2) + t^2 / (first + 4) + ..."""
+    total = torch.zeros_like(t)
+    for k in range(terms - 1, -1, -1):
+        total = total * t + 1 / (2 * k + first)
+    return total
+
+
+def arctan_quotient(t: Tensor) -> Tensor:
+    """arctan(sqrt t) / sqrt t, smooth through t = 0, for t >= 0."""
+    far = t > _SERIES_BELOW
+    root = torch.where(far, t, 1.0).sqrt()
+    return torch.where(far, torch.atan(root) / root, odd_series(torch.where(far, 0.0, -t)))
+
+
+def artanh_quotient(t: Tensor) -> Tensor:
+    """artanh(sqrt t) / sqrt t, smooth through t = 0, for 0 <= t < 1."""
+    far = t > _SERIES_BELOW
+    root = torch.where(far, t, 0.25).sqrt()
+    return torch.where(far, torch.atanh(root) / root, odd_series(torch.where(far, 0.0, t)))
+
+
+def signed_quotient(t: Tensor) -> Tensor:
+    """One analytic function for t < 1: `artanh_quotient(t)` for t > 0, `arctan_quotient(-t)` for t < 0."""
+    above = torch.where(t > _SERIES_BELOW, t, 0.25).sqrt()
+    below = torch.where(t < -_SERIES_BELOW, -t, 1.0).sqrt()
+    closed = torch.where(t > 0, torch.atanh(above) / above, torch.atan(below) / below)
+    far = t.abs() > _SERIES_BELOW
+    return torch.where(far, closed, odd_series(torch.where(far, 0.0, t)))
+
+
+def log1p_quotient(z: Tensor) -> Tensor:
+    """ln(1 + z) / z, smooth through z = 0, for z > -1."""
+    far = z.abs() > _SERIES_BELOW
+    small, safe = torch.where(far, 0.0, z), torch.where(far, z, 1.0)
+    series = torch.zeros_like(z)
+    for k in range(6, -1, -1):
+        series = 1 / (k + 1) - small * series
+    return torch.where(far, torch.log1p(safe) / safe, series)

@@ -1,0 +1,88 @@
+"""From noise-free images to what a detector stores: photon counts, background, scaling."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from darklens import rng
+from darklens.physics import optics
+from darklens.simulate.draw import Truth
+from darklens.simulate.populations import ExposureNoise, InstrumentNoise, PoissonNoise, Population
+
+
+def observe(
+    population: Population,
+    rate: Float[Tensor, "b n n"],
+    truth: "Truth | dict[str, Tensor]",
+    *,
+    seed: int,
+    indices: Sequence[int],
+    expand: optics.Expansion = optics.poisson_expansion,
+) -> Float[Tensor, "b 1 n n"]:
+    """Return what the detector stores for noise-free images, float32, scaled as the population says.
+
+    `expand` is the Poisson expansion or a compiled form of it.
+    """
+    noise, draw = population.noise, _Noise(seed, indices, expand)
+    exposure = torch.as_tensor(truth["exposure"], dtype=rate.dtype, device=rate.device)[:, None, None]
+    if isinstance(noise, PoissonNoise):
+        images = draw.poisson("noise", rate + noise.sky)
+    elif isinstance(noise, ExposureNoise):
+        images = _exposure(noise, rate, exposure, draw)
+    else:
+        images = _instrument(noise, rate, exposure, draw)
+    if population.stored == "minmax":
+        low, high = images.amin((1, 2), keepdim=True), images.amax((1, 2), keepdim=True)
+        images = (images - low) / (high - low)
+    return images.to(torch.float32)[:, None]
+
+
+def _exposure(noise: ExposureNoise, rate: Tensor, exposure: Tensor, draw: "_Noise") -> Tensor:
+    expected = rate * exposure
+    counts = draw.poisson("noise", expected) + noise.background_rms * exposure * draw.normal("background", rate)
+    if not noise.legacy_noise:
+        return counts
+    # DeepLenseSim adds a Poisson realisation's deviation and the background, clips, and draws Poisson again.
+    return draw.poisson("legacy", counts.clamp_min(0))
+
+
+def _instrument(noise: InstrumentNoise, rate: Tensor, exposure: Tensor, draw: "_Noise") -> Tensor:
+    """Return electrons per second with the mean sky subtracted."""
+    instrument = noise.instrument
+    electrons = draw.poisson("noise", (rate + instrument.sky_rate) * exposure)
+    read_rms = instrument.read_noise * instrument.n_exposures**0.5
+    signal: Tensor = (electrons + read_rms * draw.normal("read", rate)) / exposure - instrument.sky_rate
+    return signal
+
+
+class _Noise:
+    """Random pixels of the images of a batch, each image's from streams of its own."""
+
+    def __init__(self, seed: int, indices: Sequence[int], expand: optics.Expansion) -> None:
+        self._seed, self._indices, self._expand = seed, indices, expand
+
+    def normal(self, name: str, like: Tensor) -> Tensor:
+        """Return standard normal numbers in the shape and type of `like`."""
+        out = torch.empty(like.shape, dtype=torch.float32, device=like.device)
+        for image, generator in zip(out, self._generators(name, like.device), strict=True):
+            image.normal_(generator=generator)
+        return out.to(like.dtype)
+
+    def poisson(self, name: str, rate: Tensor) -> Tensor:
+        """Return counts of these rates."""
+        if rate.device.type == "cpu":
+            images = zip(rate, self.normal(name, rate), self._indices, strict=True)
+            return torch.stack(
+                [
+                    optics.poisson_counts(r, w, rng.generator(self._seed, name, i), expand=self._expand)
+                    for r, w, i in images
+                ]
+            )
+        generators = self._generators(name, rate.device)
+        return torch.stack([torch.poisson(r, generator=g) for r, g in zip(rate, generators, strict=True)])
+
+    def _generators(self, name: str, device: torch.device) -> Iterator[torch.Generator]:
+        for index in self._indices:
+            yield torch.Generator(device).manual_seed(rng.integer_seed(self._seed, name, index))

@@ -1,0 +1,97 @@
+"""Cut-outs of real galaxies as sources: read, cleaned, and looked up in the source plane."""
+
+import hashlib
+import math
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from darklens.data.images import read_fits, read_npy
+from darklens.errors import ConfigError, InputError
+from darklens.files import sha256_of
+from darklens.simulate.populations import ImageLight
+
+_BORDER = 0.08  # of the side: the frame that shows the cut-out's own sky
+_NOISE_CUT = 2.0  # fainter pixels, in standard deviations of the sky, are not the galaxy's
+
+
+@lru_cache(maxsize=8)
+def files(spec: ImageLight) -> tuple[Path, ...]:
+    """Return the cut-outs that a population uses, in the order of their names.
+
+    Raises:
+        ConfigError: If the folder has none, or they are not those that the population was made with.
+    """
+    if not spec.folder.is_dir():
+        raise ConfigError(f"source.folder: {spec.folder} is not a folder; give one with .fits or .npy cut-outs.")
+    every = sorted(p for p in spec.folder.iterdir() if p.suffix.lower() in (".fits", ".fit", ".npy"))
+    chosen = every[math.floor(spec.first * len(every)) : math.ceil(spec.last * len(every))]
+    if not chosen:
+        raise ConfigError(f"source.folder: {spec.folder} has no .fits or .npy cut-outs between first and last.")
+    if spec.sha256 is not None and digest(chosen) != spec.sha256:
+        raise ConfigError(f"source.folder: the cut-outs in {spec.folder} are not those that source.sha256 names.")
+    return tuple(chosen)
+
+
+def digest(paths: "list[Path] | tuple[Path, ...]") -> str:
+    """Return a digest of the contents of the cut-outs, in their order."""
+    return hashlib.sha256("".join(sha256_of(path) for path in paths).encode()).hexdigest()
+
+
+def fixed(spec: ImageLight) -> ImageLight:
+    """Return the specification with the digest of its cut-outs, every one of which has been read and found sound.
+
+    Raises:
+        ConfigError: If a cut-out cannot be used; the message names it.
+    """
+    paths = files(spec)
+    for path in paths:
+        galaxy(path)
+    return spec.model_copy(update={"sha256": digest(paths), "folder": spec.folder.resolve()})
+
+
+@lru_cache(maxsize=256)
+def galaxy(path: Path) -> Float[Tensor, "m m"]:
+    """Return one galaxy, sky and noise removed, with a total brightness of 1.
+
+    Raises:
+        ConfigError: If the file is no square image of finite numbers, or shows nothing above its sky.
+    """
+    try:
+        image = (read_npy if path.suffix.lower() == ".npy" else read_fits)(path).astype(np.float64)
+    except InputError as error:
+        raise ConfigError(f"source.folder: {error}") from None
+    if image.shape[0] != image.shape[1] or image.shape[0] < 8:
+        raise ConfigError(f"source.folder: {path} is {image.shape[0]} x {image.shape[1]}; square cut-outs are needed.")
+    frame = np.ones(image.shape, dtype=bool)
+    width = max(1, round(_BORDER * len(image)))
+    frame[width:-width, width:-width] = False
+    sky = np.median(image[frame])
+    noise = 1.4826 * np.median(np.abs(image[frame] - sky))
+    image = np.where(image - sky > _NOISE_CUT * noise, image - sky, 0.0)
+    image[frame] = 0.0  # a source that ends at the edge would show it as an arc
+    if image.sum() <= 0:
+        raise ConfigError(f"source.folder: {path} shows nothing above its sky.")
+    return torch.from_numpy(image / image.sum())
+
+
+def brightness(
+    image: Float[Tensor, "m m"], x: Float[Tensor, "n n"], y: Float[Tensor, "n n"], *, pixel_scale: Tensor
+) -> Float[Tensor, "n n"]:
+    """Return the surface brightness (per square arcsec) at positions x, y (arcsec), zero outside the cut-out.
+
+    Args:
+        image: Brightness per pixel.
+        x: Positions, with the image's centre as origin.
+        y: Positions.
+        pixel_scale: Side of the image's pixels, arcsec.
+    """
+    half_side = image.shape[0] * pixel_scale / 2
+    where = torch.stack([x / half_side, y / half_side], dim=-1)
+    looked_up = F.grid_sample(image.to(x)[None, None], where[None], mode="bilinear", align_corners=False)
+    return looked_up[0, 0] / pixel_scale**2
