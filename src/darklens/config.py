@@ -58,7 +58,7 @@ def digest(config: Frozen) -> str:
 
 def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     """Overlay `top` on `base`; a changed `kind` replaces the node, so two kinds never blend."""
-    if "kind" in top and top["kind"] != base.get("kind"):
+    if "kind" in base and top.get("kind", base["kind"]) != base["kind"]:
         return dict(top)
     merged = dict(base)
     for key, value in top.items():

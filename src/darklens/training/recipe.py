@@ -15,6 +15,7 @@ from darklens.errors import ConfigError
 from darklens.models.informed import SISAutoencoder2Config
 from darklens.models.zoo import ModelConfig, task_of
 from darklens.registry import unknown
+from darklens.simulate.engine import EngineName
 
 
 class Optimiser(Frozen):
@@ -59,12 +60,29 @@ class Stage(Frozen):
 
 
 class DataConfig(Frozen):
-    """How images are split, scaled, and moved."""
+    """Where images come from, and how they are split, scaled, and moved.
 
+    `kind: stream` simulates a population during training: an epoch is `images_per_epoch` images, none of which comes
+    again, and validation uses `validation_images` others, the same in every epoch.
+    """
+
+    kind: Literal["store", "stream"] = "store"
+    population: str | None = Field(default=None, description="stream: a name from `darklens populations`, or a file")
+    overrides: tuple[str, ...] = Field(default=(), description="stream: changes to it, such as lens.gamma=0")
+    images_per_epoch: int = Field(default=9000, ge=2, description="stream")
+    validation_images: int = Field(default=900, ge=3, description="stream")
+    workers: int = Field(default=1, ge=0, description="stream: processes that simulate beside the training")
+    engine: EngineName = Field(default="eager", description="stream: see darklens.simulate.engine")
     preprocess: Preprocess = Preprocess()
     augment: Annotated[Augment, Field(discriminator="kind")] = Affine()
     validation_fraction: float = Field(default=0.1, gt=0, lt=1)
     legacy_augmented_validation: bool = Field(default=False, description="move validation images too, as the study did")
+
+    @model_validator(mode="after")
+    def _population_of_a_stream(self) -> "DataConfig":
+        if (self.kind == "stream") != (self.population is not None):
+            raise ValueError("data.population is needed for data.kind stream, and for it alone")
+        return self
 
 
 class Recipe(Frozen):

@@ -23,7 +23,6 @@ from torch import nn
 import darklens
 from darklens import config, provenance, rng
 from darklens.bundle import Bundle, Contract
-from darklens.data.datamodule import BatchOrder, Split, loader, split
 from darklens.data.store import Store, prepare_folder
 from darklens.errors import InputError
 from darklens.files import read_json, write_json, write_text
@@ -31,17 +30,18 @@ from darklens.memory import keep_freed_memory
 from darklens.models.zoo import build, count_parameters
 from darklens.training.learner import Learner
 from darklens.training.recipe import Recipe, Stage
+from darklens.training.sources import Source, source_of
 
 _COLUMNS = ["stage", "task", "epoch", "train_loss", "val_loss", "val_auc", "lr", "seconds"]
 _STATE = "state.json"
 
 
-def train(recipe: Recipe, store: Store, out: Path, *, seed: int = 0, resume: bool = False) -> Bundle:
+def train(recipe: Recipe, store: Store | None, out: Path, *, seed: int = 0, resume: bool = False) -> Bundle:
     """Train a recipe on a store; write the run folder and return its bundle.
 
     Args:
         recipe: What to train and how.
-        store: Training images; a part of them is held out for validation.
+        store: Training images, a part of which is held out for validation; None if the recipe simulates them.
         out: Run folder to write.
         seed: Decides weights, split, order and augmentation.
         resume: Go on with an interrupted run in `out`, from the last finished epoch.
@@ -51,42 +51,37 @@ def train(recipe: Recipe, store: Store, out: Path, *, seed: int = 0, resume: boo
     """
     _quiet()
     keep_freed_memory()
-    parts = split(store.labels, validation_fraction=recipe.data.validation_fraction, seed=seed)
+    source = source_of(recipe.data, store, seed=seed)
     pl.seed_everything(rng.integer_seed(seed, "weights") % 2**32, verbose=False)
-    n_pixels, pixel_scale = store.index.n_pixels, store.index.pixel_scale
+    n_pixels, pixel_scale = source.n_pixels, source.pixel_scale
     network: nn.Module = build(
         recipe.model,
         n_pixels=recipe.data.preprocess.output_size(n_pixels),
         pixel_scale=pixel_scale * recipe.data.preprocess.bin,
-        n_classes=len(store.classes),
+        n_classes=len(source.classes),
     )
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     if recipe.pretrained is not None:
         _load_autoencoder(network, recipe, n_pixels)
-    _claim(out, recipe, store, seed, resume)
+    _claim(out, recipe, source, seed, resume)
 
     validation: dict[str, float] = {}
     for number, stage in enumerate(recipe.stages):
         if stage.task == "reconstruct" and recipe.pretrained is not None:
             continue
-        validation = _run_stage(network, recipe, stage, number, store, parts, out, seed)
+        validation = _run_stage(network, recipe, stage, number, source, out, seed)
 
     seconds = sum(float(row["seconds"]) for row in _read_rows(out / "metrics.csv"))
     contract = Contract(
         recipe=recipe.name,
         recipe_sha256=config.digest(recipe),
         model=recipe.model,
-        classes=store.classes,
+        classes=source.classes,
         n_pixels=n_pixels,
         pixel_scale=pixel_scale,
         preprocess=recipe.data.preprocess,
         parameters=count_parameters(network),
-        data={
-            "population": store.population_name,
-            "seed": store.index.seed,
-            "sha256": store.sha256,
-            "n": len(store),
-        },
+        data=source.identity(),
         validation=validation,
         provenance={
             "version": darklens.__version__,
@@ -94,7 +89,7 @@ def train(recipe: Recipe, store: Store, out: Path, *, seed: int = 0, resume: boo
             "hardware": provenance.hardware(),
             "seed": seed,
             "train_seconds": round(seconds, 1),
-            "train_images": len(parts.train),
+            "train_images": source.train_images,
         },
     )
     Bundle(contract, network).save(out / "bundle")
@@ -121,8 +116,7 @@ def _run_stage(
     recipe: Recipe,
     stage: Stage,
     number: int,
-    store: Store,
-    parts: Split,
+    source: Source,
     out: Path,
     seed: int,
 ) -> dict[str, float]:
@@ -150,14 +144,10 @@ def _run_stage(
         log_every_n_steps=10**9,
         logger=False,
     )
-    order = BatchOrder(parts.train, stage.batch_size, shuffle=True, seed=rng.integer_seed(seed, "stage", number))
-    # Lightning asks for the first batch before it tells the loader which epoch a resumed run is in.
-    order.set_epoch(first_epoch)
     learner = Learner(part, stage=stage, number=number, data=recipe.data, seed=seed)
     trainer.fit(
         learner,
-        loader(store, order),
-        loader(store, BatchOrder(parts.validation, stage.batch_size, shuffle=False)),
+        *source.loaders(stage, number, first_epoch),
         ckpt_path=str(last) if last.exists() else None,
         weights_only=True,
     )
@@ -225,9 +215,9 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def _claim(out: Path, recipe: Recipe, store: Store, seed: int, resume: bool) -> None:
+def _claim(out: Path, recipe: Recipe, source: Source, seed: int, resume: bool) -> None:
     """Make `out` this run's folder, or recognise the run to resume."""
-    state = {"data_sha256": store.sha256, "seed": seed, "version": darklens.__version__}
+    state = {"data_sha256": source.identity()["sha256"], "seed": seed, "version": darklens.__version__}
     text = config.dump(recipe)
     if not resume or not (out / _STATE).exists():
         if (out / "config.yaml").exists():

@@ -11,7 +11,7 @@ import torch
 from darklens.bundle import Bundle
 from darklens.data.datamodule import split
 from darklens.data.store import Store, StoreIndex, write_index, write_shard
-from darklens.errors import InputError
+from darklens.errors import ConfigError, InputError
 from darklens.training import run as run_module
 from darklens.training.learner import Learner
 from darklens.training.recipe import get
@@ -96,6 +96,47 @@ def test_an_interrupted_run_resumes_to_the_same_weights(finished, store, tmp_pat
     resumed = train(recipe, store, tmp_path / "r", seed=3, resume=True)
     assert same(weights(finished[0]), weights(resumed))
     assert [r["val_loss"] for r in rows(tmp_path / "r")] == [r["val_loss"] for r in rows(finished[1])]
+
+
+STREAM = [
+    *SMALL,
+    "stages.0.epochs=3",
+    "data.kind=stream",
+    "data.population=common-test-i",
+    "data.overrides=[field.n_pixels=44]",
+    "data.images_per_epoch=24",
+    "data.validation_images=9",
+    "data.workers=0",
+]
+
+
+def test_a_stream_needs_no_data_and_resumes_to_the_same_weights(tmp_path, monkeypatch):
+    recipe = get("resnet_simple", STREAM)
+    whole = train(recipe, None, tmp_path / "whole", seed=4)
+    assert whole.contract.data["population"] == "common-test-i" and whole.contract.n_pixels == 44
+    assert whole.contract.provenance["train_images"] == 24 and len(rows(tmp_path / "whole")) == 3
+
+    original = Learner.training_step
+
+    def stop_in_the_last_epoch(self, batch, batch_idx):
+        if self.current_epoch == 2 and batch_idx == 1:
+            raise KeyboardInterrupt
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(Learner, "training_step", stop_in_the_last_epoch)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(recipe, None, tmp_path / "cut", seed=4)
+    monkeypatch.setattr(Learner, "training_step", original)
+    assert same(weights(train(recipe, None, tmp_path / "cut", seed=4, resume=True)), weights(whole))
+
+
+def test_a_recipe_has_either_a_store_or_a_stream(store, tmp_path):
+    with pytest.raises(ConfigError, match="leave --data out"):
+        train(get("resnet_simple", STREAM), store, tmp_path / "r")
+    with pytest.raises(ConfigError, match="Give --data"):
+        train(get("resnet_simple", SMALL), None, tmp_path / "r")
+    with pytest.raises(ConfigError, match=r"data.population is needed"):
+        get("resnet_simple", ["data.kind=stream"])
 
 
 def test_a_folder_in_use_is_refused(finished, store, tmp_path):

@@ -1,0 +1,110 @@
+"""Images that are simulated as they are asked for: training without a data set, on images never seen twice."""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
+
+from darklens.memory import keep_freed_memory
+from darklens.simulate.batch import simulate_batch
+from darklens.simulate.engine import EngineName
+from darklens.simulate.populations import Population
+
+
+class Simulated(Dataset[tuple[Float[Tensor, "b 1 n n"], Int[Tensor, " b"]]]):
+    """An endless data set: any list of image numbers gives those images and their labels.
+
+    Args:
+        population: What to simulate.
+        seed: With its number, fixes an image.
+        engine: See `darklens.simulate.engine`.
+    """
+
+    def __init__(self, population: Population, seed: int, *, engine: EngineName = "eager") -> None:
+        self._population, self._seed, self._engine = population, seed, engine
+
+    def __getitem__(self, numbers: list[int]) -> tuple[Float[Tensor, "b 1 n n"], Int[Tensor, " b"]]:
+        """Return images (b, 1, n, n) and labels (b,)."""
+        if get_worker_info() is not None:
+            keep_freed_memory()
+        images, truth = simulate_batch(self._population, self._seed, numbers, engine=self._engine)
+        return torch.from_numpy(images), torch.from_numpy(truth["label"])
+
+
+class FreshBatches(Sampler[list[int]]):
+    """Batches of image numbers that no other batch, epoch or process has.
+
+    Epoch e of E batches takes batches e E to (e + 1) E - 1 of the endless sequence; process r of w takes every w-th
+    of them from the r-th. The classes take turns, so every batch is balanced as well as its size allows.
+
+    Args:
+        n_batches: Batches of an epoch, over all processes together.
+        batch_size: Images in a batch.
+        rank: This process's number; by default that of torch.distributed.
+        world_size: Number of processes; by default that of torch.distributed.
+    """
+
+    def __init__(
+        self, n_batches: int, batch_size: int, *, rank: int | None = None, world_size: int | None = None
+    ) -> None:
+        self._rank, self._world = _place(rank, world_size)
+        if n_batches < self._world:
+            raise ValueError(f"an epoch of {n_batches} batches cannot be shared by {self._world} processes")
+        self._n_batches, self._batch_size, self._epoch = n_batches, batch_size, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, counted from 0, that the next pass belongs to."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        # The same on every process, as gradients are exchanged after every batch.
+        return self._n_batches // self._world
+
+    def __iter__(self) -> Iterator[list[int]]:
+        first = self._epoch * self._n_batches
+        for i in range(len(self)):
+            start = (first + i * self._world + self._rank) * self._batch_size
+            yield list(range(start, start + self._batch_size))
+
+
+class Stream(IterableDataset[tuple[Float[Tensor, "b 1 n n"], Int[Tensor, " b"]]]):
+    """`Simulated` in the order of `FreshBatches`, for a training loop of one's own: endless, one epoch after another.
+
+    Use it as `DataLoader(Stream(...), batch_size=None, num_workers=k)`; the k workers share the batches, and the
+    loader gives them in the same order for every k.
+    """
+
+    def __init__(
+        self,
+        population: Population,
+        seed: int,
+        *,
+        batch_size: int,
+        engine: EngineName = "eager",
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        self._images = Simulated(population, seed, engine=engine)
+        self._batch_size = batch_size
+        self._rank, self._world = _place(rank, world_size)
+
+    def __iter__(self) -> Iterator[tuple[Float[Tensor, "b 1 n n"], Int[Tensor, " b"]]]:
+        worker = get_worker_info()
+        mine, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        batch = self._rank + mine * self._world
+        while True:
+            start = batch * self._batch_size
+            yield self._images[list(range(start, start + self._batch_size))]
+            batch += workers * self._world
+
+
+def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Return this process's number and the number of processes, from torch.distributed where they are not given."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if rank is None:
+        rank = torch.distributed.get_rank() if distributed else 0
+    if world_size is None:
+        world_size = torch.distributed.get_world_size() if distributed else 1
+    return rank, world_size

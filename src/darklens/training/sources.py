@@ -1,0 +1,113 @@
+"""Where a training's images come from: a store on disk, or a simulator that runs beside the training."""
+
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from darklens import config, rng
+from darklens.data.datamodule import BatchOrder, loader, split
+from darklens.data.store import Store
+from darklens.errors import ConfigError
+from darklens.simulate import populations
+from darklens.simulate.stream import FreshBatches, Simulated
+from darklens.training.recipe import DataConfig, Stage
+
+Loader = DataLoader[tuple[torch.Tensor, torch.Tensor]]
+
+
+class StoreSource:
+    """A store, split into training and validation images."""
+
+    def __init__(self, store: Store, data: DataConfig, seed: int) -> None:
+        self._store, self._seed = store, seed
+        self._parts = split(store.labels, validation_fraction=data.validation_fraction, seed=seed)
+        self.classes, self.n_pixels, self.pixel_scale = store.classes, store.index.n_pixels, store.index.pixel_scale
+        self.train_images = len(self._parts.train)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the images are."""
+        store = self._store
+        return {
+            "population": store.population_name,
+            "seed": store.index.seed,
+            "sha256": store.sha256,
+            "n": len(store),
+        }
+
+    def loaders(self, stage: Stage, number: int, first_epoch: int) -> tuple[Loader, Loader]:
+        """Return the loaders of a stage."""
+        order = BatchOrder(
+            self._parts.train, stage.batch_size, shuffle=True, seed=rng.integer_seed(self._seed, "stage", number)
+        )
+        # Lightning asks for the first batch before it tells the loader which epoch a resumed run is in.
+        order.set_epoch(first_epoch)
+        return loader(self._store, order), loader(
+            self._store, BatchOrder(self._parts.validation, stage.batch_size, shuffle=False)
+        )
+
+
+class StreamSource:
+    """A population, simulated as it is trained on."""
+
+    def __init__(self, data: DataConfig, seed: int) -> None:
+        self._population = populations.get(str(data.population), data.overrides)
+        self._data, self._seed = data, seed
+        self.classes = self._population.class_names
+        self.n_pixels, self.pixel_scale = self._population.field.n_pixels, self._population.field.pixel_scale
+        self.train_images = data.images_per_epoch
+        self._held_out: Loader | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the images are; the digest is the population's, as no two epochs have the same images."""
+        return {
+            "population": self._population.name,
+            "seed": self._seed,
+            "sha256": config.digest(self._population),
+            "n": self._data.images_per_epoch,
+        }
+
+    def loaders(self, stage: Stage, number: int, first_epoch: int) -> tuple[Loader, Loader]:
+        """Return the loaders of a stage."""
+        data, workers = self._data, self._data.workers
+        images = Simulated(self._population, rng.integer_seed(self._seed, "stream", number), engine=data.engine)
+        order = FreshBatches(max(1, data.images_per_epoch // stage.batch_size), stage.batch_size)
+        order.set_epoch(first_epoch)
+        train: Loader = DataLoader(
+            images,
+            sampler=order,
+            batch_size=None,
+            num_workers=workers,
+            # Spawned, not forked: torch's threads do not survive a fork.
+            multiprocessing_context="spawn" if workers else None,
+            persistent_workers=workers > 0,
+        )
+        return train, self._validation(stage.batch_size)
+
+    def _validation(self, batch_size: int) -> Loader:
+        if self._held_out is None:
+            images = Simulated(
+                self._population, rng.integer_seed(self._seed, "stream validation"), engine=self._data.engine
+            )
+            n = self._data.validation_images
+            batches = [images[list(range(i, min(i + batch_size, n)))] for i in range(0, n, batch_size)]
+            self._held_out = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]  # a list is a data set
+        return self._held_out
+
+
+Source = StoreSource | StreamSource
+
+
+def source_of(data: DataConfig, store: Store | None, *, seed: int) -> Source:
+    """Return the source that a recipe asks for.
+
+    Raises:
+        ConfigError: If it needs a store and has none, or the other way round.
+    """
+    if data.kind == "stream":
+        if store is not None:
+            raise ConfigError("The recipe simulates its images (data.kind: stream); leave --data out.")
+        return StreamSource(data, seed)
+    if store is None:
+        raise ConfigError("Give --data, the store to train on, or choose data.kind=stream and data.population.")
+    return StoreSource(store, data, seed)

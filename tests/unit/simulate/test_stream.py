@@ -1,0 +1,58 @@
+"""Images simulated while a model trains: never the same one twice, the same ones for the same seed."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+from torch.utils.data import DataLoader
+
+from darklens.simulate import populations
+from darklens.simulate.batch import simulate_batch
+from darklens.simulate.stream import FreshBatches, Simulated, Stream
+
+POPULATION = populations.get("common-test-i", ["field.n_pixels=24"])
+
+
+def numbers(order, epochs):
+    found = []
+    for epoch in range(epochs):
+        order.set_epoch(epoch)
+        found += [number for batch in order for number in batch]
+    return found
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_no_image_comes_twice_and_none_is_left_out(world):
+    parts = [numbers(FreshBatches(6, 5, rank=rank, world_size=world), 4) for rank in range(world)]
+    together = [number for part in parts for number in part]
+    assert sorted(together) == list(range(4 * 6 * 5))
+    assert len({len(part) for part in parts}) == 1
+
+
+def test_every_process_has_as_many_batches_as_the_others():
+    orders = [FreshBatches(7, 5, rank=rank, world_size=2) for rank in range(2)]
+    assert [len(o) for o in orders] == [len(list(o)) for o in orders] == [3, 3]
+    with pytest.raises(ValueError, match="cannot be shared by 9"):
+        FreshBatches(7, 5, rank=0, world_size=9)
+
+
+def test_a_resumed_epoch_is_the_same_epoch():
+    order = FreshBatches(3, 4, rank=0, world_size=1)
+    all_epochs = numbers(order, 3)
+    order.set_epoch(2)
+    assert [n for batch in order for n in batch] == all_epochs[24:]
+
+
+def test_batches_hold_the_images_and_labels_of_their_numbers():
+    images, labels = Simulated(POPULATION, 5)[[3, 4, 11]]
+    expected, truth = simulate_batch(POPULATION, 5, [3, 4, 11])
+    assert np.array_equal(images.numpy(), expected) and labels.tolist() == truth["label"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_is_the_same_for_any_number_of_workers(workers):
+    stream = Stream(POPULATION, 5, batch_size=3, rank=1, world_size=2)
+    context = "spawn" if workers else None
+    loaded = list(islice(DataLoader(stream, batch_size=None, num_workers=workers, multiprocessing_context=context), 3))
+    for batch, (images, _) in zip((1, 3, 5), loaded, strict=True):
+        assert np.array_equal(images.numpy(), simulate_batch(POPULATION, 5, range(3 * batch, 3 * batch + 3))[0])
