@@ -1,13 +1,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint setup setup-test constraints clean
+.PHONY: demo test bench lint setup setup-test constraints clean
 
 demo: setup  ## simulate, train two systems, evaluate, compare, open the report (about 8 minutes on 2 cores)
 	$(BIN)/python tools/demo.py
 
 test: setup-test lint  ## set-up, then all tests
 	$(BIN)/python -m pytest -n 2
+
+bench: setup-test  ## side-by-side speed and memory (some 10 minutes); writes results/bench.json
+	@$(PYTHON) tools/setup_venv.py dev parity bench
+	$(BIN)/python benchmarks/simulate.py --json results/bench.json
 
 lint: setup-test  ## style, types, direction of imports
 	$(BIN)/ruff check .
