@@ -147,7 +147,7 @@ def test_photon_counts_are_the_exact_quantile_of_their_rate(dtype, spread):
     g = torch.Generator().manual_seed(int(10 * spread))
     rate = (4 * 10 ** (torch.rand(1, 300_000, generator=g, dtype=torch.float64) ** 2 * 4)).to(dtype)
     w = (spread * torch.randn(rate.shape, generator=g, dtype=dtype)).clamp(-6.5, 6.5)
-    k = optics.poisson_counts(rate, w, rng.generator(0, "unused"))
+    k = optics.poisson_counts(rate, w, lambda row: rng.generator(0, "unused", row))
     k, rate, w = (v.double().numpy() for v in (k, rate, w))
     # P(X <= k) reaches Phi(w) and P(X <= k - 1) does not; each tail is compared with its own.
     reached = np.where(w < 0, gammaincc(k + 1, rate) >= ndtr(w), gammainc(k + 1, rate) <= ndtr(-w))
@@ -160,7 +160,7 @@ def test_photon_counts_are_the_exact_quantile_of_their_rate(dtype, spread):
 def test_photon_counts_follow_the_poisson_distribution(rate):
     n = 200_000
     w = torch.randn(n, generator=torch.Generator().manual_seed(7))
-    counts = optics.poisson_counts(torch.full((1, n), rate), w[None], rng.generator(0, "small"))[0].numpy()
+    counts = optics.poisson_counts(torch.full((1, n), rate), w[None], lambda row: rng.generator(0, "small", row))[0].numpy()
     k = np.arange(counts.max() + 2)
     expected, found = n * poisson.pmf(k, rate), np.bincount(counts.astype(int), minlength=len(k))
     tested = expected > 10

@@ -1,6 +1,7 @@
 """Surface brightness of sources."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -38,13 +39,35 @@ def sersic(x: Field, y: Field, *, amplitude: Field, R_e: Field, n: Field, q: Fie
     Returns:
         Brightness in the unit of `amplitude`, with all arguments broadcast together.
     """
+    return sersic_brightness(x, y, sersic_terms(amplitude=amplitude, R_e=R_e, n=n, q=q, angle=angle, b=b))
+
+
+class SersicTerms(NamedTuple):
+    """What of a Sersic profile is the same at every position: I = exp[peak - b exp(half_power ln r^2 - scale)]."""
+
+    cos: Tensor
+    sin: Tensor
+    q: Tensor
+    inverse_q: Tensor
+    half_power: Tensor
+    scale: Tensor
+    peak: Tensor
+    b: Tensor
+
+
+def sersic_terms(*, amplitude: Field, R_e: Field, n: Field, q: Field, angle: Field, b: Field) -> SersicTerms:
+    """Return the terms of `sersic` that do not depend on the position; arguments as there."""
     cos, sin = torch.cos(angle), torch.sin(angle)
-    u, v = x * cos + y * sin, y * cos - x * sin
+    return SersicTerms(cos, sin, q, 1 / q, 0.5 / n, torch.log(R_e) / n, torch.log(amplitude) + b, b)
+
+
+def sersic_brightness(x: Field, y: Field, terms: SersicTerms) -> Tensor:
+    """Return the brightness of `sersic` from its terms."""
+    u, v = x * terms.cos + y * terms.sin, y * terms.cos - x * terms.sin
     # The floor of 1e-6 arcsec keeps the gradient finite at the cusp.
-    squared = (q * u * u + v * v / q).clamp_min(1e-12)
+    squared = (terms.q * u * u + terms.inverse_q * v * v).clamp_min(1e-12)
     # The power is written out: torch.pow takes four times as long.
-    power = torch.exp(torch.log(squared) * (0.5 / n) - torch.log(R_e) / n)
-    return torch.exp(torch.log(amplitude) + b - b * power)
+    return torch.exp(terms.peak - terms.b * torch.exp(torch.log(squared) * terms.half_power - terms.scale))
 
 
 def sersic_total(*, R_e: Field, n: Field, b: Field) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 Numbers = Float[np.ndarray, " n"]
 Expansion = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+ShiftedSum = Callable[[Tensor, tuple[float, ...], int], Tensor]
 
 # The expansion of the Poisson quantile holds for rates above the first, and w / sqrt(rate) between minus the second
 # and the third. In the tails where it does not, counts above the last have a probability below 1e-30.
@@ -52,6 +53,28 @@ def convolve_separable(image: Float[Tensor, "b n n"], kernel: Float[Tensor, " ta
     return matrix @ image @ matrix.T
 
 
+def shifted_sum(padded: Float[Tensor, "b y x"], taps: tuple[float, ...], axis: int) -> Float[Tensor, "b n m"]:
+    """Return the sum over i of taps[i] times the image moved back by i along `axis`, where they all overlap."""
+    n = padded.shape[axis] - len(taps) + 1
+    total = taps[0] * padded.narrow(axis, 0, n)
+    for i, tap in enumerate(taps[1:], start=1):
+        total = total + tap * padded.narrow(axis, i, n)
+    return total
+
+
+def convolve_by_shifts(
+    image: Float[Tensor, "b n n"], kernel: Float[Tensor, " taps"], *, add: ShiftedSum = shifted_sum
+) -> Float[Tensor, "b n n"]:
+    """Return `convolve_separable` as sums of shifted images: three times as fast where `add` is one fused loop."""
+    taps = tuple(kernel.tolist())
+    for axis in (1, 2):
+        edges = (len(taps) // 2, image.shape[axis] - 1)
+        first, last = (image.narrow(axis, at, 1) for at in (0, edges[1]))
+        padded = torch.cat([*[first] * edges[0], image, *[last] * edges[0]], axis)
+        image = add(padded, taps, axis)
+    return image
+
+
 def convolve(image: Float[Tensor, "b n n"], kernel: Float[Tensor, "h w"]) -> Float[Tensor, "b n n"]:
     """Convolve with an odd-sized kernel image, such as a measured PSF; edges as in `convolve_separable`.
 
@@ -66,13 +89,13 @@ def convolve(image: Float[Tensor, "b n n"], kernel: Float[Tensor, "h w"]) -> Flo
 
 
 def poisson_counts(
-    rate: Float[Tensor, "n m"],
-    normal: Float[Tensor, "n m"],
-    generator: np.random.Generator,
+    rate: Float[Tensor, "b *image"],
+    normal: Float[Tensor, "b *image"],
+    generator: Callable[[int], np.random.Generator],
     *,
     expand: Expansion | None = None,
-) -> Float[Tensor, "n m"]:
-    """Return exact Poisson counts of one image, most of them as a function of standard normal numbers.
+) -> Float[Tensor, "b *image"]:
+    """Return exact Poisson counts of images, most of them as a function of standard normal numbers.
 
     A pixel's count is the smallest k with P(X <= k) >= Phi(normal). Nearly all are settled by an expansion of that
     quantile about the mean, as in Giles 2016 (ACM TOMS 42, 1, Algorithm 955), three times as fast as drawing them;
@@ -82,25 +105,28 @@ def poisson_counts(
     Args:
         rate: Expected counts, not negative, on the CPU.
         normal: Standard normal numbers.
-        generator: For the pixels of small rates.
+        generator: Called with the row of an image that has pixels of small rates, for these.
         expand: `poisson_expansion`, or a compiled form of it.
     """
-    flat, w = rate.reshape(-1), normal.reshape(-1)
+    flat, w = rate.flatten(1), normal.flatten(1)
     counts, margin, tail = (expand or poisson_expansion)(flat, w)
     # numpy from here on: few pixels are left, and its calls on short arrays cost a quarter of torch's.
-    fixed, mean, deviate = (v.detach().numpy() for v in (counts, flat, w))
-    small = mean < _SMALL_RATE
-    unsure, outside = np.flatnonzero((margin.numpy() < 0) & ~small), np.flatnonzero((tail.numpy() > 0) & ~small)
+    fixed, mean, deviate = (v.detach().numpy().reshape(-1) for v in (counts, flat, w))
+    unsure, outside = (np.flatnonzero(v.numpy().reshape(-1)) for v in (margin < 0, tail > 0))
+    unsure, outside = (where[mean[where] >= _SMALL_RATE] for where in (unsure, outside))
     fixed[unsure] = _exact_quantile(*(v[unsure].astype(np.float64) for v in (fixed, mean, deviate)))
     fixed[outside] = _summed_quantile(*(v[outside].astype(np.float64) for v in (mean, deviate)))
-    if small.any():
-        fixed[small] = generator.poisson(mean[small])
+    if mean.min(initial=_SMALL_RATE) < _SMALL_RATE:
+        for row, (own, its_mean) in enumerate(zip(counts.numpy(), flat.detach().numpy(), strict=True)):
+            small = its_mean < _SMALL_RATE
+            if small.any():
+                own[small] = generator(row).poisson(its_mean[small])
     return counts.reshape(rate.shape)
 
 
 def poisson_expansion(
-    rate: Float[Tensor, " n"], normal: Float[Tensor, " n"]
-) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"]]:
+    rate: Float[Tensor, "*any"], normal: Float[Tensor, "*any"]
+) -> tuple[Float[Tensor, "*any"], Float[Tensor, "*any"], Float[Tensor, "*any"]]:
     """Return the Poisson quantile from its expansion in 1 / sqrt(rate), and where to trust it.
 
     x = rate + sqrt(rate) w + 1/3 + w^2/6 - (w/36 + w^3/72) / sqrt(rate) + (-8/405 + 7 w^2/810 + w^4/270) / rate

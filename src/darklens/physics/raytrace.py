@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -35,13 +36,43 @@ def point_masses_deflection(
     The law of `profiles.point`, summed mass by mass in four passes over the image. Positions given as axes, x (1, m)
     and y (n, 1), make all but those passes one-dimensional. Memory does not grow with k.
     """
+    return deflection_of_points(
+        points_terms(x, y, theta_E=theta_E, centre_x=centre_x, centre_y=centre_y), (y.shape[-2], x.shape[-1])
+    )
+
+
+class PointsTerms(NamedTuple):
+    """What of the deflection of k point masses depends on x alone (b, k, 1, m) or on y alone (b, k, n, 1)."""
+
+    x_squared: Tensor
+    y_squared: Tensor
+    mass_x: Tensor
+    mass_y: Tensor
+
+
+def points_terms(
+    x: Plane,
+    y: Plane,
+    *,
+    theta_E: Float[Tensor, "b k"],
+    centre_x: Float[Tensor, "b k"],
+    centre_y: Float[Tensor, "b k"],
+) -> PointsTerms:
+    """Return the one-dimensional terms of `point_masses_deflection`; arguments as there."""
     mass = (theta_E * theta_E)[:, :, None, None]
     from_x, from_y = x - centre_x[:, :, None, None], y - centre_y[:, :, None, None]
     # The floor makes the deflection zero, not NaN, on the mass itself.
-    parts = ((from_x * from_x).clamp_min(point.SMALLEST_SQUARE), from_y * from_y, mass * from_x, mass * from_y)
-    total_x = x.new_zeros(theta_E.shape[0], y.shape[-2], x.shape[-1])
+    squared = (from_x * from_x).clamp_min(point.SMALLEST_SQUARE)
+    return PointsTerms(squared, from_y * from_y, mass * from_x, mass * from_y)
+
+
+def deflection_of_points(
+    terms: PointsTerms, shape: tuple[int, int]
+) -> tuple[Float[Tensor, "b n m"], Float[Tensor, "b n m"]]:
+    """Return `point_masses_deflection` of an (n, m) image from its terms, in four passes a mass."""
+    total_x = terms.x_squared.new_zeros(terms.x_squared.shape[0], *shape)
     total_y = torch.zeros_like(total_x)
-    for x_squared, y_squared, mass_x, mass_y in zip(*(part.unbind(1) for part in parts), strict=True):
+    for x_squared, y_squared, mass_x, mass_y in zip(*(part.unbind(1) for part in terms), strict=True):
         inverse_square = (x_squared + y_squared).reciprocal_()
         total_x.addcmul_(inverse_square, mass_x)
         total_y.addcmul_(inverse_square, mass_y)

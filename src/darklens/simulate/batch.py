@@ -12,7 +12,7 @@ from darklens.simulate.detector import observe
 from darklens.simulate.draw import Truth, draw, label_of
 from darklens.simulate.engine import EngineName
 from darklens.simulate.populations import Population
-from darklens.simulate.render import render
+from darklens.simulate.render import alike
 
 
 def simulate_batch(
@@ -34,41 +34,33 @@ def simulate_batch(
 
     Returns:
         Images (b, 1, n, n) float32, and the truth columns with `label`. On the CPU, image i is the same bytes in any
-        batch, on any number of threads. On a GPU the whole batch is rendered at once and bytes depend on the device.
+        batch, on any number of threads. On a GPU bytes depend on the device.
+
+    Raises:
+        ConfigError: If the compiled engine is asked for where there is no C++ compiler.
     """
-    truth, how = draw(population, seed, indices), engines.engine(engine)
-    with torch.no_grad():
-        if torch.device(device).type == "cpu":
-            images = _one_by_one(population, seed, indices, truth, how)
-        else:
-            rate = render(population, truth, device=device, trace=how.trace)
-            images = observe(population, rate, truth, seed=seed, indices=indices).cpu().numpy()
-    return images, {"label": np.array([label_of(population, i) for i in indices], dtype=np.int64), **truth}
-
-
-def _one_by_one(
-    population: Population, seed: int, indices: Sequence[int], truth: Truth, how: engines.Engine
-) -> Float[np.ndarray, "b 1 n n"]:
-    """Render images one at a time on one thread.
-
-    Vectorised functions round the end of a long array differently from its middle, so in a batch an image's last bit
-    would depend on its neighbours and on the number of threads (docs/decisions/0004). One image's arrays also fit
-    the processor's cache.
-    """
-    n = population.field.n_pixels
-    out = torch.empty(len(indices), 1, n, n)
-    tensors = {name: torch.from_numpy(column).float() for name, column in truth.items()}
-    with _one_thread():
-        for row, index in enumerate(indices):
-            own = {name: column[row : row + 1] for name, column in tensors.items()}
-            rate = render(population, own, trace=how.trace)
-            out[row] = observe(population, rate, own, seed=seed, indices=[index], expand=how.expand)[0]
-    images: np.ndarray = out.numpy()
-    return images
+    engines.check(engine)
+    place, n = torch.device(device), population.field.n_pixels
+    truth = draw(population, seed, indices)
+    values = {name: torch.from_numpy(column).to(place, torch.float32) for name, column in truth.items()}
+    out = np.empty((len(indices), 1, n, n), dtype=np.float32)
+    with torch.no_grad(), _one_thread():
+        for present, rows in alike(values).items():
+            how = engines.engine(engine, population, present, place)
+            for some in rows.split(how.at_once):
+                missing = how.at_once - len(some) if how.fixed else 0
+                padded = torch.cat([some, some[-1:].expand(missing)])
+                value = {name: column[padded] for name, column in values.items()}
+                rate = how.render(population, value)
+                numbers = [indices[i] for i in padded.tolist()]
+                images = observe(population, rate, value, seed=seed, indices=numbers, expand=how.expand)
+                out[some.cpu().numpy()] = images[: len(some)].cpu().numpy()
+    return out, {"label": np.array([label_of(population, i) for i in indices], dtype=np.int64), **truth}
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
+    """Parallelism comes from processes, one a core; the number of threads can decide an image's last bits."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

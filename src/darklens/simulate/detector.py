@@ -73,12 +73,11 @@ class _Noise:
     def poisson(self, name: str, rate: Tensor) -> Tensor:
         """Return counts of these rates."""
         if rate.device.type == "cpu":
-            images = zip(rate, self.normal(name, rate), self._indices, strict=True)
-            return torch.stack(
-                [
-                    optics.poisson_counts(r, w, rng.generator(self._seed, name, i), expand=self._expand)
-                    for r, w, i in images
-                ]
+            return optics.poisson_counts(
+                rate,
+                self.normal(name, rate),
+                lambda row: rng.generator(self._seed, name, self._indices[row]),
+                expand=self._expand,
             )
         generators = self._generators(name, rate.device)
         return torch.stack([torch.poisson(r, generator=g) for r, g in zip(rate, generators, strict=True)])

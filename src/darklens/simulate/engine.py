@@ -5,60 +5,100 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from darklens.errors import ConfigError
 from darklens.physics import optics
-from darklens.simulate.populations import Population
-from darklens.simulate.render import Present, Trace, Values, surface_brightness
+from darklens.simulate.populations import Population, SersicLight
+from darklens.simulate.render import Present, Terms, Values, axes, psf_of, scene, surface_brightness
 
 EngineName = Literal["eager", "compiled"]
+
+_COMPILED_AT_ONCE = {"cpu": 8, "cuda": 64}
+_MOST_KERNELS = 4096
 
 
 @dataclass(frozen=True)
 class Engine:
-    """The two inner functions that an engine may replace by faster forms of the same law."""
+    """The steps from parameters to photon counts, each the law itself or a fused form of it.
 
-    trace: Trace
-    expand: optics.Expansion
-
-
-def engine(name: EngineName) -> Engine:
-    """Return an engine.
-
-    "compiled" fuses all passes over the pixels into one: faster, but the first image of each kind of substructure
-    waits some ten seconds (once a machine: the result is cached on disk). Its images differ from those of "eager" in
-    the last bits of the noise-free brightness, and so in a few photon counts.
-
-    Raises:
-        ConfigError: If "compiled" is asked for where there is no C++ compiler.
+    Attributes:
+        at_once: How many images to render together.
+        fixed: Whether it must always be just as many.
     """
-    if name == "eager":
-        return Engine(surface_brightness, optics.poisson_expansion)
-    if not any(shutil.which(c) for c in (os.environ.get("CXX", "g++"), "g++", "clang++", "cl")):
+
+    scene: Callable[[Values, Tensor, Tensor], Terms]
+    brightness: Callable[[Terms, Tensor, Tensor], Tensor]
+    convolve: Callable[[Tensor, Tensor], Tensor]
+    expand: optics.Expansion
+    at_once: int
+    fixed: bool = False
+
+    def render(self, population: Population, value: Values) -> Tensor:
+        """Return noise-free images (b, n, n), without sky, of lenses with the same kinds of substructure."""
+        some = value["theta_E"]
+        x, y = axes(population.field, some.dtype, some.device)
+        brightness = self.brightness(self.scene(value, x, y), x, y)
+        return self.convolve(optics.integrate_pixels(brightness, population.field.supersample), psf_of(population))
+
+
+def check(name: EngineName) -> None:
+    """Raise ConfigError if "compiled" is asked for where there is no C++ compiler."""
+    if name == "compiled" and not any(shutil.which(c) for c in (os.environ.get("CXX", "g++"), "g++", "clang++", "cl")):
         raise ConfigError("The compiled engine needs a C++ compiler such as g++: install one, or use engine eager.")
-    return Engine(_compiled_trace, _compiled_expansion())
 
 
-def _compiled_trace(population: Population, present: Present, value: Values, x: Tensor, y: Tensor) -> Tensor:
-    return _fused(population, present)(value, x, y)
+def engine(name: EngineName, population: Population, present: Present, device: torch.device) -> Engine:
+    """Return the engine for lenses with these kinds of substructure.
+
+    "compiled" fuses the passes over the pixels: faster, but the first images of each kind of substructure wait some
+    ten seconds (once a machine: the result is cached on disk). Its images differ from those of "eager" in the last
+    bits of the noise-free brightness, and so in a few photon counts.
+    """
+    # Found by identity: hashing a population's contents each time would take longer than a small image.
+    key = name, id(population), present, device.type
+    if key not in _ENGINES:
+        _ENGINES[key] = population, _make(name, population, present, device)
+    return _ENGINES[key][1]
 
 
-def _fused(population: Population, present: Present) -> Callable[[Values, Tensor, Tensor], Tensor]:
-    # Found by identity: hashing a population's contents for each image would take longer than a small image.
-    key = id(population), present
-    if key not in _FUSED:
-        _FUSED[key] = population, torch.compile(partial(surface_brightness, population, present), dynamic=False)
-    return _FUSED[key][1]
+_ENGINES: dict[tuple[EngineName, int, Present, str], tuple[Population, Engine]] = {}
 
 
-_FUSED: dict[tuple[int, Present], tuple[Population, Callable[[Values, Tensor, Tensor], Tensor]]] = {}
+def _make(name: EngineName, population: Population, present: Present, device: torch.device) -> Engine:
+    own_scene, own_brightness = partial(scene, population, present), partial(surface_brightness, population, present)
+    # On the CPU one at a time: vectorised functions round the end of a long array differently from its middle, so an
+    # image's last bit would depend on its neighbours (docs/decisions/0004).
+    eager_at_once = 1 if device.type == "cpu" else 256
+    if name == "eager":
+        return Engine(
+            own_scene, own_brightness, optics.convolve_separable, optics.poisson_expansion, at_once=eager_at_once
+        )
+    convolve = partial(optics.convolve_by_shifts, add=_fused(optics.shifted_sum))
+    expand = _fused(optics.poisson_expansion)
+    # Haloes come in any number and galaxies from files: a kernel for each would never be done compiling.
+    if "halo" in present or not isinstance(population.source, SersicLight):
+        return Engine(own_scene, own_brightness, convolve, expand, at_once=eager_at_once)
+    # Two kernels, not one: fused into the second, the first would be computed anew for every pixel.
+    return Engine(
+        torch.compile(own_scene, **_OPTIONS),
+        torch.compile(own_brightness, **_OPTIONS),
+        convolve,
+        expand,
+        at_once=_COMPILED_AT_ONCE[device.type],
+        fixed=True,
+    )
 
 
 @cache
-def _compiled_expansion() -> optics.Expansion:
-    compiled: optics.Expansion = torch.compile(optics.poisson_expansion, dynamic=False)
-    return compiled
+def _fused(law: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(law, **_OPTIONS)
+
+
+# Without a full graph, or beyond its limit of kernels, torch would quietly go on uncompiled, with other last bits.
+_OPTIONS: dict[str, Any] = {"dynamic": False, "fullgraph": True}
+torch._dynamo.config.recompile_limit = _MOST_KERNELS
+torch._dynamo.config.accumulated_recompile_limit = _MOST_KERNELS

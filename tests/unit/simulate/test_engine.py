@@ -26,17 +26,21 @@ from darklens.simulate import populations
 from darklens.simulate.batch import simulate_batch
 from darklens.simulate.draw import draw
 from darklens.simulate.engine import engine
-from darklens.simulate.render import render
-population = populations.get("common-test-i", ["field.n_pixels=40", "stored=counts"])
-truth = draw(population, 0, [2])
-torch.testing.assert_close(
-    render(population, truth, trace=engine("compiled").trace), render(population, truth), rtol=2e-5, atol=1e-4
-)
-compiled, _ = simulate_batch(population, 0, [0, 2, 5], engine="compiled")
-eager, _ = simulate_batch(population, 0, [0, 2, 5])
+from darklens.simulate.render import alike, render
+population = populations.get("common-test-i", ["field.n_pixels=37", "stored=counts"])
+for label in range(3):
+    truth = draw(population, 0, [label + 3 * i for i in range(8)])
+    value = {name: torch.from_numpy(column).float() for name, column in truth.items()}
+    (present,) = alike(value)
+    fused = engine("compiled", population, present, torch.device("cpu")).render(population, value)
+    torch.testing.assert_close(fused, render(population, truth), rtol=2e-5, atol=1e-4)
+numbers = list(range(33))
+compiled, _ = simulate_batch(population, 0, numbers, engine="compiled")
+eager, _ = simulate_batch(population, 0, numbers)
 assert (compiled != eager).mean() < 1e-3 and np.abs(compiled - eager).max() <= 1
-alone, _ = simulate_batch(population, 0, [5], engine="compiled")
-assert alone[0].tobytes() == compiled[2].tobytes()
+for order in (numbers[::-1], numbers[5:], numbers[1::2], [31], [7, 7, 8]):
+    again, _ = simulate_batch(population, 0, order, engine="compiled")
+    assert again.tobytes() == compiled[order].tobytes()
 print("equal")
 """
 

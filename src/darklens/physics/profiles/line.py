@@ -6,6 +6,8 @@ m / z averaged along the line. The functions below are its real form in the line
 the line, v across it, and h = L / 2. It keeps full precision for a line much shorter than its distance.
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -15,14 +17,27 @@ Field = Float[Tensor, "*#shape"]
 _SMALLEST_SQUARE = 1e-24  # arcsec^2
 
 
-def _frame(x: Tensor, y: Tensor, length: Tensor, angle: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    return x * cos + y * sin, y * cos - x * sin, length / 2, cos, sin
+class LineTerms(NamedTuple):
+    """What of a line's deflection is the same at every position."""
+
+    cos: Tensor
+    sin: Tensor
+    half_length: Tensor
+    density: Tensor
+
+
+def terms(*, mass: Field, length: Field, angle: Field) -> LineTerms:
+    """Return the terms of `deflection` that do not depend on the position; arguments as there."""
+    return LineTerms(torch.cos(angle), torch.sin(angle), length / 2, mass / length)
+
+
+def _frame(x: Tensor, y: Tensor, line: LineTerms) -> tuple[Tensor, Tensor, Tensor]:
+    return x * line.cos + y * line.sin, y * line.cos - x * line.sin, line.half_length
 
 
 def potential(x: Field, y: Field, *, mass: Field, length: Field, angle: Field) -> Tensor:
     """Return psi in arcsec^2; x, y, length in arcsec, mass in arcsec^2, angle in radians from x towards y."""
-    u, v, h, _, _ = _frame(x, y, length, angle)
+    u, v, h = _frame(x, y, terms(mass=mass, length=length, angle=angle))
     ahead, behind = u + h, u - h
     to_start, to_end = ((part**2 + v * v).clamp_min(_SMALLEST_SQUARE) for part in (ahead, behind))
     logs = ahead * torch.log(to_start) - behind * torch.log(to_end)
@@ -36,14 +51,19 @@ def deflection(x: Field, y: Field, *, mass: Field, length: Field, angle: Field) 
     Along the line it grows without bound, as a logarithm, towards the two end points; it is finite on them here.
     Across the line the normal component jumps by 2 pi mass / length, as at any surface mass.
     """
-    u, v, h, cos, sin = _frame(x, y, length, angle)
+    return deflection_from(x, y, terms(mass=mass, length=length, angle=angle))
+
+
+def deflection_from(x: Field, y: Field, line: LineTerms) -> tuple[Tensor, Tensor]:
+    """Return `deflection` from a line's terms."""
+    u, v, h = _frame(x, y, line)
     # artanh[2 u h / (u^2 + v^2 + h^2)], written from the nearer end point: in float32 the quotient rounds to 1, and
     # the deflection to infinity, already 2e-4 h from it.
     side = torch.where(u < 0, -1.0, 1.0).to(u)
     to_end = ((u - side * h) ** 2 + v * v).clamp_min(_SMALLEST_SQUARE)
-    along = mass / length * side / 2 * torch.log1p(4 * side * u * h / to_end)
-    across = mass / length * torch.atan2(2 * h * v, u * u + v * v - h * h)
-    return along * cos - across * sin, along * sin + across * cos
+    along = line.density * side / 2 * torch.log1p(4 * side * u * h / to_end)
+    across = line.density * torch.atan2(2 * h * v, u * u + v * v - h * h)
+    return along * line.cos - across * line.sin, along * line.sin + across * line.cos
 
 
 def convergence(x: Field, y: Field, *, mass: Field, length: Field, angle: Field) -> Tensor:
