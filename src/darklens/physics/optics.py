@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 Numbers = Float[np.ndarray, " n"]
-Expansion = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+Expansion = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 ShiftedSum = Callable[[Tensor, tuple[float, ...], int], Tensor]
 
 # The expansion of the Poisson quantile holds for rates above the first, and w / sqrt(rate) between minus the second
@@ -106,22 +106,34 @@ def poisson_counts(
         rate: Expected counts, not negative, on the CPU.
         normal: Standard normal numbers.
         generator: Called with the row of an image that has pixels of small rates, for these.
-        expand: `poisson_expansion`, or a compiled form of it.
+        expand: `settled_counts`, or a compiled form of it.
     """
     flat, w = rate.flatten(1), normal.flatten(1)
-    counts, margin, tail = (expand or poisson_expansion)(flat, w)
+    counts, settled = (expand or settled_counts)(flat, w)
     # numpy from here on: few pixels are left, and its calls on short arrays cost a quarter of torch's.
     fixed, mean, deviate = (v.detach().numpy().reshape(-1) for v in (counts, flat, w))
-    unsure, outside = (np.flatnonzero(v.numpy().reshape(-1)) for v in (margin < 0, tail > 0))
-    unsure, outside = (where[mean[where] >= _SMALL_RATE] for where in (unsure, outside))
-    fixed[unsure] = _exact_quantile(*(v[unsure].astype(np.float64) for v in (fixed, mean, deviate)))
-    fixed[outside] = _summed_quantile(*(v[outside].astype(np.float64) for v in (mean, deviate)))
+    left = np.flatnonzero(settled.numpy().reshape(-1) < 0)
+    left = left[mean[left] >= _SMALL_RATE]
+    deviation = deviate[left] / np.sqrt(mean[left])
+    far = (deviation < -_FAR_BELOW) | (deviation > _FAR_ABOVE)
+    near, far = left[~far], left[far]
+    fixed[near] = _exact_quantile(*(v[near].astype(np.float64) for v in (fixed, mean, deviate)))
+    fixed[far] = _summed_quantile(*(v[far].astype(np.float64) for v in (mean, deviate)))
     if mean.min(initial=_SMALL_RATE) < _SMALL_RATE:
         for row, (own, its_mean) in enumerate(zip(counts.numpy(), flat.detach().numpy(), strict=True)):
             small = its_mean < _SMALL_RATE
             if small.any():
                 own[small] = generator(row).poisson(its_mean[small])
     return counts.reshape(rate.shape)
+
+
+def settled_counts(
+    rate: Float[Tensor, "*any"], normal: Float[Tensor, "*any"]
+) -> tuple[Float[Tensor, "*any"], Float[Tensor, "*any"]]:
+    """Return the counts of `poisson_expansion`, and a number below zero where they are not settled by it."""
+    counts, margin, tail = poisson_expansion(rate, normal)
+    # One number, not a truth value: compilers do not vectorise the latter.
+    return counts, torch.minimum(margin, -tail)
 
 
 def poisson_expansion(

@@ -19,7 +19,7 @@ def observe(
     *,
     seed: int,
     indices: Sequence[int],
-    expand: optics.Expansion = optics.poisson_expansion,
+    expand: optics.Expansion = optics.settled_counts,
 ) -> Float[Tensor, "b 1 n n"]:
     """Return what the detector stores for noise-free images, float32, scaled as the population says.
 

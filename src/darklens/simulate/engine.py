@@ -75,10 +75,10 @@ def _make(name: EngineName, population: Population, present: Present, device: to
     eager_at_once = 1 if device.type == "cpu" else 256
     if name == "eager":
         return Engine(
-            own_scene, own_brightness, optics.convolve_separable, optics.poisson_expansion, at_once=eager_at_once
+            own_scene, own_brightness, optics.convolve_separable, optics.settled_counts, at_once=eager_at_once
         )
     convolve = partial(optics.convolve_by_shifts, add=_fused(optics.shifted_sum))
-    expand = _fused(optics.poisson_expansion)
+    expand = _fused(optics.settled_counts)
     # Haloes come in any number and galaxies from files: a kernel for each would never be done compiling.
     if "halo" in present or not isinstance(population.source, SersicLight):
         return Engine(own_scene, own_brightness, convolve, expand, at_once=eager_at_once)

@@ -1,0 +1,77 @@
+"""Wall time an image of training on a stream against training from a store: ratio of the same recipe's epochs.
+
+`python benchmarks/stream.py [--recipe resnet_simple] [--images 960] [--rounds 5] [--json FILE]`
+
+The two take turns. An epoch's time is the best of the epochs after the first, which has the start of the workers.
+"""
+
+import argparse
+import csv
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+from darklens.data.store import Store
+from darklens.files import read_json, write_json
+from darklens.provenance import commit, hardware
+from darklens.simulate import populations
+from darklens.simulate.generate import simulate
+from darklens.training.recipe import get
+from darklens.training.run import train
+
+POPULATION = "common-test-i"
+EPOCHS = 4
+
+
+def milliseconds(recipe, store, images, out):
+    train(recipe, store, out)
+    with (out / "metrics.csv").open(newline="") as rows:
+        later = [float(row["seconds"]) for row in csv.DictReader(rows) if row["epoch"] != "0"]
+    return 1e3 * min(later) / images
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="resnet_simple")
+    parser.add_argument("--images", type=int, default=960)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json")
+    asked = parser.parse_args()
+    n_validation = 96
+    common = ["stages.0.batch_size=64", f"stages.0.epochs={EPOCHS}"]
+    part = n_validation / (asked.images + n_validation)
+    from_store = get(asked.recipe, [*common, f"data.validation_fraction={part}"])
+    stream = ["data.kind=stream", f"data.population={POPULATION}", f"data.images_per_epoch={asked.images}"]
+    stream += [f"data.validation_images={n_validation}"]
+    from_stream = {
+        engine: get(asked.recipe, [*common, *stream, f"data.engine={engine}"]) for engine in ("eager", "compiled")
+    }
+    times = {"store": [], "eager": [], "compiled": []}
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
+        simulate(populations.get(POPULATION), folder / "store", (asked.images + n_validation) // 3, seed=1)
+        store = Store(folder / "store")
+        for i in range(asked.rounds):
+            times["store"].append(milliseconds(from_store, store, asked.images, folder / f"store{i}"))
+            for engine, recipe in from_stream.items():
+                times[engine].append(milliseconds(recipe, None, asked.images, folder / f"{engine}{i}"))
+    found = {
+        "recipe": asked.recipe,
+        "ms_per_image": {name: round(statistics.median(t), 2) for name, t in times.items()},
+        **{
+            f"{engine}_over_store": round(
+                statistics.median(b / a for a, b in zip(times["store"], times[engine], strict=True)), 3
+            )
+            for engine in from_stream
+        },
+    }
+    print(json.dumps(found))
+    if asked.json:
+        path = Path(asked.json)
+        before = read_json(path) if path.exists() else {}
+        write_json(path, {**before, "hardware": hardware(), "commit": commit(), "stream": found})
+
+
+if __name__ == "__main__":
+    main()
