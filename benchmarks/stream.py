@@ -16,7 +16,7 @@ from darklens.data.store import Store
 from darklens.files import read_json, write_json
 from darklens.provenance import commit, hardware
 from darklens.simulate import populations
-from darklens.simulate.generate import simulate
+from darklens.simulate.generate import generate
 from darklens.training.recipe import get
 from darklens.training.run import train
 
@@ -50,7 +50,7 @@ def main():
     times = {"store": [], "eager": [], "compiled": []}
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
-        simulate(populations.get(POPULATION), folder / "store", (asked.images + n_validation) // 3, seed=1)
+        generate(populations.get(POPULATION), folder / "store", n_per_class=(asked.images + n_validation) // 3, seed=1)
         store = Store(folder / "store")
         for i in range(asked.rounds):
             times["store"].append(milliseconds(from_store, store, asked.images, folder / f"store{i}"))

@@ -160,7 +160,8 @@ def test_photon_counts_are_the_exact_quantile_of_their_rate(dtype, spread):
 def test_photon_counts_follow_the_poisson_distribution(rate):
     n = 200_000
     w = torch.randn(n, generator=torch.Generator().manual_seed(7))
-    counts = optics.poisson_counts(torch.full((1, n), rate), w[None], lambda row: rng.generator(0, "small", row))[0].numpy()
+    rates = torch.full((1, n), rate)
+    counts = optics.poisson_counts(rates, w[None], lambda row: rng.generator(0, "small", row))[0].numpy()
     k = np.arange(counts.max() + 2)
     expected, found = n * poisson.pmf(k, rate), np.bincount(counts.astype(int), minlength=len(k))
     tested = expected > 10

@@ -47,7 +47,7 @@ def simulate_batch(
     with torch.no_grad(), _one_thread():
         for present, rows in alike(values).items():
             how = engines.engine(engine, population, present, place)
-            for some in rows.split(how.at_once):
+            for some in torch.split(rows, how.at_once):
                 missing = how.at_once - len(some) if how.fixed else 0
                 padded = torch.cat([some, some[-1:].expand(missing)])
                 value = {name: column[padded] for name, column in values.items()}
