@@ -9,9 +9,11 @@ demo: setup  ## simulate, train two systems, evaluate, compare, open the report 
 test: setup-test lint  ## set-up, then all tests
 	$(BIN)/python -m pytest -n 2
 
-bench: setup-test  ## side-by-side speed and memory (some 10 minutes); writes results/bench.json
+bench: setup-test  ## side-by-side speed and memory (some 20 minutes); writes results/bench.json
 	@$(PYTHON) tools/setup_venv.py dev parity bench
-	$(BIN)/python benchmarks/simulate.py --json results/bench.json
+	$(BIN)/python benchmarks/simulate.py --images 240 --json results/bench.json
+	$(BIN)/python benchmarks/stream.py --json results/bench.json
+	$(BIN)/python benchmarks/simulate_memory.py --json results/bench.json
 
 lint: setup-test  ## style, types, direction of imports
 	$(BIN)/ruff check .

@@ -16,13 +16,11 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from multiprocessing import get_context
-from pathlib import Path
 
 import numpy as np
+from record import record
 
 from darklens import executors
-from darklens.files import write_json
-from darklens.provenance import commit, hardware
 from darklens.units import FWHM_PER_SIGMA
 
 CLASSES = ("no", "sphere", "vort")
@@ -244,8 +242,7 @@ def main():
                 "ms_per_image": {kind: round(statistics.median(t), 2) for kind, t in times.items()},
             }
             print(class_name, json.dumps(found[class_name]), flush=True)
-    if asked.json:
-        write_json(Path(asked.json), {"hardware": hardware(), "commit": commit(), "simulate": found})
+    record(asked.json, "simulate", found)
 
 
 if __name__ == "__main__":

@@ -11,21 +11,22 @@ import tempfile
 import time
 
 import psutil
+from record import record
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (("few", 1_000), ("many", 100_000), ("pixels", 32), ("workers", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--json")
     asked = parser.parse_args()
-    from darklens.provenance import commit, hardware
-
-    found = {"hardware": hardware(), "commit": commit(), "pixels": asked.pixels, "workers": asked.workers}
+    found = {"pixels": asked.pixels, "workers": asked.workers}
     for name, n in (("few", asked.few), ("many", asked.many)):
         peak, seconds = peak_rss(n, asked.pixels, asked.workers)
         found[name] = {"images": n // 3 * 3, "peak_rss_mb": round(peak / 1e6, 1), "seconds": round(seconds, 1)}
     found["many_over_few"] = round(found["many"]["peak_rss_mb"] / found["few"]["peak_rss_mb"], 3)
     print(json.dumps(found, indent=2))
+    record(asked.json, "memory_of_simulate", found)
 
 
 def peak_rss(n, pixels, workers):

@@ -12,9 +12,9 @@ import statistics
 import tempfile
 from pathlib import Path
 
+from record import record
+
 from darklens.data.store import Store
-from darklens.files import read_json, write_json
-from darklens.provenance import commit, hardware
 from darklens.simulate import populations
 from darklens.simulate.generate import generate
 from darklens.training.recipe import get
@@ -67,10 +67,7 @@ def main():
         },
     }
     print(json.dumps(found))
-    if asked.json:
-        path = Path(asked.json)
-        before = read_json(path) if path.exists() else {}
-        write_json(path, {**before, "hardware": hardware(), "commit": commit(), "stream": found})
+    record(asked.json, "stream", found)
 
 
 if __name__ == "__main__":
