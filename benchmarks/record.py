@@ -1,4 +1,4 @@
-"""One JSON file for the figures of all benchmarks, each under its own name with the hardware and commit it ran on."""
+"""One JSON file for the figures of all benchmarks, in the layout that results/bench.json keeps."""
 
 from pathlib import Path
 
@@ -7,8 +7,14 @@ from darklens.provenance import commit, hardware
 
 
 def record(path, name, found):
-    """Put `found` under `name`, and leave the other benchmarks' figures as they are; without a path, do nothing."""
-    if path:
-        target = Path(path)
-        before = read_json(target) if target.exists() else {}
-        write_json(target, {**before, name: {**found, "hardware": hardware(), "commit": commit()}})
+    """Merge `found` into the entry `name`, and leave other benchmarks' figures as they are; without a path do nothing.
+
+    `commit` is the last benchmark's; `commits` has each one's own.
+    """
+    if not path:
+        return
+    target, now = Path(path), commit()
+    before = read_json(target) if target.exists() else {}
+    entry = {**before.get(name, {}), **found}
+    about = {"schema": 1, "hardware": hardware(), "commit": now, "commits": {**before.get("commits", {}), name: now}}
+    write_json(target, {**before, **about, name: entry})

@@ -54,7 +54,7 @@ def simulate(
     shard_size: Annotated[Positive | None, Parameter(help="Images in a file; by default 256 or 64 MB.")] = None,
     engine: Annotated[
         Literal["eager", "compiled"],
-        Parameter(help="compiled: up to twice as fast after half a minute of preparation; differs in last bits."),
+        Parameter(help="compiled: some three times as fast after half a minute of preparation; differs in last bits."),
     ] = "eager",
     format: Annotated[
         Literal["store", "deeplense"], Parameter(help="A store, or DeepLense's folders of .npy files.")
