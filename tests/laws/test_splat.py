@@ -90,12 +90,19 @@ class TestOverwrite:
 
     def test_only_winners_receive_a_gradient(self):
         image = torch.rand(1, 1, N, N, requires_grad=True)
-        beta_x, beta_y = (torch.zeros(1, N, N, requires_grad=True) for _ in range(2))
+        offset = 0.2 * GRID.pixel_scale
+        beta_x, beta_y = (torch.full((1, N, N), offset, requires_grad=True) for _ in range(2))
         splat.overwrite(image, beta_x, beta_y, GRID).sum().backward()
-        expected = torch.zeros(1, 1, N, N)
-        expected[..., -1, -1] = 1
-        assert torch.equal(image.grad, expected)
-        assert beta_x.grad is None and beta_y.grad is None
+        winner = torch.zeros(1, N, N, dtype=torch.bool)
+        winner[..., -1, -1] = True
+        assert torch.equal(image.grad[0], winner.float())
+        # The winner's share of its source pixel falls as 1 - |dx| with the distance from that pixel's centre.
+        share = 1 - (GRID.to_pixels(torch.tensor(offset)) - GRID.to_pixels(torch.tensor(offset)).round()).abs()
+        away = torch.sign(GRID.to_pixels(torch.tensor(offset)) - GRID.to_pixels(torch.tensor(offset)).round())
+        slope = -away * share / GRID.pixel_scale * image.detach()[0, 0, -1, -1]
+        for gradient in (beta_x.grad, beta_y.grad):
+            torch.testing.assert_close(gradient[winner], slope[None])
+            assert not gradient[~winner].any()
 
 
 @pytest.mark.parametrize("index", range(4))

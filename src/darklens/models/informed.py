@@ -1,4 +1,4 @@
-"""The study's physics-informed classifier: an autoencoder makes k(x, y), the lens layer delenses, a network decides."""
+"""The study's physics-informed classifiers: an autoencoder makes k(x, y), light is traced back, a network decides."""
 
 from typing import Literal
 
@@ -9,18 +9,17 @@ from torch import Tensor, nn
 
 from darklens.config import Frozen
 from darklens.models.autoencoder import Autoencoder, AutoencoderConfig
-from darklens.models.lens_layer import KRange, LensLayer
-from darklens.models.resnet_simple import ResNetSimple, ResNetSimpleConfig
+from darklens.models.classifiers import ClassifierConfig, classifier
+from darklens.models.lens_layer import Collide, KRange, LensLayer
+from darklens.models.resnet_simple import ResNetSimpleConfig
 from darklens.physics.grid import Grid
 
 
-class SISAutoencoder2Config(Frozen):
-    """Settings of `SISAutoencoder2`. The `legacy_*` switches bring back the study's faults, one each."""
+class _InformedConfig(Frozen):
+    """Settings of `Informed`. The `legacy_*` switches bring back the study's faults, one each."""
 
-    kind: Literal["sis_autoencoder2"] = "sis_autoencoder2"
     autoencoder: AutoencoderConfig = AutoencoderConfig()
-    classifier: ResNetSimpleConfig = ResNetSimpleConfig()
-    collide: Literal["sum", "normalised"] = "sum"
+    classifier: ClassifierConfig = ResNetSimpleConfig()
     grad_k: Literal["ignore", "exact"] = "ignore"
     k_low: float = Field(default=0.3, gt=0, description="arcsec, where training starts")
     k_high: float = Field(default=2.1, gt=0, description="arcsec, where training starts")
@@ -33,16 +32,43 @@ class SISAutoencoder2Config(Frozen):
     legacy_drop_origin: bool = Field(default=False, description="lose the pixel at the optical axis")
 
     @model_validator(mode="after")
-    def _ordered(self) -> "SISAutoencoder2Config":
+    def _ordered(self) -> "_InformedConfig":
         if self.k_low >= self.k_high:
             raise ValueError(f"k_low ({self.k_low}) must be below k_high ({self.k_high})")
         return self
 
 
-class SISAutoencoder2(nn.Module):
-    """SIS_autoencoder2 with physics that learns: k is in arcsec and the classification loss reaches it."""
+class SISAutoencoderConfig(_InformedConfig):
+    """SIS_autoencoder: of the pixels that land on one source pixel, the last in raster order wins."""
 
-    def __init__(self, config: SISAutoencoder2Config, *, n_pixels: int, pixel_scale: float, n_classes: int) -> None:
+    kind: Literal["sis_autoencoder"] = "sis_autoencoder"
+
+    @property
+    def collide(self) -> Collide:
+        """The rule where pixels land together."""
+        return "overwrite"
+
+
+class SISAutoencoder2Config(_InformedConfig):
+    """SIS_autoencoder2: pixels that land on one source pixel are summed."""
+
+    kind: Literal["sis_autoencoder2"] = "sis_autoencoder2"
+    collide: Literal["sum", "normalised"] = Field(
+        default="sum", description="normalised: divide by the number of pixels that landed, as surface brightness asks"
+    )
+
+
+InformedConfig = SISAutoencoderConfig | SISAutoencoder2Config
+
+
+class Informed(nn.Module):
+    """A network makes k(x, y), the lens layer delenses, a classifier decides.
+
+    The two SIS autoencoders of the study, with physics that learns: k is in arcsec and the classification loss
+    reaches it.
+    """
+
+    def __init__(self, config: InformedConfig, *, n_pixels: int, pixel_scale: float, n_classes: int) -> None:
         super().__init__()
         self._config = config
         self.autoencoder = Autoencoder(config.autoencoder, n_pixels=n_pixels)
@@ -58,7 +84,7 @@ class SISAutoencoder2(nn.Module):
             legacy_drop_origin=config.legacy_drop_origin,
         )
         channels = 2 if config.inputs == "image_and_source" else 1
-        self.classifier = ResNetSimple(config.classifier, n_pixels=n_pixels, n_classes=n_classes, in_channels=channels)
+        self.classifier = classifier(config.classifier, n_pixels=n_pixels, n_classes=n_classes, in_channels=channels)
 
     def k_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that make k."""

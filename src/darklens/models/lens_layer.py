@@ -11,6 +11,7 @@ from darklens.physics.grid import Grid
 from darklens.physics.raytrace import k_map_deflection
 
 Map = Float[Tensor, "b n n"]
+Collide = Literal["sum", "normalised", "overwrite"]
 
 
 class KRange(nn.Module):
@@ -56,7 +57,7 @@ class LensLayer(nn.Module):
         self,
         grid: Grid,
         *,
-        collide: Literal["sum", "normalised", "overwrite"],
+        collide: Collide,
         grad_k: Literal["ignore", "exact"] = "ignore",
         legacy_rounding: bool = False,
         legacy_drop_origin: bool = False,

@@ -17,10 +17,10 @@ class ResNetSimpleConfig(Frozen):
     dropout: float = Field(default=0.3, ge=0, lt=1)
 
 
-def conv_block(inputs: int, outputs: int, *, kernel: int = 3, padding: int = 0) -> nn.Sequential:
+def conv_block(inputs: int, outputs: int, *, kernel: int = 3, padding: int = 0, stride: int = 1) -> nn.Sequential:
     """Convolution, batch normalisation, ReLU. The normalisation's shift makes a bias of the convolution idle."""
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, padding=padding, bias=False),
+        nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, bias=False),
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     )
@@ -29,16 +29,18 @@ def conv_block(inputs: int, outputs: int, *, kernel: int = 3, padding: int = 0) 
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut (He et al. 2016, fig. 2)."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, *, stride: int = 1) -> None:
         super().__init__()
-        self.first = conv_block(inputs, outputs, padding=1)
+        self.first = conv_block(inputs, outputs, padding=1, stride=stride)
         self.second = nn.Sequential(nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs))
         self.shortcut: nn.Module = nn.Identity()
-        if inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+        if inputs != outputs or stride > 1:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+            )
         self.activation = nn.ReLU(inplace=True)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d p q"]:
         """Return activation(shortcut(x) + block(x))."""
         activated: Tensor = self.activation(self.shortcut(x) + self.second(self.first(x)))
         return activated

@@ -7,10 +7,15 @@ from pydantic import Field
 from torch import nn
 
 from darklens.models.autoencoder import Autoencoder, AutoencoderConfig
-from darklens.models.informed import SISAutoencoder2, SISAutoencoder2Config
-from darklens.models.resnet_simple import ResNetSimple, ResNetSimpleConfig
+from darklens.models.classifiers import classifier
+from darklens.models.informed import Informed, SISAutoencoder2Config, SISAutoencoderConfig
+from darklens.models.resnet_18 import ResNet18Config
+from darklens.models.resnet_simple import ResNetSimpleConfig
 
-ModelConfig = Annotated[ResNetSimpleConfig | AutoencoderConfig | SISAutoencoder2Config, Field(discriminator="kind")]
+ModelConfig = Annotated[
+    ResNetSimpleConfig | ResNet18Config | AutoencoderConfig | SISAutoencoderConfig | SISAutoencoder2Config,
+    Field(discriminator="kind"),
+]
 Task = Literal["classify", "reconstruct"]
 
 
@@ -24,10 +29,13 @@ def build(config: Any, *, n_pixels: int, pixel_scale: float, n_classes: int) -> 
         n_classes: Number of classes.
     """
     builders: dict[type, Callable[[], nn.Module]] = {
-        ResNetSimpleConfig: lambda: ResNetSimple(config, n_pixels=n_pixels, n_classes=n_classes),
+        **dict.fromkeys(
+            (ResNetSimpleConfig, ResNet18Config), lambda: classifier(config, n_pixels=n_pixels, n_classes=n_classes)
+        ),
         AutoencoderConfig: lambda: Autoencoder(config, n_pixels=n_pixels),
-        SISAutoencoder2Config: lambda: SISAutoencoder2(
-            config, n_pixels=n_pixels, pixel_scale=pixel_scale, n_classes=n_classes
+        **dict.fromkeys(
+            (SISAutoencoderConfig, SISAutoencoder2Config),
+            lambda: Informed(config, n_pixels=n_pixels, pixel_scale=pixel_scale, n_classes=n_classes),
         ),
     }
     return builders[type(config)]()
@@ -36,6 +44,11 @@ def build(config: Any, *, n_pixels: int, pixel_scale: float, n_classes: int) -> 
 def task_of(config: Any) -> Task:
     """Return what a system's output is: logits of classes, or the image again."""
     return "reconstruct" if isinstance(config, AutoencoderConfig) else "classify"
+
+
+def has_autoencoder(config: Any) -> bool:
+    """Return whether the system has an autoencoder that can be trained on reconstruction first."""
+    return isinstance(config, SISAutoencoderConfig | SISAutoencoder2Config)
 
 
 def kinds() -> list[str]:

@@ -2,7 +2,7 @@
 
 Sampling the observed image at theta - alpha would lens it a second time. Here each pixel's light is put down at
 its beta. `bilinear` shares it among the four nearest pixels, so the lens parameters receive gradients; `overwrite`
-is the study's rule that the last pixel wins, made deterministic.
+is the study's rule that the last pixel wins, made deterministic and given a gradient.
 """
 
 import torch
@@ -56,15 +56,20 @@ def normalised(image: Image, beta_x: Position, beta_y: Position, grid: Grid) -> 
 def overwrite(image: Image, beta_x: Position, beta_y: Position, grid: Grid) -> Image:
     """Put each pixel down at the nearest source pixel; of several, the last in raster order wins.
 
-    The study's rule, in which the winner was undefined. Positions receive no gradient; intensities of the winners do.
+    The study's rule, in which the winner was undefined and positions had no gradient. Here the forward value is the
+    rule's, and the gradient is that of the share which `bilinear` would give to the same source pixel, of the winning
+    pixel alone: pixels that were overwritten receive none.
     """
     n = grid.n_pixels
-    column, row = grid.to_pixels(beta_x.detach()).round(), grid.to_pixels(beta_y.detach()).round()
-    inside = (row >= 0) & (row < n) & (column >= 0) & (column < n)
+    column, row = grid.to_pixels(beta_x), grid.to_pixels(beta_y)
+    at_column, at_row = column.detach().round(), row.detach().round()
+    inside = (at_row >= 0) & (at_row < n) & (at_column >= 0) & (at_column < n)
     # One spare cell takes the light that leaves the grid.
-    target = torch.where(inside, row * n + column, n * n).long().flatten(1)
+    target = torch.where(inside, at_row * n + at_column, n * n).long().flatten(1)
     order = torch.arange(n * n, device=image.device).expand_as(target)
     winner = torch.full((target.shape[0], n * n + 1), -1, device=image.device)
     winner = winner.scatter_reduce(1, target, order, "amax")[:, :-1]
-    light = image.flatten(2).gather(2, winner.clamp_min(0)[:, None].expand(-1, image.shape[1], -1))
+    share = (1 - (column - at_column).abs()) * (1 - (row - at_row).abs())
+    moving = image * (1 + (share - share.detach()))[:, None]
+    light = moving.flatten(2).gather(2, winner.clamp_min(0)[:, None].expand(-1, image.shape[1], -1))
     return torch.where(winner[:, None] >= 0, light, 0.0).reshape(image.shape)

@@ -1,0 +1,85 @@
+"""ResNet-18 for one-channel images (He et al. 2016, table 1), and the study's variant of it."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from darklens.config import Frozen
+from darklens.errors import ConfigError
+from darklens.models.resnet_simple import ResidualBlock, conv_block
+
+_WIDTHS = (64, 128, 256, 512)
+_SMALLEST = 33  # pixels: below, the last stage has a single pixel whatever it sees
+
+
+class ResNet18Config(Frozen):
+    """Settings of `ResNet18`."""
+
+    kind: Literal["resnet_18"] = "resnet_18"
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="before the last layer")
+    legacy: bool = Field(default=False, description="the study's network: bottleneck blocks of expansion 4")
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions beside a shortcut, four times as wide at the end (He et al. 2016, fig. 5)."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, *, stride: int = 1) -> None:
+        super().__init__()
+        outputs = self.expansion * width
+        self.first = conv_block(inputs, width, kernel=1)
+        self.second = conv_block(width, width, padding=1, stride=stride)
+        self.third = nn.Sequential(nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+        self.shortcut: nn.Module = nn.Identity()
+        if inputs != outputs or stride > 1:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+        self.activation = nn.ReLU(inplace=True)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d p q"]:
+        """Return activation(shortcut(x) + block(x))."""
+        activated: Tensor = self.activation(self.shortcut(x) + self.third(self.second(self.first(x))))
+        return activated
+
+
+class ResNet18(nn.Module):
+    """A 7x7 stem, four stages of two blocks, the mean over the image, one linear layer: any image size.
+
+    Raises:
+        ConfigError: If the images are too small for the five halvings.
+    """
+
+    def __init__(self, config: ResNet18Config, *, n_pixels: int, n_classes: int, in_channels: int = 1) -> None:
+        super().__init__()
+        if n_pixels < _SMALLEST:
+            raise ConfigError(
+                f"Images of {n_pixels} pixels are too small for this network; at least {_SMALLEST} are needed."
+            )
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, _WIDTHS[0], 7, stride=2, padding=3, bias=False),
+            nn.BatchNorm2d(_WIDTHS[0]),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, stride=2, padding=1),
+        )
+        blocks: list[nn.Module] = []
+        inputs = _WIDTHS[0]
+        for i, width in enumerate(_WIDTHS):
+            for stride in (1 if i == 0 else 2, 1):
+                blocks.append((Bottleneck if config.legacy else ResidualBlock)(inputs, width, stride=stride))
+                inputs = width * (Bottleneck.expansion if config.legacy else 1)
+        self.stages = nn.Sequential(*blocks)
+        self.head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(inputs, n_classes))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Float[Tensor, "b c n n"]) -> Float[Tensor, "b classes"]:
+        """Return logits."""
+        features: Tensor = torch.mean(self.stages(self.stem(images)), dim=(2, 3))
+        logits: Tensor = self.head(features)
+        return logits
