@@ -293,10 +293,10 @@ def populations() -> int:
 
 @app.command
 def models() -> int:
-    """List the systems that a recipe's `model.kind` can name."""
-    from darklens.models.zoo import kinds
+    """List the systems that a recipe's `model.kind` can name: parameters, what they take and give."""
+    from darklens.models.zoo import descriptions
 
-    print("\n".join(kinds()))
+    _list_described(iter(descriptions().items()))
     return 0
 
 

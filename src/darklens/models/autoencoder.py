@@ -12,7 +12,7 @@ from darklens.models.resnet_simple import Trunk
 
 
 class AutoencoderConfig(Frozen):
-    """Settings of `Autoencoder`."""
+    """The study's autoencoder, trained to reproduce images."""
 
     kind: Literal["autoencoder_resnet_simple"] = "autoencoder_resnet_simple"
     latent: int = Field(default=512, ge=1)

@@ -1,6 +1,6 @@
 """The study's physics-informed classifiers: an autoencoder makes k(x, y), light is traced back, a network decides."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
@@ -12,13 +12,14 @@ from darklens.models.autoencoder import Autoencoder, AutoencoderConfig
 from darklens.models.classifiers import ClassifierConfig, classifier
 from darklens.models.lens_layer import Collide, KRange, LensLayer
 from darklens.models.resnet_simple import ResNetSimpleConfig
+from darklens.models.transformer import Transformer, TransformerConfig
 from darklens.physics.grid import Grid
 
 
 class _InformedConfig(Frozen):
     """Settings of `Informed`. The `legacy_*` switches bring back the study's faults, one each."""
 
-    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    k_network: Annotated[AutoencoderConfig | TransformerConfig, Field(discriminator="kind")] = AutoencoderConfig()
     classifier: ClassifierConfig = ResNetSimpleConfig()
     grad_k: Literal["ignore", "exact"] = "ignore"
     k_low: float = Field(default=0.3, gt=0, description="arcsec, where training starts")
@@ -71,7 +72,11 @@ class Informed(nn.Module):
     def __init__(self, config: InformedConfig, *, n_pixels: int, pixel_scale: float, n_classes: int) -> None:
         super().__init__()
         self._config = config
-        self.autoencoder = Autoencoder(config.autoencoder, n_pixels=n_pixels)
+        self.k_network: nn.Module = (
+            Transformer(config.k_network, n_pixels=n_pixels)
+            if isinstance(config.k_network, TransformerConfig)
+            else Autoencoder(config.k_network, n_pixels=n_pixels)
+        )
         if config.legacy_pixel_k:
             self.k_range = KRange(0.8 * pixel_scale, 1.2 * pixel_scale, learn=False)
         else:
@@ -88,11 +93,11 @@ class Informed(nn.Module):
 
     def k_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that make k."""
-        return [p for module in (self.autoencoder, self.k_range) for p in module.parameters()]
+        return [p for module in (self.k_network, self.k_range) for p in module.parameters()]
 
     def maps(self, images: Float[Tensor, "b 1 n n"]) -> dict[str, Float[Tensor, "b n n"]]:
         """Return what the physics made of the images: k, alpha_x, alpha_y (arcsec) and the source-plane image."""
-        raw = self.autoencoder(images)
+        raw = self.k_network(images)
         # Positions need float32 even where the network runs in bfloat16.
         with torch.autocast(images.device.type, enabled=False):
             k = self.k_range(raw[:, 0].float())

@@ -16,7 +16,7 @@ _SMALLEST = 33  # pixels: below, the last stage has a single pixel whatever it s
 
 
 class ResNet18Config(Frozen):
-    """Settings of `ResNet18`."""
+    """ResNet-18 with basic blocks; `legacy` is the study's variant."""
 
     kind: Literal["resnet_18"] = "resnet_18"
     dropout: float = Field(default=0.0, ge=0, lt=1, description="before the last layer")

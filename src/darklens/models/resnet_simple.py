@@ -11,7 +11,7 @@ from darklens.errors import ConfigError
 
 
 class ResNetSimpleConfig(Frozen):
-    """Settings of `ResNetSimple`."""
+    """The study's light residual classifier."""
 
     kind: Literal["resnet_simple"] = "resnet_simple"
     dropout: float = Field(default=0.3, ge=0, lt=1)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, get_args
 
+import torch
 from pydantic import Field
 from torch import nn
 
@@ -11,9 +12,15 @@ from darklens.models.classifiers import classifier
 from darklens.models.informed import Informed, SISAutoencoder2Config, SISAutoencoderConfig
 from darklens.models.resnet_18 import ResNet18Config
 from darklens.models.resnet_simple import ResNetSimpleConfig
+from darklens.models.two_stage import TwoStage, TwoStageConfig
 
 ModelConfig = Annotated[
-    ResNetSimpleConfig | ResNet18Config | AutoencoderConfig | SISAutoencoderConfig | SISAutoencoder2Config,
+    ResNetSimpleConfig
+    | ResNet18Config
+    | AutoencoderConfig
+    | SISAutoencoderConfig
+    | SISAutoencoder2Config
+    | TwoStageConfig,
     Field(discriminator="kind"),
 ]
 Task = Literal["classify", "reconstruct"]
@@ -32,6 +39,7 @@ def build(config: Any, *, n_pixels: int, pixel_scale: float, n_classes: int) -> 
         **dict.fromkeys(
             (ResNetSimpleConfig, ResNet18Config), lambda: classifier(config, n_pixels=n_pixels, n_classes=n_classes)
         ),
+        TwoStageConfig: lambda: TwoStage(config, n_pixels=n_pixels, n_classes=n_classes),
         AutoencoderConfig: lambda: Autoencoder(config, n_pixels=n_pixels),
         **dict.fromkeys(
             (SISAutoencoderConfig, SISAutoencoder2Config),
@@ -46,8 +54,8 @@ def task_of(config: Any) -> Task:
     return "reconstruct" if isinstance(config, AutoencoderConfig) else "classify"
 
 
-def has_autoencoder(config: Any) -> bool:
-    """Return whether the system has an autoencoder that can be trained on reconstruction first."""
+def has_k_network(config: Any) -> bool:
+    """Return whether the system makes k with a network that can be trained on reconstruction first."""
     return isinstance(config, SISAutoencoderConfig | SISAutoencoder2Config)
 
 
@@ -55,6 +63,22 @@ def kinds() -> list[str]:
     """Return the names of all systems."""
     union = get_args(ModelConfig)[0]
     return [member.model_fields["kind"].default for member in get_args(union)]
+
+
+def descriptions(*, n_pixels: int = 150, n_classes: int = 3) -> dict[str, str]:
+    """Return a line on each system: its parameters at that size of image, what it takes and gives, what it is."""
+    union = get_args(ModelConfig)[0]
+    found = {}
+    for member in get_args(union):
+        config = member()
+        with torch.device("meta"):
+            model = build(config, n_pixels=n_pixels, pixel_scale=0.05, n_classes=n_classes)
+        gives = "an image" if task_of(config) == "reconstruct" else "logits of the classes"
+        needs_scale = ", needs its pixel scale" if has_k_network(config) else ""
+        about = (member.__doc__ or "").split("\n")[0]
+        size = f"{count_parameters(model) / 1e6:.2f} M parameters at {n_pixels} pixels"
+        found[config.kind] = f"{about} {size}; takes (b, 1, n, n) scaled to 0..1{needs_scale}; gives {gives}."
+    return found
 
 
 def count_parameters(model: nn.Module) -> int:

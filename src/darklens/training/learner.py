@@ -48,7 +48,9 @@ class Learner(pl.LightningModule):
         images, labels = batch
         # Dropout's randomness. Set at every step, since Lightning leaves out the epoch's start in a resumed run.
         torch.manual_seed(rng.integer_seed(self._seed, "network", self._number, self.global_step))
-        loss = self._losses(self.network(images), images, labels).mean()
+        # A system of several parts may have a loss of its own for each.
+        own = getattr(self.network, "losses", None)
+        loss = (own(images, labels) if own else self._losses(self.network(images), images, labels)).mean()
         self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(labels))
         return loss
 

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from darklens.config import Frozen, load
 from darklens.data.preprocess import Affine, Augment, Preprocess
 from darklens.errors import ConfigError
-from darklens.models.zoo import ModelConfig, has_autoencoder, task_of
+from darklens.models.zoo import ModelConfig, has_k_network, task_of
 from darklens.registry import unknown
 from darklens.simulate.engine import EngineName
 
@@ -101,11 +101,11 @@ class Recipe(Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
         for i, stage in enumerate(self.stages):
-            if stage.task != task_of(self.model) and not (stage.task == "reconstruct" and has_autoencoder(self.model)):
+            if stage.task != task_of(self.model) and not (stage.task == "reconstruct" and has_k_network(self.model)):
                 raise ValueError(f"stages.{i}.task: {self.model.kind} cannot {stage.task}")
         if self.stages[-1].task != task_of(self.model):
             raise ValueError(f"the last stage must {task_of(self.model)}, which is what {self.model.kind} is for")
-        if self.pretrained is not None and not has_autoencoder(self.model):
+        if self.pretrained is not None and not has_k_network(self.model):
             raise ValueError(f"pretrained: {self.model.kind} has no autoencoder to load")
         return self
 

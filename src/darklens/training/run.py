@@ -122,7 +122,7 @@ def _run_stage(
 ) -> dict[str, float]:
     """Train one stage, leave its chosen weights in `network`, and return their validation metrics."""
     part: nn.Module = network
-    if stage.task == "reconstruct" and isinstance(child := getattr(network, "autoencoder", None), nn.Module):
+    if stage.task == "reconstruct" and isinstance(child := getattr(network, "k_network", None), nn.Module):
         part = child
     folder = out / "checkpoints" / f"stage{number}-{stage.task}"
     last = folder / "last.ckpt"
@@ -234,8 +234,8 @@ def _claim(out: Path, recipe: Recipe, source: Source, seed: int, resume: bool) -
 
 def _load_autoencoder(network: nn.Module, recipe: Recipe, n_pixels: int) -> None:
     donor = Bundle.load(str(recipe.pretrained))
-    autoencoder = network.get_submodule("autoencoder")
-    expected = (getattr(recipe.model, "autoencoder", None), recipe.data.preprocess, n_pixels)
+    autoencoder = network.get_submodule("k_network")
+    expected = (getattr(recipe.model, "k_network", None), recipe.data.preprocess, n_pixels)
     if (donor.contract.model, donor.contract.preprocess, donor.contract.n_pixels) != expected:
         raise InputError(
             f"{recipe.pretrained} is not an autoencoder of the same size and pre-processing; "

@@ -11,6 +11,8 @@ from darklens.models.informed import Informed, SISAutoencoder2Config, SISAutoenc
 from darklens.models.lens_layer import KRange, LensLayer
 from darklens.models.resnet_18 import ResNet18Config
 from darklens.models.resnet_simple import ResNetSimpleConfig
+from darklens.models.transformer import TransformerConfig
+from darklens.models.two_stage import TwoStage, TwoStageConfig
 from darklens.models.zoo import build, count_parameters, kinds, task_of
 from darklens.physics.grid import Grid
 from darklens.training.recipe import get, names
@@ -21,11 +23,13 @@ CONFIGS = {
     "resnet_18": ResNet18Config(),
     "resnet_18 legacy": ResNet18Config(legacy=True),
     "autoencoder_resnet_simple": AutoencoderConfig(latent=32),
-    "sis_autoencoder": SISAutoencoderConfig(autoencoder=AutoencoderConfig(latent=32)),
-    "sis_autoencoder2": SISAutoencoder2Config(autoencoder=AutoencoderConfig(latent=32)),
-    "sis_autoencoder2 exact": SISAutoencoder2Config(autoencoder=AutoencoderConfig(latent=32), grad_k="exact"),
+    "sis_autoencoder": SISAutoencoderConfig(k_network=AutoencoderConfig(latent=32)),
+    "sis_autoencoder2": SISAutoencoder2Config(k_network=AutoencoderConfig(latent=32)),
+    "sis_autoencoder2 exact": SISAutoencoder2Config(k_network=AutoencoderConfig(latent=32), grad_k="exact"),
+    "sis_autoencoder2 transformer": SISAutoencoder2Config(k_network=TransformerConfig(width=16, depth=2)),
+    "two_stage": TwoStageConfig(),
     "sis_autoencoder2 resnet_18": SISAutoencoder2Config(
-        autoencoder=AutoencoderConfig(latent=32), classifier=ResNet18Config()
+        k_network=AutoencoderConfig(latent=32), classifier=ResNet18Config()
     ),
 }
 
@@ -60,7 +64,8 @@ class TestEverySystem:
 
     def test_every_parameter_learns(self, kind):
         model = make(CONFIGS[kind]).train()
-        model(rings()).square().sum().backward()
+        own = getattr(model, "losses", None)
+        (own(rings(), torch.arange(6) % 3) if own else model(rings()).square()).sum().backward()
         idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
         assert idle == []
 
@@ -71,6 +76,23 @@ class TestEverySystem:
         )
         second.load_state_dict(first.state_dict())
         assert torch.equal(first(rings()), second(rings()))
+
+    def test_bfloat16_is_close(self, kind):
+        model = make(CONFIGS[kind]).eval()
+        with torch.no_grad():
+            exact = model(rings())
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                rounded = model(rings()).float()
+        assert (rounded - exact).abs().max() <= 0.03 * (1 + exact.abs().max())
+
+    def test_a_seed_fixes_weights_and_training_step(self, kind):
+        def gradients():
+            model = make(CONFIGS[kind]).train()
+            own = getattr(model, "losses", None)
+            (own(rings(), torch.arange(6) % 3) if own else model(rings()).square()).sum().backward()
+            return [p.grad for p in model.parameters()]
+
+        assert all(torch.equal(a, b) for a, b in zip(gradients(), gradients(), strict=True))
 
     @pytest.mark.parametrize("n", [45, 64])
     def test_other_sizes(self, kind, n):
@@ -97,17 +119,42 @@ def test_images_too_small_for_the_trunk_are_refused():
         make(ResNetSimpleConfig(), n_pixels=30)
 
 
+class TestTwoStage:
+    def probabilities(self, first, decided):
+        model = make(TwoStageConfig()).eval()
+        assert isinstance(model, TwoStage)
+        levels = torch.tensor(first).log(), torch.tensor(decided).log()
+        model.levels = lambda images: levels
+        return model(rings(len(first))).exp()
+
+    def test_the_specialist_shares_out_what_the_first_level_gives_to_its_pair(self):
+        # Pairs are (0, 1), (0, 2), (1, 2).
+        decided = [[[0.9, 0.1], [0.3, 0.7], [0.5, 0.5]]]
+        found = self.probabilities([[0.5, 0.1, 0.4]], decided)
+        torch.testing.assert_close(found, torch.tensor([[0.27, 0.1, 0.63]]))
+
+    def test_probabilities_sum_to_one(self):
+        logits = make(TwoStageConfig()).eval()(rings())
+        torch.testing.assert_close(logits.exp().sum(1), torch.ones(6))
+
+    def test_a_specialist_learns_from_the_images_of_its_two_classes_alone(self):
+        model = make(TwoStageConfig()).train()
+        model.losses(rings(), torch.zeros(6, dtype=torch.long)).sum().backward()
+        reached = [any(p.grad.any() for p in specialist.parameters()) for specialist in model.specialists]
+        assert reached == [True, True, False]
+
+
 class TestThePhysicsLearns:
     """Flaw 1 of the study: no gradient of the classification loss reached anything that makes k."""
 
     def gradients(self, **settings):
-        config = SISAutoencoder2Config(autoencoder=AutoencoderConfig(latent=32), **settings)
+        config = SISAutoencoder2Config(k_network=AutoencoderConfig(latent=32), **settings)
         model = make(config).train()
         nn.functional.cross_entropy(model(rings()), torch.tensor([0, 1, 2, 0, 1, 2])).backward()
         return {
             name: p.grad
             for name, p in model.named_parameters()
-            if name.split(".")[0] in ("autoencoder", "k_range") and p.requires_grad
+            if name.split(".")[0] in ("k_network", "k_range") and p.requires_grad
         }, model
 
     @pytest.mark.parametrize("settings", [{}, {"grad_k": "exact"}, {"collide": "normalised"}, {"inputs": "source"}])
@@ -124,7 +171,7 @@ class TestThePhysicsLearns:
         assert all(p.grad is not None and p.grad.any() for p in model.classifier.parameters())
 
     def test_a_few_steps_move_k(self):
-        config = SISAutoencoder2Config(autoencoder=AutoencoderConfig(latent=32))
+        config = SISAutoencoder2Config(k_network=AutoencoderConfig(latent=32))
         model = make(config).train()
         before = model.maps(rings())["k"].detach()
         optimiser = torch.optim.Adam(model.k_parameters(), lr=1e-2)

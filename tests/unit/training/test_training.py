@@ -183,7 +183,7 @@ def test_double_softmax_bounds_the_loss_from_below(store):
 
 AUTOENCODER = ["model.latent=16", "stages.0.epochs=2", "stages.0.batch_size=8"]
 SIS = [
-    "model.autoencoder.latent=16",
+    "model.k_network.latent=16",
     "stages.0.epochs=1",
     "stages.1.epochs=1",
     "stages.0.batch_size=8",
@@ -198,7 +198,7 @@ def test_the_sis_system_starts_from_an_autoencoder_trained_before_or_by_itself(s
 
     def spy(network, recipe, stage, number, *rest):
         if stage.task == "classify":
-            seen[recipe.pretrained] = {k: v.clone() for k, v in network.autoencoder.state_dict().items()}
+            seen[recipe.pretrained] = {k: v.clone() for k, v in network.k_network.state_dict().items()}
         return original(network, recipe, stage, number, *rest)
 
     monkeypatch.setattr(run_module, "_run_stage", spy)
@@ -206,7 +206,7 @@ def test_the_sis_system_starts_from_an_autoencoder_trained_before_or_by_itself(s
     bundle = train(get("sis_autoencoder2", [*SIS, f"pretrained={given}"]), store, tmp_path / "a")
     assert same(weights(donor), seen[given])
     assert {r["task"] for r in rows(tmp_path / "a")} == {"classify"}
-    moved = bundle.network.get_submodule("autoencoder").state_dict()
+    moved = bundle.network.get_submodule("k_network").state_dict()
     assert not same(weights(donor), moved)  # the classification loss trains it further
 
     train(get("sis_autoencoder2", SIS), store, tmp_path / "b")
