@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from darklens.errors import ConfigError
 
@@ -20,6 +20,19 @@ class Frozen(BaseModel):
     """Base of every configuration: immutable, and strict about its fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_of_the_default(cls, tree: Any) -> Any:
+        """Let a part be changed without naming its `kind`, as in `model.classifier.dropout=0`: it is the default's."""
+        if not isinstance(tree, dict):
+            return tree
+        filled = dict(tree)
+        for name, value in tree.items():
+            default = getattr(cls.model_fields.get(name), "default", None)
+            if isinstance(value, dict) and "kind" not in value and hasattr(default, "kind"):
+                filled[name] = {"kind": default.kind, **value}
+        return filled
 
 
 C = TypeVar("C", bound=Frozen)

@@ -1,3 +1,5 @@
+from typing import Annotated, Literal
+
 import pytest
 from pydantic import Field
 
@@ -8,6 +10,20 @@ from darklens.errors import ConfigError
 
 class Inner(Frozen):
     rate: float = Field(default=0.1, gt=0)
+
+
+class Square(Frozen):
+    kind: Literal["square"] = "square"
+    side: float = 1
+
+
+class Disc(Frozen):
+    kind: Literal["disc"] = "disc"
+    radius: float = 1
+
+
+class Drawn(Frozen):
+    shape: Annotated[Square | Disc, Field(discriminator="kind")] = Disc()
 
 
 class Tree(Frozen):
@@ -33,6 +49,13 @@ def test_a_dumped_configuration_loads_to_an_equal_one(tmp_path):
 def test_a_changed_kind_replaces_the_node():
     assert config.merge({"a": {"kind": "x", "p": 1}}, {"a": {"kind": "y"}}) == {"a": {"kind": "y"}}
     assert config.merge({"a": {"kind": "x", "p": 1}}, {"a": {"p": 2}}) == {"a": {"kind": "x", "p": 2}}
+
+
+def test_a_part_can_be_changed_without_naming_the_kind_it_has_by_default():
+    assert config.load(Drawn, {}, ["shape.radius=2"]).shape == Disc(radius=2)
+    assert config.load(Drawn, {}, ["shape.kind=square", "shape.side=2"]).shape == Square(side=2)
+    with pytest.raises(ConfigError, match=r"^drawn: shape\.side: unknown key"):
+        config.load(Drawn, {}, ["shape.side=2"])
 
 
 @pytest.mark.parametrize(
