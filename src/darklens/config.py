@@ -29,9 +29,9 @@ class Frozen(BaseModel):
             return tree
         filled = dict(tree)
         for name, value in tree.items():
-            default = getattr(cls.model_fields.get(name), "default", None)
-            if isinstance(value, dict) and "kind" not in value and hasattr(default, "kind"):
-                filled[name] = {"kind": default.kind, **value}
+            kind = getattr(getattr(cls.model_fields.get(name), "default", None), "kind", None)
+            if isinstance(value, dict) and "kind" not in value and kind is not None:
+                filled[name] = {"kind": kind, **value}
         return filled
 
 

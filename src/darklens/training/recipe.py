@@ -54,6 +54,14 @@ class Stage(Frozen):
     optimiser: Optimiser = Optimiser()
     schedule: Annotated[OneCycle | Plateau | ConstantRate, Field(discriminator="kind")] = OneCycle()
     gradient_clip: float | None = Field(default=None, gt=0, description="largest norm of the gradient; none: any")
+    ema_decay: float = Field(
+        default=0.99, ge=0, lt=1, description="keep a running mean of the weights over some 1/(1 - this) steps; 0: none"
+    )
+    overrides: tuple[str, ...] = Field(
+        default=(),
+        description="stream: further changes to the population in this stage, so that easy lenses come first",
+    )
+    images_per_epoch: int | None = Field(default=None, ge=2, description="stream: in place of data.images_per_epoch")
     legacy_double_softmax: bool = Field(default=False, description="softmax before a loss that applies it again")
     legacy_last_epoch: bool = Field(default=False, description="keep the last epoch's weights, not the best's")
 
@@ -107,6 +115,9 @@ class Recipe(Frozen):
             raise ValueError(f"the last stage must {task_of(self.model)}, which is what {self.model.kind} is for")
         if self.pretrained is not None and not has_k_network(self.model):
             raise ValueError(f"pretrained: {self.model.kind} has no autoencoder to load")
+        for i, stage in enumerate(self.stages):
+            if self.data.kind == "store" and (stage.overrides or stage.images_per_epoch):
+                raise ValueError(f"stages.{i}: overrides and images_per_epoch are for data.kind stream")
         return self
 
 

@@ -28,6 +28,7 @@ from darklens.errors import InputError
 from darklens.files import read_json, write_json, write_text
 from darklens.memory import keep_freed_memory
 from darklens.models.zoo import build, count_parameters
+from darklens.training.average import running_mean
 from darklens.training.learner import Learner
 from darklens.training.recipe import Recipe, Stage
 from darklens.training.sources import Source, source_of
@@ -51,7 +52,7 @@ def train(recipe: Recipe, store: Store | None, out: Path, *, seed: int = 0, resu
     """
     _quiet()
     keep_freed_memory()
-    source = source_of(recipe.data, store, seed=seed)
+    source = source_of(recipe.data, recipe.stages, store, seed=seed)
     pl.seed_everything(rng.integer_seed(seed, "weights") % 2**32, verbose=False)
     n_pixels, pixel_scale = source.n_pixels, source.pixel_scale
     network: nn.Module = build(
@@ -137,7 +138,11 @@ def _run_stage(
         devices=1,
         precision=precision_of(recipe.precision),
         gradient_clip_val=stage.gradient_clip,
-        callbacks=[rows, keep_best, keep_last, *([RichProgressBar(leave=False)] if Console().is_terminal else [])],
+        callbacks=[
+            *([running_mean(stage.ema_decay)] if stage.ema_decay else []),
+            *(rows, keep_best, keep_last),
+            *([RichProgressBar(leave=False)] if Console().is_terminal else []),
+        ],
         enable_progress_bar=Console().is_terminal,
         enable_model_summary=False,
         num_sanity_val_steps=0,

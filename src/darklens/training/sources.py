@@ -1,5 +1,6 @@
 """Where a training's images come from: a store on disk, or a simulator that runs beside the training."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -50,13 +51,15 @@ class StoreSource:
 class StreamSource:
     """A population, simulated as it is trained on."""
 
-    def __init__(self, data: DataConfig, seed: int) -> None:
+    def __init__(self, data: DataConfig, stages: Sequence[Stage], seed: int) -> None:
         self._population = populations.get(str(data.population), data.overrides)
         self._data, self._seed = data, seed
         self.classes = self._population.class_names
         self.n_pixels, self.pixel_scale = self._population.field.n_pixels, self._population.field.pixel_scale
-        self.train_images = data.images_per_epoch
-        self._held_out: Loader | None = None
+        self.train_images = sum(stage.epochs * self._per_epoch(stage) for stage in stages)
+        self._held_out: dict[tuple[tuple[str, ...], int], Loader] = {}
+        for i, stage in enumerate(stages):
+            self._check(stage, i)
 
     def identity(self) -> dict[str, Any]:
         """Return what the images are; the digest is the population's, as no two epochs have the same images."""
@@ -64,14 +67,14 @@ class StreamSource:
             "population": self._population.name,
             "seed": self._seed,
             "sha256": config.digest(self._population),
-            "n": self._data.images_per_epoch,
+            "n": self.train_images,
         }
 
     def loaders(self, stage: Stage, number: int, first_epoch: int) -> tuple[Loader, Loader]:
         """Return the loaders of a stage."""
-        data, workers = self._data, self._data.workers
-        images = Simulated(self._population, rng.integer_seed(self._seed, "stream", number), engine=data.engine)
-        order = FreshBatches(max(1, data.images_per_epoch // stage.batch_size), stage.batch_size)
+        workers = self._data.workers
+        images = self._simulated(stage, "stream", number)
+        order = FreshBatches(max(1, self._per_epoch(stage) // stage.batch_size), stage.batch_size)
         order.set_epoch(first_epoch)
         train: Loader = DataLoader(
             images,
@@ -82,23 +85,41 @@ class StreamSource:
             multiprocessing_context="spawn" if workers else None,
             persistent_workers=workers > 0,
         )
-        return train, self._validation(stage.batch_size)
+        return train, self._validation(stage)
 
-    def _validation(self, batch_size: int) -> Loader:
-        if self._held_out is None:
-            images = Simulated(
-                self._population, rng.integer_seed(self._seed, "stream validation"), engine=self._data.engine
+    def _per_epoch(self, stage: Stage) -> int:
+        return stage.images_per_epoch or self._data.images_per_epoch
+
+    def _simulated(self, stage: Stage, *address: str | int) -> Simulated:
+        population = populations.get(str(self._data.population), [*self._data.overrides, *stage.overrides])
+        return Simulated(population, rng.integer_seed(self._seed, *address), engine=self._data.engine)
+
+    def _check(self, stage: Stage, number: int) -> None:
+        """Refuse a stage whose overrides change what the network takes or gives."""
+        changed = populations.get(str(self._data.population), [*self._data.overrides, *stage.overrides])
+        if (changed.field, changed.class_names) != (self._population.field, self.classes):
+            raise ConfigError(
+                f"stages.{number}.overrides: field and class names must stay; change them in data.overrides."
             )
-            n = self._data.validation_images
-            batches = [images[list(range(i, min(i + batch_size, n)))] for i in range(0, n, batch_size)]
-            self._held_out = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]  # a list is a data set
-        return self._held_out
+
+    def _validation(self, stage: Stage) -> Loader:
+        """Return images like the stage's own, so that the best epoch is the best at what the stage teaches."""
+        key = (stage.overrides, stage.batch_size)
+        if key not in self._held_out:
+            images, n, size = (
+                self._simulated(stage, "stream validation"),
+                self._data.validation_images,
+                stage.batch_size,
+            )
+            batches = [images[list(range(i, min(i + size, n)))] for i in range(0, n, size)]
+            self._held_out[key] = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]  # a list is a data set
+        return self._held_out[key]
 
 
 Source = StoreSource | StreamSource
 
 
-def source_of(data: DataConfig, store: Store | None, *, seed: int) -> Source:
+def source_of(data: DataConfig, stages: Sequence[Stage], store: Store | None, *, seed: int) -> Source:
     """Return the source that a recipe asks for.
 
     Raises:
@@ -107,7 +128,7 @@ def source_of(data: DataConfig, store: Store | None, *, seed: int) -> Source:
     if data.kind == "stream":
         if store is not None:
             raise ConfigError("The recipe simulates its images (data.kind: stream); leave --data out.")
-        return StreamSource(data, seed)
+        return StreamSource(data, stages, seed)
     if store is None:
         raise ConfigError("Give --data, the store to train on, or choose data.kind=stream and data.population.")
     return StoreSource(store, data, seed)

@@ -13,9 +13,11 @@ from darklens.data.datamodule import split
 from darklens.data.store import Store, StoreIndex, write_index, write_shard
 from darklens.errors import ConfigError, InputError
 from darklens.training import run as run_module
+from darklens.training.average import running_mean
 from darklens.training.learner import Learner
 from darklens.training.recipe import get
 from darklens.training.run import train
+from darklens.training.sources import StreamSource
 
 SMALL = ["model.dropout=0.1", "stages.0.epochs=4", "stages.0.batch_size=8", "data.augment.kind=dihedral"]
 
@@ -114,7 +116,7 @@ def test_a_stream_needs_no_data_and_resumes_to_the_same_weights(tmp_path, monkey
     recipe = get("resnet_simple", STREAM)
     whole = train(recipe, None, tmp_path / "whole", seed=4)
     assert whole.contract.data["population"] == "common-test-i" and whole.contract.n_pixels == 44
-    assert whole.contract.provenance["train_images"] == 24 and len(rows(tmp_path / "whole")) == 3
+    assert whole.contract.provenance["train_images"] == 72 and len(rows(tmp_path / "whole")) == 3
 
     original = Learner.training_step
 
@@ -128,6 +130,49 @@ def test_a_stream_needs_no_data_and_resumes_to_the_same_weights(tmp_path, monkey
         train(recipe, None, tmp_path / "cut", seed=4)
     monkeypatch.setattr(Learner, "training_step", original)
     assert same(weights(train(recipe, None, tmp_path / "cut", seed=4, resume=True)), weights(whole))
+
+
+def test_a_stage_can_have_easier_lenses_of_its_own():
+    easier = "classes.vort.mass_fraction.high=0.5"
+    recipe = get("resnet_simple", [*STREAM, f"stages.0.overrides=[{easier}]", "stages.0.images_per_epoch=12"])
+    source, plain = (
+        StreamSource(recipe.data, recipe.stages, 4),
+        StreamSource(recipe.data, get("resnet_simple").stages, 4),
+    )
+    assert source.train_images == 36
+    stage = recipe.stages[0]
+    unchanged = stage.model_copy(update={"overrides": ()})
+    changed, same_ = (next(iter(source.loaders(s, 0, 0)[0])) for s in (stage, unchanged))
+    assert not torch.equal(changed[0], same_[0]) and torch.equal(changed[1], same_[1])
+    held_out = [
+        next(iter(s.loaders(x, 0, 0)[1]))[0] for s, x in ((source, stage), (source, unchanged), (plain, unchanged))
+    ]
+    assert not torch.equal(held_out[0], held_out[1]) and torch.equal(held_out[1], held_out[2])
+
+
+def test_a_stage_may_not_change_what_the_network_takes(store, tmp_path):
+    with pytest.raises(ConfigError, match=r"stages.0.overrides: field and class names must stay"):
+        train(get("resnet_simple", [*STREAM, "stages.0.overrides=[field.n_pixels=48]"]), None, tmp_path / "r")
+    with pytest.raises(ConfigError, match=r"stages.0: overrides and images_per_epoch are for data.kind stream"):
+        get("resnet_simple", ["stages.0.overrides=[lens.gamma=0]"])
+
+
+def test_the_running_mean_forgets_the_start_and_then_keeps_to_its_decay():
+    update = running_mean(0.9)._kwargs["multi_avg_fn"]
+    mean, counted = [torch.zeros(3)], [torch.tensor(1)]
+    update(mean, [torch.ones(3)], torch.tensor(1))
+    assert torch.allclose(mean[0], torch.full((3,), 1 - 2 / 11))
+    update(mean, [torch.zeros(3)], torch.tensor(10**6))
+    assert torch.allclose(mean[0], torch.full((3,), 0.9 * (1 - 2 / 11)))
+    update(counted, [torch.tensor(7)], torch.tensor(5))
+    assert counted[0] == 7
+
+
+def test_a_running_mean_is_what_a_stage_validates_and_keeps(store, tmp_path, finished):
+    plain = train(get("resnet_simple", [*SMALL, "stages.0.ema_decay=0"]), store, tmp_path / "plain", seed=3)
+    assert [r["train_loss"] for r in rows(tmp_path / "plain")] == [r["train_loss"] for r in rows(finished[1])]
+    assert [r["val_loss"] for r in rows(tmp_path / "plain")] != [r["val_loss"] for r in rows(finished[1])]
+    assert not same(weights(plain), weights(finished[0]))
 
 
 def test_a_recipe_has_either_a_store_or_a_stream(store, tmp_path):
