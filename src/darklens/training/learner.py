@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from darklens import rng
 from darklens.evaluation.metrics import macro_auc
 from darklens.models.autoencoder import reconstruction_error
-from darklens.training.recipe import DataConfig, Plateau, Stage
+from darklens.training.recipe import DataConfig, OneCycle, Plateau, Stage
 
 Batch = Sequence[Tensor]  # images and labels; torch's loader makes it a list
 
@@ -75,9 +75,11 @@ class Learner(pl.LightningModule):
         settings, stage = self._stage.optimiser, self._stage
         make = torch.optim.AdamW if settings.kind == "adamw" else torch.optim.Adam
         optimiser = make(self.network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-        if stage.schedule.kind == "one_cycle":
+        if isinstance(stage.schedule, OneCycle):
             steps = int(self.trainer.estimated_stepping_batches)
-            one_cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.lr, total_steps=steps)
+            one_cycle = torch.optim.lr_scheduler.OneCycleLR(
+                optimiser, settings.lr, total_steps=steps, pct_start=stage.schedule.warm_up
+            )
             return [optimiser], [{"scheduler": one_cycle, "interval": "step"}]
         if isinstance(stage.schedule, Plateau):
             plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(

@@ -29,6 +29,7 @@ class OneCycle(Frozen):
     """Warm up, then anneal to zero over the stage (Smith & Topin 2017)."""
 
     kind: Literal["one_cycle"] = "one_cycle"
+    warm_up: float = Field(default=0.3, gt=0, lt=1, description="fraction of the stage in which the rate rises")
 
 
 class Plateau(Frozen):
