@@ -9,12 +9,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 import darklens
-from darklens import provenance, rng
+from darklens import provenance
 from darklens.bundle import Bundle, batched, sha256_of_bundle
 from darklens.data.store import Store
 from darklens.errors import InputError
 from darklens.evaluation.summary import summarise
-from darklens.models.autoencoder import reconstruction_error
 
 _SEEN = "Images like these, of the same seed, were trained on; the numbers say nothing about new ones."
 
@@ -56,12 +55,15 @@ def evaluate(
         probabilities = np.concatenate(blocks)
         metrics = summarise(labels, probabilities, store.classes, seed=seed)
     else:
-        errors = []
+        from darklens.evaluation import reconstruction
+
+        measured = []
         for images in batched(len(store), store.images, advance):
             received, output = bundle.run(images)
-            errors.append(reconstruction_error(output, received).cpu().numpy())
+            measured.append(reconstruction.measures(output, received))
         probabilities = None
-        metrics = {"n": len(store), "reconstruction": _reconstruction(np.concatenate(errors), seed)}
+        joined = {name: np.concatenate([block[name] for block in measured]) for name in measured[0]}
+        metrics = {"n": len(store), "reconstruction": reconstruction.summarise(joined, seed=seed)}
     contract = bundle.contract
     evaluation = {
         "schema": 1,
@@ -113,15 +115,3 @@ def _check_compatible(bundle: Bundle, store: Store) -> None:
             f"{store.path} has {index.n_pixels} pixels of {index.pixel_scale} arcsec, the model takes "
             f"{contract.n_pixels} of {contract.pixel_scale} arcsec; evaluate on images like those it was trained on."
         )
-
-
-def _reconstruction(errors: Float[np.ndarray, " n"], seed: int, resamples: int = 1000) -> dict[str, Any]:
-    """Return mean squared error and the peak signal-to-noise ratio it means for images in [0, 1], with intervals."""
-    g = rng.generator(seed, "bootstrap")
-    means = np.array([errors[g.integers(0, len(errors), len(errors))].mean() for _ in range(resamples)])
-    low, high = np.percentile(means, [2.5, 97.5])
-    decibel = [float(-10 * np.log10(value)) for value in (errors.mean(), high, low)]
-    return {
-        "mse": {"value": float(errors.mean()), "ci95": [float(low), float(high)]},
-        "psnr_db": {"value": decibel[0], "ci95": decibel[1:]},
-    }

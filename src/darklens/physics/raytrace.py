@@ -145,7 +145,13 @@ def k_map_deflection(
     safe = torch.where(r > 0, r, 1.0)
     alpha_x, alpha_y = k * (x / safe), k * (y / safe)
     if grad_k == "exact":
-        spacing = float(x[0, 1] - x[0, 0])
-        dk_dy, dk_dx = torch.gradient(k, spacing=spacing, dim=(1, 2))
+        spacing = x[0, 1] - x[0, 0]
+        dk_dx, dk_dy = _differences(k) / spacing, _differences(k.mT).mT / spacing
         alpha_x, alpha_y = alpha_x + r * dk_dx, alpha_y + r * dk_dy
     return alpha_x, alpha_y
+
+
+def _differences(k: Float[Tensor, "b n n"]) -> Float[Tensor, "b n n"]:
+    """Return central differences along the last axis, one-sided at its ends; torch.gradient does not export."""
+    inner = (k[..., 2:] - k[..., :-2]) / 2
+    return torch.cat([k[..., 1:2] - k[..., :1], inner, k[..., -1:] - k[..., -2:-1]], dim=-1)

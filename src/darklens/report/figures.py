@@ -89,6 +89,33 @@ def gallery(images: Sequence[Float[np.ndarray, "n n"]], titles: Sequence[str], *
     return figure
 
 
+def reconstructions(
+    images: Float[np.ndarray, "b n n"],
+    outputs: Float[np.ndarray, "b n n"],
+    deviations: Float[np.ndarray, "b n n"],
+    titles: Sequence[str],
+    *,
+    pixel_scale: float,
+) -> Figure:
+    """Return rows of images, of reconstructions, and of their differences in units of the noise."""
+    figure, _ = _figure(2.7 * len(images) + 0.8, 8.2, columns=len(images), rows=3)
+    half = images.shape[-1] * pixel_scale / 2
+    grid = np.array(figure.axes).reshape(3, len(images))
+    for column, title in enumerate(titles):
+        for axes, image in zip(grid[:2, column], (images[column], outputs[column]), strict=True):
+            axes.imshow(
+                np.sqrt(image.clip(0)), cmap="magma", vmin=0, vmax=1, origin="lower", extent=(-half, half, -half, half)
+            )
+        shown = grid[2, column].imshow(
+            deviations[column], cmap="RdBu_r", vmin=-5, vmax=5, origin="lower", extent=(-half, half, -half, half)
+        )
+        grid[0, column].set_title(title, fontsize=11)
+    for axes, name in zip(grid[:, 0], ("image", "reconstruction", "difference"), strict=True):
+        axes.set_ylabel(f"{name}\narcsec")
+    figure.colorbar(shown, ax=list(grid[2]), label="in units of the noise")
+    return figure
+
+
 def auc_bars(systems: Sequence[Mapping[str, Any]]) -> Figure:
     """Return macro and per-class AUC of several systems with their 95 % intervals."""
     names = list(systems[0]["auc"])

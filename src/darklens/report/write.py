@@ -15,12 +15,18 @@ from darklens.evaluation import metrics
 from darklens.evaluation.compare import Judged, compare, to_markdown, with_interval
 from darklens.evaluation.evaluate import Result
 from darklens.evaluation.metrics import Labels, Probabilities
+from darklens.evaluation.reconstruction import noise_variance
 from darklens.files import atomic_path, read_json, write_json, write_text
 from darklens.predict import Row, to_csv
 from darklens.report import figures
 from darklens.report.html import Picture, Section, Table, page
 
 _HISTORY = "metrics.csv"
+_MEASURES = {
+    "psnr_db": "PSNR, dB",
+    "ssim": "SSIM",
+    "chi2_per_pixel": "chi2 per pixel",
+}
 
 
 def write_evaluation(out: Path, result: Result, bundle: Bundle, store: Store, *, run: Path) -> None:
@@ -226,19 +232,26 @@ def _examples(result: Result, store: Store) -> Section:
 def _reconstruction_sections(evaluation: dict[str, Any], bundle: Bundle, store: Store) -> tuple[list[Section], str]:
     found = evaluation["reconstruction"]
     lead = (
-        f"Mean squared error {found['mse']['value']:.2e} (PSNR {found['psnr_db']['value']:.1f} dB) "
-        f"on {evaluation['n']} images."
+        f"PSNR {with_interval(found['psnr_db'])} dB, SSIM {with_interval(found['ssim'])}, "
+        f"chi2 per pixel {with_interval(found['chi2_per_pixel'])} on {evaluation['n']} images."
     )
-    count = min(3, len(store))
-    received, output = bundle.run(store.images(range(count)))
-    images = [*received[:, 0].cpu().numpy(), *output[:, 0].cpu().numpy()]
-    titles = ["image"] * count + ["reconstruction"] * count
+    chosen = [int(np.flatnonzero(store.labels == i)[0]) for i in np.unique(store.labels)]
+    received, output = bundle.run(store.images(chosen))
+    deviation = (received - output) / noise_variance(received).sqrt()
+    shown = [part[:, 0].cpu().numpy() for part in (received, output, deviation)]
+    names = [store.classes[store.labels[i]] for i in chosen]
     scale = store.index.pixel_scale * bundle.contract.preprocess.bin
-    picture = Picture(
-        figures.to_png(figures.gallery(images, titles, pixel_scale=scale)), "Images above, their reconstructions below."
+    picture = figures.to_png(figures.reconstructions(shown[0], shown[1], shown[2], names, pixel_scale=scale))
+    alt = "An image of each class, its reconstruction, and their difference in units of the noise."
+    table = Table(
+        ["measure", "mean over images"],
+        [[label, with_interval(found[name])] for name, label in _MEASURES.items()],
     )
-    text = "PSNR is the peak signal-to-noise ratio, -10 log10(MSE) for images in [0, 1]."
-    return [Section("Reconstruction", text, pictures=[picture])], lead
+    text = (
+        "PSNR: -10 log10(MSE) for images in [0, 1]. SSIM: structural similarity, 1 for equal images. chi2 per pixel: "
+        "the squared difference in units of the noise, which is estimated from each image; 1 is the noise-free image."
+    )
+    return [Section("Reconstruction", text, tables=[table], pictures=[Picture(picture, alt)])], lead
 
 
 def _provenance(evaluation: dict[str, Any], title: str = "Where this comes from") -> Section:

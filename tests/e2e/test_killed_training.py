@@ -1,0 +1,84 @@
+"""kill -9 in the middle of an epoch, then --resume: the weights of an uninterrupted run, for every recipe."""
+
+import os
+import signal
+from multiprocessing import get_context
+
+import numpy as np
+import pytest
+import torch
+
+from darklens.data.store import Store
+from darklens.simulate import populations
+from darklens.simulate.generate import generate
+from darklens.training import recipe as recipes
+from darklens.training.run import train
+
+FIELD = "field.n_pixels=44"
+SEED = 5
+
+
+@pytest.fixture(scope="module")
+def store_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("stores") / "s"
+    generate(populations.get("deeplense-model-i", [FIELD]), path, n_per_class=12, seed=1, workers=1)
+    return path
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Processes that start with torch and Lightning imported and no thread of theirs running."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["darklens.training.run"])
+    return context
+
+
+def overrides_of(name, source):
+    """One epoch of few batches for each stage and two for the last, images from a store or from a stream."""
+    changes = ["data.preprocess.crop=44", "data.preprocess.bin=1", f"data.kind={source}"]
+    last = len(recipes.get(name).stages) - 1
+    for i in range(last + 1):
+        changes += [f"stages.{i}.epochs={1 + (i == last)}", f"stages.{i}.batch_size=8", f"stages.{i}.overrides=[]"]
+    if source == "store":
+        return [*changes, "data.population=null"]
+    stream = ["population=common-test-i", f"overrides=[{FIELD}]", "engine=eager", "workers=0"]
+    return [*changes, *(f"data.{c}" for c in stream), "data.images_per_epoch=24", "data.validation_images=9"]
+
+
+def die_in_the_middle_of_the_last_epoch(name, source, store_path, out):
+    from darklens.training.learner import Learner
+
+    torch.set_num_threads(1)
+    recipe = recipes.get(name, overrides_of(name, source))
+    original, last = Learner.training_step, len(recipe.stages) - 1
+
+    def step(self, batch, batch_idx):
+        if (self._number, self.current_epoch, batch_idx) == (last, 1, 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, batch, batch_idx)
+
+    Learner.training_step = step
+    train(recipe, Store(store_path) if source == "store" else None, out, seed=SEED)
+
+
+@pytest.mark.parametrize("source", ["store", "stream"])
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_killed_training_resumes_to_the_same_weights(name, source, store_path, processes, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        recipe = recipes.get(name, overrides_of(name, source))
+        store = Store(store_path) if source == "store" else None
+        whole = train(recipe, store, tmp_path / "whole", seed=SEED).network.state_dict()
+        child = processes.Process(
+            target=die_in_the_middle_of_the_last_epoch, args=(name, source, store_path, tmp_path / "cut")
+        )
+        child.start()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+        assert not (tmp_path / "cut" / "bundle").exists()
+        resumed = train(recipe, store, tmp_path / "cut", seed=SEED, resume=True).network.state_dict()
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+    assert all(np.isfinite(value.numpy()).all() for value in whole.values())
