@@ -28,7 +28,7 @@ from darklens.errors import InputError
 from darklens.files import read_json, write_json, write_text
 from darklens.memory import keep_freed_memory
 from darklens.models.zoo import build, count_parameters
-from darklens.training.average import running_mean
+from darklens.training.average import RunningMean
 from darklens.training.learner import Learner
 from darklens.training.recipe import Recipe, Stage
 from darklens.training.sources import Source, source_of
@@ -139,7 +139,7 @@ def _run_stage(
         precision=precision_of(recipe.precision),
         gradient_clip_val=stage.gradient_clip,
         callbacks=[
-            *([running_mean(stage.ema_decay)] if stage.ema_decay else []),
+            *([RunningMean(stage.ema_decay)] if stage.ema_decay else []),
             *(rows, keep_best, keep_last),
             *([RichProgressBar(leave=False)] if Console().is_terminal else []),
         ],

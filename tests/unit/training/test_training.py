@@ -13,7 +13,7 @@ from darklens.data.datamodule import split
 from darklens.data.store import Store, StoreIndex, write_index, write_shard
 from darklens.errors import ConfigError, InputError
 from darklens.training import run as run_module
-from darklens.training.average import running_mean
+from darklens.training.average import RunningMean, fit_normalisation
 from darklens.training.learner import Learner
 from darklens.training.recipe import get
 from darklens.training.run import train
@@ -158,7 +158,7 @@ def test_a_stage_may_not_change_what_the_network_takes(store, tmp_path):
 
 
 def test_the_running_mean_forgets_the_start_and_then_keeps_to_its_decay():
-    update = running_mean(0.9)._kwargs["multi_avg_fn"]
+    update = RunningMean(0.9)._kwargs["multi_avg_fn"]
     mean, counted = [torch.zeros(3)], [torch.tensor(1)]
     update(mean, [torch.ones(3)], torch.tensor(1))
     assert torch.allclose(mean[0], torch.full((3,), 1 - 2 / 11))
@@ -166,6 +166,20 @@ def test_the_running_mean_forgets_the_start_and_then_keeps_to_its_decay():
     assert torch.allclose(mean[0], torch.full((3,), 0.9 * (1 - 2 / 11)))
     update(counted, [torch.tensor(7)], torch.tensor(5))
     assert counted[0] == 7
+
+
+def test_normalisation_is_fitted_to_the_weights_and_nothing_else_changes():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Dropout(0.9))
+    batches = [5 + 3 * torch.randn(50, 1, 9, 9) for _ in range(4)]
+    before = {name: value.clone() for name, value in network.state_dict().items() if "running" not in name}
+    fit_normalisation(network, batches)
+    seen = network[0](torch.cat(batches))
+    torch.testing.assert_close(network[1].running_mean, seen.mean((0, 2, 3)))
+    torch.testing.assert_close(network[1].running_var, seen.var((0, 2, 3)), rtol=0.01, atol=0)
+    assert network[1].momentum == 0.1 and not any(m.training for m in network.modules())
+    after = network.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items() if "num_batches" not in name)
 
 
 def test_a_running_mean_is_what_a_stage_validates_and_keeps(store, tmp_path, finished):
