@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from darklens.cli import main
+from darklens.data.store import Store
 
 SMALL = ["field.n_pixels=64", "--n-per-class", "12"]
 QUICK = ["data.preprocess.crop=48", "data.augment.kind=dihedral"]
@@ -150,6 +152,19 @@ def test_predict_gives_each_file_the_probabilities_evaluation_gave(work, tmp_pat
     for k in range(12):
         row = next(r for r in predicted if Path(r["path"]).name == f"{k + 1}.npy")
         assert float(row["p_vort"]) == pytest.approx(float(evaluated[3 * k + 2]["p_vort"]), abs=1e-4)
+
+
+def test_an_exported_system_gives_the_probabilities_of_predict(work, tmp_path, capsys):
+    assert darklens("export", work / "sis_autoencoder2", "--onnx", tmp_path / "m.onnx") == 0
+    assert "from torch" in capsys.readouterr().out
+    test = Store(work / "test")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    found = session.run(["probability"], {"image": test.images(range(9))})[0]
+    told = rows_of(work / "sis_autoencoder2-test" / "predictions.csv")[:9]
+    expected = [[float(row[f"p_{name}"]) for name in test.classes] for row in told]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert darklens("export", work / "absent", "--onnx", tmp_path / "n.onnx") != 0
+    assert not (tmp_path / "n.onnx").exists()
 
 
 def test_a_bad_file_gets_a_row_and_the_others_go_on(work, images, tmp_path, capsys):

@@ -114,6 +114,16 @@ def test_sizes_are_the_studys_to_half_a_percent(config, millions):
     assert count_parameters(make(config, n_pixels=150)) / 1e6 == pytest.approx(millions, rel=5e-3)
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("n", [64, 101, 150, 256])
+def test_resnet_18_takes_any_size_with_the_same_weights(n, legacy):
+    model, other = (make(ResNet18Config(legacy=legacy), n_pixels=size).eval() for size in (n, 64))
+    model.load_state_dict(other.state_dict())
+    with torch.no_grad():
+        assert model(rings(2, n)).shape == (2, 3)
+        assert torch.isfinite(other(rings(2, n))).all()
+
+
 def test_images_too_small_for_the_trunk_are_refused():
     with pytest.raises(ConfigError, match="too small"):
         make(ResNetSimpleConfig(), n_pixels=30)
