@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from darklens.bundle import Bundle
     from darklens.data.store import Store
     from darklens.evaluation.evaluate import evaluate
+    from darklens.fit.macro import fit_macro
     from darklens.physics.grid import Grid
     from darklens.simulate.generate import generate
     from darklens.simulate.populations import get as get_population
@@ -23,13 +24,14 @@ _HOME = {
     "Grid": ("darklens.physics.grid", "Grid"),
     "Store": ("darklens.data.store", "Store"),
     "evaluate": ("darklens.evaluation.evaluate", "evaluate"),
+    "fit_macro": ("darklens.fit.macro", "fit_macro"),
     "generate": ("darklens.simulate.generate", "generate"),
     "get_population": ("darklens.simulate.populations", "get"),
     "get_recipe": ("darklens.training.recipe", "get"),
     "train": ("darklens.training.run", "train"),
 }
 
-__all__ = ["Bundle", "Grid", "Store", "evaluate", "generate", "get_population", "get_recipe", "train"]
+__all__ = ["Bundle", "Grid", "Store", "evaluate", "fit_macro", "generate", "get_population", "get_recipe", "train"]
 
 
 def __getattr__(name: str) -> Any:

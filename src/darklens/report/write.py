@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from darklens.bundle import Bundle
+from darklens.data.noise import noise_variance
 from darklens.data.store import Store
 from darklens.errors import InputError
 from darklens.evaluation import metrics
 from darklens.evaluation.compare import Judged, compare, to_markdown, with_interval
 from darklens.evaluation.evaluate import Result
 from darklens.evaluation.metrics import Labels, Probabilities
-from darklens.evaluation.reconstruction import noise_variance
 from darklens.files import atomic_path, read_json, write_json, write_text
 from darklens.predict import Row, to_csv
 from darklens.report import figures

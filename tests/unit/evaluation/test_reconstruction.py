@@ -5,7 +5,8 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from darklens.evaluation.reconstruction import measures, noise_variance, summarise
+from darklens.data.noise import noise_variance
+from darklens.evaluation.reconstruction import measures, summarise
 
 
 def rings_in_counts(sky, n_images=8, n=100):

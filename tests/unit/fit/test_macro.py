@@ -1,0 +1,122 @@
+"""The fit of the smooth lens: what it finds, how well it knows it, and what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+
+from darklens.errors import ConfigError
+from darklens.fit.macro import fit_macro, smooth_lens
+from darklens.fit.smooth import SmoothLens
+from darklens.simulate import populations, render
+from darklens.simulate.batch import simulate_batch
+
+N = 24
+
+
+@pytest.fixture(scope="module")
+def common():
+    """Images of common-test-i, their true columns, and their fits."""
+    population = populations.get("common-test-i")
+    images, truth = simulate_batch(population, 77, range(N))
+    images = torch.from_numpy(images)[:, 0]
+    return population, images, truth, fit_macro(images, population)
+
+
+def test_the_family_holds_what_the_population_varies():
+    names = {name: SmoothLens(populations.get(name)).names for name in ("common-test-i", "deeplense-model-i")}
+    assert names["common-test-i"] == ["theta_E", "gamma1", "gamma2", "source_x", "source_y", "source_e1", "source_e2"]
+    assert names["deeplense-model-i"] == ["source_x", "source_y"]
+    realistic = SmoothLens(populations.get("realistic-hst")).names
+    assert {"theta_E", "e1", "e2", "source_ln_R_e", "source_ln_n", "light_ln_amplitude"} <= set(realistic)
+
+
+@pytest.mark.parametrize("name", ["common-test-i", "deeplense-model-i", "realistic-hst"])
+def test_its_images_are_those_of_the_simulator(name):
+    population = populations.get(name, ["field.n_pixels=40"])
+    lens = SmoothLens(population)
+    _, truth = simulate_batch(population, 3, [0, 3, 6])  # all of class no
+    assert set(truth["label"]) == {0}
+    found = lens.images(lens.from_truth(truth))
+    expected = render.render(population, {key: value for key, value in truth.items() if key != "label"})
+    scale = (found * expected).sum((1, 2)) / (found**2).sum((1, 2))
+    torch.testing.assert_close(found * scale[:, None, None], expected, rtol=1e-4, atol=1e-4 * float(expected.max()))
+
+
+def test_derivatives_are_those_of_finite_differences():
+    lens = SmoothLens(populations.get("realistic-hst", ["field.n_pixels=24"]))
+    _, truth = simulate_batch(lens.population, 3, [0, 3])
+    at = lens.from_truth(truth).double()
+    images, slopes = lens.derivatives(at)
+    torch.testing.assert_close(images, lens.images(at))
+    for k in range(len(lens.names)):
+        step = torch.zeros_like(at)
+        step[:, k] = 1e-6
+        numeric = (lens.images(at + step) - lens.images(at - step)) / 2e-6
+        torch.testing.assert_close(slopes[:, k], numeric, rtol=1e-3, atol=1e-4 * float(slopes[:, k].abs().max()))
+
+
+def test_a_smooth_lens_is_fitted_to_the_noise_and_substructure_is_not(common):
+    _, _, truth, fit = common
+    smooth = truth["label"] == 0
+    assert fit.converged.all()
+    assert float(fit.chi2[smooth].min()) > 0.96 and float(fit.chi2[smooth].max()) < 1.04
+    assert fit.residual[smooth].std() == pytest.approx(1, abs=0.02)
+    assert float(fit.chi2[~smooth].median()) > 1.04
+
+
+def test_parameters_scatter_as_their_covariance_says(common):
+    population, _, _, _ = common
+    images, truth = simulate_batch(population, 5, range(0, 180, 3))
+    fit = fit_macro(torch.from_numpy(images)[:, 0], population)
+    deviation = fit.parameters - smooth_lens(population).from_truth(truth)
+    pull = deviation / torch.diagonal(fit.covariance, dim1=1, dim2=2).sqrt()
+    # Sixty images: the standard deviation is known to a tenth.
+    assert float(pull.std(0).min()) > 0.7 and float(pull.std(0).max()) < 1.35
+    assert float(pull.mean(0).abs().max()) < 0.5
+
+
+def test_the_unit_and_the_zero_of_the_image_do_not_matter(common):
+    population, images, _, fit = common
+    again = fit_macro(images[:4] * 300 + 40, population)
+    torch.testing.assert_close(again.parameters, fit.parameters[:4], atol=1e-4, rtol=0)
+    torch.testing.assert_close(again.scale, fit.scale[:4] * 300, rtol=1e-3, atol=0)
+    torch.testing.assert_close(again.offset, fit.offset[:4] * 300 + 40, rtol=1e-3, atol=0.1)
+    torch.testing.assert_close(again.residual, fit.residual[:4], atol=0.01, rtol=0.01)
+
+
+def test_an_image_alone_is_fitted_as_in_company(common):
+    population, images, _, fit = common
+    alone = fit_macro(images[7:8], population)
+    torch.testing.assert_close(alone.parameters[0], fit.parameters[7], atol=1e-3, rtol=0)
+    assert float(alone.chi2[0]) == pytest.approx(float(fit.chi2[7]), rel=1e-4)
+
+
+def test_the_scale_is_that_of_photon_counts(common):
+    population, images, truth, fit = common
+    smooth = np.flatnonzero(truth["label"] == 0)
+    assert images.max() == 1  # counts were scaled to 0..1, and the model's unit is one count
+    expected = render.render(population, {k: v[smooth] for k, v in truth.items() if k != "label"})
+    counts = (fit.model[smooth] - fit.offset[smooth, None, None]) / fit.scale[smooth, None, None]
+    assert float(((counts - expected).abs().amax((1, 2)) / expected.amax((1, 2))).max()) < 0.05
+
+
+def test_what_it_cannot_fit_is_refused(common):
+    population, images, _, _ = common
+    with pytest.raises(ValueError, match="150 x 150 pixels, got 100 x 100"):
+        fit_macro(images[:1, :100, :100], population)
+    with pytest.raises(ValueError, match="finite"):
+        fit_macro(images[:1] * torch.nan, population)
+
+
+def test_a_blank_image_is_not_said_to_be_fitted_well(common):
+    fit = fit_macro(torch.zeros(1, 150, 150), common[0])
+    assert not (fit.converged[0] and float(fit.chi2[0]) < 1.1 and float(fit.chi2[0]) > 0.9)
+
+
+def test_galaxies_from_files_are_not_a_family(tmp_path):
+    from darklens.simulate.populations import ImageLight
+
+    population = populations.get("common-test-i")
+    light = ImageLight.model_construct(kind="images")
+    with pytest.raises(ConfigError, match="only Sersic light"):
+        SmoothLens(population.model_copy(update={"source": light}))
