@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench lint setup setup-test constraints clean
+.PHONY: demo test bench reproduce lint setup setup-test constraints clean
 
 demo: setup  ## simulate, train two systems, evaluate, compare, open the report (about 8 minutes on 2 cores)
 	$(BIN)/python tools/demo.py
@@ -14,6 +14,9 @@ bench: setup-test  ## side-by-side speed and memory (some 20 minutes); writes re
 	$(BIN)/python benchmarks/simulate.py --images 240 --json results/bench.json
 	$(BIN)/python benchmarks/stream.py --json results/bench.json
 	$(BIN)/python benchmarks/simulate_memory.py --json results/bench.json
+
+reproduce: setup  ## the study's table, ours and the ablation at full size (days on a laptop; give it again to go on)
+	$(BIN)/python tools/reproduce.py
 
 lint: setup-test  ## style, types, direction of imports
 	$(BIN)/ruff check .

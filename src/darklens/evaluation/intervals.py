@@ -1,12 +1,13 @@
 """How far the numbers could be from the truth: a stratified bootstrap over images."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from darklens import rng
+from darklens.errors import InputError
 from darklens.evaluation import metrics
 from darklens.evaluation.metrics import ECE_BINS, SMALLEST_PROBABILITY, Labels, Probabilities
 
@@ -50,13 +51,59 @@ def paired_difference(
     point_a, point_b = scalars(labels, first), scalars(labels, second)
     all_a = bootstrap(labels, first, seed=seed, resamples=resamples)
     all_b = bootstrap(labels, second, seed=seed, resamples=resamples)
+    return {name: _judged(point_a[name] - point_b[name], all_a[name] - all_b[name]) for name in point_a}
+
+
+def difference_over_seeds(
+    labels: Labels,
+    first: Sequence[Probabilities],
+    second: Sequence[Probabilities],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> dict[str, dict[str, float | list[float]]]:
+    """Return first - second for every scalar metric, averaged over trainings with different seeds.
+
+    Images and seeds are both resampled, the same ones for the two systems, so the interval holds for another training
+    judged on other images. Few seeds show little of how trainings scatter: with three, take it as a lower limit.
+
+    Args:
+        labels: True classes (n,).
+        first: Probabilities (n, c) of one system's trainings; training k of both has the same seed.
+        second: As `first`, of the other system.
+        seed: Of the bootstrap.
+        resamples: Number of resampled experiments.
+
+    Returns:
+        As `paired_difference`.
+
+    Raises:
+        InputError: If the systems have different numbers of trainings, or none.
+    """
+    if len(first) != len(second) or not first:
+        raise InputError(f"{len(first)} trainings cannot be paired with {len(second)}; train both with the same seeds.")
+    pairs = list(zip(first, second, strict=True))
+    points = [(scalars(labels, a), scalars(labels, b)) for a, b in pairs]
+    drawn = [
+        (bootstrap(labels, a, seed=seed, resamples=resamples), bootstrap(labels, b, seed=seed, resamples=resamples))
+        for a, b in pairs
+    ]
+    g = rng.generator(seed, "bootstrap seeds")
+    chosen = g.integers(0, len(pairs), (len(pairs), resamples))
+    columns = np.arange(resamples)
     result: dict[str, dict[str, float | list[float]]] = {}
-    for name in point_a:
-        difference = all_a[name] - all_b[name]
-        tail = min((difference <= 0).sum(), (difference >= 0).sum())
-        p = min(1.0, 2 * (float(tail) + 1) / (resamples + 1))
-        result[name] = {"value": point_a[name] - point_b[name], "ci95": interval(difference), "p": p}
+    for name in points[0][0]:
+        by_training = np.stack([a[name] - b[name] for a, b in drawn])
+        value = float(np.mean([a[name] - b[name] for a, b in points]))
+        result[name] = _judged(value, by_training[chosen, columns].mean(0))
     return result
+
+
+def _judged(value: float, resampled: Float[np.ndarray, " r"]) -> dict[str, float | list[float]]:
+    """Return a difference with its interval and two-sided p-value, not below 2 / (resamples + 1)."""
+    tail = min((resampled <= 0).sum(), (resampled >= 0).sum())
+    p = min(1.0, 2 * (float(tail) + 1) / (len(resampled) + 1))
+    return {"value": value, "ci95": interval(resampled), "p": p}
 
 
 def _multiplicities(labels: Labels, seed: int, resamples: int) -> Iterator[Int[np.ndarray, "r n"]]:

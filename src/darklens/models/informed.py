@@ -54,8 +54,10 @@ class SISAutoencoder2Config(_InformedConfig):
     """SIS_autoencoder2: pixels that land on one source pixel are summed."""
 
     kind: Literal["sis_autoencoder2"] = "sis_autoencoder2"
-    collide: Literal["sum", "normalised"] = Field(
-        default="sum", description="normalised: divide by the number of pixels that landed, as surface brightness asks"
+    collide: Literal["sum", "normalised", "gather"] = Field(
+        default="sum",
+        description="normalised: divide by the number of pixels that landed, as surface brightness asks; "
+        "gather: sample the image at the source position, which is wrong and there for comparison",
     )
 
 

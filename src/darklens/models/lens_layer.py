@@ -11,7 +11,7 @@ from darklens.physics.grid import Grid
 from darklens.physics.raytrace import k_map_deflection
 
 Map = Float[Tensor, "b n n"]
-Collide = Literal["sum", "normalised", "overwrite"]
+Collide = Literal["sum", "normalised", "overwrite", "gather"]
 
 
 class KRange(nn.Module):
@@ -44,7 +44,8 @@ class LensLayer(nn.Module):
 
     Args:
         grid: Grid of the images, and of the source-plane image.
-        collide: What happens where pixels land together: "sum", "normalised" (mean) or "overwrite" (last wins).
+        collide: What happens where pixels land together: "sum", "normalised" (mean) or "overwrite" (last wins);
+            "gather" samples the image at beta instead, which is wrong and there for comparison.
         grad_k: "ignore" or "exact", see `physics.raytrace.k_map_deflection`.
         legacy_rounding: Round positions to whole pixels, as the study does; no gradient reaches k then.
         legacy_drop_origin: Drop a pixel at the optical axis itself, as the study does.
@@ -86,6 +87,8 @@ class LensLayer(nn.Module):
             images = images * ((self.x != 0) | (self.y != 0))
         if self._collide == "overwrite":
             return splat.overwrite(images, beta_x, beta_y, self.grid)
+        if self._collide == "gather":
+            return splat.gather(images, beta_x, beta_y, self.grid)
         if self._collide == "normalised":
             return splat.normalised(images, beta_x, beta_y, self.grid)
         return splat.bilinear(images, beta_x, beta_y, self.grid)[0]

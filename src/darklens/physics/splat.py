@@ -6,6 +6,7 @@ is the study's rule that the last pixel wins, made deterministic and given a gra
 """
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -73,3 +74,16 @@ def overwrite(image: Image, beta_x: Position, beta_y: Position, grid: Grid) -> I
     moving = image * (1 + (share - share.detach()))[:, None]
     light = moving.flatten(2).gather(2, winner.clamp_min(0)[:, None].expand(-1, image.shape[1], -1))
     return torch.where(winner[:, None] >= 0, light, 0.0).reshape(image.shape)
+
+
+def gather(image: Image, beta_x: Position, beta_y: Position, grid: Grid) -> Image:
+    """Sample the observed image at beta: the wrong operator, kept to measure what it costs.
+
+    The source plane is where light came from, but the value found at theta is the observed image at beta, so the image
+    is lensed a second time. Light is not conserved; what lies outside the grid is zero.
+    """
+    n = grid.n_pixels
+    # grid_sample counts from -1 to 1 between the outer edges of the first and last pixels.
+    place = torch.stack([(2 * grid.to_pixels(beta) + 1) / n - 1 for beta in (beta_x, beta_y)], dim=-1)
+    sampled: Image = F.grid_sample(image, place, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return sampled

@@ -72,7 +72,7 @@ def write_comparison(out: Path, folders: Sequence[Path], *, predictions: Path | 
     Raises:
         InputError: If a folder is not an evaluation of a classifier, or the test images differ.
     """
-    systems = _with_different_names([_read_judged(folder) for folder in folders], folders)
+    systems = _with_different_names([read_judged(folder) for folder in folders], folders)
     warnings = [f"{s.name}: {warning}" for s in systems for warning in s.evaluation["warnings"]]
     comparison = compare(systems)
     classes = systems[0].evaluation["classes"]
@@ -263,7 +263,12 @@ def _provenance(evaluation: dict[str, Any], title: str = "Where this comes from"
     return Section(title, tables=[Table(["item", "value"], rows)])
 
 
-def _read_judged(folder: Path) -> Judged:
+def read_judged(folder: Path) -> Judged:
+    """Return what `darklens evaluate` wrote into a folder.
+
+    Raises:
+        InputError: If it is not the evaluation of a classifier, or damaged.
+    """
     if not (folder / "eval.json").exists():
         raise InputError(f"{folder} holds no eval.json; give folders that `darklens evaluate` wrote.")
     evaluation = read_json(folder / "eval.json")

@@ -7,6 +7,7 @@ from darklens import rng
 from darklens.errors import InputError
 from darklens.evaluation import intervals, metrics
 from darklens.evaluation.compare import Judged, compare, to_markdown
+from darklens.evaluation.intervals import difference_over_seeds, paired_difference, scalars
 from darklens.evaluation.summary import summarise
 
 CLASSES = ["no", "sphere", "vort"]
@@ -116,3 +117,43 @@ def test_other_images_cannot_be_compared():
         compare([judged("a", 1.0), judged("b", 1.0, sha="y")])
     with pytest.raises(InputError, match="at least two"):
         compare([judged("a", 1.0)])
+
+
+class TestDifferenceOverSeeds:
+    def trainings(self, quality, n=300, count=3):
+        g = np.random.default_rng(int(quality * 100))
+        labels = np.arange(n) % 3
+        made = []
+        for _ in range(count):
+            logits = g.normal(size=(n, 3)) + quality * np.eye(3)[labels]
+            made.append(np.exp(logits) / np.exp(logits).sum(1, keepdims=True))
+        return labels, made
+
+    def test_it_finds_the_mean_difference_and_an_interval_around_it(self):
+        labels, good = self.trainings(2.0)
+        _, poor = self.trainings(1.0)
+        found = difference_over_seeds(labels, good, poor, seed=1)["auc"]
+        each = [scalars(labels, a)["auc"] - scalars(labels, b)["auc"] for a, b in zip(good, poor, strict=True)]
+        assert found["value"] == pytest.approx(np.mean(each))
+        assert 0 < found["ci95"][0] < found["value"] < found["ci95"][1]
+        assert found["p"] <= 0.01
+
+    def test_one_training_each_is_the_paired_bootstrap(self):
+        labels, good = self.trainings(2.0, count=1)
+        _, poor = self.trainings(1.5, count=1)
+        alone = paired_difference(labels, good[0], poor[0], seed=1)["auc"]
+        found = difference_over_seeds(labels, good, poor, seed=1)["auc"]
+        assert found["ci95"] == pytest.approx(alone["ci95"])
+        assert (found["value"], found["p"]) == pytest.approx((alone["value"], alone["p"]))
+
+    def test_seeds_that_disagree_widen_the_interval(self):
+        labels, good = self.trainings(2.0)
+        _, poor = self.trainings(1.0)
+        same = difference_over_seeds(labels, [good[0]] * 2, [poor[0]] * 2)["auc"]["ci95"]
+        mixed = difference_over_seeds(labels, [good[0], poor[0]], [poor[0], good[0]])["auc"]["ci95"]
+        assert mixed[1] - mixed[0] > 2 * (same[1] - same[0])
+
+    def test_trainings_must_pair_up(self):
+        labels, good = self.trainings(2.0)
+        with pytest.raises(InputError, match="3 trainings cannot be paired with 2"):
+            difference_over_seeds(labels, good, good[:2])

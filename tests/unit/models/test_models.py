@@ -26,6 +26,7 @@ CONFIGS = {
     "sis_autoencoder": SISAutoencoderConfig(k_network=AutoencoderConfig(latent=32)),
     "sis_autoencoder2": SISAutoencoder2Config(k_network=AutoencoderConfig(latent=32)),
     "sis_autoencoder2 exact": SISAutoencoder2Config(k_network=AutoencoderConfig(latent=32), grad_k="exact"),
+    "sis_autoencoder2 gather": SISAutoencoder2Config(k_network=AutoencoderConfig(latent=32), collide="gather"),
     "sis_autoencoder2 transformer": SISAutoencoder2Config(k_network=TransformerConfig(width=16, depth=2)),
     "two_stage": TwoStageConfig(),
     "sis_autoencoder2 resnet_18": SISAutoencoder2Config(
