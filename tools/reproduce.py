@@ -1,4 +1,4 @@
-"""The study's systems and ours at full size, then the tables: `make reproduce`. Days on a laptop; it can be interrupted.
+"""The study's systems and ours at full size, then the tables: `make reproduce`. It takes days and can be interrupted.
 
 Simulates 10,000 training and 2,500 test images a class of common-test-i, trains and judges every recipe that is not
 done yet, the shortest trainings first, adds each to results/, and runs the ablation at the same size.

@@ -21,7 +21,7 @@ from darklens.config import Frozen
 from darklens.data.preprocess import Preprocess
 from darklens.errors import InputError
 from darklens.files import atomic_path, read_json, sha256_of, write_json
-from darklens.models.zoo import ModelConfig, Task, build, task_of
+from darklens.models.zoo import ModelConfig, Task, build, has_k_network, task_of
 
 WEIGHTS, CONTRACT = "model.safetensors", "bundle.json"
 BATCH_SIZE = 64
@@ -110,6 +110,34 @@ class Bundle:
         """Return class probabilities of a batch; each image's do not depend on the others."""
         probabilities: np.ndarray = self.run(images)[1].double().softmax(1).cpu().numpy()
         return probabilities
+
+    @torch.inference_mode()
+    def maps(self, images: Float[np.ndarray, "b 1 n n"]) -> dict[str, Float[np.ndarray, "b m m"]]:
+        """Return what the physics made of each image: `image` as received, `k`, `alpha_x`, `alpha_y`, `source`.
+
+        k and alpha are in arcsec; `source` is the light moved to the source plane, its brightest pixel 1.
+        """
+        self.require_maps()
+        received = self.contract.preprocess(torch.from_numpy(images).to(self._device))
+        found = {"image": received[:, 0], **self.network.maps(received)}  # type: ignore[operator]  # Informed has it
+        return {name: value.float().cpu().numpy() for name, value in found.items()}
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether the system traces light through a map k(x, y)."""
+        return has_k_network(self.contract.model)
+
+    @property
+    def map_pixel_scale(self) -> float:
+        """Pixel scale of the maps, arcsec."""
+        return self.contract.pixel_scale * self.contract.preprocess.bin
+
+    def require_maps(self) -> None:
+        """Raise `InputError` unless the system traces light through a map k(x, y)."""
+        if not self.has_maps:
+            raise InputError(
+                f"{self.contract.recipe} has no lens step, so there are no maps; sis_autoencoder and its kin have them."
+            )
 
     def require_classifier(self, purpose: str) -> None:
         """Raise `InputError` unless the bundle classifies."""

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter, validators
 
@@ -254,10 +254,17 @@ def predict(
     *,
     out: Annotated[Path, Parameter(help="Table to write (.csv).")],
     pixel_scale: Annotated[float | None, Parameter(help="Pixel scale of the images in arcsec, if known.")] = None,
+    maps: Annotated[
+        Path | None,
+        Parameter(
+            help="New folder for what a system with a lens step made of each image: FILE.npz with image, k, alpha_x, "
+            "alpha_y (arcsec), source and pixel_scale, and FILE.png. A second file of one name becomes FILE-2."
+        ),
+    ] = None,
 ) -> int:
     """Classify image files. A bad file gets an error row; the others go on, and the exit code is 3.
 
-    Example: `darklens predict runs/sis my-lens.npy more-lenses/ --out predictions.csv`
+    Example: `darklens predict runs/sis my-lens.npy more-lenses/ --out predictions.csv --maps maps`
     """
     from darklens.bundle import Bundle
     from darklens.files import write_text
@@ -266,8 +273,13 @@ def predict(
 
     bundle, paths = Bundle.load(model), find_images(files)
     bundle.require_classifier("predict")
+    keep: dict[str, Any] = {}
+    if maps is not None:
+        from darklens.report.maps import MapWriter
+
+        keep["use"] = MapWriter(bundle, maps)
     with _progress("Predicting", len(paths)) as advance:
-        rows = classify(bundle, paths, pixel_scale=pixel_scale, advance=advance)
+        rows = classify(bundle, paths, pixel_scale=pixel_scale, advance=advance, **keep)
     write_text(out, to_csv(rows, bundle.contract.classes))
     print(f"{sum(not row.message for row in rows)} of {len(rows)} images classified, in {out}")
     return _list_problems([row.message for row in rows if row.message])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from darklens.bundle import BATCH_SIZE, Bundle
 from darklens.data.images import read_npy
@@ -47,6 +48,7 @@ def predict(
     paths: Sequence[Path],
     *,
     pixel_scale: float | None = None,
+    use: Callable[[Sequence[Path], Float[np.ndarray, "b 1 n n"]], None] = lambda _, __: None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[Row]:
     """Classify image files, one row each, in their order; a bad file becomes an error row and the others go on.
@@ -55,6 +57,7 @@ def predict(
         bundle: A classifier.
         paths: `.npy` files.
         pixel_scale: Pixel scale of the images in arcsec, if known; it must be the model's.
+        use: Called with the files of each batch that could be read, and their images.
         advance: Called with the number of files just finished.
 
     Raises:
@@ -70,8 +73,11 @@ def predict(
     for start in range(0, len(paths), BATCH_SIZE):
         block = paths[start : start + BATCH_SIZE]
         read = [_read(path, bundle.contract.n_pixels) for path in block]
-        good = [image for image in read if isinstance(image, np.ndarray)]
-        results = iter(bundle.probabilities(np.stack(good)[:, None]) if good else [])
+        good = [(path, image) for path, image in zip(block, read, strict=True) if isinstance(image, np.ndarray)]
+        images = np.stack([image for _, image in good])[:, None] if good else None
+        results = iter(() if images is None else bundle.probabilities(images))
+        if images is not None:
+            use([path for path, _ in good], images)
         for path, image in zip(block, read, strict=True):
             if isinstance(image, str):
                 rows.append(Row(str(path), message=image))

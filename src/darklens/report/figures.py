@@ -116,6 +116,44 @@ def reconstructions(
     return figure
 
 
+def lens_maps(
+    maps: Sequence[Mapping[str, Float[np.ndarray, "n n"]]], names: Sequence[str], *, pixel_scale: float
+) -> Figure:
+    """Return a row for each image: itself, the source plane, k, and the deflection, with the true one if it is there.
+
+    Args:
+        maps: `image`, `source`, `k`, `alpha_x`, `alpha_y` and, where known, `true_x` and `true_y`; arcsec.
+        names: What to call each image.
+        pixel_scale: Of the maps, arcsec.
+    """
+    panels = ["image", "source plane", "k, arcsec", "deflection, arcsec"]
+    panels += ["true deflection, arcsec"] if "true_x" in maps[0] else []
+    figure, _ = _figure(2.7 * len(panels), 2.6 * len(maps) + 0.3, columns=len(panels), rows=len(maps))
+    grid = np.array(figure.axes).reshape(len(maps), len(panels))
+    for row, own, name in zip(grid, maps, names, strict=True):
+        sizes = [np.hypot(own["alpha_x"], own["alpha_y"])]
+        sizes += [np.hypot(own["true_x"], own["true_y"])] if "true_x" in own else []
+        top = max(float(size.max()) for size in sizes)
+        half = own["image"].shape[0] * pixel_scale / 2
+        for axes, values in zip(row, [own["image"], own["source"], own["k"], *sizes], strict=True):
+            light = axes in row[:2]
+            image = axes.imshow(
+                np.sqrt(values.clip(0)) if light else values,
+                cmap="magma" if light else "viridis",
+                vmin=0 if axes in row[3:] else None,
+                vmax=top if axes in row[3:] else None,
+                origin="lower",
+                extent=(-half, half, -half, half),
+            )
+            axes.tick_params(labelsize=9)
+            if not light:
+                figure.colorbar(image, ax=axes, shrink=0.8)
+        row[0].set_ylabel(f"{name}\narcsec")
+    for axes, title in zip(grid[0], panels, strict=True):
+        axes.set_title(title, fontsize=11)
+    return figure
+
+
 def auc_bars(systems: Sequence[Mapping[str, Any]]) -> Figure:
     """Return macro and per-class AUC of several systems with their 95 % intervals."""
     names = list(systems[0]["auc"])

@@ -18,7 +18,7 @@ from darklens.evaluation.evaluate import Result
 from darklens.evaluation.metrics import Labels, Probabilities
 from darklens.files import atomic_path, read_json, write_json, write_text
 from darklens.predict import Row, to_csv
-from darklens.report import figures
+from darklens.report import figures, maps
 from darklens.report.html import Picture, Section, Table, page
 
 _HISTORY = "metrics.csv"
@@ -45,6 +45,8 @@ def write_evaluation(out: Path, result: Result, bundle: Bundle, store: Store, *,
         if result.probabilities is None
         else _classification_sections(out, result, store)
     )
+    if bundle.has_maps:
+        sections.append(maps.section(bundle, store))
     history = _read_csv(run / _HISTORY) if (run / _HISTORY).exists() else []
     if history:
         picture = Picture(

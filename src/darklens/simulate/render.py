@@ -101,15 +101,7 @@ def surface_brightness(
     population: Population, present: Present, terms: Terms, x: Tensor, y: Tensor
 ) -> Float[Tensor, "b m m"]:
     """Return the brightness at image-plane positions, before pixels and PSF; arguments as in `scene`."""
-    smooth, (gamma1, gamma2) = terms["smooth"], terms["shear"]
-    deflections = [
-        shear.deflection(x, y, gamma1=gamma1, gamma2=gamma2),
-        sis.deflection(x, y, theta_E=smooth[0])
-        if population.lens.round
-        else sie.deflection(x, y, theta_E=smooth[0], e1=smooth[1], e2=smooth[2]),
-        *(_SUBSTRUCTURE[prefix][1](terms[prefix], x, y) for prefix in present),
-    ]
-    beta_x, beta_y = source_plane(x, y, deflections)
+    beta_x, beta_y = source_plane(x, y, _deflections(population, present, terms, x, y))
     source = population.source
     brightness = (
         _sersic(terms["source"], beta_x, beta_y)
@@ -117,6 +109,40 @@ def surface_brightness(
         else _galaxies(source, terms["source"], beta_x, beta_y) * population.field.pixel_scale**2
     )
     return brightness + _sersic(terms["light"], x, y) if population.lens_light else brightness
+
+
+def _deflections(
+    population: Population, present: Present, terms: Terms, x: Tensor, y: Tensor
+) -> list[tuple[Tensor, Tensor]]:
+    smooth, (gamma1, gamma2) = terms["smooth"], terms["shear"]
+    return [
+        shear.deflection(x, y, gamma1=gamma1, gamma2=gamma2),
+        sis.deflection(x, y, theta_E=smooth[0])
+        if population.lens.round
+        else sie.deflection(x, y, theta_E=smooth[0], e1=smooth[1], e2=smooth[2]),
+        *(_SUBSTRUCTURE[prefix][1](terms[prefix], x, y) for prefix in present),
+    ]
+
+
+def deflection(
+    population: Population, truth: "Truth | Values", field: Field2D
+) -> tuple[Float[Tensor, "b n n"], Float[Tensor, "b n n"]]:
+    """Return alpha_x and alpha_y (arcsec) of lenses with their substructure, at the pixel centres of `field`.
+
+    Args:
+        population: Its lens.
+        truth: Columns as `draw` makes them, or a store keeps them, B rows.
+        field: Where to compute; its sub-samples do not matter.
+    """
+    value = {name: torch.as_tensor(column, dtype=torch.float32) for name, column in truth.items()}
+    x, y = grid_of(field).axes()
+    out = torch.zeros(2, len(value["theta_E"]), field.n_pixels, field.n_pixels)
+    for present, rows in alike(value).items():
+        terms = scene(population, present, {name: v[rows] for name, v in value.items()}, x, y)
+        for alpha_x, alpha_y in _deflections(population, present, terms, x, y):
+            out[0, rows] += alpha_x
+            out[1, rows] += alpha_y
+    return out[0], out[1]
 
 
 def _sersic_terms(spec: SersicLight, p: Values, prefix: str) -> tuple[Tensor, ...]:

@@ -1,0 +1,97 @@
+"""What the physics of a system made of images: k(x, y), the deflection, the source plane, and the truth beside them."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from darklens.bundle import Bundle
+from darklens.data.store import Store, prepare_folder
+from darklens.errors import InputError
+from darklens.files import atomic_path
+from darklens.report import figures
+from darklens.report.html import Picture, Section, Table
+from darklens.simulate.draw import columns
+from darklens.simulate.populations import Field2D, Population
+from darklens.simulate.render import deflection
+
+_LIT = 0.2  # of an image's range: pixels in which the deflection shows
+
+
+class MapWriter:
+    """Writes FILE.npz and FILE.png for each image of the batches it is called with.
+
+    Args:
+        bundle: A system with a lens step.
+        folder: Where to write; it must not hold anything.
+
+    Raises:
+        InputError: If the system has no lens step, or the folder is not empty.
+    """
+
+    def __init__(self, bundle: Bundle, folder: Path) -> None:
+        bundle.require_maps()
+        prepare_folder(folder)
+        self._bundle, self._folder = bundle, folder
+        self._used: Counter[str] = Counter()
+
+    def __call__(self, paths: Sequence[Path], images: Float[np.ndarray, "b 1 n n"]) -> None:
+        """Write the maps of a batch."""
+        found = self._bundle.maps(images)
+        scale = self._bundle.map_pixel_scale
+        for i, path in enumerate(paths):
+            self._used[path.stem] += 1
+            name = path.stem if self._used[path.stem] == 1 else f"{path.stem}-{self._used[path.stem]}"
+            own = {key: value[i] for key, value in found.items()}
+            with atomic_path(self._folder / f"{name}.npz") as temporary:
+                np.savez(temporary, **own, pixel_scale=np.float64(scale))
+            with atomic_path(self._folder / f"{name}.png") as temporary:
+                temporary.write_bytes(figures.to_png(figures.lens_maps([own], [name], pixel_scale=scale)))
+
+
+def section(bundle: Bundle, store: Store) -> Section:
+    """Return the maps of the first image of each class, beside the true deflection where the images are simulated."""
+    chosen = [int(np.flatnonzero(store.labels == i)[0]) for i in np.unique(store.labels)]
+    found = bundle.maps(store.images(chosen))
+    truth = true_deflection(bundle, store, chosen)
+    shown, rows = [], []
+    for i, number in enumerate(chosen):
+        own = {key: value[i] for key, value in found.items()}
+        name = store.classes[store.labels[number]]
+        if truth is not None:
+            own |= {"true_x": truth[0][i], "true_y": truth[1][i]}
+            lit = own["image"] > _LIT
+            miss = np.hypot(own["alpha_x"] - own["true_x"], own["alpha_y"] - own["true_y"])[lit]
+            size = np.hypot(own["true_x"], own["true_y"])[lit]
+            rows.append([name, f"{np.sqrt((miss**2).mean()):.3f}", f"{np.sqrt((size**2).mean()):.3f}"])
+        shown.append(own)
+    names = [store.classes[store.labels[number]] for number in chosen]
+    picture = figures.to_png(figures.lens_maps(shown, names, pixel_scale=bundle.map_pixel_scale))
+    text = (
+        "The map k(x, y) that the system made of an image of each class, the deflection it stands for, and the light "
+        "moved back to the source plane with it. Nothing but the classes taught it, so it need not be near the truth."
+    )
+    header = ["image", "learnt - true deflection, rms arcsec", "true deflection, rms arcsec"]
+    if rows:
+        text += f" The numbers are over pixels brighter than {_LIT:g} of the image's range."
+    tables = [Table(header, rows)] if rows else []
+    alt = "Image, source plane, k and deflection of an image of each class."
+    return Section("What the physics learned", text, tables=tables, pictures=[Picture(picture, alt)])
+
+
+def true_deflection(
+    bundle: Bundle, store: Store, chosen: Sequence[int]
+) -> tuple[Float[np.ndarray, "b m m"], Float[np.ndarray, "b m m"]] | None:
+    """Return alpha_x and alpha_y (arcsec) that the images were simulated with, on the maps' pixels; None if unknown."""
+    if store.index.population is None:
+        return None
+    population = Population.model_validate(store.index.population)
+    try:
+        truth = {name: store.truth(name)[list(chosen)] for name in columns(population)}
+    except InputError:  # a store of another version
+        return None
+    size = bundle.contract.preprocess.output_size(bundle.contract.n_pixels)
+    alpha_x, alpha_y = deflection(population, truth, Field2D(n_pixels=size, pixel_scale=bundle.map_pixel_scale))
+    return alpha_x.numpy(), alpha_y.numpy()

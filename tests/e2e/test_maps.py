@@ -1,0 +1,101 @@
+"""Pictures of what the physics learned: `predict --maps` and the report's section."""
+
+import numpy as np
+import pytest
+
+from darklens.bundle import Bundle
+from darklens.cli import main
+from darklens.data.store import Store
+from darklens.report.maps import true_deflection
+
+SMALL = ["field.n_pixels=64", "--n-per-class", "6"]
+QUICK = ["data.preprocess.crop=60", "data.preprocess.bin=1", "data.augment.kind=none"]
+
+
+def darklens(*words):
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    return stopped.value.code
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A store and its images as files, a system with a lens step and one without."""
+    work = tmp_path_factory.mktemp("maps")
+    assert darklens("simulate", "common-test-i", "--out", work / "store", *SMALL) == 0
+    assert darklens("simulate", "common-test-i", "--out", work / "files", *SMALL, "--format", "deeplense") == 0
+    stages = ["stages.0.epochs=1", "stages.1.epochs=1"]
+    assert darklens("train", "sis_autoencoder2", *QUICK, *stages, "--data", work / "store", "--out", work / "sis") == 0
+    one = ["stages.0.epochs=1", "--data", work / "store", "--out", work / "plain"]
+    assert darklens("train", "resnet_simple", *QUICK, *one) == 0
+    return work
+
+
+def test_predict_writes_maps_that_agree_with_each_other(work, tmp_path):
+    bad = tmp_path / "bad.npy"
+    bad.write_bytes(b"no image")
+    files = sorted((work / "files").rglob("1.npy"))  # one in each class, all of one name
+    assert len(files) == 3
+    table, maps = tmp_path / "t.csv", tmp_path / "maps"
+    assert darklens("predict", work / "sis", *files, bad, "--out", table, "--maps", maps) == 3
+    assert sorted(p.name for p in maps.iterdir()) == [
+        f"1{n}.{kind}" for n in ("-2", "-3", "") for kind in ("npz", "png")
+    ]
+    found = np.load(maps / "1.npz")
+    assert found["pixel_scale"] == 0.05
+    assert all(found[name].shape == (60, 60) for name in ("image", "k", "alpha_x", "alpha_y", "source"))
+    # The study's ansatz: alpha = k theta / |theta|.
+    axis = (np.arange(60) - 29.5) * 0.05
+    r = np.hypot(axis[None], axis[:, None])
+    np.testing.assert_allclose(found["alpha_x"], found["k"] * axis[None] / r, atol=1e-5)
+    np.testing.assert_allclose(found["alpha_y"], found["k"] * axis[:, None] / r, atol=1e-5)
+    assert (maps / "1.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_system_without_a_lens_step_and_a_folder_in_use_are_refused(work, tmp_path, capsys):
+    files = work / "files"
+    assert darklens("predict", work / "plain", files, "--out", tmp_path / "t.csv", "--maps", tmp_path / "m") == 2
+    assert "has no lens step" in capsys.readouterr().err
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("")
+    assert darklens("predict", work / "sis", files, "--out", tmp_path / "t.csv", "--maps", tmp_path / "full") == 2
+    assert "not empty" in capsys.readouterr().err
+    assert not (tmp_path / "t.csv").exists() and not (tmp_path / "m").exists()
+
+
+def test_the_report_shows_the_true_deflection_of_simulated_images_only(work, tmp_path):
+    assert darklens("evaluate", work / "sis", work / "store", "--out", tmp_path / "e") == 0
+    text = (tmp_path / "e" / "report.html").read_text()
+    assert "What the physics learned" in text and "true deflection, rms arcsec" in text
+    assert darklens("import", work / "files", "--out", tmp_path / "imported") == 0
+    assert darklens("evaluate", work / "sis", tmp_path / "imported", "--out", tmp_path / "f") == 0
+    text = (tmp_path / "f" / "report.html").read_text()
+    assert "What the physics learned" in text and "true deflection, rms arcsec" not in text
+    assert darklens("evaluate", work / "plain", work / "store", "--out", tmp_path / "g") == 0
+    assert "What the physics learned" not in (tmp_path / "g" / "report.html").read_text()
+
+
+def test_the_true_deflection_is_the_smooth_lens_and_its_substructure(work):
+    store = Store(work / "store")
+    bundle = Bundle.load(work / "sis")
+    smooth, clumpy = (int(np.flatnonzero(store.labels == i)[0]) for i in (0, 1))
+    alpha_x, alpha_y = true_deflection(bundle, store, [smooth, clumpy])
+    axis = (np.arange(60) - 29.5) * 0.05
+    x, y = np.meshgrid(axis, axis)
+    for i, number in enumerate((smooth, clumpy)):
+        theta_E, g1, g2 = (float(store.truth(name)[number]) for name in ("theta_E", "gamma1", "gamma2"))
+        expected = theta_E * x / np.hypot(x, y) + g1 * x + g2 * y, theta_E * y / np.hypot(x, y) + g2 * x - g1 * y
+        deviation = np.hypot(alpha_x[i] - expected[0], alpha_y[i] - expected[1])
+        if number == smooth:
+            assert deviation.max() < 1e-5
+            continue
+        # Twenty-five masses: sum of theta_E^2 offset / r^2.
+        masses = [store.truth(f"point_{name}")[number] for name in ("theta_E", "x", "y")]
+        for strength, at_x, at_y in zip(*masses, strict=True):
+            square = (x - at_x) ** 2 + (y - at_y) ** 2
+            expected = (
+                expected[0] + strength**2 * (x - at_x) / square,
+                expected[1] + strength**2 * (y - at_y) / square,
+            )
+        assert deviation.max() > 0.005
+        assert np.hypot(alpha_x[i] - expected[0], alpha_y[i] - expected[1]).max() < 1e-4
