@@ -39,8 +39,8 @@ def main(rounds):
     return 0 if same == rounds else 1
 
 
-def command(out):
-    size = ["field.n_pixels=16", "--n-per-class", str(N_PER_CLASS), "--shard-size", str(SHARD_SIZE)]
+def command(out, n_per_class=N_PER_CLASS):
+    size = ["field.n_pixels=16", "--n-per-class", str(n_per_class), "--shard-size", str(SHARD_SIZE)]
     where = ["--out", str(out), "--workers", "2"]
     return [sys.executable, "-m", "darklens.cli", "simulate", "common-test-i", *size, *where]
 
