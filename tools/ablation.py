@@ -5,12 +5,11 @@ on, so the command can be given again. Writes ablation.json, ablation.md and abl
 """
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from commands import ROOT, darklens
 from matplotlib.figure import Figure
 
 from darklens import __version__, provenance
@@ -19,9 +18,6 @@ from darklens.evaluation import intervals
 from darklens.files import atomic_path, write_json, write_text
 from darklens.report.figures import COLOURS, to_png
 from darklens.report.write import read_judged
-
-ROOT = Path(__file__).resolve().parent.parent
-DARKLENS = Path(sys.executable).with_name("darklens")
 
 NO_LENS = "no lens step"
 ARCSEC = "k in arcsec, learnt"
@@ -208,13 +204,6 @@ def figure(result: dict[str, Any]) -> Figure:
     for axes in (left, right):
         axes.grid(axis="x", alpha=0.3)
     return drawn
-
-
-def darklens(*words: str) -> None:
-    print(f"$ darklens {' '.join(words)}", flush=True)
-    finished = subprocess.run([DARKLENS, *words], check=False)
-    if finished.returncode:
-        sys.exit(f"The ablation stopped: darklens {words[0]} ended with exit code {finished.returncode}.")
 
 
 if __name__ == "__main__":

@@ -3,15 +3,13 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 import webbrowser
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from commands import ROOT, darklens
+
 DEMO = ROOT / "demo"
-DARKLENS = Path(sys.executable).with_name("darklens")
 
 POPULATION = "deeplense-model-i"
 # The centre of 84 pixels holds the whole ring; flips and quarter turns are exact where 1,350 images are few.
@@ -58,13 +56,6 @@ def macro_auc(recipe: str) -> float:
 
 def step(title: str) -> None:
     print(f"\n== {title}", flush=True)
-
-
-def darklens(*arguments: str) -> None:
-    print(f"$ darklens {' '.join(arguments)}", flush=True)
-    finished = subprocess.run([DARKLENS, *arguments], cwd=ROOT, check=False)
-    if finished.returncode:
-        sys.exit(f"The demo stopped: darklens {arguments[0]} ended with exit code {finished.returncode}.")
 
 
 if __name__ == "__main__":

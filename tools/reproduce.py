@@ -4,14 +4,12 @@ Simulates 10,000 training and 2,500 test images a class of common-test-i, trains
 done yet, the shortest trainings first, adds each to results/, and runs the ablation at the same size.
 """
 
-import subprocess
 import sys
-from pathlib import Path
+
+from commands import ROOT, darklens, run
 
 from darklens.training import recipe as recipes
 
-ROOT = Path(__file__).resolve().parent.parent
-PYTHON, DARKLENS = Path(sys.executable), Path(sys.executable).with_name("darklens")
 POPULATION = "common-test-i"
 STORES, RUNS = ROOT / "stores" / POPULATION, ROOT / "runs" / POPULATION
 SEED = 0
@@ -21,12 +19,12 @@ def main() -> None:
     for name, n_per_class, seed in (("train", 10_000, 1), ("test", 2_500, 2)):
         if not (STORES / name / "store.json").exists():
             size = ["--n-per-class", str(n_per_class), "--seed", str(seed), "--engine", "compiled"]
-            run(DARKLENS, "simulate", POPULATION, "--out", STORES / name, *size)
+            darklens("simulate", POPULATION, "--out", str(STORES / name), *size)
     for name in sorted(recipes.names(), key=epochs_of):
         train_and_judge(name)
     sizes = ["--n-per-class", "10000", "--test-per-class", "2500", "--crop", "150", "--bin", "1", "--epochs", "60"]
-    places = ["--runs", RUNS / "ablation", "--out", ROOT / "results" / POPULATION / "ablation"]
-    run(PYTHON, ROOT / "tools" / "ablation.py", "--population", POPULATION, *sizes, *places)
+    places = ["--runs", str(RUNS / "ablation"), "--out", str(ROOT / "results" / POPULATION / "ablation")]
+    tool("ablation", "--population", POPULATION, *sizes, *places)
 
 
 def epochs_of(name: str) -> int:
@@ -36,21 +34,16 @@ def epochs_of(name: str) -> int:
 def train_and_judge(name: str) -> None:
     out = RUNS / name
     if not (out / "bundle" / "bundle.json").exists():
-        data = ["--data", STORES / "train"] if recipes.get(name).data.kind == "store" else []
+        data = ["--data", str(STORES / "train")] if recipes.get(name).data.kind == "store" else []
         resume = ["--resume"] if (out / "config.yaml").exists() else []
-        run(DARKLENS, "train", name, *data, "--out", out, "--seed", str(SEED), *resume)
+        darklens("train", name, *data, "--out", str(out), "--seed", str(SEED), *resume)
     if not (out / "test" / "eval.json").exists():
-        run(DARKLENS, "evaluate", out, STORES / "test", "--out", out / "test")
-    run(PYTHON, ROOT / "tools" / "results.py", "--add", out / "test", str(SEED))
+        darklens("evaluate", str(out), str(STORES / "test"), "--out", str(out / "test"))
+    tool("results", "--add", str(out / "test"), str(SEED))
 
 
-def run(*words: str | Path) -> None:
-    print(f"$ {' '.join(str(word) for word in words)}", flush=True)
-    finished = subprocess.run(words, cwd=ROOT, check=False)
-    if finished.returncode:
-        sys.exit(
-            f"Stopped: that command ended with exit code {finished.returncode}. Give `make reproduce` again to go on."
-        )
+def tool(name: str, *words: str) -> None:
+    run(sys.executable, str(ROOT / "tools" / f"{name}.py"), *words)
 
 
 if __name__ == "__main__":
