@@ -52,6 +52,18 @@ def test_predict_writes_maps_that_agree_with_each_other(work, tmp_path):
     assert (maps / "1.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_files_of_one_name_and_odd_names_each_keep_their_maps(work, tmp_path):
+    image = sorted((work / "files").rglob("1.npy"))[0].read_bytes()
+    names = ["a/lens.npy", "b/lens.npy", "b/lens-2.npy", "c/$x_{$.npy"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(image)
+    maps = tmp_path / "maps"
+    files = [tmp_path / name for name in names]
+    assert darklens("predict", work / "sis", *files, "--out", tmp_path / "t.csv", "--maps", maps) == 0
+    assert sorted(p.stem for p in maps.glob("*.npz")) == ["$x_{$", "lens", "lens-2", "lens-2-2"]
+
+
 def test_a_system_without_a_lens_step_and_a_folder_in_use_are_refused(work, tmp_path, capsys):
     files = work / "files"
     assert darklens("predict", work / "plain", files, "--out", tmp_path / "t.csv", "--maps", tmp_path / "m") == 2
@@ -99,3 +111,10 @@ def test_the_true_deflection_is_the_smooth_lens_and_its_substructure(work):
             )
         assert deviation.max() > 0.005
         assert np.hypot(alpha_x[i] - expected[0], alpha_y[i] - expected[1]).max() < 1e-4
+
+
+def test_the_truth_of_a_store_of_another_schema_is_unknown(work):
+    store = Store(work / "store")
+    bundle = Bundle.load(work / "sis")
+    store.index = store.index.model_copy(update={"population": {"name": "of a later version"}})
+    assert true_deflection(bundle, store, [0]) is None

@@ -245,4 +245,4 @@ def prepare_folder(path: Path, *, besides: str = "") -> None:
         InputError: If `path` is a file, or a folder that is not empty.
     """
     if path.is_file() or (path.is_dir() and any(p.name != besides and not is_temporary(p) for p in path.iterdir())):
-        raise InputError(f"{path} already exists and is not empty; choose another --out or remove it.")
+        raise InputError(f"{path} already exists and is not empty; choose another folder or remove it.")

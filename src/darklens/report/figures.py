@@ -148,7 +148,7 @@ def lens_maps(
             axes.tick_params(labelsize=9)
             if not light:
                 figure.colorbar(image, ax=axes, shrink=0.8)
-        row[0].set_ylabel(f"{name}\narcsec")
+        row[0].set_ylabel(f"{name}\narcsec", parse_math=False)
     for axes, title in zip(grid[0], panels, strict=True):
         axes.set_title(title, fontsize=11)
     return figure

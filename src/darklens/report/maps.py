@@ -1,11 +1,12 @@
 """What the physics of a system made of images: k(x, y), the deflection, the source plane, and the truth beside them."""
 
-from collections import Counter
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
+from pydantic import ValidationError
 
 from darklens.bundle import Bundle
 from darklens.data.store import Store, prepare_folder
@@ -35,20 +36,25 @@ class MapWriter:
         bundle.require_maps()
         prepare_folder(folder)
         self._bundle, self._folder = bundle, folder
-        self._used: Counter[str] = Counter()
+        self._used: set[str] = set()
 
     def __call__(self, paths: Sequence[Path], images: Float[np.ndarray, "b 1 n n"]) -> None:
         """Write the maps of a batch."""
         found = self._bundle.maps(images)
         scale = self._bundle.map_pixel_scale
         for i, path in enumerate(paths):
-            self._used[path.stem] += 1
-            name = path.stem if self._used[path.stem] == 1 else f"{path.stem}-{self._used[path.stem]}"
+            name = self._free_name(path.stem)
             own = {key: value[i] for key, value in found.items()}
             with atomic_path(self._folder / f"{name}.npz") as temporary:
                 np.savez(temporary, **own, pixel_scale=np.float64(scale))
             with atomic_path(self._folder / f"{name}.png") as temporary:
                 temporary.write_bytes(figures.to_png(figures.lens_maps([own], [name], pixel_scale=scale)))
+
+    def _free_name(self, stem: str) -> str:
+        candidates = (stem if n == 1 else f"{stem}-{n}" for n in count(1))
+        name = next(name for name in candidates if name not in self._used)
+        self._used.add(name)
+        return name
 
 
 def section(bundle: Bundle, store: Store) -> Section:
@@ -71,7 +77,8 @@ def section(bundle: Bundle, store: Store) -> Section:
     picture = figures.to_png(figures.lens_maps(shown, names, pixel_scale=bundle.map_pixel_scale))
     text = (
         "The map k(x, y) that the system made of an image of each class, the deflection it stands for, and the light "
-        "moved back to the source plane with it. Nothing but the classes taught it, so it need not be near the truth."
+        "moved back to the source plane with it. It was taught to give back the image and to tell the "
+        "classes apart, never the true deflection, so it need not be near it."
     )
     header = ["image", "learnt - true deflection, rms arcsec", "true deflection, rms arcsec"]
     if rows:
@@ -87,10 +94,10 @@ def true_deflection(
     """Return alpha_x and alpha_y (arcsec) that the images were simulated with, on the maps' pixels; None if unknown."""
     if store.index.population is None:
         return None
-    population = Population.model_validate(store.index.population)
     try:
+        population = Population.model_validate(store.index.population)
         truth = {name: store.truth(name)[list(chosen)] for name in columns(population)}
-    except InputError:  # a store of another version
+    except (InputError, ValidationError):  # a store of another version
         return None
     size = bundle.contract.preprocess.output_size(bundle.contract.n_pixels)
     alpha_x, alpha_y = deflection(population, truth, Field2D(n_pixels=size, pixel_scale=bundle.map_pixel_scale))

@@ -86,7 +86,7 @@ def train(recipe: Recipe, store: Store | None, out: Path, *, seed: int = 0, resu
         validation=validation,
         provenance={
             "version": darklens.__version__,
-            "commit": provenance.commit(),
+            "commit": ", ".join(read_json(out / _STATE)["commits"]),
             "hardware": provenance.hardware(),
             "seed": seed,
             "train_seconds": round(seconds, 1),
@@ -221,7 +221,7 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def _claim(out: Path, recipe: Recipe, source: Source, seed: int, resume: bool) -> None:
-    """Make `out` this run's folder, or recognise the run to resume."""
+    """Make `out` this run's folder, or recognise the run to resume; note the commit, which may change until the end."""
     state = {"data_sha256": source.identity()["sha256"], "seed": seed, "version": darklens.__version__}
     text = config.dump(recipe)
     if not resume or not (out / _STATE).exists():
@@ -229,12 +229,15 @@ def _claim(out: Path, recipe: Recipe, source: Source, seed: int, resume: bool) -
             raise InputError(f"{out} already holds a run; add --resume to go on with it, or choose another --out.")
         prepare_folder(out)
         write_text(out / "config.yaml", text)
-        write_json(out / _STATE, state)
+        write_json(out / _STATE, state | {"commits": [provenance.commit()]})
         return
     if yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8")) != yaml.safe_load(text):
         raise InputError(f"{out} holds a run of another recipe; compare its config.yaml, or choose another --out.")
-    if read_json(out / _STATE) != state:
+    held = read_json(out / _STATE)
+    if any(held.get(name) != value for name, value in state.items()):
         raise InputError(f"{out} holds a run on other data, of another seed or version; choose another --out.")
+    commits = dict.fromkeys([*held.get("commits", []), provenance.commit()])
+    write_json(out / _STATE, state | {"commits": list(commits)})
 
 
 def _load_autoencoder(network: nn.Module, recipe: Recipe, n_pixels: int) -> None:
