@@ -47,6 +47,33 @@ def test_half_of_the_light_lies_within_the_effective_radius(n):
     assert float(2 * math.pi * flux[-1]) == pytest.approx(float(total), rel=1e-5)
 
 
+@given(e=st.floats(0.0, 0.7), angle=st.floats(-3, 3), n=st.floats(0.6, 5), R_e=st.floats(0.1, 2))
+@settings(max_examples=25, deadline=None)
+def test_slopes_of_a_profile_are_its_automatic_derivatives(e, angle, n, R_e):
+    x, y = Grid(n_pixels=9, pixel_scale=0.31).coordinates(dtype=torch.float64)
+    at = {"x": x + 0.07, "y": y - 0.03, "e1": e * math.cos(2 * angle), "e2": e * math.sin(2 * angle)}
+    at |= {"ln_R_e": math.log(R_e), "ln_n": math.log(n)}
+    at = {name: torch.as_tensor(value, dtype=torch.float64).expand_as(x).clone() for name, value in at.items()}
+
+    def brightness(names, values):
+        p = at | dict(zip(names, values, strict=True))
+        e = (p["e1"] ** 2 + p["e2"] ** 2 + 1e-30).sqrt()
+        shape = {"q": (1 - e) / (1 + e), "angle": torch.atan2(p["e2"], p["e1"]) / 2, "n": p["ln_n"].exp()}
+        R_e, b = p["ln_R_e"].exp(), light.sersic_b(shape["n"])
+        return light.sersic(p["x"], p["y"], amplitude=tensor(3.0), R_e=R_e, b=b, **shape)
+
+    own = {name: at[name] for name in ("x", "y", "e1", "e2")}
+    shape = {"R_e": at["ln_R_e"].exp(), "n": at["ln_n"].exp()}
+    found, slopes = light.sersic_slopes(**own, **shape, amplitude=tensor(3.0), b=light.sersic_b, by=list(at))
+    torch.testing.assert_close(found, brightness([], []), rtol=1e-9, atol=1e-12)
+    for name in at:
+        if e > 0.01 or name not in ("e1", "e2"):  # the reference has no direction where light is round
+            _, expected = torch.func.jvp(
+                lambda v, name=name: brightness([name], [v]), (at[name],), (torch.ones_like(x),)
+            )
+            torch.testing.assert_close(slopes[name], expected, rtol=1e-7, atol=1e-9)
+
+
 @given(q=st.floats(0.3, 1.0), angle=st.floats(-3, 3))
 @settings(max_examples=10, deadline=None)
 def test_flattening_and_turning_keep_the_flux(q, angle):

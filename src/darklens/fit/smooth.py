@@ -5,10 +5,12 @@ from collections.abc import Mapping
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import jvp, vmap
+from torch.func import jvp
 
 from darklens.errors import ConfigError
-from darklens.physics import optics
+from darklens.physics import light, optics
+from darklens.physics.profiles import shear, sie, sis
+from darklens.physics.raytrace import source_plane
 from darklens.simulate import render
 from darklens.simulate.draw import draw
 from darklens.simulate.populations import Field2D, Population, SersicLight
@@ -39,12 +41,14 @@ class SmoothLens:
 
     def __init__(self, population: Population) -> None:
         self.population = population
-        lights = {"source": population.source, "light": population.lens_light}
-        self._lights = [prefix for prefix, spec in lights.items() if spec]
-        if any(spec and not isinstance(spec, SersicLight) for spec in lights.values()):
-            raise ConfigError(
-                f"{population.name}: only Sersic light can be fitted; choose a population with kind sersic."
-            )
+        self._lights: dict[str, SersicLight] = {}
+        for prefix, spec in (("source", population.source), ("light", population.lens_light)):
+            if isinstance(spec, SersicLight):
+                self._lights[prefix] = spec
+            elif spec:
+                raise ConfigError(
+                    f"{population.name}: only Sersic light can be fitted; choose a population with kind sersic."
+                )
         drawn = self._columns_of(draw(population, 0, range(_DRAWS)))
         self._middle = {name: column.median() for name, column in drawn.items()}
         natural = self._natural(drawn)
@@ -71,21 +75,73 @@ class SmoothLens:
     def derivatives(
         self, parameters: Parameters, field: Field2D | None = None
     ) -> tuple[Float[Tensor, "b n n"], Float[Tensor, "b p n n"]]:
-        """Return the images and their derivatives by each parameter, by forward-mode differentiation."""
+        """Return the images and their derivatives by each parameter.
+
+        The lens acts through the source plane, so dI/dp = -grad S . d alpha/dp, and S needs only its own derivatives.
+        """
         chosen = field or self.population.field
+        x, y = render.axes(chosen, parameters.dtype, parameters.device)
+        value = {name: v[:, None, None] for name, v in self._values(parameters).items()}
+        alphas, alpha_slopes = self._deflection(value, x, y)
+        beta_x, beta_y = source_plane(x, y, alphas)
+        image, slopes = self._light("source", value, beta_x, beta_y, {"x", "y"})
+        by_beta_x, by_beta_y = slopes.pop("source_x"), slopes.pop("source_y")
+        slopes |= {"source_x": -by_beta_x, "source_y": -by_beta_y}
+        for name, (by_x, by_y) in alpha_slopes.items():
+            slopes[name] = -(by_beta_x * by_x + by_beta_y * by_y)
+        if "light" in self._lights:
+            own, its_slopes = self._light("light", value, x, y, set())
+            for name in {"light_x", "light_y"} & set(its_slopes):
+                its_slopes[name] = -its_slopes[name]
+            image, slopes = image + own, slopes | its_slopes | {"light_ln_amplitude": own}
+        maps = torch.stack([image, *(slopes[name].expand_as(image) for name in self.names)], 1)
+        observed = self._observed(maps.flatten(0, 1), chosen).reshape(*maps.shape[:2], chosen.n_pixels, chosen.n_pixels)
+        return observed[:, 0], observed[:, 1:]
 
-        def one(direction: Tensor) -> tuple[Tensor, Tensor]:
-            found: tuple[Tensor, Tensor] = jvp(  # type: ignore[assignment]  # typed for a third, optional output
-                lambda p: self._brightness(p, chosen), (parameters,), (direction.expand_as(parameters),)
-            )
-            return found
+    def _deflection(
+        self, value: Mapping[str, Tensor], x: Tensor, y: Tensor
+    ) -> tuple[list[tuple[Tensor, Tensor]], dict[str, tuple[Tensor, Tensor]]]:
+        """Return the deflections of the lens and their derivatives by its free parameters."""
+        theta_E, gamma1, gamma2 = value["theta_E"], value["gamma1"], value["gamma2"]
+        one, zero = torch.ones_like(gamma1), torch.zeros_like(gamma1)
+        external = shear.deflection(x, y, gamma1=gamma1, gamma2=gamma2)
+        slopes = {
+            "gamma1": shear.deflection(x, y, gamma1=one, gamma2=zero),  # linear in both
+            "gamma2": shear.deflection(x, y, gamma1=zero, gamma2=one),
+        }
+        if self.population.lens.round:
+            main = sis.deflection(x, y, theta_E=theta_E)
+        else:
+            shape = (value["e1"], value["e2"])
 
-        directions = torch.eye(len(self.names), dtype=parameters.dtype, device=parameters.device)
-        images, changes = vmap(one, out_dims=(None, 0))(directions)  # type: ignore[arg-type]  # None is documented
-        # The PSF is linear, so it may come after the derivative.
-        observed = self._observed(changes.flatten(0, 1), chosen)
-        by_parameter = observed.reshape(*changes.shape[:2], *observed.shape[1:])
-        return self._observed(images, chosen), by_parameter.transpose(0, 1)
+            def of_shape(e1: Tensor, e2: Tensor) -> tuple[Tensor, Tensor]:
+                return sie.deflection(x, y, theta_E=theta_E, e1=e1, e2=e2)
+
+            main = of_shape(*shape)
+            if "e1" in self.names:
+                slopes["e1"] = jvp(of_shape, shape, (one, zero))[1]
+                slopes["e2"] = jvp(of_shape, shape, (zero, one))[1]
+        slopes["theta_E"] = (main[0] / theta_E, main[1] / theta_E)
+        return [external, main], {name: slope for name, slope in slopes.items() if name in self.names}
+
+    def _light(
+        self, prefix: str, value: Mapping[str, Tensor], x: Tensor, y: Tensor, besides: set[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return light at x, y and its derivatives by its free parameters; by its centre, those by -x and -y."""
+        spec = self._lights[prefix]
+        own = {name: value[f"{prefix}_{name}"] for name in ("amplitude", "x", "y", "e1", "e2", "ln_R_e", "ln_n")}
+        brightness, slopes = light.sersic_slopes(
+            x - own["x"],
+            y - own["y"],
+            amplitude=own["amplitude"],
+            R_e=own["ln_R_e"].exp(),
+            n=own["ln_n"].exp(),
+            e1=own["e1"],
+            e2=own["e2"],
+            b=light.sersic_b_linear if spec.b_n == "linear" else light.sersic_b,
+            by={name for name in own if f"{prefix}_{name}" in self.names} | besides,
+        )
+        return brightness, {f"{prefix}_{name}": slope for name, slope in slopes.items()}
 
     def bounded(self, parameters: Parameters) -> Parameters:
         """Return the nearest parameters that are a lens: theta_E above 0.05 arcsec, ellipticities up to 0.8."""
@@ -128,19 +184,23 @@ class SmoothLens:
             natural["light_ln_amplitude"] = (column["light_amplitude"] / column["source_amplitude"]).log()
         return natural
 
+    def _values(self, parameters: Parameters) -> dict[str, Tensor]:
+        """Return free and fixed parameters of the fit, and the amplitudes of the light."""
+        value = {name: fixed.to(parameters).expand(len(parameters)) for name, fixed in self._fixed.items()}
+        value |= dict(zip(self.names, parameters.unbind(1), strict=True))
+        value["source_amplitude"] = self._middle["source_amplitude"].to(parameters).expand(len(parameters))
+        if "light" in self._lights:
+            value["light_amplitude"] = value["source_amplitude"] * value["light_ln_amplitude"].exp()
+        return value
+
     def _columns(self, parameters: Parameters) -> dict[str, Tensor]:
         """Return parameters of the fit as the columns that the renderer takes."""
-        natural = {name: value.to(parameters).expand(len(parameters)) for name, value in self._fixed.items()}
-        natural |= dict(zip(self.names, parameters.unbind(1), strict=True))
-        column = {name: natural[name] for name in _LENS}
-        amplitude = self._middle["source_amplitude"].to(parameters).expand(len(parameters))
+        value = self._values(parameters)
+        column = {name: value[name] for name in _LENS}
         for prefix in self._lights:
-            e1, e2 = natural[f"{prefix}_e1"], natural[f"{prefix}_e2"]
+            e1, e2 = value[f"{prefix}_e1"], value[f"{prefix}_e2"]
             e = torch.sqrt(e1 * e1 + e2 * e2 + _ROUND**2)
-            column |= {f"{prefix}_{name}": natural[f"{prefix}_{name}"] for name in ("x", "y")}
-            column |= {f"{prefix}_{name}": natural[f"{prefix}_ln_{name}"].exp() for name in ("R_e", "n")}
+            column |= {f"{prefix}_{name}": value[f"{prefix}_{name}"] for name in ("x", "y", "amplitude")}
+            column |= {f"{prefix}_{name}": value[f"{prefix}_ln_{name}"].exp() for name in ("R_e", "n")}
             column |= {f"{prefix}_q": (1 - e) / (1 + e), f"{prefix}_angle": torch.atan2(e2, e1) / 2}
-        column["source_amplitude"] = amplitude
-        if "light" in self._lights:
-            column["light_amplitude"] = amplitude * natural["light_ln_amplitude"].exp()
         return column

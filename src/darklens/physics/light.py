@@ -1,13 +1,17 @@
 """Surface brightness of sources."""
 
 import math
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.func import jvp
 
 Field = Float[Tensor, "*#shape"]
+
+_SMALLEST_SQUARE = 1e-12  # (1e-6 arcsec)^2; it keeps gradients finite at the cusp
 
 
 def sersic_b(n: Field) -> Tensor:
@@ -64,10 +68,64 @@ def sersic_terms(*, amplitude: Field, R_e: Field, n: Field, q: Field, angle: Fie
 def sersic_brightness(x: Field, y: Field, terms: SersicTerms) -> Tensor:
     """Return the brightness of `sersic` from its terms."""
     u, v = x * terms.cos + y * terms.sin, y * terms.cos - x * terms.sin
-    # The floor of 1e-6 arcsec keeps the gradient finite at the cusp.
-    squared = (terms.q * u * u + terms.inverse_q * v * v).clamp_min(1e-12)
+    squared = (terms.q * u * u + terms.inverse_q * v * v).clamp_min(_SMALLEST_SQUARE)
     # The power is written out: torch.pow takes four times as long.
     return torch.exp(terms.peak - terms.b * torch.exp(torch.log(squared) * terms.half_power - terms.scale))
+
+
+def sersic_slopes(
+    x: Field,
+    y: Field,
+    *,
+    amplitude: Field,
+    R_e: Field,
+    n: Field,
+    e1: Field,
+    e2: Field,
+    b: Callable[[Tensor], Tensor],
+    by: Collection[str],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the brightness of `sersic` and its derivatives, several times as fast as automatic ones.
+
+    The square of the elliptical radius is written in the ellipticity e = (1 - q)/(1 + q), in which it is smooth where
+    light is round: r^2 = [(1 + e^2)(x^2 + y^2) - 2 e1 (x^2 - y^2) - 4 e2 x y] / (1 - e^2).
+
+    Args:
+        x: Coordinates in arcsec.
+        y: Coordinates in arcsec.
+        amplitude: As in `sersic`.
+        R_e: As in `sersic`.
+        n: As in `sersic`.
+        e1: e cos(2 angle).
+        e2: e sin(2 angle), |e| < 1.
+        b: `sersic_b` or `sersic_b_linear`.
+        by: What to derive by: of x, y, e1, e2, ln_R_e and ln_n.
+    """
+    b_n = b(n)
+    inverse = 1 / (1 - e1 * e1 - e2 * e2)
+    xx, yy, twice_xy = x * x, y * y, 2 * x * y
+    circular = xx + yy
+    squared = ((2 - 1 / inverse) * circular - 2 * (e1 * (xx - yy) + e2 * twice_xy)) * inverse
+    squared = squared.clamp_min(_SMALLEST_SQUARE)
+    power = torch.exp(torch.log(squared) * (0.5 / n) + (torch.log(b_n) - torch.log(R_e) / n))
+    brightness = torch.exp(torch.log(amplitude) + b_n - power)
+    rate = brightness * power
+    by_half_square = rate / squared * (-1 / n)
+    slopes = {}
+    if "x" in by:
+        slopes["x"] = by_half_square * (((2 - 1 / inverse - 2 * e1) * x - 2 * e2 * y) * inverse)
+    if "y" in by:
+        slopes["y"] = by_half_square * (((2 - 1 / inverse + 2 * e1) * y - 2 * e2 * x) * inverse)
+    if "e1" in by:
+        slopes["e1"] = by_half_square * inverse * (e1 * (circular + squared) - (xx - yy))
+    if "e2" in by:
+        slopes["e2"] = by_half_square * inverse * (e2 * (circular + squared) - twice_xy)
+    if "ln_R_e" in by:
+        slopes["ln_R_e"] = rate / n
+    if "ln_n" in by:
+        b_slope = jvp(b, (n,), (torch.ones_like(n),))[1]
+        slopes["ln_n"] = (n * b_slope) * brightness - rate * (n * b_slope / b_n - torch.log(power / b_n))
+    return brightness, slopes
 
 
 def sersic_total(*, R_e: Field, n: Field, b: Field) -> Tensor:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from darklens import provenance
 from darklens.bundle import Bundle
 from darklens.data.datamodule import split
 from darklens.data.store import Store, StoreIndex, write_index, write_shard
@@ -91,11 +92,14 @@ def test_an_interrupted_run_resumes_to_the_same_weights(finished, store, tmp_pat
 
     recipe = get("resnet_simple", SMALL)
     monkeypatch.setattr(Learner, "training_step", kill)
+    monkeypatch.setattr(provenance, "commit", lambda: "first")
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         train(recipe, store, tmp_path / "r", seed=3)
     assert not (tmp_path / "r" / "bundle").exists()
     monkeypatch.setattr(Learner, "training_step", original)
+    monkeypatch.setattr(provenance, "commit", lambda: "second")
     resumed = train(recipe, store, tmp_path / "r", seed=3, resume=True)
+    assert resumed.contract.provenance["commit"] == "first, second"
     assert same(weights(finished[0]), weights(resumed))
     assert [r["val_loss"] for r in rows(tmp_path / "r")] == [r["val_loss"] for r in rows(finished[1])]
 
