@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from commands import ROOT, darklens
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from darklens import __version__, provenance
 from darklens.data.store import Store
@@ -200,6 +201,7 @@ def figure(result: dict[str, Any]) -> Figure:
     right.axvline(0, color="0.6", linewidth=1, linestyle=":")
     left.set(yticks=range(len(variants)), yticklabels=[v["name"] for v in variants], xlabel="macro AUC (dot: one seed)")
     right.set(xlabel="difference from no lens step")
+    right.xaxis.set_major_locator(MaxNLocator(5))
     left.invert_yaxis()
     for axes in (left, right):
         axes.grid(axis="x", alpha=0.3)

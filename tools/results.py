@@ -65,7 +65,7 @@ def add(folder: Path, seed: int) -> None:
 
 
 def page() -> str:
-    """Return the study's table as it was published, then one table for each set of conditions."""
+    """Return the study's table as it was published, then a table for each set of conditions, then comparisons."""
     groups: dict[tuple[str, int, int, str], list[Path]] = {}
     for path in sorted(RESULTS.glob("*/*/seed*/eval.json")):
         e = json.loads(path.read_text())
@@ -82,7 +82,16 @@ def page() -> str:
             *rows([COLUMNS, ["---"] * len(COLUMNS), *(cells(path) for path in paths)]),
         ]
         sections.append("\n".join(lines))
+    for pattern in ("*/study/study.md", "*/ablation/ablation.md"):
+        sections += [embedded(path) for path in sorted(RESULTS.glob(pattern))]
     return "\n\n".join(sections) + "\n"
+
+
+def embedded(path: Path) -> str:
+    """Return a table that another tool made, its heading a level lower, and its figure."""
+    text = "#" + path.read_text().strip()
+    picture = path.with_suffix(".png")
+    return f"{text}\n\n![]({picture.relative_to(RESULTS)})" if picture.exists() else text
 
 
 def cells(path: Path) -> list[str]:
