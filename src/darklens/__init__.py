@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from darklens.bundle import Bundle
     from darklens.data.store import Store
     from darklens.evaluation.evaluate import evaluate
+    from darklens.fit.evidence import evidence_maps
     from darklens.fit.macro import fit_macro
     from darklens.physics.grid import Grid
     from darklens.simulate.generate import generate
@@ -24,6 +25,7 @@ _HOME = {
     "Grid": ("darklens.physics.grid", "Grid"),
     "Store": ("darklens.data.store", "Store"),
     "evaluate": ("darklens.evaluation.evaluate", "evaluate"),
+    "evidence_maps": ("darklens.fit.evidence", "evidence_maps"),
     "fit_macro": ("darklens.fit.macro", "fit_macro"),
     "generate": ("darklens.simulate.generate", "generate"),
     "get_population": ("darklens.simulate.populations", "get"),
@@ -31,7 +33,18 @@ _HOME = {
     "train": ("darklens.training.run", "train"),
 }
 
-__all__ = ["Bundle", "Grid", "Store", "evaluate", "fit_macro", "generate", "get_population", "get_recipe", "train"]
+__all__ = [
+    "Bundle",
+    "Grid",
+    "Store",
+    "evaluate",
+    "evidence_maps",
+    "fit_macro",
+    "generate",
+    "get_population",
+    "get_recipe",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -116,7 +116,7 @@ def _fit_some(images: Images, lens: SmoothLens) -> MacroFit:
 def _start(images: Images, lens: SmoothLens) -> Float[Tensor, "b q"]:
     """Return unknowns after the coarse iteration, from the best of several starts where the first was poor."""
     field = _coarser(lens.population.field, _COARSE_ARCSEC)
-    coarse = _pooled(images, field)
+    coarse = pooled(images, field.n_pixels)
     candidates = _nearest(images, lens)
     state, chi2 = _iterate(coarse, lens, candidates[0], field, _COARSE_STEPS)
     best = state.unknown
@@ -135,9 +135,9 @@ def _nearest(images: Images, lens: SmoothLens) -> list[Float[Tensor, "b q"]]:
     field = _coarser(lens.population.field, _BANK_ARCSEC)
     parameters, bank = _bank(lens)
     parameters, bank = parameters.to(images.device), bank.to(images.device)
-    pooled = _pooled(images, field).flatten(1)
-    mean, bank_mean = pooled.mean(1, keepdim=True), bank.mean(1, keepdim=True)
-    centred, bank_centred = pooled - mean, bank - bank_mean
+    small = pooled(images, field.n_pixels).flatten(1)
+    mean, bank_mean = small.mean(1, keepdim=True), bank.mean(1, keepdim=True)
+    centred, bank_centred = small - mean, bank - bank_mean
     bank_norm = bank_centred.norm(dim=1)
     best = (centred @ (bank_centred / bank_norm[:, None]).T).topk(_STARTS, dim=1).indices
     starts = []
@@ -163,16 +163,16 @@ def _iterate(
     state = _State(unknown.clone(), torch.full_like(unknown[:, 0], _DAMPING), torch.full_like(unknown[:, 0], torch.inf))
     chi2 = torch.full_like(state.damping, torch.inf)
     active = torch.arange(len(images), device=images.device)
-    model, slopes = _expected(lens, state.unknown, field)
+    model, slopes = expected(lens, state.unknown, field)
     for _ in range(steps):
         own, at = images[active], state.unknown[active]
-        weight = _weight(lens, own, at, model, field)
+        weight = noise_weight(lens, own, at, model, field)
         difference = own - model
         before = (difference**2 * weight).sum((1, 2))
         step, gain = _step(slopes, weight, difference, state.damping[active])
         state.gain[active] = gain
         trial = _moved(lens, at, step)
-        trial_model, trial_slopes = _expected(lens, trial, field)
+        trial_model, trial_slopes = expected(lens, trial, field)
         after = ((own - trial_model) ** 2 * weight).sum((1, 2))
         better = after < before  # false for NaN
         state.unknown[active[better]] = trial[better]
@@ -187,7 +187,7 @@ def _iterate(
     return state, chi2
 
 
-def _expected(
+def expected(
     lens: SmoothLens, unknown: Float[Tensor, "b q"], field: Field2D
 ) -> tuple[Images, Float[Tensor, "b q n n"]]:
     """Return the images that the unknowns mean, and their derivatives by each of them."""
@@ -198,13 +198,15 @@ def _expected(
     return light + offset, slopes
 
 
-def _weight(lens: SmoothLens, images: Images, unknown: Float[Tensor, "b q"], model: Images, field: Field2D) -> Images:
+def noise_weight(
+    lens: SmoothLens, images: Images, unknown: Float[Tensor, "b q"], model: Images, field: Field2D
+) -> Images:
     """Return one over the variance of the noise in each pixel."""
     noise, own = lens.population.noise, lens.population.field
-    pooled = (field.pixel_scale / own.pixel_scale) ** 2
+    area = (field.pixel_scale / own.pixel_scale) ** 2
     if isinstance(noise, PoissonNoise):
         scale, offset = unknown[:, -2].exp()[:, None, None], unknown[:, -1][:, None, None]
-        return pooled / (scale * (model - offset + scale * noise.sky)).clamp_min(1e-12)
+        return area / (scale * (model - offset + scale * noise.sky)).clamp_min(1e-12)
     return 1 / noise_variance(images[:, None])[:, 0]
 
 
@@ -241,8 +243,8 @@ def _moved(lens: SmoothLens, unknown: Float[Tensor, "b q"], step: Float[Tensor, 
 def _finish(images: Images, lens: SmoothLens, state: _State, low: Tensor, spread: Tensor) -> MacroFit:
     """Return the fit in the units in which the images were given."""
     field, unknown = lens.population.field, state.unknown
-    model, slopes = _expected(lens, unknown, field)
-    weight = _weight(lens, images, unknown, model, field)
+    model, slopes = expected(lens, unknown, field)
+    weight = noise_weight(lens, images, unknown, model, field)
     residual = (images - model) * weight.sqrt()
     curvature, _ = _normal_equations(slopes, weight, images - model)
     covariance = torch.linalg.pinv(curvature, hermitian=True)[:, :-2, :-2].to(images.dtype)
@@ -271,6 +273,7 @@ def _coarser(field: Field2D, arcsec: float) -> Field2D:
     )
 
 
-def _pooled(images: Images, field: Field2D) -> Float[Tensor, "b m m"]:
-    combined = images.shape[-1] // field.n_pixels
+def pooled(images: Images, n_pixels: int) -> Float[Tensor, "b m m"]:
+    """Return images of n_pixels a side, each the mean of a block."""
+    combined = images.shape[-1] // n_pixels
     return F.avg_pool2d(images[:, None], combined)[:, 0] if combined > 1 else images
