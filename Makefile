@@ -16,7 +16,7 @@ bench: setup-test  ## side-by-side speed and memory (some 20 minutes); writes re
 	$(BIN)/python benchmarks/simulate_memory.py --json results/bench.json
 
 reproduce: setup  ## the study's table, ours and the ablation at full size (days on a laptop; give it again to go on)
-	$(BIN)/python tools/reproduce.py
+	$(BIN)/python tools/reproduce.py --ablation
 
 lint: setup-test  ## style, types, direction of imports
 	$(BIN)/ruff check .
