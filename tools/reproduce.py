@@ -30,7 +30,12 @@ def main() -> None:
         train_and_judge(given, name)
     if given.ablation:
         sizes = ["--n-per-class", str(given.n_per_class), "--test-per-class", str(given.test_per_class)]
-        places = ["--runs", str(given.runs / "ablation"), "--out", str(ROOT / "results" / given.population / "ablation")]
+        places = [
+            "--runs",
+            str(given.runs / "ablation"),
+            "--out",
+            str(ROOT / "results" / given.population / "ablation"),
+        ]
         detail = ["--crop", "150", "--bin", "1", "--epochs", "60"]
         tool("ablation", "--population", given.population, *sizes, *detail, *places)
 
@@ -41,7 +46,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--n-per-class", type=int, default=10_000, help="training images of each class")
     parser.add_argument("--test-per-class", type=int, default=2500)
     parser.add_argument("--epochs-fraction", type=float, default=1.0, help="of each stage of each recipe")
-    parser.add_argument("--set", action="append", default=[], help="a change to every recipe, such as data.preprocess.bin=2")
+    parser.add_argument(
+        "--set", action="append", default=[], help="a change to every recipe, such as data.preprocess.bin=2"
+    )
     parser.add_argument("--recipe", action="append", default=[], help="only these; may be given again")
     parser.add_argument("--no-legacy", action="store_true", help="leave the study's own trainings out")
     parser.add_argument("--ablation", action="store_true", help="run the ablation at this size too")

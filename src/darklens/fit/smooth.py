@@ -1,6 +1,7 @@
 """The smooth lenses of a population as a differentiable family: parameters to noise-free images and derivatives."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from darklens.simulate.draw import draw
 from darklens.simulate.populations import Field2D, Population, SersicLight
 
 Parameters = Float[Tensor, "b p"]
+Deflection = tuple[Tensor, Tensor]
 
 _LENS = ("theta_E", "e1", "e2", "gamma1", "gamma2")
 _LIGHT = ("x", "y", "amplitude", "R_e", "n", "q", "angle")
@@ -23,6 +25,15 @@ _DRAWS = 256  # from which it is seen what a population varies
 _ROUND = 1e-6  # an ellipticity below which the direction of the major axis is arbitrary
 _LARGEST_ELLIPTICITY = 0.8
 _SMALLEST_THETA_E = 0.05  # arcsec
+
+
+class Scene(NamedTuple):
+    """Brightness in the image plane (b, s, s), its derivatives (b, p, s, s), and those of the source by beta."""
+
+    brightness: Tensor
+    slopes: Tensor
+    by_beta_x: Tensor
+    by_beta_y: Tensor
 
 
 class SmoothLens:
@@ -81,9 +92,23 @@ class SmoothLens:
         """
         chosen = field or self.population.field
         x, y = render.axes(chosen, parameters.dtype, parameters.device)
+        scene = self.scene(parameters, x, y)
+        maps = torch.cat([scene.brightness[:, None], scene.slopes], 1)
+        observed = self._observed(maps.flatten(0, 1), chosen).reshape(*maps.shape[:2], chosen.n_pixels, chosen.n_pixels)
+        return observed[:, 0], observed[:, 1:]
+
+    def scene(self, parameters: Parameters, x: Tensor, y: Tensor, beside: Sequence[Deflection] = ()) -> "Scene":
+        """Return brightness and its derivatives at positions, before pixels and PSF, with further deflections added.
+
+        Args:
+            parameters: (b, p).
+            x: (1, s), arcsec.
+            y: (s, 1), arcsec.
+            beside: Deflections of masses beside the smooth lens, arcsec, (b, s, s) each.
+        """
         value = {name: v[:, None, None] for name, v in self._values(parameters).items()}
         alphas, alpha_slopes = self._deflection(value, x, y)
-        beta_x, beta_y = source_plane(x, y, alphas)
+        beta_x, beta_y = source_plane(x, y, [*alphas, *beside])
         image, slopes = self._light("source", value, beta_x, beta_y, {"x", "y"})
         by_beta_x, by_beta_y = slopes.pop("source_x"), slopes.pop("source_y")
         slopes |= {"source_x": -by_beta_x, "source_y": -by_beta_y}
@@ -94,13 +119,12 @@ class SmoothLens:
             for name in {"light_x", "light_y"} & set(its_slopes):
                 its_slopes[name] = -its_slopes[name]
             image, slopes = image + own, slopes | its_slopes | {"light_ln_amplitude": own}
-        maps = torch.stack([image, *(slopes[name].expand_as(image) for name in self.names)], 1)
-        observed = self._observed(maps.flatten(0, 1), chosen).reshape(*maps.shape[:2], chosen.n_pixels, chosen.n_pixels)
-        return observed[:, 0], observed[:, 1:]
+        stacked = torch.stack([slopes[name].expand_as(image) for name in self.names], 1)
+        return Scene(image, stacked, by_beta_x, by_beta_y)
 
     def _deflection(
         self, value: Mapping[str, Tensor], x: Tensor, y: Tensor
-    ) -> tuple[list[tuple[Tensor, Tensor]], dict[str, tuple[Tensor, Tensor]]]:
+    ) -> tuple[list[Deflection], dict[str, Deflection]]:
         """Return the deflections of the lens and their derivatives by its free parameters."""
         theta_E, gamma1, gamma2 = value["theta_E"], value["gamma1"], value["gamma2"]
         one, zero = torch.ones_like(gamma1), torch.zeros_like(gamma1)

@@ -49,7 +49,7 @@ def convolve_separable(image: Float[Tensor, "b n n"], kernel: Float[Tensor, " ta
 
     Two products with a banded matrix: exact, and fast on one channel, where convolution routines are not.
     """
-    matrix = _band(image.shape[-1], tuple(kernel.tolist()), image.dtype, image.device)
+    matrix = convolution_matrix(image.shape[-1], tuple(kernel.tolist()), image.dtype, image.device)
     return matrix @ image @ matrix.T
 
 
@@ -191,7 +191,10 @@ def _summed_quantile(rate: Numbers, normal: Numbers) -> Numbers:
 
 
 @lru_cache(maxsize=8)
-def _band(n: int, taps: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Float[Tensor, "n n"]:
+def convolution_matrix(
+    n: int, taps: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> Float[Tensor, "n n"]:
+    """Return the matrix that convolves n pixels with a kernel; beyond the edge they continue with their edge value."""
     kernel = torch.tensor(taps, dtype=torch.float64)
     radius = len(taps) // 2
     rows = torch.arange(n).repeat_interleave(len(taps))

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from darklens.errors import ConfigError
-from darklens.fit.macro import fit_macro, smooth_lens
+from darklens.fit.fitter import fitter
+from darklens.fit.macro import fit_macro
 from darklens.fit.smooth import SmoothLens
 from darklens.simulate import populations, render
 from darklens.simulate.batch import simulate_batch
@@ -68,7 +69,7 @@ def test_parameters_scatter_as_their_covariance_says(common):
     population, _, _, _ = common
     images, truth = simulate_batch(population, 5, range(0, 180, 3))
     fit = fit_macro(torch.from_numpy(images)[:, 0], population)
-    deviation = fit.parameters - smooth_lens(population).from_truth(truth)
+    deviation = fit.parameters - fitter(population).lens.from_truth(truth)
     pull = deviation / torch.diagonal(fit.covariance, dim1=1, dim2=2).sqrt()
     # Sixty images: the standard deviation is known to a tenth.
     assert float(pull.std(0).min()) > 0.7 and float(pull.std(0).max()) < 1.35

@@ -1,0 +1,56 @@
+"""From brightness at sample points to the pixels that are compared: integration, PSF, crop and blocks in one product."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from darklens.physics import optics
+from darklens.physics.grid import Grid
+from darklens.simulate.populations import Population
+
+
+class Detector:
+    """The central square of a population's detector, its pixels averaged in blocks.
+
+    Integration over a pixel, the PSF, the crop and the blocks all act along x and y apart and are linear, so together
+    they are one matrix on either side, which reaches only as far beyond the crop as the PSF does.
+
+    Args:
+        population: Gives pixels, sub-samples and PSF.
+        crop: Pixels along a side that are kept, of the parity of the whole.
+        block: Pixels along a side of the blocks; divides crop.
+
+    Attributes:
+        n_pixels: Blocks along a side, m below.
+        pixel_scale: Side of a block, arcsec.
+        area: Pixels in a block.
+        x: (1, s) and y: (s, 1), arcsec of the sample points.
+    """
+
+    def __init__(self, population: Population, *, crop: int, block: int = 1) -> None:
+        field = population.field
+        n, s, start = field.n_pixels, field.supersample, (field.n_pixels - crop) // 2
+        kernel = optics.gaussian_psf(sigma=population.psf.sigma / field.pixel_scale, truncate=population.psf.truncate)
+        seen = optics.convolution_matrix(n, tuple(kernel.tolist()), torch.float64, torch.device("cpu"))
+        blocks = seen[start : start + crop].reshape(crop // block, block, n).mean(1)
+        matrix = blocks.repeat_interleave(s, dim=1) / s
+        reached = torch.nonzero(matrix.any(0))[:, 0]
+        low, high = int(reached[0]), int(reached[-1]) + 1
+        self._matrix = matrix[:, low:high].float()
+        self._start, self._crop, self._block = start, crop, block
+        self.n_pixels, self.pixel_scale, self.area = crop // block, field.pixel_scale * block, block**2
+        x, y = Grid(n_pixels=n, pixel_scale=field.pixel_scale).axes(supersample=s)
+        self.x, self.y = x[:, low:high], y[low:high]
+
+    def observe(self, brightness: Float[Tensor, "... s s"]) -> Float[Tensor, "... m m"]:
+        """Return what the pixels see of brightness at the sample points."""
+        matrix = self._matrix.to(brightness)
+        return matrix @ brightness @ matrix.T
+
+    def combine(self, images: Float[Tensor, "... n n"]) -> Float[Tensor, "... m m"]:
+        """Return the same pixels of images of the whole detector."""
+        kept = images[..., self._start : self._start + self._crop, self._start : self._start + self._crop]
+        if self._block == 1:
+            return kept
+        blocks = kept.unflatten(-1, (self.n_pixels, self._block)).unflatten(-3, (self.n_pixels, self._block))
+        return blocks.mean((-3, -1))

@@ -1,0 +1,115 @@
+"""What fits of a population's images share: its smooth lenses, its detector at several resolutions, a bank of starts."""
+
+from functools import cached_property, lru_cache
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from darklens.fit.detector import Detector
+from darklens.fit.model import Unknown
+from darklens.fit.noise import Noise
+from darklens.fit.smooth import SmoothLens
+from darklens.simulate import populations
+from darklens.simulate.draw import draw
+from darklens.simulate.populations import Field2D, Population
+
+Images = Float[Tensor, "b n n"]
+
+_HALF_WIDTH = 2.8  # arcsec of the square that is fitted; light beyond it is of the sky and the faintest arcs
+_BLOCK = 0.1  # arcsec of the blocks of pixels that are compared, well sampled for a PSF of 0.087 arcsec
+_BANK = 8192  # smooth lenses
+_BANK_ARCSEC = 0.25  # pixels of the bank
+STARTS = 4
+
+
+class Fitter:
+    """A population's smooth lenses and the detectors on which they are fitted.
+
+    Attributes:
+        population: As given.
+        lens: The family of its smooth lenses.
+        coarse: Light is sampled once a block of pixels: fast, and good for a start.
+        fine: Light is sampled as the population does, pixels are compared in blocks.
+    """
+
+    def __init__(self, population: Population) -> None:
+        field = population.field
+        self.population, self.lens = population, SmoothLens(population)
+        small = coarser(field, _BLOCK)
+        self._coarse_pixels = small.n_pixels
+        crop = min(small.n_pixels, 2 * round(_HALF_WIDTH / small.pixel_scale))
+        self.coarse = Detector(population.model_copy(update={"field": small}), crop=crop)
+        block = field.n_pixels // small.n_pixels
+        crop = min(field.n_pixels, 2 * round(_HALF_WIDTH / field.pixel_scale))
+        crop -= (field.n_pixels - crop) % 2
+        crop -= crop % (2 * block) if field.n_pixels % 2 == 0 else crop % block
+        self.fine = Detector(population, crop=crop, block=block)
+
+    @cached_property
+    def full(self) -> Detector:
+        """Every pixel of the image."""
+        return Detector(self.population, crop=self.population.field.n_pixels)
+
+    def on_coarse(self, images: Images, exposure: Images | None) -> tuple[Float[Tensor, "b m m"], Noise]:
+        """Return images on the coarse detector, and their noise there."""
+        small = pooled(images, self._coarse_pixels)
+        its_exposure = None if exposure is None else pooled(exposure, self._coarse_pixels)
+        area = (images.shape[-1] // self._coarse_pixels) ** 2
+        return self.coarse.combine(small), Noise.of(self.population, small, self.coarse, its_exposure, area=area)
+
+    def on_fine(self, images: Images, exposure: Images | None) -> tuple[Float[Tensor, "b m m"], Noise]:
+        """Return images on the fine detector, and their noise there."""
+        return self.fine.combine(images), Noise.of(self.population, images, self.fine, exposure)
+
+    def nearest(self, images: Images) -> list[Unknown]:
+        """Return the lenses of the bank that correlate best with each image, with the scale and offset they need."""
+        parameters, bank = (v.to(images.device) for v in self._bank)
+        small = pooled(images, coarser(self.population.field, _BANK_ARCSEC).n_pixels).flatten(1)
+        mean, bank_mean = small.mean(1, keepdim=True), bank.mean(1, keepdim=True)
+        centred, bank_centred = small - mean, bank - bank_mean
+        bank_norm = bank_centred.norm(dim=1)
+        best = (centred @ (bank_centred / bank_norm[:, None]).T).topk(STARTS, dim=1).indices
+        starts = []
+        for rows in best.unbind(1):
+            scale = ((centred * bank_centred[rows]).sum(1) / bank_norm[rows] ** 2).clamp_min(1e-6)
+            offset = mean[:, 0] - scale * bank_mean[rows, 0]
+            starts.append(torch.cat([parameters[rows], scale.log()[:, None], offset[:, None]], 1))
+        return starts
+
+    @cached_property
+    def _bank(self) -> tuple[Float[Tensor, "k p"], Float[Tensor, "k m"]]:
+        """Parameters drawn from the population and their images on large pixels."""
+        field = coarser(self.population.field, _BANK_ARCSEC)
+        parameters = self.lens.bounded(self.lens.from_truth(draw(self.population, 1, range(_BANK))))
+        images = [self.lens.images(some, field).flatten(1) for some in torch.split(parameters, 256)]
+        return parameters, torch.cat(images)
+
+
+def fitter(population: Population | str) -> Fitter:
+    """Return the fitter of a population or of its name, made once."""
+    chosen = populations.get(population) if isinstance(population, str) else population
+    return _fitter_of(chosen.model_dump_json(by_alias=True))
+
+
+@lru_cache(maxsize=8)
+def _fitter_of(population: str) -> Fitter:
+    return Fitter(Population.model_validate_json(population))
+
+
+def coarser(field: Field2D, arcsec: float) -> Field2D:
+    """Return the field in the largest pixels, up to `arcsec` a side, into which its own combine."""
+    most = max(1, round(arcsec / field.pixel_scale))
+    combined = next(k for k in range(most, 0, -1) if field.n_pixels % k == 0)
+    return Field2D(
+        n_pixels=field.n_pixels // combined,
+        pixel_scale=field.pixel_scale * combined,
+        supersample=field.supersample if combined == 1 else 1,
+    )
+
+
+def pooled(images: Images, n_pixels: int) -> Float[Tensor, "b m m"]:
+    """Return images of n_pixels a side, each the mean of a block."""
+    combined = images.shape[-1] // n_pixels
+    return F.avg_pool2d(images[:, None], combined)[:, 0] if combined > 1 else images

@@ -1,0 +1,260 @@
+"""What else an image may hold: the smooth lens, one line mass, or some point masses, each fitted and compared.
+
+Each hypothesis starts from the evidence maps of the smooth fit and ends with a joint fit of the lens and its masses.
+All deviances of an image are of the same counts, so their differences are twice the logarithms of likelihood ratios.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from darklens.fit import masses
+from darklens.fit.evidence import LINE_STEP, Templates, line_centres, shape_of, templates_of
+from darklens.fit.fitter import Fitter, Images, fitter
+from darklens.fit.levenberg import Fitted, minimise
+from darklens.fit.macro import AT_ONCE, CONVERGED, check_images, fit_smooth, unit_range
+from darklens.fit.model import Model, Unknown
+from darklens.fit.noise import Gain, Maps, Noise
+from darklens.simulate.populations import Population
+
+N_POINTS = 4
+_LINE_STARTS = 3
+_APART = 0.45  # arcsec between the centres of lines that are tried
+# Blur of the line (arcsec) and most steps; the first of a line is on coarsely sampled light.
+_COARSE_LINE = (0.1, 8)
+_FINE_LINE = ((0.03, 5), (0.0, 3))
+_LINE_AGAIN = ((0.1, 6), (0.03, 4), (0.0, 3))
+_UNEXPLAINED = 16.0  # of the deviance, gained by a point beside the line: then another line is tried
+_POINT_STEPS = 5
+_MASS = {"line": (1e-3, 0.15), "point": (1e-4, 0.02)}  # arcsec^2, of a start
+
+
+@dataclass(frozen=True)
+class Hypotheses:
+    """Fits of b images; gains are in units of the deviance, masses in arcsec^2, places in arcsec.
+
+    Maps are on the n x n blocks of pixels of `pixel_scale` arcsec around the optical axis.
+
+    Attributes:
+        names: The p parameters of the smooth lens.
+        smooth: Those of the smooth lens alone (b, p).
+        scale: Image units per unit of the population's brightness (b,).
+        offset: Image units where there is no light (b,).
+        extra_noise: Variance beyond photon counts, counts^2 per pixel (b,).
+        converged: Whether the smooth fit settled (b,).
+        blocks: The number of blocks that were compared (b,).
+        deviance: Of the smooth lens (b,), expected to be `blocks` where it is the truth.
+        line_gain: What one line lowers the deviance by (b,).
+        line: mass, x, y, angle (radians from x towards y), length of that line (b, 5).
+        beside_line: What one point mass beside the line would gain further (b,).
+        point_gain: What one, two ... point masses lower the deviance by (b, k).
+        points: mass, x, y of each, with all k of them there (b, k, 3).
+        beside_points: What a further point mass would gain (b,).
+        image: Image less offset over its largest value (b, n, n).
+        residual: (image - smooth model) / noise (b, n, n).
+        line_residual: With the line (b, n, n).
+        point_residual: With all point masses (b, n, n).
+        evidence: Gain by a point mass at each place, with the sign of the mass (b, n, n).
+        line_evidence: The same beside the line (b, n, n).
+        pixel_scale: Of the maps, arcsec.
+    """
+
+    names: tuple[str, ...]
+    smooth: Float[Tensor, "b p"]
+    scale: Float[Tensor, " b"]
+    offset: Float[Tensor, " b"]
+    extra_noise: Float[Tensor, " b"]
+    converged: Bool[Tensor, " b"]
+    blocks: Float[Tensor, " b"]
+    deviance: Float[Tensor, " b"]
+    line_gain: Float[Tensor, " b"]
+    line: Float[Tensor, "b 5"]
+    beside_line: Float[Tensor, " b"]
+    point_gain: Float[Tensor, "b k"]
+    points: Float[Tensor, "b k 3"]
+    beside_points: Float[Tensor, " b"]
+    image: Maps
+    residual: Maps
+    line_residual: Maps
+    point_residual: Maps
+    evidence: Maps
+    line_evidence: Maps
+    pixel_scale: float
+
+
+@torch.no_grad()
+def weigh_hypotheses(
+    images: Images, population: Population | str, *, exposure: Images | None = None
+) -> Hypotheses:
+    """Fit the smooth lens alone, with a line mass, and with one to four point masses.
+
+    Args:
+        images: Images on the population's detector, in any linear scale.
+        population: Gives the smooth lenses, the PSF and the noise; a name is looked up.
+        exposure: Relative exposure of each pixel, where images are counts divided by it.
+
+    Raises:
+        ConfigError: If the population's light is not Sersic profiles, or its source never moves.
+        ValueError: If the images are not of the population's size, or not finite.
+    """
+    own = fitter(population)
+    check_images(images, own)
+    blocks = torch.split(images.float(), AT_ONCE)
+    exposures = [None] * len(blocks) if exposure is None else torch.split(exposure.float(), AT_ONCE)
+    parts = [_weigh(some, own, its) for some, its in zip(blocks, exposures, strict=True)]
+    same = ("names", "pixel_scale")
+    arrays = {
+        f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Hypotheses) if f.name not in same
+    }
+    return Hypotheses(names=parts[0].names, pixel_scale=parts[0].pixel_scale, **arrays)
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """Some images, prepared for all hypotheses."""
+
+    own: Fitter
+    templates: Templates
+    pixels: Maps
+    noise: Noise
+    coarse_pixels: Maps
+    coarse_noise: Noise
+    gain: Gain
+
+    def weight(self, fitted: Fitted) -> Maps:
+        return self.noise.weight(fitted.model, self.gain)
+
+    def evidence(self, fitted: Fitted) -> tuple[Tensor, Tensor]:
+        """Return gain and mass of a point mass at each place beside what is fitted."""
+        return self.templates.points(self.pixels - fitted.model, self.weight(fitted), fitted.slopes)
+
+    def fit(self, model: Model, start: Unknown, steps: int, rows: Tensor) -> Fitted:
+        return minimise(model, self.pixels[rows], self.noise.rows(rows), start, steps=steps, gain=self.gain[rows])
+
+
+def _weigh(images: Images, own: Fitter, exposure: Images | None) -> Hypotheses:
+    scaled, low, spread = unit_range(images)
+    fitted, noise = fit_smooth(scaled, own, exposure)
+    model, p = Model(own.lens, own.fine), len(own.lens.names)
+    coarse_pixels, coarse_noise = own.on_coarse(scaled, exposure)
+    gain, templates = model.gain(fitted.unknown), templates_of(own)
+    scene = _Scene(own, templates, own.fine.combine(scaled), noise, coarse_pixels, coarse_noise, gain)
+    deviance = noise.deviance(scene.pixels, fitted.model, gain)
+    evidence, mass = scene.evidence(fitted)
+    with_line, line_evidence = _line(scene, fitted)
+    with_points, point_gain, beside_points = _points(scene, fitted, deviance, evidence, mass)
+    line = with_line.unknown[:, p + 2 :].clone()
+    line[:, 4] = line[:, 4].exp()
+    light = scene.pixels - fitted.unknown[:, p + 1, None, None]
+
+    def residual(of: Fitted) -> Maps:
+        return templates.cut((scene.pixels - of.model) * scene.weight(of).sqrt())
+
+    return Hypotheses(
+        names=tuple(own.lens.names),
+        smooth=fitted.unknown[:, :p],
+        scale=fitted.unknown[:, p].exp() * spread,
+        offset=fitted.unknown[:, p + 1] * spread + low,
+        extra_noise=noise.extra,
+        converged=fitted.promised < CONVERGED,
+        blocks=torch.full_like(deviance, scene.pixels[0].numel()),
+        deviance=deviance,
+        line_gain=deviance - with_line.deviance,
+        line=line,
+        beside_line=line_evidence.amax((1, 2)),
+        point_gain=point_gain,
+        points=with_points.unknown[:, p + 2 :].unflatten(1, (N_POINTS, len(masses.POINT))),
+        beside_points=beside_points,
+        image=templates.cut(light / light.amax((1, 2), keepdim=True).clamp_min(1e-6)),
+        residual=residual(fitted),
+        line_residual=residual(with_line),
+        point_residual=residual(with_points),
+        evidence=evidence,
+        line_evidence=line_evidence,
+        pixel_scale=templates.grid.pixel_scale,
+    )
+
+
+def _line(scene: _Scene, fitted: Fitted) -> tuple[Fitted, Float[Tensor, "b n n"]]:
+    """Return the fit with one line, and the gain by a point beside it at each place."""
+    b, lens = len(fitted.unknown), scene.own.lens
+    every = torch.arange(b, device=fitted.unknown.device)
+    starts = _line_starts(scene, fitted)
+    blur, steps = _COARSE_LINE
+    rows = every.repeat(_LINE_STARTS)
+    tried = minimise(
+        Model(lens, scene.own.coarse, "line", blur),
+        scene.coarse_pixels[rows],
+        scene.coarse_noise.rows(rows),
+        starts,
+        steps=steps,
+        gain=scene.gain[rows],
+    )
+    order = tried.deviance.reshape(_LINE_STARTS, b).nan_to_num(torch.inf).argsort(0)
+    found = _anneal(scene, tried.unknown[order[0] * b + every], _FINE_LINE, every)
+    evidence, _ = scene.evidence(found)
+    poor = torch.nonzero(evidence.amax((1, 2)) > _UNEXPLAINED)[:, 0]
+    if len(poor):
+        again = _anneal(scene, starts[order[1][poor] * b + poor], _LINE_AGAIN, poor)
+        better = again.deviance < found.deviance[poor]
+        rows = poor[better]
+        for f in fields(Fitted):
+            getattr(found, f.name)[rows] = getattr(again, f.name)[better]
+        if len(rows):
+            evidence, _ = scene.evidence(found)
+    return found, evidence
+
+
+def _anneal(scene: _Scene, start: Unknown, schedule: tuple[tuple[float, int], ...], rows: Tensor) -> Fitted:
+    for blur, steps in schedule:
+        fitted = scene.fit(Model(scene.own.lens, scene.own.fine, "line", blur), start, steps, rows)
+        start = fitted.unknown
+    return fitted
+
+
+def _line_starts(scene: _Scene, fitted: Fitted) -> Unknown:
+    """Return the unknowns of the most promising lines, at places apart from each other, one after the other."""
+    gain, mass = scene.templates.lines(scene.pixels - fitted.model, scene.weight(fitted), fitted.slopes)
+    best, shape = gain.max(1)
+    best, shape, mass = best.flatten(1).clone(), shape.flatten(1), mass.flatten(2)
+    axis = torch.tensor(line_centres(), device=gain.device)
+    x, y = axis.repeat(len(axis)), axis.repeat_interleave(len(axis))
+    rows, starts = torch.arange(len(gain), device=gain.device), []
+    for _ in range(_LINE_STARTS):
+        place = best.argmax(1)
+        template = shape[rows, place]
+        length, angle = shape_of(template)
+        own_mass = mass[rows, template, place].clamp(*_MASS["line"])
+        line = torch.stack([own_mass, x[place], y[place], angle, length.log()], 1)
+        starts.append(torch.cat([fitted.unknown, line], 1))
+        near = (x - x[place, None]) ** 2 + (y - y[place, None]) ** 2 < _APART**2
+        best[near] = -torch.inf
+    return torch.cat(starts)
+
+
+def _points(
+    scene: _Scene, fitted: Fitted, smooth: Float[Tensor, " b"], evidence: Maps, mass: Maps
+) -> tuple[Fitted, Float[Tensor, "b k"], Float[Tensor, " b"]]:
+    """Return the fit with all points, the gain by each number of them, and what one more would gain."""
+    x, y = (v.flatten().to(mass) for v in scene.templates.grid.coordinates())
+    every = torch.arange(len(smooth), device=smooth.device)
+    current, gains, best = fitted, [], smooth
+    for _ in range(N_POINTS):
+        place = evidence.flatten(1).argmax(1)
+        own_mass = mass.flatten(1)[every, place].clamp(*_MASS["point"])
+        start = torch.cat([current.unknown, torch.stack([own_mass, x[place], y[place]], 1)], 1)
+        found = scene.fit(Model(scene.own.lens, scene.own.fine, "points"), start, _POINT_STEPS, every)
+        # A mass that only harms is one of no mass.
+        idle = torch.nonzero(~(found.deviance < best))[:, 0]
+        if len(idle):
+            start[idle, -3] = 0.0
+            start[idle, :-3] = current.unknown[idle]
+            without = scene.fit(Model(scene.own.lens, scene.own.fine, "points"), start[idle], 1, idle)
+            for f in fields(Fitted):
+                getattr(found, f.name)[idle] = getattr(without, f.name)
+        current, best = found, found.deviance
+        gains.append(smooth - best)
+        evidence, mass = scene.evidence(current)
+    return current, torch.stack(gains, 1), evidence.amax((1, 2))

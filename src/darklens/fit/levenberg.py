@@ -1,0 +1,104 @@
+"""A damped Gauss-Newton iteration (Levenberg-Marquardt) on many images at once."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from darklens.fit.model import Model, Unknown
+from darklens.fit.noise import Gain, Maps, Noise
+
+SETTLED = 0.05  # of the deviance, the gain that a further step promises
+_DAMPING, _CALMER, _HEAVIER, _STUCK = 1e-2, 0.2, 6.0, 1e6
+
+
+@dataclass
+class Fitted:
+    """Where the iteration of b images ended.
+
+    Attributes:
+        unknown: (b, q).
+        deviance: (b,).
+        promised: What an undamped step would still gain (b,).
+        model: (b, m, m), in image units.
+        slopes: Its derivatives by the unknowns (b, q, m, m).
+    """
+
+    unknown: Unknown
+    deviance: Float[Tensor, " b"]
+    promised: Float[Tensor, " b"]
+    model: Maps
+    slopes: Float[Tensor, "b q m m"]
+
+
+def minimise(
+    model: Model, images: Maps, noise: Noise, unknown: Unknown, *, steps: int, gain: Gain | None = None
+) -> Fitted:
+    """Lower the deviance by a damped Gauss-Newton iteration (Levenberg-Marquardt); settled images drop out.
+
+    Args:
+        model: What is fitted.
+        images: On the model's detector.
+        noise: Theirs.
+        unknown: Where to start.
+        steps: At most so many.
+        gain: Scale and offset by which image units are counts. None takes the model's own at each step, which finds
+            them; fits that are compared need one gain, or their deviances are of different data.
+    """
+    found_model, found_slopes = model.expected(unknown)
+    best = Fitted(
+        unknown.clone(),
+        noise.deviance(images, found_model, model.gain(unknown) if gain is None else gain),
+        torch.full_like(unknown[:, 0], torch.inf),
+        found_model,
+        found_slopes,
+    )
+    damping = torch.full_like(unknown[:, 0], _DAMPING)
+    active = torch.arange(len(images), device=images.device)
+    for _ in range(steps):
+        at, own, own_noise = best.unknown[active], images[active], noise.rows(active)
+        held = model.gain(at) if gain is None else gain[active]
+        now, slopes = best.model[active], best.slopes[active]
+        before = own_noise.deviance(own, now, held)
+        step, promised = _step(slopes, own_noise.weight(now, held), own - now, damping[active])
+        trial = model.moved(at, step)
+        trial_model, trial_slopes = model.expected(trial)
+        after = own_noise.deviance(own, trial_model, held)
+        better = after < before  # false for NaN
+        rows = active[better]
+        best.unknown[rows], best.model[rows], best.slopes[rows] = (
+            trial[better],
+            trial_model[better],
+            trial_slopes[better],
+        )
+        best.deviance[active] = torch.where(better, after, before)
+        best.promised[active] = promised
+        damping[active] *= torch.where(better, _CALMER, _HEAVIER)
+        active = active[~(better & (promised < SETTLED)) & (damping[active] < _STUCK)]
+        if not len(active):
+            break
+    return best
+
+
+def normal_equations(
+    slopes: Float[Tensor, "b q m m"], weight: Maps, difference: Maps
+) -> tuple[Float[Tensor, "b q q"], Float[Tensor, "b q"]]:
+    """Return curvature and pull: half the second derivatives of chi2 and minus half its first."""
+    flat = slopes.flatten(2)
+    weighted = flat * weight.flatten(1)[:, None]
+    return (weighted @ flat.mT).double(), (weighted @ difference.flatten(1)[:, :, None])[..., 0].double()
+
+
+def _step(
+    slopes: Float[Tensor, "b q m m"], weight: Maps, difference: Maps, damping: Float[Tensor, " b"]
+) -> tuple[Unknown, Float[Tensor, " b"]]:
+    """Return the damped Gauss-Newton step and the gain that the undamped one promises."""
+    curvature, pull = normal_equations(slopes, weight, difference)
+    # Scaled to a unit diagonal: parameters of very different size meet in one matrix.
+    unit = torch.diagonal(curvature, dim1=1, dim2=2).clamp_min(1e-30).rsqrt()
+    scaled, scaled_pull = curvature * unit[:, :, None] * unit[:, None], pull * unit
+    ones = torch.eye(pull.shape[1], dtype=pull.dtype, device=pull.device)
+    solved = torch.linalg.solve(scaled + (damping.double()[:, None, None] + 1e-9) * ones, scaled_pull)
+    undamped = torch.linalg.solve(scaled + 1e-6 * ones, scaled_pull)
+    return (solved * unit).to(difference.dtype), (undamped * scaled_pull).sum(1).to(difference.dtype)

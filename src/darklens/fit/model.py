@@ -1,0 +1,92 @@
+"""What an image may be: a smooth lens, alone or with masses beside it, as unknowns to images and derivatives."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from darklens.fit import masses
+from darklens.fit.detector import Detector
+from darklens.fit.noise import Gain, Maps
+from darklens.fit.smooth import SmoothLens
+
+Unknown = Float[Tensor, "b q"]
+Kind = Literal["smooth", "points", "line"]
+
+_SCALE_STEP = 0.7  # in ln scale
+_REACH = 2.8  # arcsec of a mass from the optical axis along x and y
+_SHORTEST, _LONGEST = 0.2, 5.0  # arcsec, of a line
+_STEPS = {"mass": 0.05, "x": 0.2, "y": 0.2, "angle": 0.4, "ln_length": 0.5}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A smooth lens on a detector with masses of a kind beside it.
+
+    The unknowns are the p parameters of the lens, ln scale and offset of the image, then those of the masses.
+
+    Attributes:
+        lens: The smooth lens.
+        detector: Where it is seen.
+        kind: What is beside it.
+        blur: Of the line, arcsec; see `masses.one_line`.
+    """
+
+    lens: SmoothLens
+    detector: Detector
+    kind: Kind = "smooth"
+    blur: float = 0.0
+
+    @property
+    def smooth(self) -> int:
+        """The number of unknowns before those of the masses."""
+        return len(self.lens.names) + 2
+
+    def gain(self, unknown: Unknown) -> Gain:
+        """Return ln scale and offset."""
+        return unknown[:, self.smooth - 2 : self.smooth]
+
+    def expected(self, unknown: Unknown) -> tuple[Maps, Float[Tensor, "b q m m"]]:
+        """Return the images that the unknowns mean, and their derivatives by each of them."""
+        p, x, y = self.smooth - 2, self.detector.x.to(unknown), self.detector.y.to(unknown)
+        mass = None
+        if self.kind != "smooth":
+            own = unknown[:, p + 2 :]
+            mass = masses.points(own, x, y) if self.kind == "points" else masses.one_line(own, x, y, blur=self.blur)
+        scene = self.lens.scene(unknown[:, :p], x, y, [mass.alpha] if mass else [])
+        maps = [scene.brightness[:, None], scene.slopes]
+        if mass:
+            maps.append(-(scene.by_beta_x[:, None] * mass.by_x + scene.by_beta_y[:, None] * mass.by_y))
+        seen = self.detector.observe(torch.cat(maps, 1)) * self.gain(unknown)[:, :1, None, None].exp()
+        light = seen[:, :1]
+        slopes = torch.cat([seen[:, 1 : p + 1], light, torch.ones_like(light), seen[:, p + 1 :]], 1)
+        return light[:, 0] + unknown[:, p + 1, None, None], slopes
+
+    def moved(self, unknown: Unknown, step: Unknown) -> Unknown:
+        """Return unknowns after a step, which is shortened where it is wild, within the bounds of each."""
+        p = self.smooth - 2
+        smooth = [3 * self.lens.spread.to(step), step.new_tensor([_SCALE_STEP, torch.inf])]
+        names = {"smooth": (), "points": masses.POINT, "line": masses.LINE}[self.kind]
+        several = (unknown.shape[1] - self.smooth) // max(1, len(names))
+        most = torch.cat([*smooth, step.new_tensor([_STEPS[name] for name in names] * several)])
+        moved = unknown + torch.maximum(torch.minimum(step, most), -most)
+        return torch.cat(
+            [self.lens.bounded(moved[:, :p]), moved[:, p : p + 2], self._bounded(moved[:, p + 2 :], names)], 1
+        )
+
+    def _bounded(self, unknown: Unknown, names: tuple[str, ...]) -> Unknown:
+        if not names:
+            return unknown
+        own = unknown.unflatten(1, (-1, len(names))).unbind(2)
+        bounds: dict[str, Callable[[Tensor], Tensor]] = {
+            "mass": lambda v: v.clamp_min(0),
+            "x": lambda v: v.clamp(-_REACH, _REACH),
+            "y": lambda v: v.clamp(-_REACH, _REACH),
+            "angle": lambda v: v,
+            "ln_length": lambda v: v.exp().clamp(_SHORTEST, _LONGEST).log(),
+        }
+        kept = [bounds[name](v) for name, v in zip(names, own, strict=True)]
+        return torch.stack(kept, 2).flatten(1)
