@@ -19,8 +19,11 @@ from torch import Tensor, nn
 
 from darklens.config import Frozen
 from darklens.data.preprocess import Preprocess
+from darklens.data.store import Store
 from darklens.errors import InputError
 from darklens.files import atomic_path, read_json, sha256_of, write_json
+from darklens.fit.table import Seen, fits_of
+from darklens.models.lens_residual import LensResidualConfig
 from darklens.models.zoo import ModelConfig, Task, build, has_k_network, task_of
 
 WEIGHTS, CONTRACT = "model.safetensors", "bundle.json"
@@ -110,6 +113,27 @@ class Bundle:
         """Return class probabilities of a batch; each image's do not depend on the others."""
         probabilities: np.ndarray = self.run(images)[1].double().softmax(1).cpu().numpy()
         return probabilities
+
+    def probabilities_of(
+        self, store: Store, *, workers: int = 1, advance: Callable[[int], None] = lambda _: None
+    ) -> Float[np.ndarray, "n classes"]:
+        """Return class probabilities of all images of a store.
+
+        Args:
+            store: A system that fits lenses keeps its fits in the store's folder and finds them there again.
+            workers: Processes that fit.
+            advance: Called with the number of images just finished.
+        """
+        if not isinstance(self.contract.model, LensResidualConfig):
+            return np.concatenate([self.probabilities(images) for images in batched(len(store), store.images, advance)])
+        fits = fits_of(store, self.contract.model.population, workers=workers, advance=advance)
+        blocks = []
+        with torch.inference_mode():
+            for start in range(0, len(store), BATCH_SIZE):
+                seen = fits.seen(range(start, min(start + BATCH_SIZE, len(store))))
+                logits = self.network(Seen(*(v.to(self._device) for v in seen)))
+                blocks.append(logits.double().softmax(1).cpu().numpy())
+        return np.concatenate(blocks)
 
     @torch.inference_mode()
     def maps(self, images: Float[np.ndarray, "b 1 n n"]) -> dict[str, Float[np.ndarray, "b m m"]]:

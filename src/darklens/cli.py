@@ -186,9 +186,13 @@ def train(
     """
     from darklens.data.store import Store
     from darklens.training import recipe as recipes
+    from darklens.training.run import fits_for
     from darklens.training.run import train as run
 
-    bundle = run(recipes.get(recipe, overrides), Store(data) if data else None, out, seed=seed, resume=resume)
+    chosen_recipe, store = recipes.get(recipe, overrides), Store(data) if data else None
+    with _progress("Fitting", len(store) if store else 0) as advance:
+        fits_for(chosen_recipe, store, advance=advance)
+    bundle = run(chosen_recipe, store, out, seed=seed, resume=resume)
     contract = bundle.contract
     chosen = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in contract.validation.items())
     print(
@@ -214,11 +218,12 @@ def evaluate(
     from darklens.bundle import Bundle, locate
     from darklens.data.store import Store
     from darklens.evaluation.evaluate import evaluate as judge
+    from darklens.executors import usable_cores
     from darklens.report.write import write_evaluation
 
     opened, bundle = Store(store), Bundle.load(model)
     with _progress("Evaluating", len(opened)) as advance:
-        result = judge(bundle, locate(model), opened, seed=seed, advance=advance)
+        result = judge(bundle, locate(model), opened, seed=seed, workers=usable_cores(), advance=advance)
     write_evaluation(out, result, bundle, opened, run=model)
     for warning in result.evaluation["warnings"]:
         print(f"Warning: {warning}", file=sys.stderr)

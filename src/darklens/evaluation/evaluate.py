@@ -34,6 +34,7 @@ def evaluate(
     store: Store,
     *,
     seed: int = 0,
+    workers: int = 1,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Result:
     """Judge a bundle on all images of a store.
@@ -43,6 +44,7 @@ def evaluate(
         folder: Its bundle folder, whose digest goes into the result.
         store: Images that the system has not been trained on; if it has, the result carries a warning.
         seed: Of the bootstrap.
+        workers: Processes of a system that fits lenses.
         advance: Called with the number of images just finished.
 
     Raises:
@@ -51,8 +53,7 @@ def evaluate(
     _check_compatible(bundle, store)
     labels = store.labels
     if bundle.contract.task == "classify":
-        blocks = [bundle.probabilities(images) for images in batched(len(store), store.images, advance)]
-        probabilities = np.concatenate(blocks)
+        probabilities = bundle.probabilities_of(store, workers=workers, advance=advance)
         metrics = summarise(labels, probabilities, store.classes, seed=seed)
     else:
         from darklens.evaluation import reconstruction

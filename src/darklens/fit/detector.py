@@ -1,4 +1,4 @@
-"""From brightness at sample points to the pixels that are compared: integration, PSF, crop and blocks in one product."""
+"""From brightness at sample points to the pixels that are compared: integration, PSF, crop, blocks in one product."""
 
 import torch
 from jaxtyping import Float
@@ -45,7 +45,7 @@ class Detector:
     def observe(self, brightness: Float[Tensor, "... s s"]) -> Float[Tensor, "... m m"]:
         """Return what the pixels see of brightness at the sample points."""
         matrix = self._matrix.to(brightness)
-        return matrix @ brightness @ matrix.T
+        return matrix @ (brightness @ matrix.T)
 
     def combine(self, images: Float[Tensor, "... n n"]) -> Float[Tensor, "... m m"]:
         """Return the same pixels of images of the whole detector."""

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from darklens.errors import ConfigError
-from darklens.fit.fitter import Fitter, Images, fitter
+from darklens.fit.fitter import HALF_WIDTH, Fitter, Images, fitter
 from darklens.fit.macro import AT_ONCE, MacroFit, check_images, unit_range
 from darklens.fit.model import Model
 from darklens.fit.noise import Maps, steps_of
@@ -22,7 +22,6 @@ from darklens.physics.grid import Grid
 from darklens.physics.profiles import line, point
 from darklens.simulate.populations import Population
 
-_HALF_WIDTH = 2.4  # arcsec of the square in which masses are sought
 LINE_STEP, _LINE_REACH = 0.25, 1.25  # arcsec between centres of lines, and the largest coordinate of one
 _LINE_ANGLES = 8
 _LINE_LENGTHS = (1.2, 2.0, 2.8)  # arcsec
@@ -103,7 +102,7 @@ class Templates:
                 f"{own.population.name}: evidence maps need a population that varies the source's position."
             )
         detector = own.fine
-        kept = min(detector.n_pixels, 2 * round(_HALF_WIDTH / detector.pixel_scale))
+        kept = min(detector.n_pixels, 2 * round(HALF_WIDTH / detector.pixel_scale))
         kept -= (detector.n_pixels - kept) % 2
         self._edge = (detector.n_pixels - kept) // 2
         self.grid = Grid(n_pixels=kept, pixel_scale=detector.pixel_scale)
@@ -115,15 +114,19 @@ class Templates:
         low, high = self._edge, self._edge + self.grid.n_pixels
         return maps[..., low:high, low:high]
 
-    def points(self, difference: Maps, weight: Maps, slopes: Float[Tensor, "b q m m"]) -> tuple[Tensor, Tensor]:
-        """Return gain and mass of a point mass in each pixel (b, n, n); arguments as in `evidence`."""
+    def points(self, difference: Maps, weight: Maps, slopes: Float[Tensor, "b q m m"]) -> tuple[Maps, Maps, Maps]:
+        """Return gain, mass and weight of a point mass in each pixel (b, n, n); arguments as in `evidence`."""
         n = self.grid.n_pixels
-        return tuple(v.reshape(-1, n, n) for v in self._regress(self._points, difference, weight, slopes))  # type: ignore[return-value]  # two
+        gain, mass, free = self._regress(self._points, difference, weight, slopes)
+        return gain.reshape(-1, n, n), mass.reshape(-1, n, n), free.reshape(-1, n, n)
 
-    def lines(self, difference: Maps, weight: Maps, slopes: Float[Tensor, "b q m m"]) -> tuple[Tensor, Tensor]:
-        """Return gain and mass of lines by length and angle, and by centre (b, t, k, k); arguments as in `evidence`."""
-        k = len(line_centres())
-        return tuple(v.reshape(len(v), -1, k, k) for v in self._regress(self._lines, difference, weight, slopes))  # type: ignore[return-value]  # two
+    def lines(
+        self, difference: Maps, weight: Maps, slopes: Float[Tensor, "b q m m"]
+    ) -> tuple[Float[Tensor, "b t k k"], Float[Tensor, "b t k k"]]:
+        """Return gain and mass of lines by length and angle, and by centre; arguments as in `evidence`."""
+        gain, mass, _ = self._regress(self._lines, difference, weight, slopes)
+        shape = (len(gain), -1, len(line_centres()), len(line_centres()))
+        return gain.reshape(shape), mass.reshape(shape)
 
     def evidence(self, difference: Maps, weight: Maps, slopes: Float[Tensor, "b q m m"]) -> Evidence:
         """Return the maps.
@@ -133,7 +136,7 @@ class Templates:
             weight: One over the variance.
             slopes: Derivatives of the model by its unknowns, those of the smooth lens first.
         """
-        gain, mass = self.points(difference, weight, slopes)
+        gain, mass, _ = self.points(difference, weight, slopes)
         line_gain, line_mass = self.lines(difference, weight, slopes)
         best_gain, best = line_gain.max(1)
         length, angle = shape_of(best)
@@ -148,34 +151,44 @@ class Templates:
             line_scale=LINE_STEP,
         )
 
+    def repeated(self, difference: Maps, weight: Maps, slopes: Float[Tensor, "b q m m"], free: Maps) -> Maps:
+        """Return the mass of a point in each pixel (b, n, n) where the model's own unknowns have settled.
+
+        What is left of the image is then orthogonal to the slopes. `free`, the weight of each place with those unknowns
+        marginalised, is taken from `points` of the smooth lens, so that a place near masses of the model looks heavier
+        than it is; it is a tenth of the work.
+        """
+        difference, weight, slopes = (self.cut(v).flatten(-2) for v in (difference, weight, slopes))
+        by_x, by_y = (slopes[:, i] for i in self._source)
+        left = self._points.x @ (difference * weight * by_x).T + self._points.y @ (difference * weight * by_y).T
+        return left.T.reshape(free.shape) / free
+
     def _regress(
         self, bank: _Bank, difference: Maps, weight: Maps, slopes: Float[Tensor, "b q m m"]
-    ) -> tuple[Float[Tensor, "b z"], Float[Tensor, "b z"]]:
-        """Return the gain in chi2 (with the sign of the mass) and the best mass, for every entry of the bank."""
+    ) -> tuple[Float[Tensor, "b z"], Float[Tensor, "b z"], Float[Tensor, "b z"]]:
+        """Return of every entry of the bank the gain in chi2 (with the sign of the mass), best mass and its weight."""
         difference, weight, slopes = (self.cut(v).flatten(-2) for v in (difference, weight, slopes))
         by_x, by_y = (slopes[:, i] for i in self._source)
         # What the difference and each slope give in common with each template: columns for one product with the bank.
         columns = torch.cat([difference[:, None], slopes], 1) * weight[:, None]
         b, q, p = columns.shape
-        common = (
-            bank.x @ (columns * by_x[:, None]).reshape(-1, p).T + bank.y @ (columns * by_y[:, None]).reshape(-1, p).T
-        )
-        common = common.reshape(-1, b, q).transpose(0, 1)
-        norm = (
-            bank.xx @ (weight * by_x**2).T + 2 * (bank.xy @ (weight * by_x * by_y).T) + bank.yy @ (weight * by_y**2).T
-        )
+        in_x, in_y = ((columns * by[:, None]).reshape(-1, p).T for by in (by_x, by_y))
+        common = (bank.x @ in_x + bank.y @ in_y).reshape(-1, b, q).transpose(0, 1)
+        norm = bank.xx @ (weight * by_x**2).T
+        norm += 2 * (bank.xy @ (weight * by_x * by_y).T) + bank.yy @ (weight * by_y**2).T
         curvature = (slopes * weight[:, None]) @ slopes.mT
         unit = torch.diagonal(curvature, dim1=1, dim2=2).clamp_min(1e-30).rsqrt()
         scaled = (curvature * unit[:, :, None] * unit[:, None]).double()
         scaled += 1e-9 * torch.eye(len(scaled[0]), dtype=scaled.dtype, device=scaled.device)
         pull = ((slopes @ (difference * weight)[:, :, None])[..., 0] * unit).double()
-        shared = (common[..., 1:] * unit[:, None]).double()
-        solved = torch.linalg.solve(scaled, shared.mT)  # b q z
-        left = common[..., 0].double() - (solved * pull[:, :, None]).sum(1)
-        own = norm.T.double()
-        free = (own - (solved * shared.mT).sum(1)).clamp_min(1e-6 * own.clamp_min(1e-30))
+        # chi2 of the template with the unknowns marginalised, from the inverse's factor: single precision is enough.
+        factor = torch.linalg.inv(torch.linalg.cholesky(scaled)).to(common)
+        shared = common[..., 1:] * unit[:, None] @ factor.mT  # b z q
+        left = common[..., 0] - (shared @ (factor.double() @ pull[:, :, None]).to(common))[..., 0]
+        own = norm.T
+        free = (own - (shared * shared).sum(2)).maximum(1e-4 * own).clamp_min(1e-30)
         mass = left / free
-        return (left * mass.abs()).to(weight.dtype), mass.to(weight.dtype)
+        return left * mass.abs(), mass, free
 
 
 @lru_cache(maxsize=4)

@@ -1,4 +1,4 @@
-"""What fits of a population's images share: its smooth lenses, its detector at several resolutions, a bank of starts."""
+"""What fits of a population's images share: its smooth lenses, its detector at two resolutions, a bank of starts."""
 
 from functools import cached_property, lru_cache
 
@@ -8,16 +8,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from darklens.fit.detector import Detector
-from darklens.fit.model import Unknown
+from darklens.fit.model import Kind, Model, Unknown
 from darklens.fit.noise import Noise
 from darklens.fit.smooth import SmoothLens
 from darklens.simulate import populations
 from darklens.simulate.draw import draw
+from darklens.simulate.engine import EngineName, check
 from darklens.simulate.populations import Field2D, Population
 
 Images = Float[Tensor, "b n n"]
 
-_HALF_WIDTH = 2.8  # arcsec of the square that is fitted; light beyond it is of the sky and the faintest arcs
+HALF_WIDTH = 2.4  # arcsec of the square that is fitted; light beyond it is of the faintest arcs
 _BLOCK = 0.1  # arcsec of the blocks of pixels that are compared, well sampled for a PSF of 0.087 arcsec
 _BANK = 8192  # smooth lenses
 _BANK_ARCSEC = 0.25  # pixels of the bank
@@ -32,20 +33,27 @@ class Fitter:
         lens: The family of its smooth lenses.
         coarse: Light is sampled once a block of pixels: fast, and good for a start.
         fine: Light is sampled as the population does, pixels are compared in blocks.
+        compiled: Whether models are computed by fused code.
     """
 
-    def __init__(self, population: Population) -> None:
+    def __init__(self, population: Population, *, compiled: bool = False) -> None:
         field = population.field
+        self.compiled = compiled
         self.population, self.lens = population, SmoothLens(population)
         small = coarser(field, _BLOCK)
         self._coarse_pixels = small.n_pixels
-        crop = min(small.n_pixels, 2 * round(_HALF_WIDTH / small.pixel_scale))
+        crop = min(small.n_pixels, 2 * round(HALF_WIDTH / small.pixel_scale))
         self.coarse = Detector(population.model_copy(update={"field": small}), crop=crop)
         block = field.n_pixels // small.n_pixels
-        crop = min(field.n_pixels, 2 * round(_HALF_WIDTH / field.pixel_scale))
+        crop = min(field.n_pixels, 2 * round(HALF_WIDTH / field.pixel_scale))
         crop -= (field.n_pixels - crop) % 2
         crop -= crop % (2 * block) if field.n_pixels % 2 == 0 else crop % block
         self.fine = Detector(population, crop=crop, block=block)
+
+    def model(self, kind: Kind = "smooth", *, blur: float = 0.0, coarse: bool = False) -> Model:
+        """Return a model on the fine detector, or on the coarse one."""
+        detector = self.coarse if coarse else self.fine
+        return Model(self.lens, detector, kind, blur, compiled=self.compiled)
 
     @cached_property
     def full(self) -> Detector:
@@ -87,15 +95,16 @@ class Fitter:
         return parameters, torch.cat(images)
 
 
-def fitter(population: Population | str) -> Fitter:
+def fitter(population: Population | str, engine: EngineName = "eager") -> Fitter:
     """Return the fitter of a population or of its name, made once."""
     chosen = populations.get(population) if isinstance(population, str) else population
-    return _fitter_of(chosen.model_dump_json(by_alias=True))
+    return _fitter_of(chosen.model_dump_json(by_alias=True), engine)
 
 
 @lru_cache(maxsize=8)
-def _fitter_of(population: str) -> Fitter:
-    return Fitter(Population.model_validate_json(population))
+def _fitter_of(population: str, engine: EngineName) -> Fitter:
+    check(engine)
+    return Fitter(Population.model_validate_json(population), compiled=engine == "compiled")
 
 
 def coarser(field: Field2D, arcsec: float) -> Field2D:

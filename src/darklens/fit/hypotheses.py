@@ -4,30 +4,32 @@ Each hypothesis starts from the evidence maps of the smooth fit and ends with a 
 All deviances of an image are of the same counts, so their differences are twice the logarithms of likelihood ratios.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from darklens.fit import masses
-from darklens.fit.evidence import LINE_STEP, Templates, line_centres, shape_of, templates_of
+from darklens.fit.evidence import Templates, line_centres, shape_of, templates_of
 from darklens.fit.fitter import Fitter, Images, fitter
 from darklens.fit.levenberg import Fitted, minimise
 from darklens.fit.macro import AT_ONCE, CONVERGED, check_images, fit_smooth, unit_range
 from darklens.fit.model import Model, Unknown
 from darklens.fit.noise import Gain, Maps, Noise
+from darklens.simulate.engine import EngineName
 from darklens.simulate.populations import Population
 
-N_POINTS = 4
+N_POINTS = 3
 _LINE_STARTS = 3
 _APART = 0.45  # arcsec between the centres of lines that are tried
 # Blur of the line (arcsec) and most steps; the first of a line is on coarsely sampled light.
 _COARSE_LINE = (0.1, 8)
 _FINE_LINE = ((0.03, 5), (0.0, 3))
 _LINE_AGAIN = ((0.1, 6), (0.03, 4), (0.0, 3))
-_UNEXPLAINED = 16.0  # of the deviance, gained by a point beside the line: then another line is tried
-_POINT_STEPS = 5
+# Gains by a point beside the line between which another line is tried: below, it is noise, and above, no line would do.
+_UNEXPLAINED, _HOPELESS = 16.0, 400.0
+_POINT_STEPS = 4
 _MASS = {"line": (1e-3, 0.15), "point": (1e-4, 0.02)}  # arcsec^2, of a start
 
 
@@ -86,20 +88,21 @@ class Hypotheses:
 
 @torch.no_grad()
 def weigh_hypotheses(
-    images: Images, population: Population | str, *, exposure: Images | None = None
+    images: Images, population: Population | str, *, exposure: Images | None = None, engine: EngineName = "eager"
 ) -> Hypotheses:
-    """Fit the smooth lens alone, with a line mass, and with one to four point masses.
+    """Fit the smooth lens alone, with a line mass, and with one to three point masses.
 
     Args:
         images: Images on the population's detector, in any linear scale.
         population: Gives the smooth lenses, the PSF and the noise; a name is looked up.
         exposure: Relative exposure of each pixel, where images are counts divided by it.
+        engine: compiled is twice as fast, after some minutes of preparation (once a machine); last bits differ.
 
     Raises:
         ConfigError: If the population's light is not Sersic profiles, or its source never moves.
         ValueError: If the images are not of the population's size, or not finite.
     """
-    own = fitter(population)
+    own = fitter(population, engine)
     check_images(images, own)
     blocks = torch.split(images.float(), AT_ONCE)
     exposures = [None] * len(blocks) if exposure is None else torch.split(exposure.float(), AT_ONCE)
@@ -126,25 +129,35 @@ class _Scene:
     def weight(self, fitted: Fitted) -> Maps:
         return self.noise.weight(fitted.model, self.gain)
 
-    def evidence(self, fitted: Fitted) -> tuple[Tensor, Tensor]:
-        """Return gain and mass of a point mass at each place beside what is fitted."""
+    def evidence(self, fitted: Fitted) -> tuple[Maps, Maps, Maps]:
+        """Return gain, mass and weight of a point mass at each place beside what is fitted."""
         return self.templates.points(self.pixels - fitted.model, self.weight(fitted), fitted.slopes)
 
-    def fit(self, model: Model, start: Unknown, steps: int, rows: Tensor) -> Fitted:
-        return minimise(model, self.pixels[rows], self.noise.rows(rows), start, steps=steps, gain=self.gain[rows])
+    def rows(self, rows: Tensor) -> "_Scene":
+        return replace(
+            self,
+            pixels=self.pixels[rows],
+            noise=self.noise.rows(rows),
+            coarse_pixels=self.coarse_pixels[rows],
+            coarse_noise=self.coarse_noise.rows(rows),
+            gain=self.gain[rows],
+        )
+
+    def fit(self, model: Model, start: Unknown, steps: int) -> Fitted:
+        return minimise(model, self.pixels, self.noise, start, steps=steps, gain=self.gain)
 
 
 def _weigh(images: Images, own: Fitter, exposure: Images | None) -> Hypotheses:
     scaled, low, spread = unit_range(images)
     fitted, noise = fit_smooth(scaled, own, exposure)
-    model, p = Model(own.lens, own.fine), len(own.lens.names)
+    model, p = own.model(), len(own.lens.names)
     coarse_pixels, coarse_noise = own.on_coarse(scaled, exposure)
     gain, templates = model.gain(fitted.unknown), templates_of(own)
     scene = _Scene(own, templates, own.fine.combine(scaled), noise, coarse_pixels, coarse_noise, gain)
     deviance = noise.deviance(scene.pixels, fitted.model, gain)
-    evidence, mass = scene.evidence(fitted)
+    evidence, mass, free = scene.evidence(fitted)
     with_line, line_evidence = _line(scene, fitted)
-    with_points, point_gain, beside_points = _points(scene, fitted, deviance, evidence, mass)
+    with_points, point_gain, beside_points = _points(scene, fitted, deviance, mass, free)
     line = with_line.unknown[:, p + 2 :].clone()
     line[:, 4] = line[:, 4].exp()
     light = scene.pixels - fitted.unknown[:, p + 1, None, None]
@@ -179,13 +192,13 @@ def _weigh(images: Images, own: Fitter, exposure: Images | None) -> Hypotheses:
 
 def _line(scene: _Scene, fitted: Fitted) -> tuple[Fitted, Float[Tensor, "b n n"]]:
     """Return the fit with one line, and the gain by a point beside it at each place."""
-    b, lens = len(fitted.unknown), scene.own.lens
+    b = len(fitted.unknown)
     every = torch.arange(b, device=fitted.unknown.device)
     starts = _line_starts(scene, fitted)
     blur, steps = _COARSE_LINE
     rows = every.repeat(_LINE_STARTS)
     tried = minimise(
-        Model(lens, scene.own.coarse, "line", blur),
+        scene.own.model("line", blur=blur, coarse=True),
         scene.coarse_pixels[rows],
         scene.coarse_noise.rows(rows),
         starts,
@@ -193,23 +206,23 @@ def _line(scene: _Scene, fitted: Fitted) -> tuple[Fitted, Float[Tensor, "b n n"]
         gain=scene.gain[rows],
     )
     order = tried.deviance.reshape(_LINE_STARTS, b).nan_to_num(torch.inf).argsort(0)
-    found = _anneal(scene, tried.unknown[order[0] * b + every], _FINE_LINE, every)
-    evidence, _ = scene.evidence(found)
-    poor = torch.nonzero(evidence.amax((1, 2)) > _UNEXPLAINED)[:, 0]
+    found = _anneal(scene, tried.unknown[order[0] * b + every], _FINE_LINE)
+    evidence, _, _ = scene.evidence(found)
+    left = evidence.amax((1, 2))
+    poor = torch.nonzero((left > _UNEXPLAINED) & (left < _HOPELESS))[:, 0]
     if len(poor):
-        again = _anneal(scene, starts[order[1][poor] * b + poor], _LINE_AGAIN, poor)
+        again = _anneal(scene.rows(poor), starts[order[1][poor] * b + poor], _LINE_AGAIN)
         better = again.deviance < found.deviance[poor]
-        rows = poor[better]
-        for f in fields(Fitted):
-            getattr(found, f.name)[rows] = getattr(again, f.name)[better]
-        if len(rows):
-            evidence, _ = scene.evidence(found)
+        if better.any():
+            rows, again = poor[better], again.rows(better)
+            found.put(rows, again)
+            evidence[rows], _, _ = scene.rows(rows).evidence(again)
     return found, evidence
 
 
-def _anneal(scene: _Scene, start: Unknown, schedule: tuple[tuple[float, int], ...], rows: Tensor) -> Fitted:
+def _anneal(scene: _Scene, start: Unknown, schedule: tuple[tuple[float, int], ...]) -> Fitted:
     for blur, steps in schedule:
-        fitted = scene.fit(Model(scene.own.lens, scene.own.fine, "line", blur), start, steps, rows)
+        fitted = scene.fit(scene.own.model("line", blur=blur), start, steps)
         start = fitted.unknown
     return fitted
 
@@ -235,26 +248,25 @@ def _line_starts(scene: _Scene, fitted: Fitted) -> Unknown:
 
 
 def _points(
-    scene: _Scene, fitted: Fitted, smooth: Float[Tensor, " b"], evidence: Maps, mass: Maps
+    scene: _Scene, fitted: Fitted, smooth: Float[Tensor, " b"], mass: Maps, free: Maps
 ) -> tuple[Fitted, Float[Tensor, "b k"], Float[Tensor, " b"]]:
     """Return the fit with all points, the gain by each number of them, and what one more would gain."""
     x, y = (v.flatten().to(mass) for v in scene.templates.grid.coordinates())
     every = torch.arange(len(smooth), device=smooth.device)
+    model = scene.own.model("points")
     current, gains, best = fitted, [], smooth
     for _ in range(N_POINTS):
-        place = evidence.flatten(1).argmax(1)
+        place = (mass * mass.abs() * free).flatten(1).argmax(1)
         own_mass = mass.flatten(1)[every, place].clamp(*_MASS["point"])
-        start = torch.cat([current.unknown, torch.stack([own_mass, x[place], y[place]], 1)], 1)
-        found = scene.fit(Model(scene.own.lens, scene.own.fine, "points"), start, _POINT_STEPS, every)
+        place_and_mass = torch.stack([own_mass, x[place], y[place]], 1)
+        found = scene.fit(model, torch.cat([current.unknown, place_and_mass], 1), _POINT_STEPS)
         # A mass that only harms is one of no mass.
         idle = torch.nonzero(~(found.deviance < best))[:, 0]
         if len(idle):
-            start[idle, -3] = 0.0
-            start[idle, :-3] = current.unknown[idle]
-            without = scene.fit(Model(scene.own.lens, scene.own.fine, "points"), start[idle], 1, idle)
-            for f in fields(Fitted):
-                getattr(found, f.name)[idle] = getattr(without, f.name)
+            place_and_mass[:, 0] = 0
+            start = torch.cat([current.unknown, place_and_mass], 1)[idle]
+            found.put(idle, scene.rows(idle).fit(model, start, 1))
         current, best = found, found.deviance
         gains.append(smooth - best)
-        evidence, mass = scene.evidence(current)
-    return current, torch.stack(gains, 1), evidence.amax((1, 2))
+        mass = scene.templates.repeated(scene.pixels - current.model, scene.weight(current), current.slopes, free)
+    return current, torch.stack(gains, 1), (mass * mass.abs() * free).amax((1, 2))

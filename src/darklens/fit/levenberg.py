@@ -1,6 +1,6 @@
 """A damped Gauss-Newton iteration (Levenberg-Marquardt) on many images at once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float
@@ -30,6 +30,15 @@ class Fitted:
     promised: Float[Tensor, " b"]
     model: Maps
     slopes: Float[Tensor, "b q m m"]
+
+    def rows(self, rows: Tensor) -> "Fitted":
+        """Return some of the images."""
+        return Fitted(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    def put(self, rows: Tensor, other: "Fitted") -> None:
+        """Replace some of the images."""
+        for f in fields(self):
+            getattr(self, f.name)[rows] = getattr(other, f.name)
 
 
 def minimise(

@@ -99,7 +99,7 @@ def unit_range(images: Images) -> tuple[Images, Float[Tensor, " b"], Float[Tenso
 def fit_smooth(images: Images, own: Fitter, exposure: Images | None = None) -> tuple[Fitted, Noise]:
     """Return the fit of a few images from 0 to 1 on the fine detector, and their noise there."""
     small, noise = own.on_coarse(images, exposure)
-    model = Model(own.lens, own.coarse)
+    model = own.model(coarse=True)
     candidates = own.nearest(images)
     found = minimise(model, small, noise, candidates[0], steps=_COARSE_STEPS)
     best, deviance = found.unknown, found.deviance
@@ -110,7 +110,7 @@ def fit_smooth(images: Images, own: Fitter, exposure: Images | None = None) -> t
         again = minimise(model, small[poor], noise.rows(poor), candidate[poor], steps=_COARSE_STEPS)
         better = again.deviance < deviance[poor]
         best[poor[better]], deviance[poor[better]] = again.unknown[better], again.deviance[better]
-    model = Model(own.lens, own.fine)
+    model = own.model()
     pixels, noise = own.on_fine(images, exposure)
     fitted = minimise(model, pixels, noise, best, steps=_FINE_STEPS)
     return fitted, noise.with_extra(pixels, fitted.model, model.gain(fitted.unknown), steps_of(images))

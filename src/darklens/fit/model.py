@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -33,12 +34,14 @@ class Model:
         detector: Where it is seen.
         kind: What is beside it.
         blur: Of the line, arcsec; see `masses.one_line`.
+        compiled: Whether light is computed by fused code: faster, once each kind of model has waited for its making.
     """
 
     lens: SmoothLens
     detector: Detector
     kind: Kind = "smooth"
     blur: float = 0.0
+    compiled: bool = False
 
     @property
     def smooth(self) -> int:
@@ -52,15 +55,9 @@ class Model:
     def expected(self, unknown: Unknown) -> tuple[Maps, Float[Tensor, "b q m m"]]:
         """Return the images that the unknowns mean, and their derivatives by each of them."""
         p, x, y = self.smooth - 2, self.detector.x.to(unknown), self.detector.y.to(unknown)
-        mass = None
-        if self.kind != "smooth":
-            own = unknown[:, p + 2 :]
-            mass = masses.points(own, x, y) if self.kind == "points" else masses.one_line(own, x, y, blur=self.blur)
-        scene = self.lens.scene(unknown[:, :p], x, y, [mass.alpha] if mass else [])
-        maps = [scene.brightness[:, None], scene.slopes]
-        if mass:
-            maps.append(-(scene.by_beta_x[:, None] * mass.by_x + scene.by_beta_y[:, None] * mass.by_y))
-        seen = self.detector.observe(torch.cat(maps, 1)) * self.gain(unknown)[:, :1, None, None].exp()
+        law = _fused() if self.compiled else brightness_and_slopes
+        seen = self.detector.observe(law(self.lens, self.kind, self.blur, unknown, x, y))
+        seen = seen * self.gain(unknown)[:, :1, None, None].exp()
         light = seen[:, :1]
         slopes = torch.cat([seen[:, 1 : p + 1], light, torch.ones_like(light), seen[:, p + 1 :]], 1)
         return light[:, 0] + unknown[:, p + 1, None, None], slopes
@@ -90,3 +87,23 @@ class Model:
         }
         kept = [bounds[name](v) for name, v in zip(names, own, strict=True)]
         return torch.stack(kept, 2).flatten(1)
+
+
+def brightness_and_slopes(
+    lens: SmoothLens, kind: Kind, blur: float, unknown: Unknown, x: Tensor, y: Tensor
+) -> Float[Tensor, "b k s s"]:
+    """Return brightness at positions and its derivatives by the unknowns, without scale and offset."""
+    p = len(lens.names)
+    smooth, own = unknown[:, :p], unknown[:, p + 2 :]
+    if kind == "smooth":
+        scene = lens.scene(smooth, x, y)
+        return torch.cat([scene.brightness[:, None], scene.slopes], 1)
+    mass = masses.points(own, x, y) if kind == "points" else masses.one_line(own, x, y, blur=blur)
+    scene = lens.scene(smooth, x, y, [mass.alpha])
+    by_mass = -(scene.by_beta_x[:, None] * mass.by_x + scene.by_beta_y[:, None] * mass.by_y)
+    return torch.cat([scene.brightness[:, None], scene.slopes, by_mass], 1)
+
+
+@cache
+def _fused() -> Callable[..., Tensor]:
+    return torch.compile(brightness_and_slopes, dynamic=True, fullgraph=True)

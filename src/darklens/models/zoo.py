@@ -10,6 +10,7 @@ from torch import nn
 from darklens.models.autoencoder import Autoencoder, AutoencoderConfig
 from darklens.models.classifiers import classifier
 from darklens.models.informed import Informed, SISAutoencoder2Config, SISAutoencoderConfig
+from darklens.models.lens_residual import LensResidual, LensResidualConfig
 from darklens.models.resnet_18 import ResNet18Config
 from darklens.models.resnet_simple import ResNetSimpleConfig
 from darklens.models.two_stage import TwoStage, TwoStageConfig
@@ -20,7 +21,8 @@ ModelConfig = Annotated[
     | AutoencoderConfig
     | SISAutoencoderConfig
     | SISAutoencoder2Config
-    | TwoStageConfig,
+    | TwoStageConfig
+    | LensResidualConfig,
     Field(discriminator="kind"),
 ]
 Task = Literal["classify", "reconstruct"]
@@ -39,6 +41,7 @@ def build(config: Any, *, n_pixels: int, pixel_scale: float, n_classes: int) -> 
         **dict.fromkeys(
             (ResNetSimpleConfig, ResNet18Config), lambda: classifier(config, n_pixels=n_pixels, n_classes=n_classes)
         ),
+        LensResidualConfig: lambda: LensResidual(config, n_classes=n_classes),
         TwoStageConfig: lambda: TwoStage(config, n_pixels=n_pixels, n_classes=n_classes),
         AutoencoderConfig: lambda: Autoencoder(config, n_pixels=n_pixels),
         **dict.fromkeys(
@@ -57,6 +60,11 @@ def task_of(config: Any) -> Task:
 def has_k_network(config: Any) -> bool:
     """Return whether the system makes k with a network that can be trained on reconstruction first."""
     return isinstance(config, SISAutoencoderConfig | SISAutoencoder2Config)
+
+
+def fits_lenses(config: Any) -> bool:
+    """Return whether the system fits lenses to images, and so can be shown fits that were made before."""
+    return isinstance(config, LensResidualConfig)
 
 
 def kinds() -> list[str]:

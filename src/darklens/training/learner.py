@@ -9,11 +9,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from darklens import rng
+from darklens.data.preprocess import Dihedral
 from darklens.evaluation.metrics import macro_auc
 from darklens.models.autoencoder import reconstruction_error
 from darklens.training.recipe import DataConfig, OneCycle, Plateau, Stage
 
-Batch = Sequence[Tensor]  # images and labels; torch's loader makes it a list
+Batch = Sequence[Any]  # images or their fits, and labels; torch's loader makes it a list
 
 
 class Learner(pl.LightningModule):
@@ -34,14 +35,20 @@ class Learner(pl.LightningModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Pre-process, and in training augment, a whole batch on the device."""
         images, labels = batch
+        if isinstance(images, tuple):  # fits: the maps are as the images were, and the numbers do not turn
+            if self.trainer.training and isinstance(self._data.augment, Dihedral):
+                images = images._replace(maps=self._data.augment.apply(images.maps, self._generator()))
+            return images, labels
         if self.trainer.training or self._data.legacy_augmented_validation:
-            part = "train" if self.trainer.training else "validation"
-            address = (part, self._number, self.current_epoch, self.global_step, len(self._seen))
-            generator = torch.Generator().manual_seed(rng.integer_seed(self._seed, "augment", *address))
-            images = self._data.preprocess.augmented(images, self._data.augment, generator)
+            images = self._data.preprocess.augmented(images, self._data.augment, self._generator())
         else:
             images = self._data.preprocess(images)
         return images.contiguous(memory_format=torch.channels_last), labels
+
+    def _generator(self) -> torch.Generator:
+        part = "train" if self.trainer.training else "validation"
+        address = (part, self._number, self.current_epoch, self.global_step, len(self._seen))
+        return torch.Generator().manual_seed(rng.integer_seed(self._seed, "augment", *address))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the batch's mean loss."""

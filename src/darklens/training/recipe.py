@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from darklens.config import Frozen, load
 from darklens.data.preprocess import Affine, Augment, Preprocess
 from darklens.errors import ConfigError
-from darklens.models.zoo import ModelConfig, has_k_network, task_of
+from darklens.models.zoo import ModelConfig, fits_lenses, has_k_network, task_of
 from darklens.registry import unknown
 from darklens.simulate.engine import EngineName
 
@@ -80,7 +80,9 @@ class DataConfig(Frozen):
     images_per_epoch: int = Field(default=9000, ge=2, description="stream")
     validation_images: int = Field(default=900, ge=3, description="stream")
     workers: int = Field(default=1, ge=0, description="stream: processes that simulate beside the training")
-    engine: EngineName = Field(default="eager", description="stream: see darklens.simulate.engine")
+    engine: EngineName = Field(
+        default="eager", description="by which a stream simulates, or by which a store is fitted for lens_residual"
+    )
     preprocess: Preprocess = Preprocess()
     augment: Annotated[Augment, Field(discriminator="kind")] = Affine()
     validation_fraction: float = Field(default=0.1, gt=0, lt=1)
@@ -116,6 +118,11 @@ class Recipe(Frozen):
             raise ValueError(f"the last stage must {task_of(self.model)}, which is what {self.model.kind} is for")
         if self.pretrained is not None and not has_k_network(self.model):
             raise ValueError(f"pretrained: {self.model.kind} has no autoencoder to load")
+        if fits_lenses(self.model) and (self.data.augment.kind == "affine" or self.data.preprocess != Preprocess()):
+            raise ValueError(
+                f"data: {self.model.kind} fits whole images on their own pixels; leave data.preprocess out and choose "
+                "data.augment.kind none or dihedral"
+            )
         for i, stage in enumerate(self.stages):
             if self.data.kind == "store" and (stage.overrides or stage.images_per_epoch):
                 raise ValueError(f"stages.{i}: overrides and images_per_epoch are for data.kind stream")

@@ -10,6 +10,7 @@ import csv
 import logging
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -25,8 +26,11 @@ from darklens import config, provenance, rng
 from darklens.bundle import Bundle, Contract
 from darklens.data.store import Store, prepare_folder
 from darklens.errors import InputError
+from darklens.executors import usable_cores
 from darklens.files import read_json, write_json, write_text
+from darklens.fit.table import Fits, fits_of
 from darklens.memory import keep_freed_memory
+from darklens.models.lens_residual import LensResidual, LensResidualConfig
 from darklens.models.zoo import build, count_parameters
 from darklens.training.average import RunningMean
 from darklens.training.learner import Learner
@@ -52,7 +56,7 @@ def train(recipe: Recipe, store: Store | None, out: Path, *, seed: int = 0, resu
     """
     _quiet()
     keep_freed_memory()
-    source = source_of(recipe.data, recipe.stages, store, seed=seed)
+    source = source_of(recipe.data, recipe.stages, store, seed=seed, fits=fits_for(recipe, store))
     pl.seed_everything(rng.integer_seed(seed, "weights") % 2**32, verbose=False)
     n_pixels, pixel_scale = source.n_pixels, source.pixel_scale
     network: nn.Module = build(
@@ -72,6 +76,8 @@ def train(recipe: Recipe, store: Store | None, out: Path, *, seed: int = 0, resu
             continue
         validation = _run_stage(network, recipe, stage, number, source, out, seed)
 
+    if isinstance(network, LensResidual):
+        _calibrate(network, source, recipe.stages)
     seconds = sum(float(row["seconds"]) for row in _read_rows(out / "metrics.csv"))
     contract = Contract(
         recipe=recipe.name,
@@ -95,6 +101,28 @@ def train(recipe: Recipe, store: Store | None, out: Path, *, seed: int = 0, resu
     )
     Bundle(contract, network).save(out / "bundle")
     return Bundle.load(out)
+
+
+def fits_for(recipe: Recipe, store: Store | None, *, advance: Callable[[int], None] = lambda _: None) -> Fits | None:
+    """Return the fits of the store, made where they are missing, if the recipe's system is shown such.
+
+    Args:
+        recipe: What is to be trained.
+        store: Its images, in whose folder fits are kept.
+        advance: Called with the number of images just fitted.
+    """
+    if not isinstance(recipe.model, LensResidualConfig) or store is None or recipe.data.kind != "store":
+        return None
+    return fits_of(store, recipe.model.population, engine=recipe.data.engine, workers=usable_cores(), advance=advance)
+
+
+@torch.no_grad()
+def _calibrate(network: LensResidual, source: Source, stages: Sequence[Stage]) -> None:
+    """Fit the temperature to the validation images of the last stage."""
+    network.eval()
+    _, held_out = source.loaders(stages[-1], len(stages) - 1, 0)
+    found = [(network(images), labels) for images, labels in held_out]
+    network.calibrate(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
 def precision_of(setting: str) -> Literal["32-true", "bf16-mixed"]:

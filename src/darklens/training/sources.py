@@ -3,25 +3,28 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from jaxtyping import Int
+from torch.utils.data import DataLoader, Dataset
 
 from darklens import config, rng
 from darklens.data.datamodule import BatchOrder, loader, split
 from darklens.data.store import Store
 from darklens.errors import ConfigError
+from darklens.fit.table import Fits, Seen
 from darklens.simulate import populations
 from darklens.simulate.stream import FreshBatches, Simulated
 from darklens.training.recipe import DataConfig, Stage
 
-Loader = DataLoader[tuple[torch.Tensor, torch.Tensor]]
+Loader = DataLoader[tuple[Any, torch.Tensor]]
 
 
 class StoreSource:
     """A store, split into training and validation images."""
 
-    def __init__(self, store: Store, data: DataConfig, seed: int) -> None:
-        self._store, self._seed = store, seed
+    def __init__(self, store: Store, data: DataConfig, seed: int, fits: Fits | None = None) -> None:
+        self._store, self._seed, self._fits = store, seed, fits
         self._parts = split(store.labels, validation_fraction=data.validation_fraction, seed=seed)
         self.classes, self.n_pixels, self.pixel_scale = store.classes, store.index.n_pixels, store.index.pixel_scale
         self.train_images = len(self._parts.train)
@@ -43,9 +46,27 @@ class StoreSource:
         )
         # Lightning asks for the first batch before it tells the loader which epoch a resumed run is in.
         order.set_epoch(first_epoch)
-        return loader(self._store, order), loader(
-            self._store, BatchOrder(self._parts.validation, stage.batch_size, shuffle=False)
-        )
+        held_out = BatchOrder(self._parts.validation, stage.batch_size, shuffle=False)
+        return tuple(self._loader(some) for some in (order, held_out))  # type: ignore[return-value]  # two
+
+    def _loader(self, order: BatchOrder) -> Loader:
+        if self._fits is None:
+            return loader(self._store, order)
+        return DataLoader(FitsDataset(self._fits, self._store.labels), sampler=order, batch_size=None)
+
+
+class FitsDataset(Dataset[tuple[Seen, torch.Tensor]]):
+    """The fits of a store's images in place of the images."""
+
+    def __init__(self, fits: Fits, labels: Int[np.ndarray, " n"]) -> None:
+        self._fits, self._labels = fits, torch.from_numpy(labels)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, indices: list[int]) -> tuple[Seen, torch.Tensor]:
+        """Return a batch of fits, and its labels."""
+        return self._fits.seen(indices), self._labels[indices]
 
 
 class StreamSource:
@@ -119,7 +140,9 @@ class StreamSource:
 Source = StoreSource | StreamSource
 
 
-def source_of(data: DataConfig, stages: Sequence[Stage], store: Store | None, *, seed: int) -> Source:
+def source_of(
+    data: DataConfig, stages: Sequence[Stage], store: Store | None, *, seed: int, fits: Fits | None = None
+) -> Source:
     """Return the source that a recipe asks for.
 
     Raises:
@@ -131,4 +154,4 @@ def source_of(data: DataConfig, stages: Sequence[Stage], store: Store | None, *,
         return StreamSource(data, stages, seed)
     if store is None:
         raise ConfigError("Give --data, the store to train on, or choose data.kind=stream and data.population.")
-    return StoreSource(store, data, seed)
+    return StoreSource(store, data, seed, fits)

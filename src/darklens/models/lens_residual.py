@@ -1,0 +1,174 @@
+"""Fit the smooth lens, try a line and some points beside it, and classify what each of them leaves unexplained."""
+
+from typing import Annotated, Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import BeforeValidator, Field
+from torch import Tensor, nn
+
+from darklens.config import Frozen
+from darklens.fit.hypotheses import N_POINTS
+from darklens.fit.table import CHANNELS, NUMBERS, Seen, see
+from darklens.models.resnet_simple import conv_block
+from darklens.simulate import populations
+from darklens.simulate.populations import Population
+
+# Maps are in standard deviations, the image from 0 to 1: to the size that a network likes.
+_UNITS = {"image": 1.0, "residual": 3.0, "line_residual": 3.0, "point_residual": 3.0, "evidence": 5.0}
+_UNITS["line_evidence"] = 5.0
+_FAILED = 12.0  # deviance per block of a smooth fit that is of another lens; substructure leaves at most 6
+_IMAGE_LOSS = 0.2  # the weight of the branch that sees the image alone
+
+
+def _by_name(value: Any) -> Any:
+    return populations.get(value) if isinstance(value, str) else value
+
+
+class LensResidualConfig(Frozen):
+    """Fits smooth lens, line and points, classifies what they leave; falls back to the image where the fit fails."""
+
+    kind: Literal["lens_residual"] = "lens_residual"
+    population: Annotated[Population, BeforeValidator(_by_name)] = Field(
+        default="common-test-i",
+        validate_default=True,
+        description="whose smooth lenses are fitted: a name from `darklens populations`, or its contents",
+    )
+    sees: Literal["all", "maps", "numbers", "image", "image_and_residual"] = Field(
+        default="all", description="what the classifier is shown; less than all is for comparisons"
+    )
+    width: int = Field(default=24, ge=4, description="channels of the first convolution")
+
+
+class LensResidual(nn.Module):
+    """A small network on the residuals and evidence maps of the fits, and on their numbers.
+
+    It takes images, which it fits, or `Seen`, the fits themselves.
+    """
+
+    temperature: Tensor
+
+    def __init__(self, config: LensResidualConfig, *, n_classes: int) -> None:
+        super().__init__()
+        self._config = config
+        w = config.width
+        self.tower = _Tower(len(_channels(config)), w)
+        self.of_numbers = nn.Sequential(
+            nn.BatchNorm1d(_TELLING),
+            *(nn.Linear(_TELLING, 64), nn.ReLU(inplace=True)),
+            *(nn.Linear(64, 64), nn.ReLU(inplace=True)),
+        )
+        both = _Tower.features(w) + 64
+        self.head = nn.Sequential(nn.Linear(both, 64), nn.ReLU(inplace=True), nn.Dropout(0.2), nn.Linear(64, n_classes))
+        self.image_branch = nn.Sequential(_Tower(1, w // 2), nn.Linear(_Tower.features(w // 2), n_classes))
+        self.register_buffer("temperature", torch.ones(()))
+
+    def see(self, images: Float[Tensor, "b 1 n n"]) -> Seen:
+        """Return the fits of images."""
+        with torch.autocast(images.device.type, enabled=False):
+            return see(images[:, 0].float(), self._config.population)
+
+    def forward(self, images: Tensor | Seen) -> Float[Tensor, "b classes"]:
+        """Return calibrated logits; where the fit failed, those of the image alone."""
+        seen = images if isinstance(images, tuple) else self.see(images)
+        logits, of_image = self.branches(seen)
+        return torch.where(fitted(seen.numbers)[:, None], logits, of_image) / self.temperature
+
+    def branches(self, seen: Seen) -> tuple[Float[Tensor, "b classes"], Float[Tensor, "b classes"]]:
+        """Return the logits of the fits, and of the image alone."""
+        maps = seen.maps / seen.maps.new_tensor([_UNITS[name] for name in CHANNELS])[:, None, None]
+        shown = maps[:, _channels(self._config)]
+        with_maps = self._config.sees != "numbers"
+        with_numbers = self._config.sees in ("all", "numbers")
+        features = self.tower(shown if with_maps else torch.zeros_like(shown))
+        told = telling(seen.numbers).to(features.dtype)
+        numbers = self.of_numbers(told if with_numbers else torch.zeros_like(told))
+        return self.head(torch.cat([features, numbers], 1)), self.image_branch(maps[:, :1])
+
+    def losses(self, images: Tensor | Seen, labels: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """Return each image's loss in training: that of the fits, and a part of that of the image alone."""
+        seen = images if isinstance(images, tuple) else self.see(images)
+        of_fit, of_image = (
+            nn.functional.cross_entropy(logits.float(), labels, reduction="none") for logits in self.branches(seen)
+        )
+        return of_fit + _IMAGE_LOSS * of_image
+
+    @torch.no_grad()
+    def calibrate(self, logits: Float[Tensor, "b classes"], labels: Int[Tensor, " b"]) -> None:
+        """Choose the temperature at which held-out images are most probable (Guo et al. 2017, arXiv:1706.04599)."""
+        candidates = torch.logspace(-0.7, 0.7, 141, device=logits.device)
+        losses = [nn.functional.cross_entropy(logits.double() / t.double(), labels) for t in candidates]
+        self.temperature *= candidates[int(torch.stack(losses).argmin())]
+
+
+class _Tower(nn.Module):
+    """Convolutions to 1/8 of the size, then the mean and the largest value of each channel."""
+
+    def __init__(self, inputs: int, w: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            conv_block(inputs, w, kernel=5, padding=2, stride=2),
+            conv_block(w, w + w // 2, padding=1),
+            nn.MaxPool2d(2),
+            conv_block(w + w // 2, 2 * w, padding=1),
+            conv_block(2 * w, 2 * w, padding=1),
+            nn.MaxPool2d(2),
+            conv_block(2 * w, 3 * w, padding=1),
+        )
+
+    @classmethod
+    def features(cls, w: int) -> int:
+        """Return the number of features for a width."""
+        return 6 * w
+
+    def forward(self, maps: Float[Tensor, "b c m m"]) -> Float[Tensor, "b f"]:
+        features = self.layers(maps)
+        return torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1)
+
+
+def _channels(config: LensResidualConfig) -> list[int]:
+    shown = {"image": ("image",), "image_and_residual": ("image", "residual")}.get(config.sees, CHANNELS)
+    return [CHANNELS.index(name) for name in shown]
+
+
+def fitted(numbers: Float[Tensor, "b k"]) -> Bool[Tensor, " b"]:
+    """Return whether the smooth fit settled, on a lens like the image's."""
+    converged, deviance, blocks = (_column(numbers, name) for name in ("converged", "deviance", "blocks"))
+    return (converged > 0) & (deviance < _FAILED * blocks)
+
+
+_TELLING = 14 + 3 * N_POINTS
+
+
+def telling(numbers: Float[Tensor, "b k"]) -> Float[Tensor, "b t"]:
+    """Return what of the numbers tells the classes apart and is the same however the image is turned."""
+    value = {name: _column(numbers, name) for name in NUMBERS}
+    gains = [value[f"point_gain_{k + 1}"] for k in range(N_POINTS)]
+    mass = [value[f"point_{k + 1}_mass"] for k in range(N_POINTS)]
+    squared = value["theta_E"].square().clamp_min(0.01)
+    scatter = (2 * value["blocks"]).sqrt()
+    told = [
+        *(_log(value[name]) for name in ("line_gain", "beside_line", "point_peak", "beside_points")),
+        *(_log(gain) for gain in gains),
+        *(_log(value["line_gain"] - gain) for gain in gains),
+        _log((value["deviance"] - value["blocks"]) / scatter),
+        _log((value["deviance"] - value["line_gain"] - value["blocks"]) / scatter),
+        _log((value["deviance"] - gains[-1] - value["blocks"]) / scatter),
+        20 * value["line_mass"] / squared,
+        value["line_length"],
+        torch.hypot(value["line_x"], value["line_y"]),
+        value["theta_E"],
+        torch.hypot(value["gamma1"], value["gamma2"]),
+        torch.hypot(value["source_x"], value["source_y"]),
+        _log(value["extra_noise"]),
+        *(50 * v / squared for v in mass),
+    ]
+    return torch.stack(told, 1)
+
+
+def _log(value: Tensor) -> Tensor:
+    return value.sign() * value.abs().log1p()
+
+
+def _column(numbers: Float[Tensor, "b k"], name: str) -> Float[Tensor, " b"]:
+    return numbers[:, NUMBERS.index(name)]
