@@ -1,4 +1,4 @@
-"""The study's systems and ours, then the tables: `make reproduce` at full size, which takes days and goes on if stopped.
+"""The study's systems and ours, then the tables: `make reproduce` at full size, which takes days and can be stopped.
 
 Simulates training and test images, trains and judges every recipe that is not done yet, the shortest trainings first,
 and adds each to results/. At full size it runs the ablation too. A smaller size gives every recipe a row in an hour:

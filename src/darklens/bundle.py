@@ -6,8 +6,9 @@ BUNDLE/bundle.json          how to build the network, what it takes and gives, w
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,12 +23,16 @@ from darklens.data.preprocess import Preprocess
 from darklens.data.store import Store
 from darklens.errors import InputError
 from darklens.files import atomic_path, read_json, sha256_of, write_json
-from darklens.fit.table import Seen, fits_of
-from darklens.models.lens_residual import LensResidualConfig
-from darklens.models.zoo import ModelConfig, Task, build, has_k_network, task_of
+from darklens.fit.fitter import fitter
+from darklens.fit.table import CHANNELS, Seen, fits_of
+from darklens.models import lens_residual
+from darklens.models.lens_residual import LensResidual, LensResidualConfig
+from darklens.models.zoo import ModelConfig, Task, build, fits_lenses, has_k_network, task_of
 
 WEIGHTS, CONTRACT = "model.safetensors", "bundle.json"
 BATCH_SIZE = 64
+SHIPPED = resources.files("darklens") / "weights"
+DEFAULT_MODEL = "lens_residual"
 
 
 class Contract(Frozen):
@@ -61,6 +66,14 @@ class Contract(Frozen):
             pixel_scale=self.pixel_scale * self.preprocess.bin,
             n_classes=len(self.classes),
         )
+
+
+class Classified(NamedTuple):
+    """Probabilities (b, classes), and by name what was found of each image and the maps that were looked at."""
+
+    probabilities: np.ndarray
+    findings: dict[str, list[str]]
+    maps: dict[str, np.ndarray]
 
 
 class Bundle:
@@ -114,6 +127,16 @@ class Bundle:
         probabilities: np.ndarray = self.run(images)[1].double().softmax(1).cpu().numpy()
         return probabilities
 
+    @torch.inference_mode()
+    def classify(self, images: Float[np.ndarray, "b 1 n n"]) -> Classified:
+        """Return probabilities, and of a system that fits lenses what it found, a column for each name."""
+        if not isinstance(self.network, LensResidual):
+            return Classified(self.probabilities(images), {}, {})
+        seen = self.network.see(torch.from_numpy(images).to(self._device))
+        probabilities = self.network(seen).double().softmax(1).cpu().numpy()
+        maps = dict(zip(CHANNELS, seen.maps.cpu().numpy().swapaxes(0, 1), strict=True))
+        return Classified(probabilities, lens_residual.findings(seen.numbers), maps)
+
     def probabilities_of(
         self, store: Store, *, workers: int = 1, advance: Callable[[int], None] = lambda _: None
     ) -> Float[np.ndarray, "n classes"]:
@@ -147,9 +170,31 @@ class Bundle:
         return {name: value.float().cpu().numpy() for name, value in found.items()}
 
     @property
+    def card(self) -> str:
+        """A line on what was trained on what, and how well it did on held-out images."""
+        c = self.contract
+        auc = c.validation.get("val_auc")
+        judged = "" if auc is None else f", macro AUC {auc:.5f} on its validation images"
+        return (
+            f"{c.recipe} on {c.data.get('population')}, {c.provenance.get('train_images')} images{judged}; takes "
+            f"{c.n_pixels} x {c.n_pixels} pixels of {c.pixel_scale} arcsec; {c.parameters:,} parameters, {c.licence}."
+        )
+
+    @property
     def has_maps(self) -> bool:
-        """Whether the system traces light through a map k(x, y)."""
-        return has_k_network(self.contract.model)
+        """Whether the system makes maps of an image: k(x, y) and its kin, or residuals and evidence."""
+        return has_k_network(self.contract.model) or self.fits_lenses
+
+    @property
+    def fits_lenses(self) -> bool:
+        """Whether the system fits lenses to images."""
+        return fits_lenses(self.contract.model)
+
+    @property
+    def fit_pixel_scale(self) -> float:
+        """Pixel scale of the maps of a system that fits lenses, arcsec."""
+        assert isinstance(self.contract.model, LensResidualConfig)
+        return float(fitter(self.contract.model.population).fine.pixel_scale)
 
     @property
     def map_pixel_scale(self) -> float:
@@ -157,10 +202,11 @@ class Bundle:
         return self.contract.pixel_scale * self.contract.preprocess.bin
 
     def require_maps(self) -> None:
-        """Raise `InputError` unless the system traces light through a map k(x, y)."""
+        """Raise `InputError` unless the system makes maps of an image."""
         if not self.has_maps:
             raise InputError(
-                f"{self.contract.recipe} has no lens step, so there are no maps; sis_autoencoder and its kin have them."
+                f"{self.contract.recipe} has no lens step, so there are no maps; lens_residual has them, and "
+                "sis_autoencoder and its kin."
             )
 
     def require_classifier(self, purpose: str) -> None:
@@ -171,17 +217,36 @@ class Bundle:
             )
 
 
+def shipped() -> list[str]:
+    """Return the names of the models that come with the package."""
+    if not SHIPPED.is_dir():
+        return []
+    return sorted(item.name for item in SHIPPED.iterdir() if (item / CONTRACT).is_file())
+
+
+def is_model(path: Path) -> bool:
+    """Return whether `locate` finds a bundle there."""
+    try:
+        locate(path)
+    except InputError:
+        return False
+    return True
+
+
 def locate(path: Path) -> Path:
-    """Return the bundle folder that `path` is or holds.
+    """Return the bundle folder that `path` is, holds, or is the name of.
 
     Raises:
         InputError: If there is none.
     """
-    for folder in (path, path / "bundle"):
-        if (folder / CONTRACT).exists():
+    for folder in (path, path / "bundle", Path(str(SHIPPED)) / path.name):
+        if (folder / CONTRACT).exists() and (folder.parent != Path(str(SHIPPED)) or str(path) == path.name):
             return folder
     if not path.exists():
-        raise InputError(f"{path} does not exist; give a run folder or a bundle folder.")
+        known = ", ".join(shipped()) or "none"
+        raise InputError(
+            f"{path} does not exist; give a run folder, a bundle folder, or the name of a shipped model ({known})."
+        )
     raise InputError(f"{path} holds no {CONTRACT}; give a run folder of a finished training, or a bundle folder.")
 
 

@@ -254,29 +254,41 @@ def compare(
 
 @app.command
 def predict(
-    model: Model,
-    files: Annotated[list[Path], Parameter(help="Images (.npy), or folders of them.")],
+    model: Annotated[
+        Path,
+        Parameter(
+            help="Run folder, bundle folder, or a shipped model's name (`darklens models`); left out, lens_residual."
+        ),
+    ],
+    files: Annotated[list[Path] | None, Parameter(help="Images (.npy), or folders of them.")] = None,
     *,
     out: Annotated[Path, Parameter(help="Table to write (.csv).")],
     pixel_scale: Annotated[float | None, Parameter(help="Pixel scale of the images in arcsec, if known.")] = None,
     maps: Annotated[
         Path | None,
         Parameter(
-            help="New folder for what a system with a lens step made of each image: FILE.npz with image, k, alpha_x, "
-            "alpha_y (arcsec), source and pixel_scale, and FILE.png. A second file of one name becomes FILE-2."
+            help="New folder for what a system made of each image, as FILE.npz and FILE.png. lens_residual: image, "
+            "residual, line_residual, point_residual, evidence, line_evidence (sigma); a system with a lens step: "
+            "image, k, alpha_x, alpha_y (arcsec), source; both: pixel_scale (arcsec). A second file of one name "
+            "becomes FILE-2."
         ),
     ] = None,
 ) -> int:
     """Classify image files. A bad file gets an error row; the others go on, and the exit code is 3.
 
-    Example: `darklens predict runs/sis my-lens.npy more-lenses/ --out predictions.csv --maps maps`
+    Example: `darklens predict my-lens.npy more-lenses/ --out predictions.csv --maps maps`
+
+    Example with a model of your own: `darklens predict runs/sis my-lens.npy --out predictions.csv`
     """
-    from darklens.bundle import Bundle
+    from darklens.bundle import DEFAULT_MODEL, Bundle, is_model
     from darklens.files import write_text
     from darklens.predict import find_images, to_csv
     from darklens.predict import predict as classify
 
-    bundle, paths = Bundle.load(model), find_images(files)
+    given = list(files or [])
+    if not is_model(model) and (not given or model.exists()):
+        model, given = Path(DEFAULT_MODEL), [model, *given]
+    bundle, paths = Bundle.load(model), find_images(given)
     bundle.require_classifier("predict")
     keep: dict[str, Any] = {}
     if maps is not None:
@@ -328,10 +340,13 @@ def populations() -> int:
 
 @app.command
 def models() -> int:
-    """List the systems that a recipe's `model.kind` can name: parameters, what they take and give."""
+    """List the systems that a recipe's `model.kind` can name, what they take and give, and the trained ones."""
+    from darklens.bundle import Bundle, shipped
     from darklens.models.zoo import descriptions
 
     _list_described(iter(descriptions().items()))
+    print("\nTrained and shipped, to be named in place of a run folder:")
+    _list_described((name, Bundle.load(name).card) for name in shipped())
     return 0
 
 

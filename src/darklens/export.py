@@ -45,9 +45,14 @@ def export_onnx(bundle: Bundle, path: Path) -> float:
         The largest difference between ONNX Runtime and torch, on test images of ones and of several.
 
     Raises:
-        ConfigError: If the packages of the `onnx` extra are missing.
+        ConfigError: If the system fits lenses, or the packages of the `onnx` extra are missing.
         DarklensError: If the two differ by more than 1e-4; nothing is written then.
     """
+    if bundle.fits_lenses:
+        raise ConfigError(
+            f"{bundle.contract.recipe} fits lenses to each image step by step, which ONNX cannot say; "
+            "use `darklens predict`, or Bundle.classify from Python."
+        )
     try:
         import onnx
         import onnxruntime

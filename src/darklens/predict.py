@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from darklens.bundle import BATCH_SIZE, Bundle
+from darklens.bundle import BATCH_SIZE, Bundle, Classified
 from darklens.data.images import read_npy
 from darklens.errors import DarklensError, InputError
 
@@ -21,6 +21,7 @@ class Row:
     path: str
     probabilities: list[float] = field(default_factory=list)
     message: str = ""
+    findings: dict[str, str] = field(default_factory=dict)
 
 
 def find_images(arguments: Sequence[Path]) -> list[Path]:
@@ -48,7 +49,7 @@ def predict(
     paths: Sequence[Path],
     *,
     pixel_scale: float | None = None,
-    use: Callable[[Sequence[Path], Float[np.ndarray, "b 1 n n"]], None] = lambda _, __: None,
+    use: Callable[[Sequence[Path], Float[np.ndarray, "b 1 n n"], Classified], None] = lambda _, __, ___: None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[Row]:
     """Classify image files, one row each, in their order; a bad file becomes an error row and the others go on.
@@ -57,7 +58,7 @@ def predict(
         bundle: A classifier.
         paths: `.npy` files.
         pixel_scale: Pixel scale of the images in arcsec, if known; it must be the model's.
-        use: Called with the files of each batch that could be read, and their images.
+        use: Called with the files of each batch that could be read, their images, and what was found of them.
         advance: Called with the number of files just finished.
 
     Raises:
@@ -75,21 +76,37 @@ def predict(
         read = [_read(path, bundle.contract.n_pixels) for path in block]
         good = [(path, image) for path, image in zip(block, read, strict=True) if isinstance(image, np.ndarray)]
         images = np.stack([image for _, image in good])[:, None] if good else None
-        results = iter(() if images is None else bundle.probabilities(images))
-        if images is not None:
-            use([path for path, _ in good], images)
-        for path, image in zip(block, read, strict=True):
-            if isinstance(image, str):
-                rows.append(Row(str(path), message=image))
-            else:
-                rows.append(Row(str(path), probabilities=[float(p) for p in next(results)]))
+        found = {} if images is None else _rows(bundle, [path for path, _ in good], images, use)
+        rows += [
+            found[path] if path in found and not isinstance(image, str) else Row(str(path), message=str(image))
+            for path, image in zip(block, read, strict=True)
+        ]
         advance(len(block))
     return rows
 
 
+def _rows(
+    bundle: Bundle,
+    paths: list[Path],
+    images: Float[np.ndarray, "b 1 n n"],
+    use: Callable[[Sequence[Path], Float[np.ndarray, "b 1 n n"], Classified], None],
+) -> dict[Path, Row]:
+    found = bundle.classify(images)
+    use(paths, images, found)
+    return {
+        path: Row(
+            str(path),
+            probabilities=[float(p) for p in found.probabilities[i]],
+            findings={name: column[i] for name, column in found.findings.items()},
+        )
+        for i, path in enumerate(paths)
+    }
+
+
 def to_csv(rows: Sequence[Row], classes: Sequence[str], extra: dict[str, Sequence[object]] | None = None) -> str:
-    """Return the text of predictions.csv, with further columns at the end."""
-    extra = extra or {}
+    """Return the text of predictions.csv, with what was found and further columns at the end."""
+    found = dict.fromkeys(name for row in rows for name in row.findings)
+    extra = {name: [row.findings.get(name, "") for row in rows] for name in found} | dict(extra or {})
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["path", "status", "predicted", *(f"p_{name}" for name in classes), "message", *extra])

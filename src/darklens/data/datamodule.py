@@ -23,17 +23,19 @@ class Split:
     validation: Int[np.ndarray, " validation"]
 
 
-def split(labels: Indices, *, validation_fraction: float, seed: int) -> Split:
+def split(labels: Indices, *, validation_fraction: float, seed: int, n_per_class: int | None = None) -> Split:
     """Split image numbers within each class, so that both parts have the classes' proportions.
 
-    Copies of an image made by augmentation share its number, so they never straddle the two parts.
+    With `n_per_class`, the first so many of each class are split and the others left out. Copies of an image made by
+    augmentation share its number, so they never straddle the two parts.
 
     Raises:
         InputError: If a class is too small to be in both parts.
     """
     train, validation = [], []
     for label in np.unique(labels):
-        members = rng.generator(seed, "split", int(label)).permutation(np.flatnonzero(labels == label))
+        found = np.flatnonzero(labels == label)[:n_per_class]
+        members = rng.generator(seed, "split", int(label)).permutation(found)
         n_validation = max(1, round(validation_fraction * len(members)))
         if n_validation >= len(members):
             raise InputError(f"Class {label} has {len(members)} images, too few for training and validation; add more.")

@@ -52,5 +52,5 @@ class Detector:
         kept = images[..., self._start : self._start + self._crop, self._start : self._start + self._crop]
         if self._block == 1:
             return kept
-        blocks = kept.unflatten(-1, (self.n_pixels, self._block)).unflatten(-3, (self.n_pixels, self._block))
-        return blocks.mean((-3, -1))
+        m, k = self.n_pixels, self._block
+        return kept.reshape(*kept.shape[:-2], m, k, m, k).mean((-3, -1))

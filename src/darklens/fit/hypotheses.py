@@ -178,7 +178,7 @@ def _weigh(images: Images, own: Fitter, exposure: Images | None) -> Hypotheses:
         line=line,
         beside_line=line_evidence.amax((1, 2)),
         point_gain=point_gain,
-        points=with_points.unknown[:, p + 2 :].unflatten(1, (N_POINTS, len(masses.POINT))),
+        points=with_points.unknown[:, p + 2 :].reshape(-1, N_POINTS, len(masses.POINT)),
         beside_points=beside_points,
         image=templates.cut(light / light.amax((1, 2), keepdim=True).clamp_min(1e-6)),
         residual=residual(fitted),

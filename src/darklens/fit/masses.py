@@ -30,7 +30,7 @@ class Masses(NamedTuple):
 
 def points(unknown: Float[Tensor, "b k"], x: Float[Tensor, "1 s"], y: Float[Tensor, "s 1"]) -> Masses:
     """Return the joint deflection of point masses; the unknowns are mass, x and y of one after the other."""
-    mass, at_x, at_y = (v[:, :, None, None] for v in unknown.unflatten(1, (-1, len(POINT))).unbind(2))
+    mass, at_x, at_y = (v[:, :, None, None] for v in unknown.reshape(len(unknown), -1, len(POINT)).unbind(2))
     from_x, from_y = x - at_x, y - at_y
     alpha_x, alpha_y = point.deflection(from_x, from_y, theta_E=torch.ones_like(mass))
     # d(1/z)/dz = -1/z^2, and by the mass's place with the opposite sign.

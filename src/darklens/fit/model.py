@@ -77,7 +77,7 @@ class Model:
     def _bounded(self, unknown: Unknown, names: tuple[str, ...]) -> Unknown:
         if not names:
             return unknown
-        own = unknown.unflatten(1, (-1, len(names))).unbind(2)
+        own = unknown.reshape(len(unknown), -1, len(names)).unbind(2)
         bounds: dict[str, Callable[[Tensor], Tensor]] = {
             "mass": lambda v: v.clamp_min(0),
             "x": lambda v: v.clamp(-_REACH, _REACH),

@@ -113,6 +113,7 @@ class Noise:
 
     def _counts(self, maps: Maps, gain: Gain) -> Maps:
         scale, offset = gain[:, 0, None, None].exp(), gain[:, 1, None, None]
+        assert self.sky is not None
         per_pixel = ((maps - offset) / scale + self.sky) * self.exposure + self.extra[:, None, None]
         return self.area * per_pixel
 

@@ -19,6 +19,7 @@ from torch import Tensor
 import darklens
 from darklens import config, executors
 from darklens.data.store import Store
+from darklens.errors import ConfigError
 from darklens.files import atomic_path, write_json
 from darklens.fit.fitter import Images
 from darklens.fit.hypotheses import N_POINTS, Hypotheses, weigh_hypotheses
@@ -80,8 +81,14 @@ class Fits:
 
     @cached_property
     def numbers(self) -> Float[np.ndarray, "n k"]:
-        """The numbers of all images."""
-        return np.concatenate([np.load(_file(self._folder, i, "numbers")) for i in range(len(self._lengths))])
+        """The numbers of all images; NaN for those that are not fitted."""
+        return np.concatenate([self._numbers(i) for i in range(len(self._lengths))])
+
+    def _numbers(self, shard: int) -> Float[np.ndarray, "k c"]:
+        path = _file(self._folder, shard, "numbers")
+        if path.exists():
+            return np.asarray(np.load(path))
+        return np.full((self._lengths[shard], len(NUMBERS)), np.nan, dtype=np.float32)
 
     def seen(self, indices: Sequence[int] | Int[np.ndarray, " b"]) -> Seen:
         """Return what is shown of the images with the given numbers, in that order."""
@@ -115,7 +122,17 @@ def fits_of(
         workers: Processes.
         limit: Fit only the shards that hold the first so many images.
         advance: Called with the number of images just finished.
+
+    Raises:
+        ConfigError: If the population's images are of another size.
     """
+    found, needed_field = (store.index.n_pixels, store.index.pixel_scale), population.field
+    if found[0] != needed_field.n_pixels or not np.isclose(found[1], needed_field.pixel_scale, rtol=1e-3):
+        raise ConfigError(
+            f"{store.path} has {found[0]} pixels of {found[1]} arcsec, lenses of {population.name} have "
+            f"{needed_field.n_pixels} of {needed_field.pixel_scale}; choose a population like the images "
+            "(model.population, model.overrides)."
+        )
     folder = store.path / "fits" / config.digest(population)[:12]
     spec = {"schema": 1, "version": VERSION, "channels": list(CHANNELS), "numbers": list(NUMBERS)}
     spec |= {"population": population.model_dump(mode="json", by_alias=True), "darklens": darklens.__version__}

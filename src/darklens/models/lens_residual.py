@@ -1,10 +1,10 @@
 """Fit the smooth lens, try a line and some points beside it, and classify what each of them leaves unexplained."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import BeforeValidator, Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from darklens.config import Frozen
@@ -21,23 +21,31 @@ _FAILED = 12.0  # deviance per block of a smooth fit that is of another lens; su
 _IMAGE_LOSS = 0.2  # the weight of the branch that sees the image alone
 
 
-def _by_name(value: Any) -> Any:
-    return populations.get(value) if isinstance(value, str) else value
-
-
 class LensResidualConfig(Frozen):
     """Fits smooth lens, line and points, classifies what they leave; falls back to the image where the fit fails."""
 
     kind: Literal["lens_residual"] = "lens_residual"
-    population: Annotated[Population, BeforeValidator(_by_name)] = Field(
-        default="common-test-i",
-        validate_default=True,
-        description="whose smooth lenses are fitted: a name from `darklens populations`, or its contents",
+    population: Population = Field(
+        description="whose smooth lenses are fitted: a name from `darklens populations`, or its contents"
+    )
+    overrides: tuple[str, ...] = Field(
+        default=(), description="changes to a population that is given by name, such as field.n_pixels=100"
     )
     sees: Literal["all", "maps", "numbers", "image", "image_and_residual"] = Field(
         default="all", description="what the classifier is shown; less than all is for comparisons"
     )
     width: int = Field(default=24, ge=4, description="channels of the first convolution")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, tree: Any) -> Any:
+        """Put the population's contents, with the changes, in the place of its name."""
+        if not isinstance(tree, dict):
+            return tree
+        chosen = tree.get("population", "common-test-i")
+        if not isinstance(chosen, str):
+            return tree
+        return tree | {"population": populations.get(chosen, tuple(tree.get("overrides", ()))), "overrides": ()}
 
 
 class LensResidual(nn.Module):
@@ -53,13 +61,15 @@ class LensResidual(nn.Module):
         self._config = config
         w = config.width
         self.tower = _Tower(len(_channels(config)), w)
+        self.normalise = nn.BatchNorm1d(_TELLING)
         self.of_numbers = nn.Sequential(
-            nn.BatchNorm1d(_TELLING),
             *(nn.Linear(_TELLING, 64), nn.ReLU(inplace=True)),
             *(nn.Linear(64, 64), nn.ReLU(inplace=True)),
         )
         both = _Tower.features(w) + 64
-        self.head = nn.Sequential(nn.Linear(both, 64), nn.ReLU(inplace=True), nn.Dropout(0.2), nn.Linear(64, n_classes))
+        self.head = nn.Sequential(nn.Linear(both, 64), nn.ReLU(inplace=True), nn.Dropout(0.3), nn.Linear(64, n_classes))
+        # Likelihood ratios nearly decide by themselves; from few images, straight lines through them learn soonest.
+        self.direct = nn.Linear(_TELLING, n_classes)
         self.image_branch = nn.Sequential(_Tower(1, w // 2), nn.Linear(_Tower.features(w // 2), n_classes))
         self.register_buffer("temperature", torch.ones(()))
 
@@ -70,7 +80,7 @@ class LensResidual(nn.Module):
 
     def forward(self, images: Tensor | Seen) -> Float[Tensor, "b classes"]:
         """Return calibrated logits; where the fit failed, those of the image alone."""
-        seen = images if isinstance(images, tuple) else self.see(images)
+        seen = images if isinstance(images, Seen) else self.see(images)
         logits, of_image = self.branches(seen)
         return torch.where(fitted(seen.numbers)[:, None], logits, of_image) / self.temperature
 
@@ -79,15 +89,17 @@ class LensResidual(nn.Module):
         maps = seen.maps / seen.maps.new_tensor([_UNITS[name] for name in CHANNELS])[:, None, None]
         shown = maps[:, _channels(self._config)]
         with_maps = self._config.sees != "numbers"
-        with_numbers = self._config.sees in ("all", "numbers")
-        features = self.tower(shown if with_maps else torch.zeros_like(shown))
-        told = telling(seen.numbers).to(features.dtype)
-        numbers = self.of_numbers(told if with_numbers else torch.zeros_like(told))
-        return self.head(torch.cat([features, numbers], 1)), self.image_branch(maps[:, :1])
+        none = shown.new_zeros(len(shown), _Tower.features(self._config.width))
+        features = self.tower(shown) if with_maps else none
+        told = self.normalise(telling(seen.numbers).to(features.dtype))
+        if self._config.sees not in ("all", "numbers"):
+            told = torch.zeros_like(told)
+        logits = self.head(torch.cat([features, self.of_numbers(told)], 1)) + self.direct(told)
+        return logits, self.image_branch(maps[:, :1])
 
     def losses(self, images: Tensor | Seen, labels: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
         """Return each image's loss in training: that of the fits, and a part of that of the image alone."""
-        seen = images if isinstance(images, tuple) else self.see(images)
+        seen = images if isinstance(images, Seen) else self.see(images)
         of_fit, of_image = (
             nn.functional.cross_entropy(logits.float(), labels, reduction="none") for logits in self.branches(seen)
         )
@@ -135,6 +147,29 @@ def fitted(numbers: Float[Tensor, "b k"]) -> Bool[Tensor, " b"]:
     """Return whether the smooth fit settled, on a lens like the image's."""
     converged, deviance, blocks = (_column(numbers, name) for name in ("converged", "deviance", "blocks"))
     return (converged > 0) & (deviance < _FAILED * blocks)
+
+
+def findings(numbers: Float[Tensor, "b k"]) -> dict[str, list[str]]:
+    """Return what the fits found of each image, as columns of a table: arcsec, arcsec^2 of masses (theta_E^2), degrees.
+
+    `delta_chi2_line` and `delta_chi2_points` are by how much one line and all point masses lower the deviance,
+    `beside_line` what a point beside the line would lower it by, `chi2` the deviance per block of pixels.
+    """
+    value = {name: _column(numbers, name) for name in NUMBERS}
+    columns = {
+        "theta_E": value["theta_E"],
+        "chi2": value["deviance"] / value["blocks"],
+        "chi2_line": (value["deviance"] - value["line_gain"]) / value["blocks"],
+        "chi2_points": (value["deviance"] - value[f"point_gain_{N_POINTS}"]) / value["blocks"],
+        "delta_chi2_line": value["line_gain"],
+        "delta_chi2_points": value[f"point_gain_{N_POINTS}"],
+        "beside_line": value["beside_line"],
+        **{name: value[name] for name in ("line_mass", "line_x", "line_y", "line_length")},
+        "line_angle": torch.rad2deg(value["line_angle"]) % 180,
+        **{f"point_{name}": value[f"point_1_{name}"] for name in ("mass", "x", "y")},
+    }
+    states = ["ok" if good else "failed, judged by the image alone" for good in fitted(numbers).tolist()]
+    return {"fit": states, **{name: [f"{v:.5g}" for v in column.tolist()] for name, column in columns.items()}}
 
 
 _TELLING = 14 + 3 * N_POINTS

@@ -154,6 +154,60 @@ def lens_maps(
     return figure
 
 
+def fit_maps(
+    maps: Sequence[Mapping[str, Float[np.ndarray, "n n"]]],
+    names: Sequence[str],
+    findings: Sequence[Mapping[str, str]],
+    *,
+    pixel_scale: float,
+) -> Figure:
+    """Return a row for each image: itself, what the fits leave, and the evidence for a point mass at each place.
+
+    The line and the first point mass that were found are drawn on the image.
+
+    Args:
+        maps: As `darklens.fit.table.CHANNELS` names them.
+        names: What to call each image.
+        findings: As `darklens.models.lens_residual.findings` names them.
+        pixel_scale: Of the maps, arcsec.
+    """
+    panels = {
+        "image": "image, and masses tried",
+        "residual": "smooth lens leaves, sigma",
+        "line_residual": "line leaves, sigma",
+        "point_residual": "points leave, sigma",
+        "evidence": "evidence for a point, sigma",
+        "line_evidence": "the same beside the line",
+    }
+    figure, _ = _figure(2.7 * len(panels), 2.7 * len(maps) + 0.3, columns=len(panels), rows=len(maps))
+    grid = np.array(figure.axes).reshape(len(maps), len(panels))
+    for row, own, name, found in zip(grid, maps, names, findings, strict=True):
+        half = own["image"].shape[0] * pixel_scale / 2
+        for axes, key in zip(row, panels, strict=True):
+            light, evidence = key == "image", key.endswith("evidence")
+            top = None if light else max(5.0, float(np.abs(own["evidence" if evidence else "residual"]).max()))
+            image = axes.imshow(
+                np.sqrt(own[key].clip(0)) if light else own[key],
+                cmap="magma" if light else "RdBu_r",
+                vmin=None if top is None else -top,
+                vmax=top,
+                origin="lower",
+                extent=(-half, half, -half, half),
+            )
+            axes.tick_params(labelsize=9)
+            if not light:
+                figure.colorbar(image, ax=axes, shrink=0.8)
+        x, y, length, angle = (float(found[f"line_{key}"]) for key in ("x", "y", "length", "angle"))
+        along = np.array([-0.5, 0.5]) * length
+        row[0].plot(x + along * np.cos(np.radians(angle)), y + along * np.sin(np.radians(angle)), "c-", linewidth=1)
+        row[0].plot(float(found["point_x"]), float(found["point_y"]), "w+", markersize=9)
+        row[0].set(xlim=(-half, half), ylim=(-half, half))
+        row[0].set_ylabel(f"{name}\narcsec", parse_math=False)
+    for axes, title in zip(grid[0], panels.values(), strict=True):
+        axes.set_title(title, fontsize=11)
+    return figure
+
+
 def auc_bars(systems: Sequence[Mapping[str, Any]]) -> Figure:
     """Return macro and per-class AUC of several systems with their 95 % intervals."""
     names = list(systems[0]["auc"])

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import ValidationError
 
-from darklens.bundle import Bundle
+from darklens.bundle import Bundle, Classified
 from darklens.data.store import Store, prepare_folder
 from darklens.errors import InputError
 from darklens.files import atomic_path
@@ -38,8 +38,11 @@ class MapWriter:
         self._bundle, self._folder = bundle, folder
         self._used: set[str] = set()
 
-    def __call__(self, paths: Sequence[Path], images: Float[np.ndarray, "b 1 n n"]) -> None:
+    def __call__(self, paths: Sequence[Path], images: Float[np.ndarray, "b 1 n n"], classified: Classified) -> None:
         """Write the maps of a batch."""
+        if classified.maps:
+            self._write_fits(paths, classified)
+            return
         found = self._bundle.maps(images)
         scale = self._bundle.map_pixel_scale
         for i, path in enumerate(paths):
@@ -49,6 +52,18 @@ class MapWriter:
                 np.savez(temporary, **own, pixel_scale=np.float64(scale))
             with atomic_path(self._folder / f"{name}.png") as temporary:
                 temporary.write_bytes(figures.to_png(figures.lens_maps([own], [name], pixel_scale=scale)))
+
+    def _write_fits(self, paths: Sequence[Path], classified: Classified) -> None:
+        scale = self._bundle.fit_pixel_scale
+        for i, path in enumerate(paths):
+            name = self._free_name(path.stem)
+            own = {key: value[i] for key, value in classified.maps.items()}
+            numbers = {key: column[i] for key, column in classified.findings.items()}
+            with atomic_path(self._folder / f"{name}.npz") as temporary:
+                np.savez(temporary, **own, pixel_scale=np.float64(scale))
+            with atomic_path(self._folder / f"{name}.png") as temporary:
+                picture = figures.fit_maps([own], [name], [numbers], pixel_scale=scale)
+                temporary.write_bytes(figures.to_png(picture))
 
     def _free_name(self, stem: str) -> str:
         candidates = (stem if n == 1 else f"{stem}-{n}" for n in count(1))
@@ -60,6 +75,8 @@ class MapWriter:
 def section(bundle: Bundle, store: Store) -> Section:
     """Return the maps of the first image of each class, beside the true deflection where the images are simulated."""
     chosen = [int(np.flatnonzero(store.labels == i)[0]) for i in np.unique(store.labels)]
+    if bundle.fits_lenses:
+        return _fits_section(bundle, store, chosen)
     found = bundle.maps(store.images(chosen))
     truth = true_deflection(bundle, store, chosen)
     shown, rows = [], []
@@ -86,6 +103,25 @@ def section(bundle: Bundle, store: Store) -> Section:
     tables = [Table(header, rows)] if rows else []
     alt = "Image, source plane, k and deflection of an image of each class."
     return Section("What the physics learned", text, tables=tables, pictures=[Picture(picture, alt)])
+
+
+def _fits_section(bundle: Bundle, store: Store, chosen: Sequence[int]) -> Section:
+    found = bundle.classify(store.images(chosen))
+    names = [store.classes[store.labels[number]] for number in chosen]
+    maps = [{key: value[i] for key, value in found.maps.items()} for i in range(len(chosen))]
+    findings = [{key: column[i] for key, column in found.findings.items()} for i in range(len(chosen))]
+    picture = figures.to_png(figures.fit_maps(maps, names, findings, pixel_scale=bundle.fit_pixel_scale))
+    text = (
+        "An image of each class, and what of it, in standard deviations of the noise, is left by the smooth lens "
+        "alone, with one line mass (drawn on the image) and with point masses (the first is the cross). The last two "
+        "pictures "
+        "show for each place by how many standard deviations a point mass there would better the fit, without and with "
+        "the line. chi2 is per block of pixels and close to 1 where the hypothesis is true."
+    )
+    header = ["image", *(name for name in findings[0] if name != "fit")]
+    rows = [[name, *(own[key] for key in header[1:])] for name, own in zip(names, findings, strict=True)]
+    alt = "Image, residuals of three hypotheses and evidence maps of an image of each class."
+    return Section("What the fits found", text, tables=[Table(header, rows)], pictures=[Picture(picture, alt)])
 
 
 def true_deflection(

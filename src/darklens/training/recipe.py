@@ -85,6 +85,9 @@ class DataConfig(Frozen):
     )
     preprocess: Preprocess = Preprocess()
     augment: Annotated[Augment, Field(discriminator="kind")] = Affine()
+    n_per_class: int | None = Field(
+        default=None, ge=2, description="store: train and validate on the first so many images of each class alone"
+    )
     validation_fraction: float = Field(default=0.1, gt=0, lt=1)
     legacy_augmented_validation: bool = Field(default=False, description="move validation images too, as the study did")
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 import yaml
@@ -113,7 +114,18 @@ def fits_for(recipe: Recipe, store: Store | None, *, advance: Callable[[int], No
     """
     if not isinstance(recipe.model, LensResidualConfig) or store is None or recipe.data.kind != "store":
         return None
-    return fits_of(store, recipe.model.population, engine=recipe.data.engine, workers=usable_cores(), advance=advance)
+    limit = None
+    if recipe.data.n_per_class is not None:
+        first = [np.flatnonzero(store.labels == label)[: recipe.data.n_per_class] for label in np.unique(store.labels)]
+        limit = int(max(rows.max() for rows in first)) + 1
+    return fits_of(
+        store,
+        recipe.model.population,
+        engine=recipe.data.engine,
+        workers=usable_cores(),
+        limit=limit,
+        advance=advance,
+    )
 
 
 @torch.no_grad()

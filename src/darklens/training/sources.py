@@ -25,7 +25,9 @@ class StoreSource:
 
     def __init__(self, store: Store, data: DataConfig, seed: int, fits: Fits | None = None) -> None:
         self._store, self._seed, self._fits = store, seed, fits
-        self._parts = split(store.labels, validation_fraction=data.validation_fraction, seed=seed)
+        self._parts = split(
+            store.labels, validation_fraction=data.validation_fraction, seed=seed, n_per_class=data.n_per_class
+        )
         self.classes, self.n_pixels, self.pixel_scale = store.classes, store.index.n_pixels, store.index.pixel_scale
         self.train_images = len(self._parts.train)
 

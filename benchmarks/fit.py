@@ -1,0 +1,159 @@
+"""The smooth fit: speed beside scipy's least_squares, precision beside the Cramer-Rao bound, convergence.
+
+    python benchmarks/fit.py --json results/bench.json
+
+Both fit the same images of common-test-i at 150 x 150 pixels from the same starts, scipy one at a time with numerical
+derivatives of the same model. With --store, a store that lens_residual has fitted, it also says how often the peak of
+the evidence map is at a true subhalo. Writes results/common-test-i/fit/fit.json too.
+"""
+
+import argparse
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from record import record
+from scipy.optimize import least_squares
+
+from darklens import __version__, provenance
+from darklens.data.store import Store
+from darklens.files import write_json
+from darklens.fit.fitter import fitter
+from darklens.fit.macro import fit_macro, unit_range
+from darklens.fit.table import CHANNELS, fits_of
+from darklens.simulate import populations
+from darklens.simulate.batch import simulate_batch
+
+NAME, SEED = "common-test-i", 4242
+MEDIAN_OF_NORMAL = 0.6745  # of |x|, in standard deviations
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--images", type=int, default=900, help="for precision and convergence")
+    parser.add_argument("--scipy-images", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--store", type=Path, help="simulated lenses of common-test-i with fits")
+    given = parser.parse_args()
+    result: dict[str, Any] = {"schema": 1, "population": NAME}
+    result |= speed(given.scipy_images, given.rounds) | precision(given.images)
+    if given.store:
+        result["localisation"] = localisation(Store(given.store))
+    result["provenance"] = {"version": __version__, "commit": provenance.commit(), "hardware": provenance.hardware()}
+    out = Path(__file__).parent.parent / "results" / NAME / "fit"
+    write_json(out / "fit.json", result)
+    print(result)
+    if given.json:
+        record(given.json, "fit", {"vs_scipy": result["vs_scipy"], "images_per_s": result["images_per_s"]})
+
+
+def images_of(rows: range) -> tuple[torch.Tensor, dict[str, np.ndarray]]:
+    images, truth = simulate_batch(populations.get(NAME), SEED, rows)
+    return torch.from_numpy(images)[:, 0], truth
+
+
+def fit_rows(start: int, n: int) -> float:
+    """Return the seconds of fitting n images on one thread."""
+    torch.set_num_threads(1)
+    images, _ = images_of(range(start, start + n))
+    fit_macro(images[:2], NAME)
+    began = time.perf_counter()
+    fit_macro(images, NAME)
+    return time.perf_counter() - began
+
+
+def speed(n_scipy: int, rounds: int) -> dict[str, Any]:
+    """Return images a second of two processes, and the ratio to scipy on one thread, alternating."""
+    torch.set_num_threads(1)
+    images, _ = images_of(range(0, 3 * n_scipy, 3))  # smooth lenses
+    fit_macro(images[:2], NAME)
+    ratios, deviances = [], []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        ours = fit_macro(images, NAME)
+        own_seconds = time.perf_counter() - began
+        began = time.perf_counter()
+        theirs = [scipy_chi2(image) for image in images]
+        ratios.append((time.perf_counter() - began) / own_seconds)
+        deviances = [(float(a), b) for a, b in zip(ours.chi2, theirs, strict=True)]
+    per_second = []
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        for _ in range(rounds):
+            both = [pool.submit(fit_rows, 1000 * k, 192) for k in (1, 2)]
+            per_second.append(2 * 192 / max(f.result() for f in both))
+    return {
+        "vs_scipy": float(np.median(ratios)),
+        "images_per_s": float(np.median(per_second)),
+        "chi2_ours_and_scipy": deviances,
+    }
+
+
+def scipy_chi2(image: torch.Tensor) -> float:
+    """Return chi2 per degree of freedom of scipy's fit of one image."""
+    own = fitter(NAME)
+    scaled, _, _ = unit_range(image[None])
+    start = own.nearest(scaled)[0][0].double().numpy()
+    target, sky = scaled[0].double().numpy(), own.population.noise.sky
+
+    def residual(unknown: np.ndarray) -> np.ndarray:
+        parameters = torch.from_numpy(unknown[None, :-2]).float()
+        light = own.lens.images(own.lens.bounded(parameters))[0].double().numpy()
+        scale = np.exp(unknown[-2])
+        deviation = scale * np.sqrt(light + sky)
+        return ((target - unknown[-1] - scale * light) / deviation).ravel()
+
+    found = least_squares(residual, start, x_scale="jac", diff_step=1e-4, method="trf", max_nfev=60)
+    return float(2 * found.cost / (target.size - len(start)))
+
+
+def precision(n: int) -> dict[str, Any]:
+    """Return the error of theta_E in units of the Cramer-Rao bound, and the share of images that converge."""
+    images, truth = images_of(range(n))
+    fit = fit_macro(images, NAME)
+    smooth = truth["label"] == 0
+    i = fit.names.index("theta_E")
+    error = (fit.parameters[smooth, i] - torch.from_numpy(truth["theta_E"][smooth])).abs()
+    bound = fit.covariance[smooth, i, i].sqrt()
+    return {
+        "median_theta_E_error": float(error.median()),
+        "median_over_cramer_rao": float((error / bound).median() / MEDIAN_OF_NORMAL),
+        "converged": float(fit.converged.float().mean()),
+        "images": n,
+        "chi2_of_no": [float(v) for v in np.percentile(fit.chi2[smooth], [0, 5, 50, 95, 100])],
+    }
+
+
+def localisation(store: Store) -> dict[str, Any]:
+    """Return how often the evidence's peak is near a true subhalo, where one above 5e9 M_sun lies on the ring."""
+    fits = fits_of(store, populations.get(NAME))
+    squared, theta_E = store.truth("point_theta_E") ** 2, store.truth("theta_E")
+    x, y = store.truth("point_x"), store.truth("point_y")
+    heavy = squared / theta_E[:, None] ** 2 > 5e-3  # of a lens of 1e12 M_sun
+    on_ring = np.abs(np.hypot(x, y) - theta_E[:, None]) < 0.3
+    rows = np.flatnonzero((store.labels == 1) & (heavy & on_ring).any(1))
+    maps = fits.seen(rows).maps[:, CHANNELS.index("evidence")]
+    n = maps.shape[-1]
+    place = maps.flatten(1).argmax(1).numpy()
+    at_x, at_y = ((v - (n - 1) / 2) * 0.1 for v in (place % n, place // n))
+    distance = np.hypot(x[rows] - at_x[:, None], y[rows] - at_y[:, None])
+    chosen, any_true = (heavy & on_ring)[rows], squared[rows] / theta_E[rows, None] ** 2 > 1e-3
+    nearest = {
+        "such_one": np.where(chosen, distance, np.inf).min(1),
+        "true_one": np.where(any_true, distance, np.inf).min(1),
+    }
+    widths = {"2_fwhm": 2 * 2.355 * 0.087, "2_sigma": 2 * 0.087}
+    shares = {
+        f"within_{width}_of_a_{what}": float((away < limit).mean())
+        for what, away in nearest.items()
+        for width, limit in widths.items()
+    }
+    return {"images": len(rows), "true_ones_are_above_solar_masses": 1e9, **shares}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""The classifier of fits: the battery of every system, and what is its own."""
+
+import numpy as np
+import pytest
+import torch
+
+from darklens.config import load
+from darklens.data.store import Store
+from darklens.errors import ConfigError
+from darklens.fit.table import CHANNELS, NUMBERS, Seen, fits_of, see
+from darklens.models.lens_residual import LensResidual, LensResidualConfig, findings, fitted, telling
+from darklens.models.zoo import build
+from darklens.simulate import populations
+from darklens.simulate.batch import simulate_batch
+from darklens.simulate.generate import generate
+from darklens.training.recipe import Recipe
+
+SMALL = ["field.n_pixels=100"]
+CONFIG = LensResidualConfig(population="common-test-i", overrides=SMALL, width=8)
+
+
+def make(config=CONFIG):
+    torch.manual_seed(0)
+    return build(config, n_pixels=100, pixel_scale=0.05, n_classes=3)
+
+
+@pytest.fixture(scope="module")
+def lenses():
+    images, truth = simulate_batch(CONFIG.population, 3, range(6))
+    return torch.from_numpy(images), torch.from_numpy(truth["label"]).long()
+
+
+@pytest.fixture(scope="module")
+def seen(lenses):
+    return make().see(lenses[0])
+
+
+def column(seen, name):
+    return seen.numbers[:, NUMBERS.index(name)]
+
+
+def test_output_is_finite_and_does_not_depend_on_the_batch(lenses, seen):
+    model, images = make().eval(), lenses[0]
+    with torch.no_grad():
+        together, alone = model(seen), torch.cat([model(image[None]) for image in images])
+    assert together.shape == (6, 3) and torch.isfinite(together).all()
+    # Each fit is an iteration whose last bits follow the batch's size.
+    torch.testing.assert_close(together, alone, rtol=0.02, atol=0.02)
+
+
+def test_every_parameter_learns_and_a_seed_fixes_it(lenses, seen):
+    def gradients():
+        model = make().train()
+        model.losses(seen, lenses[1]).sum().backward()
+        return {name: p.grad for name, p in model.named_parameters()}
+
+    first, second = gradients(), gradients()
+    assert [name for name, grad in first.items() if grad is None or not grad.any()] == []
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_weights_survive_saving_and_bfloat16_is_close(seen):
+    first, second = make().eval(), LensResidual(CONFIG, n_classes=3).eval()
+    second.load_state_dict(first.state_dict())
+    with torch.no_grad():
+        exact = first(seen)
+        assert torch.equal(exact, second(seen))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert (first(seen).float() - exact).abs().max() <= 0.03 * (1 + exact.abs().max())
+
+
+def test_a_failed_fit_is_judged_by_the_image_alone(seen):
+    model = make().eval()
+    broken = seen.numbers.clone()
+    broken[:, NUMBERS.index("converged")] = 0
+    with torch.no_grad():
+        _, of_image = model.branches(seen)
+        torch.testing.assert_close(model(Seen(seen.maps, broken)), of_image)
+        assert not torch.equal(model(seen), of_image)
+    assert not fitted(broken).any() and fitted(seen.numbers).all()
+    assert set(findings(broken)["fit"]) == {"failed, judged by the image alone"}
+    assert set(findings(seen.numbers)["fit"]) == {"ok"}
+
+
+def test_noise_alone_is_not_said_to_be_fitted_well():
+    blank = torch.rand(2, 1, 100, 100, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model = make().eval()
+        seen = model.see(blank)
+        assert torch.isfinite(seen.maps).all() and torch.isfinite(seen.numbers).all()
+        assert torch.isfinite(model(seen)).all()
+        assert torch.isfinite(model(torch.zeros(1, 1, 100, 100))).all()
+
+
+def test_numbers_are_the_same_however_the_image_is_turned(lenses, seen):
+    turned = make().see(lenses[0].flip(-1))
+    told = [telling(some.numbers)[:, :3] for some in (seen, turned)]
+    torch.testing.assert_close(*told, rtol=0.1, atol=0.3)
+
+
+@pytest.mark.parametrize("part", ["maps", "numbers", "image", "image_and_residual"])
+def test_what_is_not_to_be_seen_has_no_effect(part, seen):
+    model = make(CONFIG.model_copy(update={"sees": part})).eval()
+    hidden = {
+        "maps": Seen(seen.maps, seen.numbers * 1.7),
+        "numbers": Seen(seen.maps + 1, seen.numbers),
+        "image": Seen(torch.cat([seen.maps[:, :1], seen.maps[:, 1:] + 1], 1), seen.numbers),
+        "image_and_residual": Seen(torch.cat([seen.maps[:, :2], seen.maps[:, 2:] + 1], 1), seen.numbers),
+    }[part]
+    with torch.no_grad():
+        expected, _ = model.branches(seen)
+        torch.testing.assert_close(model.branches(hidden)[0], expected)
+
+
+def test_temperature_makes_held_out_images_most_probable():
+    model, labels = make(), torch.arange(300) % 3
+    g = torch.Generator().manual_seed(0)
+    honest = torch.nn.functional.one_hot(labels, 3) * 2.0 + torch.randn(300, 3, generator=g)
+    model.calibrate(3 * honest, labels)
+    found = float(model.temperature)
+    losses = [float(torch.nn.functional.cross_entropy(3 * honest / (f * found), labels)) for f in (0.9, 1.0, 1.1)]
+    assert losses[1] == min(losses) and 1.05 < found < 4.5
+
+
+def test_fits_of_a_store_are_those_of_its_images_and_are_kept(tmp_path):
+    population = populations.get("common-test-i", SMALL)
+    store = generate(population, tmp_path / "s", n_per_class=2, seed=3, shard_size=4)
+    counted = []
+    fits = fits_of(store, population, advance=counted.append)
+    assert sum(counted) == 6
+    direct = see(torch.from_numpy(store.images(range(6)))[:, 0], population)
+    found = fits.seen([5, 0, 4])
+    assert found.maps.shape == (3, len(CHANNELS), 48, 48)
+    torch.testing.assert_close(found.numbers, direct.numbers[[5, 0, 4]], rtol=0.02, atol=0.5)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "s" / "fits").rglob("*.npy")}
+    assert len(files) == 4
+    one = next(path for path in files if path.name == "00001.maps.npy")
+    one.unlink()
+    again = fits_of(Store(tmp_path / "s"), population).seen([5, 0, 4])
+    torch.testing.assert_close(again.maps, found.maps)
+    assert {p: p.stat().st_mtime_ns for p in files if p.name.startswith("00000")} == {
+        p: t for p, t in files.items() if p.name.startswith("00000")
+    }
+    assert store.verify() == []
+
+
+def test_images_of_another_size_are_refused(tmp_path):
+    store = generate(populations.get("common-test-i", ["field.n_pixels=40"]), tmp_path / "s", n_per_class=1, seed=3)
+    with pytest.raises(ConfigError, match="40 pixels of"):
+        fits_of(store, populations.get("common-test-i"))
+
+
+def test_a_recipe_names_its_population_and_keeps_its_pixels():
+    tree = {"schema": 1, "name": "r", "description": "", "stages": [{"task": "classify", "epochs": 1}]}
+    tree |= {"model": {"kind": "lens_residual"}, "data": {"augment": {"kind": "none"}}}
+    recipe = load(
+        Recipe, tree, ["model.population=common-test-i-isotropic", "model.overrides=[noise.sky=12]"], name="r"
+    )
+    assert recipe.model.population.name == "common-test-i-isotropic"
+    assert recipe.model.population.noise.sky == 12 and recipe.model.overrides == ()
+    with pytest.raises(ConfigError, match="fits whole images"):
+        load(Recipe, tree, ["data.augment.kind=affine"], name="r")
+    with pytest.raises(ConfigError, match="fits whole images"):
+        load(Recipe, tree, ["data.preprocess.bin=2"], name="r")
+
+
+def test_a_point_mass_and_a_line_are_told_apart_by_their_numbers():
+    images, truth = simulate_batch(CONFIG.population, 9, range(30))
+    seen = see(torch.from_numpy(images)[:, 0], CONFIG.population)
+    beside, label = column(seen, "beside_line").numpy(), truth["label"]
+    assert np.median(beside[label == 2]) < 20 < np.median(beside[label == 1])
+    assert column(seen, "line_gain")[label == 0].max() < 40 < column(seen, "line_gain")[label == 2].min()
