@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 from commands import ROOT, darklens
-from matplotlib.figure import Figure  # noqa: TID253 - a tool draws
-from sklearn.linear_model import LogisticRegression  # noqa: TID253 - the baseline without a network
-from sklearn.pipeline import make_pipeline  # noqa: TID253
-from sklearn.preprocessing import StandardScaler  # noqa: TID253
+from matplotlib.figure import Figure
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from darklens import __version__, provenance
 from darklens.data.store import Store
@@ -47,7 +47,7 @@ def main() -> None:
     train, test = given.stores / "train", given.stores / "test"
     for store, n, seed in ((train, max(given.sizes), 1), (test, given.test_per_class, 2)):
         if not (store / "store.json").exists():
-            size = ["--n-per-class", str(n), "--seed", str(seed), "--engine", "compiled"]
+            size = ["--n-per-class", str(n), "--seed", str(seed), "--engine", given.engine]
             darklens("simulate", given.population, "--out", str(store), *size)
     rows = []
     for name, (recipe, changes, everywhere) in SYSTEMS.items():
@@ -84,6 +84,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--stores", type=Path, help="by default stores/POPULATION")
     parser.add_argument("--runs", type=Path, help="by default runs/POPULATION/curves")
     parser.add_argument("--out", type=Path, help="by default results/POPULATION/learning_curves")
+    parser.add_argument("--engine", default="compiled", choices=["eager", "compiled"], help="that simulates and fits")
     parser.add_argument("--epochs", type=int, help="of every training, in place of those for its size")
     given = parser.parse_args()
     given.stores = given.stores or ROOT / "stores" / given.population
@@ -100,7 +101,7 @@ def train_and_judge(
     given: argparse.Namespace, recipe: str, changes: list[str], n: int, seed: int, train: Path, test: Path, run: Path
 ) -> None:
     nearest = min(EPOCHS, key=lambda size: abs(size - n))
-    settings = [*changes, f"stages.0.epochs={given.epochs or EPOCHS[nearest]}", "data.engine=compiled"]
+    settings = [*changes, f"stages.0.epochs={given.epochs or EPOCHS[nearest]}", f"data.engine={given.engine}"]
     if recipe == "lens_residual":
         settings.append(f"model.population={given.population}")
     if n < 1000:
@@ -119,7 +120,7 @@ def logistic(given: argparse.Namespace, train: Store, test: Store, n: int) -> di
     rows = np.concatenate([np.flatnonzero(train.labels == label)[:n] for label in range(len(train.classes))])
     found = []
     for store, limit in ((train, int(rows.max()) + 1), (test, None)):
-        fits = fits_of(store, population, engine="compiled", workers=usable_cores(), limit=limit)
+        fits = fits_of(store, population, engine=given.engine, workers=usable_cores(), limit=limit)
         found.append(np.log1p(np.maximum(fits.numbers[:, columns], 0)))
     model = make_pipeline(StandardScaler(), LogisticRegression(C=10, max_iter=5000))
     model.fit(found[0][rows], train.labels[rows])

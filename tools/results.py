@@ -12,6 +12,14 @@ from pathlib import Path
 from darklens.evaluation.compare import with_interval
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
+# Pages that other tools make.
+EMBEDDED = (
+    "*/learning_curves/curves.md",
+    "*/shifts/shifts.md",
+    "*/real_images/real_images.md",
+    "*/study/study.md",
+    "*/ablation/ablation.md",
+)
 KEPT = ("eval.json", "roc.png", "calibration.png")
 COLUMNS = [
     "recipe",
@@ -82,9 +90,25 @@ def page() -> str:
             *rows([COLUMNS, ["---"] * len(COLUMNS), *(cells(path) for path in paths)]),
         ]
         sections.append("\n".join(lines))
-    for pattern in ("*/study/study.md", "*/ablation/ablation.md"):
+    sections += reconstructions()
+    for pattern in EMBEDDED:
         sections += [embedded(path) for path in sorted(RESULTS.glob(pattern))]
     return "\n\n".join(sections) + "\n"
+
+
+def reconstructions() -> list[str]:
+    """Return a table of the systems that give back the image."""
+    table = [["recipe", "population", "seed", "images", "PSNR, dB", "SSIM", "chi2 per pixel", "where"]]
+    table.append(["---"] * len(table[0]))
+    for path in sorted(RESULTS.glob("*/*/seed*/eval.json")):
+        e = json.loads(path.read_text())
+        if "reconstruction" in e:
+            found = [with_interval(e["reconstruction"][name]) for name in ("psnr_db", "ssim", "chi2_per_pixel")]
+            where = f"{e['provenance']['train_commit']}, {e['provenance']['train_hardware']}"
+            link = f"[{e['model']['recipe']}]({path.parent.relative_to(RESULTS)})"
+            seed = path.parent.name.removeprefix("seed")
+            table.append([link, e["data"]["population"], seed, f"{e['n']:,}", *found, where])
+    return ["\n".join(["## Reconstruction of images", "", *rows(table)])] if len(table) > 2 else []
 
 
 def embedded(path: Path) -> str:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from darklens.data.store import Store
     from darklens.evaluation.evaluate import evaluate
     from darklens.fit.evidence import evidence_maps
+    from darklens.fit.hypotheses import weigh_hypotheses
     from darklens.fit.macro import fit_macro
     from darklens.physics.grid import Grid
     from darklens.simulate.generate import generate
@@ -31,6 +32,7 @@ _HOME = {
     "get_population": ("darklens.simulate.populations", "get"),
     "get_recipe": ("darklens.training.recipe", "get"),
     "train": ("darklens.training.run", "train"),
+    "weigh_hypotheses": ("darklens.fit.hypotheses", "weigh_hypotheses"),
 }
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "get_population",
     "get_recipe",
     "train",
+    "weigh_hypotheses",
 ]
 
 

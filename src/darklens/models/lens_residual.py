@@ -91,7 +91,7 @@ class LensResidual(nn.Module):
         with_maps = self._config.sees != "numbers"
         none = shown.new_zeros(len(shown), _Tower.features(self._config.width))
         features = self.tower(shown) if with_maps else none
-        told = self.normalise(telling(seen.numbers).to(features.dtype))
+        told = self.normalise(telling(seen.numbers))
         if self._config.sees not in ("all", "numbers"):
             told = torch.zeros_like(told)
         logits = self.head(torch.cat([features, self.of_numbers(told)], 1)) + self.direct(told)

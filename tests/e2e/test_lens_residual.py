@@ -1,0 +1,90 @@
+"""lens_residual through the command line: train, judge, classify files with maps; and the model that is shipped."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from darklens.bundle import DEFAULT_MODEL, Bundle, shipped
+from darklens.cli import main
+from darklens.fit.table import CHANNELS
+
+SMALL = ["field.n_pixels=100", "--n-per-class", "8"]
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "common-test-i"
+
+
+def darklens(*words):
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    return stopped.value.code
+
+
+def rows_of(path):
+    with path.open() as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    work = tmp_path_factory.mktemp("work")
+    assert darklens("simulate", "common-test-i", "--out", work / "train", *SMALL, "--seed", 1) == 0
+    assert darklens("simulate", "common-test-i", "--out", work / "files", *SMALL, "--format", "deeplense") == 0
+    few = ["model.overrides=[field.n_pixels=100]", "model.width=8", "stages.0.epochs=20", "stages.0.batch_size=8"]
+    assert darklens("train", "lens_residual", *few, "--data", work / "train", "--out", work / "run") == 0
+    return work
+
+
+def test_it_is_trained_judged_and_reported(work):
+    assert darklens("simulate", "common-test-i", "--out", work / "test", *SMALL, "--seed", 2) == 0
+    assert darklens("evaluate", work / "run", work / "test", "--out", work / "judged") == 0
+    found = json.loads((work / "judged" / "eval.json").read_text())
+    assert found["auc"]["macro"]["value"] > 0.9  # 21 images of training
+    page = (work / "judged" / "report.html").read_text()
+    assert "What the fits found" in page
+    contract = Bundle.load(work / "run").contract
+    assert contract.model.population.field.n_pixels == 100
+    assert contract.provenance["train_images"] == 21
+
+
+def test_files_get_what_was_found_and_maps(work, tmp_path):
+    bad = tmp_path / "bad.npy"
+    bad.write_bytes(b"no image")
+    some = sorted((work / "files").rglob("1.npy"))
+    table, maps = tmp_path / "t.csv", tmp_path / "maps"
+    assert darklens("predict", work / "run", *some, bad, "--out", table, "--maps", maps) == 3
+    rows = rows_of(table)
+    assert [row["status"] for row in rows] == ["ok"] * 3 + ["error"]
+    assert [row["fit"] for row in rows] == ["ok"] * 3 + [""]
+    assert all(0.5 < float(row["theta_E"]) < 2 for row in rows[:3])
+    found = np.load(maps / "1.npz")
+    assert all(found[name].shape == (48, 48) for name in CHANNELS) and found["pixel_scale"] == pytest.approx(0.1)
+    assert (maps / "1.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_onnx_is_refused_in_a_sentence(work, tmp_path, capsys):
+    assert darklens("export", work / "run", "--onnx", tmp_path / "m.onnx") == 2
+    assert "ONNX cannot say" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], [DEFAULT_MODEL]])
+def test_the_shipped_model_classifies_without_training(words, tmp_path):
+    assert darklens("predict", *words, EXAMPLES, "--out", tmp_path / "t.csv") == 0
+    rows = rows_of(tmp_path / "t.csv")
+    assert [row["predicted"] for row in rows] == [Path(row["path"]).parent.name for row in rows]
+    assert len(rows) == 3
+
+
+def test_every_shipped_model_loads_and_says_what_it_is(capsys):
+    assert DEFAULT_MODEL in shipped()
+    assert darklens("models") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for name in shipped():
+        assert Bundle.load(name).contract.pixel_scale == 0.05
+        assert name in printed
+
+
+def test_a_model_that_is_not_there_is_named_with_those_that_are(tmp_path, capsys):
+    assert darklens("predict", "no-such-model", tmp_path / "x.npy", "--out", tmp_path / "t.csv") == 2
+    assert DEFAULT_MODEL in capsys.readouterr().err
