@@ -51,7 +51,7 @@ def main() -> None:
             darklens("simulate", given.population, "--out", str(store), *size)
     rows = []
     for name, (recipe, changes, everywhere) in SYSTEMS.items():
-        if recipe == "resnet_18" and not given.resnet_sizes:
+        if (given.system and name not in given.system) or (recipe == "resnet_18" and not given.resnet_sizes):
             continue
         for n in given.sizes if everywhere else given.resnet_sizes:
             for seed in range(given.seeds if name == "lens_residual" else 1):
@@ -84,6 +84,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--stores", type=Path, help="by default stores/POPULATION")
     parser.add_argument("--runs", type=Path, help="by default runs/POPULATION/curves")
     parser.add_argument("--out", type=Path, help="by default results/POPULATION/learning_curves")
+    parser.add_argument("--system", action="append", choices=list(SYSTEMS), help="only this; may be given again")
     parser.add_argument("--engine", default="compiled", choices=["eager", "compiled"], help="that simulates and fits")
     parser.add_argument("--epochs", type=int, help="of every training, in place of those for its size")
     given = parser.parse_args()

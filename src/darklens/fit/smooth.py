@@ -28,7 +28,10 @@ _SMALLEST_THETA_E = 0.05  # arcsec
 
 
 class Scene(NamedTuple):
-    """Brightness in the image plane (b, s, s), its derivatives (b, p, s, s), and those of the source by beta."""
+    """Brightness in the image plane (b, s, s), its derivatives (b, p, s, s), and those of the source by beta.
+
+    The lens acts through the source plane, so dI/dp = -grad S . d alpha/dp, and S needs only its own derivatives.
+    """
 
     brightness: Tensor
     slopes: Tensor
@@ -82,20 +85,6 @@ class SmoothLens:
         """Return noise-free images without sky, on the population's detector or on another `field`."""
         chosen = field or self.population.field
         return self._observed(self._brightness(parameters, chosen), chosen)
-
-    def derivatives(
-        self, parameters: Parameters, field: Field2D | None = None
-    ) -> tuple[Float[Tensor, "b n n"], Float[Tensor, "b p n n"]]:
-        """Return the images and their derivatives by each parameter.
-
-        The lens acts through the source plane, so dI/dp = -grad S . d alpha/dp, and S needs only its own derivatives.
-        """
-        chosen = field or self.population.field
-        x, y = render.axes(chosen, parameters.dtype, parameters.device)
-        scene = self.scene(parameters, x, y)
-        maps = torch.cat([scene.brightness[:, None], scene.slopes], 1)
-        observed = self._observed(maps.flatten(0, 1), chosen).reshape(*maps.shape[:2], chosen.n_pixels, chosen.n_pixels)
-        return observed[:, 0], observed[:, 1:]
 
     def scene(self, parameters: Parameters, x: Tensor, y: Tensor, beside: Sequence[Deflection] = ()) -> "Scene":
         """Return brightness and its derivatives at positions, before pixels and PSF, with further deflections added.

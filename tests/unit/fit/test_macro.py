@@ -1,12 +1,15 @@
 """The fit of the smooth lens: what it finds, how well it knows it, and what it refuses."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from darklens.errors import ConfigError
-from darklens.fit.fitter import fitter
+from darklens.fit.fitter import Fitter, fitter
 from darklens.fit.macro import fit_macro
+from darklens.fit.model import Model
 from darklens.fit.smooth import SmoothLens
 from darklens.simulate import populations, render
 from darklens.simulate.batch import simulate_batch
@@ -43,16 +46,22 @@ def test_its_images_are_those_of_the_simulator(name):
     torch.testing.assert_close(found * scale[:, None, None], expected, rtol=1e-4, atol=1e-4 * float(expected.max()))
 
 
-def test_derivatives_are_those_of_finite_differences():
-    lens = SmoothLens(populations.get("realistic-hst", ["field.n_pixels=24"]))
-    _, truth = simulate_batch(lens.population, 3, [0, 3])
-    at = lens.from_truth(truth).double()
-    images, slopes = lens.derivatives(at)
-    torch.testing.assert_close(images, lens.images(at))
-    for k in range(len(lens.names)):
+@pytest.mark.parametrize("kind", ["smooth", "points", "line"])
+def test_derivatives_are_those_of_finite_differences(kind, monkeypatch):
+    monkeypatch.setattr("darklens.fit.masses._SOFT", 0.0)
+    own = Fitter(populations.get("realistic-hst", ["field.n_pixels=24"]))
+    _, truth = simulate_batch(own.population, 3, [0, 3])
+    masses = {"smooth": [], "points": [0.01, 0.33, 0.21, 0.02, -0.4, 0.5], "line": [0.05, 0.1, 0.2, 0.7, 0.1]}[kind]
+    smooth = own.lens.from_truth(truth).double()
+    beside = torch.tensor([[0.3, 0.1, *masses]], dtype=torch.float64).expand(2, -1)
+    at, model = torch.cat([smooth, beside], 1), Model(own.lens, own.full, kind, blur=0.1)
+    images, slopes = model.expected(at)
+    if kind == "smooth":
+        torch.testing.assert_close((images - 0.1) / math.exp(0.3), own.lens.images(smooth), rtol=1e-5, atol=1e-6)
+    for k in range(at.shape[1]):
         step = torch.zeros_like(at)
         step[:, k] = 1e-6
-        numeric = (lens.images(at + step) - lens.images(at - step)) / 2e-6
+        numeric = (model.expected(at + step)[0] - model.expected(at - step)[0]) / 2e-6
         torch.testing.assert_close(slopes[:, k], numeric, rtol=1e-3, atol=1e-4 * float(slopes[:, k].abs().max()))
 
 
