@@ -37,7 +37,8 @@ def overrides_of(name, source):
     """One epoch of few batches for each stage and two for the last, images from a store or from a stream."""
     changes = ["data.preprocess.crop=44", "data.preprocess.bin=1", f"data.kind={source}"]
     if recipes.get(name).model.kind == "lens_residual":
-        changes = [f"data.kind={source}", "data.engine=eager", f"model.overrides=[{FIELD}]"]
+        changes = [f"data.kind={source}", "data.augment.kind=dihedral", "data.engine=eager"]
+        changes += [f"model.overrides=[{FIELD}]"]
     last = len(recipes.get(name).stages) - 1
     for i in range(last + 1):
         changes += [f"stages.{i}.epochs={1 + (i == last)}", f"stages.{i}.batch_size=8", f"stages.{i}.overrides=[]"]
