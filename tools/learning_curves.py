@@ -214,7 +214,12 @@ def figure(result: dict[str, Any]) -> Figure:
         own = [[r for r in result["rows"] if r["system"] == name and r["n_per_class"] == n] for n in sizes]
         miss = [max(1e-6, 1 - float(np.mean([r["auc"]["macro"]["value"] for r in some]))) for some in own]
         axes.plot(
-            sizes, miss, "o-", label=name, color=COLOURS[colour % len(COLOURS)], linestyle="-" if colour < 5 else "--"
+            sizes,
+            miss,
+            marker="o",
+            label=name,
+            color=COLOURS[colour % len(COLOURS)],
+            linestyle="-" if colour < 5 else "--",
         )
     axes.axhline(1 - 0.9973, color="0.6", linestyle=":", label="best published network (10,000 a class)")
     axes.set(xscale="log", yscale="log", xlabel="training images of each class", ylabel="1 - macro AUC")

@@ -96,7 +96,7 @@ class Learner(pl.LightningModule):
             return [optimiser], [{"scheduler": plateau, "monitor": "train_loss"}]
         return optimiser
 
-    def _losses(self, output: Float[Tensor, "b ..."], images: Tensor, labels: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+    def _losses(self, output: Float[Tensor, "b ..."], images: Any, labels: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
         if self._stage.task == "reconstruct":
             return reconstruction_error(output, images)
         logits = output.float().softmax(1) if self._stage.legacy_double_softmax else output.float()
