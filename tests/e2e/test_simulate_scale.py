@@ -102,11 +102,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(whole, tmp_path, target, code, s
 def test_ctrl_c_is_one_sentence_and_leaves_whole_shards_only(tmp_path):
     # So many that a busy machine cannot finish them before the signal arrives.
     command = kill_and_resume.command(tmp_path / "s", n_per_class=20_000)
-
-    def heed_ctrl_c():  # which a shell's background jobs ignore, and their children
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c)
+    run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
     try:
         kill_and_resume.wait_until(lambda: kill_and_resume.entries(tmp_path / "s"))
         os.killpg(run.pid, signal.SIGINT)

@@ -204,7 +204,7 @@ def fit_maps(
         row[0].set(xlim=(-half, half), ylim=(-half, half))
         row[0].set_ylabel(f"{name}\narcsec", parse_math=False)
     for axes, title in zip(grid[0], panels.values(), strict=True):
-        axes.set_title(title, fontsize=11)
+        axes.set_title(title, fontsize=9)
     return figure
 
 
