@@ -239,8 +239,11 @@ def locate(path: Path) -> Path:
     Raises:
         InputError: If there is none.
     """
-    for folder in (path, path / "bundle", Path(str(SHIPPED)) / path.name):
-        if (folder / CONTRACT).exists() and (folder.parent != Path(str(SHIPPED)) or str(path) == path.name):
+    folders = [path, path / "bundle"]
+    if str(path) == path.name:  # a bare name
+        folders.append(Path(str(SHIPPED)) / path.name)
+    for folder in folders:
+        if (folder / CONTRACT).exists():
             return folder
     if not path.exists():
         known = ", ".join(shipped()) or "none"

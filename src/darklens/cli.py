@@ -286,7 +286,7 @@ def predict(
     from darklens.predict import predict as classify
 
     given = list(files or [])
-    if not is_model(model) and (not given or model.exists()):
+    if not is_model(model) and (not given or model.exists() or model.suffix == ".npy"):
         model, given = Path(DEFAULT_MODEL), [model, *given]
     bundle, paths = Bundle.load(model), find_images(given)
     bundle.require_classifier("predict")

@@ -6,7 +6,7 @@ Places are many and images too: the sums over pixels are matrix products with a 
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from darklens.errors import ConfigError
 from darklens.fit.fitter import HALF_WIDTH, Fitter, Images, fitter
-from darklens.fit.macro import AT_ONCE, MacroFit, check_images, unit_range
+from darklens.fit.macro import AT_ONCE, MacroFit, batches, check_exposure, check_images, joined, unit_range
 from darklens.fit.model import Model
 from darklens.fit.noise import Maps, steps_of
 from darklens.physics.grid import Grid
@@ -64,33 +64,36 @@ class _Bank:
 
 
 @torch.no_grad()
-def evidence_maps(images: Images, fit: MacroFit, population: Population | str) -> Evidence:
+def evidence_maps(
+    images: Images, fit: MacroFit, population: Population | str, *, exposure: Images | None = None
+) -> Evidence:
     """Return where a point mass or a line mass beside the fitted smooth lens would lower chi2.
 
     Args:
         images: The images that were fitted.
         fit: What `fit_macro` made of them.
         population: As given to `fit_macro`.
+        exposure: As given to `fit_macro`.
 
     Raises:
         ConfigError: If the population does not vary the position of its source.
+        ValueError: As `fit_macro`.
     """
     own = fitter(population)
     check_images(images, own)
+    check_exposure(exposure, images)
     templates = templates_of(own)
     model, parts = Model(own.lens, own.fine), []
     unknown = torch.cat([fit.parameters, fit.scale.log()[:, None], fit.offset[:, None]], 1)
-    for some, at in zip(torch.split(images.float(), AT_ONCE), torch.split(unknown, AT_ONCE), strict=True):
+    for (some, its), at in zip(batches(images, exposure), torch.split(unknown, AT_ONCE), strict=True):
         scaled, low, spread = unit_range(some)
         at = torch.cat([at[:, :-2], at[:, -2:-1] - spread.log()[:, None], ((at[:, -1] - low) / spread)[:, None]], 1)
-        pixels, noise = own.on_fine(scaled, None)
+        pixels, noise = own.on_fine(scaled, its)
         expected, slopes = model.expected(at)
         noise = noise.with_extra(pixels, expected, model.gain(at), steps_of(scaled))
         weight = noise.weight(expected, model.gain(at))
         parts.append(templates.evidence(pixels - expected, weight, slopes))
-    own_fields = [f.name for f in fields(Evidence) if not f.name.endswith("scale")]
-    arrays = {name: torch.cat([getattr(part, name) for part in parts]) for name in own_fields}
-    return Evidence(**arrays, pixel_scale=parts[0].pixel_scale, line_scale=LINE_STEP)
+    return joined(parts)
 
 
 class Templates:

@@ -4,7 +4,7 @@ Each hypothesis starts from the evidence maps of the smooth fit and ends with a 
 All deviances of an image are of the same counts, so their differences are twice the logarithms of likelihood ratios.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,7 +14,7 @@ from darklens.fit import masses
 from darklens.fit.evidence import Templates, line_centres, shape_of, templates_of
 from darklens.fit.fitter import Fitter, Images, fitter
 from darklens.fit.levenberg import Fitted, minimise
-from darklens.fit.macro import AT_ONCE, CONVERGED, check_images, fit_smooth, unit_range
+from darklens.fit.macro import CONVERGED, batches, check_exposure, check_images, fit_smooth, joined, unit_range
 from darklens.fit.model import Model, Unknown
 from darklens.fit.noise import Gain, Maps, Noise
 from darklens.simulate.engine import EngineName
@@ -41,6 +41,7 @@ class Hypotheses:
 
     Attributes:
         names: The p parameters of the smooth lens.
+        fixed: Those that the population never varies.
         smooth: Those of the smooth lens alone (b, p).
         scale: Image units per unit of the population's brightness (b,).
         offset: Image units where there is no light (b,).
@@ -64,6 +65,7 @@ class Hypotheses:
     """
 
     names: tuple[str, ...]
+    fixed: dict[str, float]
     smooth: Float[Tensor, "b p"]
     scale: Float[Tensor, " b"]
     offset: Float[Tensor, " b"]
@@ -100,18 +102,12 @@ def weigh_hypotheses(
 
     Raises:
         ConfigError: If the population's light is not Sersic profiles, or its source never moves.
-        ValueError: If the images are not of the population's size, or not finite.
+        ValueError: If the images are not of the population's size, or not finite, or the exposure is not theirs.
     """
     own = fitter(population, engine)
     check_images(images, own)
-    blocks = torch.split(images.float(), AT_ONCE)
-    exposures = [None] * len(blocks) if exposure is None else torch.split(exposure.float(), AT_ONCE)
-    parts = [_weigh(some, own, its) for some, its in zip(blocks, exposures, strict=True)]
-    same = ("names", "pixel_scale")
-    arrays = {
-        f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Hypotheses) if f.name not in same
-    }
-    return Hypotheses(names=parts[0].names, pixel_scale=parts[0].pixel_scale, **arrays)
+    check_exposure(exposure, images)
+    return joined([_weigh(some, own, its) for some, its in batches(images, exposure)])
 
 
 @dataclass(frozen=True)
@@ -167,6 +163,7 @@ def _weigh(images: Images, own: Fitter, exposure: Images | None) -> Hypotheses:
 
     return Hypotheses(
         names=tuple(own.lens.names),
+        fixed={name: float(value) for name, value in own.lens.fixed.items()},
         smooth=fitted.unknown[:, :p],
         scale=fitted.unknown[:, p].exp() * spread,
         offset=fitted.unknown[:, p + 1] * spread + low,

@@ -4,7 +4,9 @@ Each image is compared with a bank of smooth lenses drawn from the population; t
 iteration on light sampled coarsely, which goes on in the light's own sampling and ends on the image's own pixels.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,6 +17,8 @@ from darklens.fit.levenberg import Fitted, minimise, normal_equations
 from darklens.fit.model import Model
 from darklens.fit.noise import Noise, steps_of
 from darklens.simulate.populations import Population
+
+Result = TypeVar("Result", bound=Any)  # a dataclass of tensors
 
 AT_ONCE = 16  # images; more do not fit a processor's cache
 _COARSE_STEPS, _FINE_STEPS, _LAST_STEPS = 10, 8, 2
@@ -60,22 +64,36 @@ def fit_macro(images: Images, population: Population | str, *, exposure: Images 
 
     Raises:
         ConfigError: If the population's light is not Sersic profiles.
-        ValueError: If the images are not of the population's size, or not finite.
+        ValueError: If the images are not of the population's size, or not finite, or the exposure is not theirs.
     """
     own = fitter(population)
     check_images(images, own)
-    parts = [
-        _finish(*unit_range(some), own, its_exposure)
-        for some, its_exposure in zip(
-            torch.split(images.float(), AT_ONCE),
-            [None] * len(images) if exposure is None else torch.split(exposure.float(), AT_ONCE),
-            strict=False,
-        )
-    ]
-    arrays = {
-        f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(MacroFit) if f.name != "names"
-    }
-    return MacroFit(names=tuple(own.lens.names), **arrays)
+    check_exposure(exposure, images)
+    return joined([_finish(*unit_range(some), own, its) for some, its in batches(images, exposure)])
+
+
+def batches(images: Images, exposure: Images | None = None) -> Iterator[tuple[Images, Images | None]]:
+    """Yield as many images as a processor's cache holds, with their exposures."""
+    blocks = torch.split(images.float(), AT_ONCE)
+    exposures = [None] * len(blocks) if exposure is None else torch.split(exposure.float(), AT_ONCE)
+    yield from zip(blocks, exposures, strict=True)
+
+
+def joined(parts: Sequence[Result]) -> Result:
+    """Return the results of several batches as one: tensors put end to end, all else as in the first."""
+    first = parts[0]
+    arrays = {f.name: [getattr(part, f.name) for part in parts] for f in fields(first)}
+    return replace(first, **{name: torch.cat(v) for name, v in arrays.items() if isinstance(v[0], Tensor)})
+
+
+def check_exposure(exposure: Tensor | None, images: Tensor) -> None:
+    """Raise ValueError unless there is no exposure map, or one of positive values for each image."""
+    if exposure is None:
+        return
+    if exposure.shape != images.shape:
+        raise ValueError(f"exposure has shape {tuple(exposure.shape)}, the images have {tuple(images.shape)}")
+    if not (torch.isfinite(exposure) & (exposure > 0)).all():
+        raise ValueError("exposure must be finite and positive; crop or fill pixels without exposure first")
 
 
 def check_images(images: Images, own: Fitter) -> None:

@@ -74,7 +74,7 @@ class SmoothLens:
             free |= pair if free & pair else set()
         self.names = [name for name in natural if name in free]
         self.spread = torch.stack([spread[name].clamp_min(1e-3) for name in self.names])
-        self._fixed = {name: column.median() for name, column in natural.items() if name not in free}
+        self.fixed = {name: column.median() for name, column in natural.items() if name not in free}
 
     def from_truth(self, truth: Mapping[str, object]) -> Parameters:
         """Return the parameters of lenses given as the columns of `draw` or of a store."""
@@ -199,7 +199,7 @@ class SmoothLens:
 
     def _values(self, parameters: Parameters) -> dict[str, Tensor]:
         """Return free and fixed parameters of the fit, and the amplitudes of the light."""
-        value = {name: fixed.to(parameters).expand(len(parameters)) for name, fixed in self._fixed.items()}
+        value = {name: fixed.to(parameters).expand(len(parameters)) for name, fixed in self.fixed.items()}
         value |= dict(zip(self.names, parameters.unbind(1), strict=True))
         value["source_amplitude"] = self._middle["source_amplitude"].to(parameters).expand(len(parameters))
         if "light" in self._lights:

@@ -1,8 +1,8 @@
 """What a classifier is shown of the fits, as arrays, and those of a whole store, kept beside its images.
 
-STORE/fits/DIGEST/fits.json            population, version, names of the numbers and channels
-STORE/fits/DIGEST/00000.maps.npy       float16 (k, channels, m, m)
-STORE/fits/DIGEST/00000.numbers.npy    float32 (k, numbers)
+STORE/fits/DIGEST-VERSION/fits.json            population, version, names of the numbers and channels
+STORE/fits/DIGEST-VERSION/00000.maps.npy       float16 (k, channels, m, m)
+STORE/fits/DIGEST-VERSION/00000.numbers.npy    float32 (k, numbers)
 """
 
 from collections.abc import Callable, Sequence
@@ -56,10 +56,10 @@ def shown(found: Hypotheses) -> Seen:
     """Return maps in standard deviations of the noise (gains as their signed roots) and the numbers, as arrays."""
     evidence = [v.sign() * v.abs().sqrt() for v in (found.evidence, found.line_evidence)]
     maps = torch.stack([found.image, found.residual, found.line_residual, found.point_residual, *evidence], 1)
-    zero = torch.zeros_like(found.deviance)
-    smooth = dict(zip(found.names, found.smooth.unbind(1), strict=True))
+    smooth = {name: torch.full_like(found.deviance, value) for name, value in found.fixed.items()}
+    smooth |= dict(zip(found.names, found.smooth.unbind(1), strict=True))
     numbers = [
-        *(smooth.get(name, zero) for name in _LENS),
+        *(smooth[name] for name in _LENS),
         *(found.blocks, found.deviance, found.converged.float(), found.extra_noise),
         *(found.line_gain, found.beside_line, found.evidence.amax((1, 2)), *found.point_gain.unbind(1)),
         found.beside_points,
@@ -133,7 +133,7 @@ def fits_of(
             f"{needed_field.n_pixels} of {needed_field.pixel_scale}; choose a population like the images "
             "(model.population, model.overrides)."
         )
-    folder = store.path / "fits" / config.digest(population)[:12]
+    folder = store.path / "fits" / f"{config.digest(population)[:12]}-{VERSION}"
     spec = {"schema": 1, "version": VERSION, "channels": list(CHANNELS), "numbers": list(NUMBERS)}
     spec |= {"population": population.model_dump(mode="json", by_alias=True), "darklens": darklens.__version__}
     write_json(folder / "fits.json", spec)

@@ -49,7 +49,7 @@ class StoreSource:
         # Lightning asks for the first batch before it tells the loader which epoch a resumed run is in.
         order.set_epoch(first_epoch)
         held_out = BatchOrder(self._parts.validation, stage.batch_size, shuffle=False)
-        return tuple(self._loader(some) for some in (order, held_out))  # type: ignore[return-value]  # two
+        return self._loader(order), self._loader(held_out)
 
     def _loader(self, order: BatchOrder) -> Loader:
         if self._fits is None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from darklens.fit.hypotheses import N_POINTS, weigh_hypotheses
+from darklens.fit.macro import check_exposure
 from darklens.simulate import populations
 from darklens.simulate.batch import simulate_batch
 
@@ -66,3 +67,8 @@ def test_what_cannot_be_fitted_is_refused():
         weigh_hypotheses(torch.rand(1, 64, 64), "common-test-i")
     with pytest.raises(ValueError, match="finite"):
         weigh_hypotheses(torch.full((1, 150, 150), torch.nan), "common-test-i")
+    image = torch.rand(2, 150, 150)
+    with pytest.raises(ValueError, match="exposure has shape"):
+        check_exposure(image[:1], image)
+    with pytest.raises(ValueError, match="exposure must be finite and positive"):
+        weigh_hypotheses(image, "common-test-i", exposure=torch.zeros_like(image))

@@ -144,6 +144,24 @@ def test_fits_of_a_store_are_those_of_its_images_and_are_kept(tmp_path):
     assert store.verify() == []
 
 
+def test_fits_of_another_version_are_not_taken_for_these(tmp_path, monkeypatch):
+    population = populations.get("common-test-i", SMALL)
+    store = generate(population, tmp_path / "s", n_per_class=1, seed=3)
+    fits_of(store, population)
+    monkeypatch.setattr("darklens.fit.table.VERSION", -1)
+    fitted_now = []
+    monkeypatch.setattr("darklens.fit.table._fit_shard", lambda *task: fitted_now.append(task) or 3)
+    fits_of(store, population)
+    assert len(fitted_now) == 1
+
+
+def test_what_a_population_fixes_is_told_with_what_is_fitted():
+    population = populations.get("deeplense-model-i")
+    images, truth = simulate_batch(population, 3, [0])
+    found = column(see(torch.from_numpy(images)[:, 0], population), "theta_E")
+    assert float(found[0]) == pytest.approx(float(truth["theta_E"][0]), rel=1e-4)
+
+
 def test_images_of_another_size_are_refused(tmp_path):
     store = generate(populations.get("common-test-i", ["field.n_pixels=40"]), tmp_path / "s", n_per_class=1, seed=3)
     with pytest.raises(ConfigError, match="40 pixels of"):
