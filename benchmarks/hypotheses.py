@@ -1,0 +1,74 @@
+"""What the fits of lens_residual say of each class, and what the compiled engine is worth.
+
+    python benchmarks/hypotheses.py stores/common-test-i/test
+
+Reads a store of common-test-i that lens_residual has fitted (it fits what is missing) and times both engines on one
+thread, alternating. Writes results/common-test-i/hypotheses/hypotheses.json.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from darklens import __version__, provenance
+from darklens.data.store import Store
+from darklens.executors import usable_cores
+from darklens.files import write_json
+from darklens.fit.hypotheses import weigh_hypotheses
+from darklens.fit.table import NUMBERS, fits_of
+from darklens.simulate import populations
+
+NAME, PERCENTILES = "common-test-i", [0, 1, 5, 50, 95, 99, 100]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("store", type=Path)
+    parser.add_argument("--images", type=int, default=48, help="on which the engines are timed")
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    store = Store(given.store)
+    numbers = fits_of(store, populations.get(NAME), engine="compiled", workers=usable_cores()).numbers
+    value = dict(zip(NUMBERS, numbers.T, strict=True))
+    best = (value["deviance"] - np.maximum(value["line_gain"], value["point_gain_3"])) / value["blocks"]
+    labels = store.labels
+    noise = {name: value[name][labels == 0].max() for name in ("line_gain", "point_gain_3")}
+    silent = (value["line_gain"] <= noise["line_gain"]) & (value["point_gain_3"] <= noise["point_gain_3"])
+    result = {
+        "schema": 1,
+        "images": len(store),
+        "percentiles": PERCENTILES,
+        "beside_line": {
+            name: [float(v) for v in np.percentile(value["beside_line"][labels == i], PERCENTILES)]
+            for i, name in enumerate(store.classes)
+        },
+        "largest_deviance_per_block_of_the_best_hypothesis": float(best.max()),
+        "sphere_with_no_gain_above_those_of_no": int((silent & (labels == 1)).sum()),
+        "vort_with_more_than_100_left_beside_the_line": int((value["beside_line"][labels == 2] > 100).sum()),
+        **engines(store, given.images, given.rounds),
+        "provenance": {"version": __version__, "commit": provenance.commit(), "hardware": provenance.hardware()},
+    }
+    write_json(Path(__file__).parent.parent / "results" / NAME / "hypotheses" / "hypotheses.json", result)
+    print(result)
+
+
+def engines(store, n, rounds):
+    """Return milliseconds an image of each engine, medians of rounds on one thread."""
+    torch.set_num_threads(1)
+    images = torch.from_numpy(store.images(range(n)))[:, 0]
+    found = {"eager": [], "compiled": []}
+    for engine in found:
+        weigh_hypotheses(images, NAME, engine=engine)
+    for _ in range(rounds):
+        for engine, seconds in found.items():
+            began = time.perf_counter()
+            weigh_hypotheses(images, NAME, engine=engine)
+            seconds.append((time.perf_counter() - began) / n)
+    return {"milliseconds_an_image": {engine: 1e3 * float(np.median(s)) for engine, s in found.items()}}
+
+
+if __name__ == "__main__":
+    main()
