@@ -98,7 +98,7 @@ def weigh_hypotheses(
         images: Images on the population's detector, in any linear scale.
         population: Gives the smooth lenses, the PSF and the noise; a name is looked up.
         exposure: Relative exposure of each pixel, where images are counts divided by it.
-        engine: compiled takes two thirds of the time, after some minutes of preparation (once a machine); last bits differ.
+        engine: compiled takes two thirds of the time, after minutes of preparation (once a machine); last bits differ.
 
     Raises:
         ConfigError: If the population's light is not Sersic profiles, or its source never moves.

@@ -17,7 +17,7 @@ from darklens.simulate.populations import Population
 # Maps are in standard deviations, the image from 0 to 1: to the size that a network likes.
 _UNITS = {"image": 1.0, "residual": 3.0, "line_residual": 3.0, "point_residual": 3.0, "evidence": 5.0}
 _UNITS["line_evidence"] = 5.0
-_FAILED = 6.0  # deviance per block that the best hypothesis leaves: of 7,500 lenses, 2.6 at most (benchmarks/hypotheses.py)
+_FAILED = 6.0  # deviance per block that the best hypothesis leaves; 2.6 at most, by benchmarks/hypotheses.py
 _IMAGE_LOSS = 0.2  # the weight of the branch that sees the image alone
 
 
