@@ -20,7 +20,7 @@ class Fitted:
     Attributes:
         unknown: (b, q).
         deviance: (b,).
-        promised: What an undamped step would still gain (b,).
+        promised: What an undamped step within the bounds would still gain (b,).
         model: (b, m, m), in image units.
         slopes: Its derivatives by the unknowns (b, q, m, m).
     """
@@ -70,8 +70,12 @@ def minimise(
         held = model.gain(at) if gain is None else gain[active]
         now, slopes = best.model[active], best.slopes[active]
         before = own_noise.deviance(own, now, held)
-        step, promised = _step(slopes, own_noise.weight(now, held), own - now, damping[active])
-        trial = model.moved(at, step)
+        curvature, pull = normal_equations(slopes, own_noise.weight(now, held), own - now)
+        step, undamped = _steps(curvature, pull, damping[active])
+        # Of the step that the bounds allow: light that is hardly seen may promise much beyond them.
+        reach = (model.moved(at, undamped.to(at)) - at).double()
+        promised = (reach * (2 * pull - (curvature @ reach[:, :, None])[..., 0])).sum(1).to(at)
+        trial = model.moved(at, step.to(at))
         trial_model, trial_slopes = model.expected(trial)
         after = own_noise.deviance(own, trial_model, held)
         better = after < before  # false for NaN
@@ -99,15 +103,14 @@ def normal_equations(
     return (weighted @ flat.mT).double(), (weighted @ difference.flatten(1)[:, :, None])[..., 0].double()
 
 
-def _step(
-    slopes: Float[Tensor, "b q m m"], weight: Maps, difference: Maps, damping: Float[Tensor, " b"]
-) -> tuple[Unknown, Float[Tensor, " b"]]:
-    """Return the damped Gauss-Newton step and the gain that the undamped one promises."""
-    curvature, pull = normal_equations(slopes, weight, difference)
+def _steps(
+    curvature: Float[Tensor, "b q q"], pull: Float[Tensor, "b q"], damping: Float[Tensor, " b"]
+) -> tuple[Float[Tensor, "b q"], Float[Tensor, "b q"]]:
+    """Return the damped Gauss-Newton step and the undamped one."""
     # Scaled to a unit diagonal: parameters of very different size meet in one matrix.
     unit = torch.diagonal(curvature, dim1=1, dim2=2).clamp_min(1e-30).rsqrt()
     scaled, scaled_pull = curvature * unit[:, :, None] * unit[:, None], pull * unit
     ones = torch.eye(pull.shape[1], dtype=pull.dtype, device=pull.device)
     solved = torch.linalg.solve(scaled + (damping.double()[:, None, None] + 1e-9) * ones, scaled_pull)
     undamped = torch.linalg.solve(scaled + 1e-6 * ones, scaled_pull)
-    return (solved * unit).to(difference.dtype), (undamped * scaled_pull).sum(1).to(difference.dtype)
+    return solved * unit, undamped * unit

@@ -148,7 +148,7 @@ def _finish(images: Images, low: Tensor, spread: Tensor, own: Fitter, exposure: 
     return MacroFit(
         names=tuple(own.lens.names),
         parameters=fitted.unknown[:, :p],
-        covariance=torch.linalg.pinv(curvature, hermitian=True)[:, :p, :p].to(images.dtype),
+        covariance=torch.linalg.pinv(curvature.nan_to_num(), hermitian=True)[:, :p, :p].to(images.dtype),
         scale=fitted.unknown[:, p].exp() * spread,
         offset=fitted.unknown[:, p + 1] * spread + low,
         model=fitted.model * spread[:, None, None] + low[:, None, None],

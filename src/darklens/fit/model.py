@@ -12,7 +12,7 @@ from torch import Tensor
 from darklens.fit import masses
 from darklens.fit.detector import Detector
 from darklens.fit.noise import Gain, Maps
-from darklens.fit.smooth import SmoothLens
+from darklens.fit.smooth import PSF, SmoothLens
 
 Unknown = Float[Tensor, "b q"]
 Kind = Literal["smooth", "points", "line"]
@@ -56,7 +56,13 @@ class Model:
         """Return the images that the unknowns mean, and their derivatives by each of them."""
         p, x, y = self.smooth - 2, self.detector.x.to(unknown), self.detector.y.to(unknown)
         law = _fused() if self.compiled else brightness_and_slopes
-        seen = self.detector.observe(law(self.lens, self.kind, self.blur, unknown, x, y))
+        brightness = law(self.lens, self.kind, self.blur, unknown, x, y)
+        if PSF in self.lens.names:
+            at = self.lens.names.index(PSF)
+            seen, by_width = self.detector.observe_wider(brightness, unknown[:, at])
+            seen[:, at + 1] = by_width
+        else:
+            seen = self.detector.observe(brightness)
         seen = seen * self.gain(unknown)[:, :1, None, None].exp()
         light = seen[:, :1]
         slopes = torch.cat([seen[:, 1 : p + 1], light, torch.ones_like(light), seen[:, p + 1 :]], 1)

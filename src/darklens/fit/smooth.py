@@ -1,5 +1,6 @@
 """The smooth lenses of a population as a differentiable family: parameters to noise-free images and derivatives."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -25,6 +26,9 @@ _DRAWS = 256  # from which it is seen what a population varies
 _ROUND = 1e-6  # an ellipticity below which the direction of the major axis is arbitrary
 _LARGEST_ELLIPTICITY = 0.8
 _SMALLEST_THETA_E = 0.05  # arcsec
+PSF = "psf_ln_width"
+_PSF_SPREAD, _PSF_REACH = 0.1, 0.35  # of ln width: what is expected, and how far it may go
+_BEYOND, _FAINTER = math.log(2), 3.0  # how far logarithms may leave the population's range; light may all but vanish
 
 
 class Scene(NamedTuple):
@@ -44,7 +48,8 @@ class SmoothLens:
 
     Free are the columns that the population varies. Axis ratio and direction of light are replaced by its ellipticity
     e1, e2 = (1 - q)/(1 + q) (cos 2 angle, sin 2 angle), which is smooth where light is round; effective radius and
-    Sersic index by their logarithms, the brightness of the source is the image's scale and so not in here.
+    Sersic index by their logarithms, the brightness of the source is the image's scale and so not in here. The width
+    of a PSF that is not known is one more parameter, the logarithm of its ratio to the population's.
 
     Args:
         population: Gives the free parameters, the values of the others, the detector and the PSF.
@@ -74,15 +79,29 @@ class SmoothLens:
             free |= pair if free & pair else set()
         self.names = [name for name in natural if name in free]
         self.spread = torch.stack([spread[name].clamp_min(1e-3) for name in self.names])
+        self._range = {
+            name: (float(natural[name].min()) - below, float(natural[name].max()) + _BEYOND)
+            for prefix in self._lights
+            for name, below in (
+                *((f"{prefix}_ln_{of}", _BEYOND) for of in ("R_e", "n")),
+                (f"{prefix}_ln_amplitude", _FAINTER),
+            )
+            if name in free
+        }
+        if not population.psf.known:
+            self.names.append(PSF)
+            self.spread = torch.cat([self.spread, torch.tensor([_PSF_SPREAD])])
+            self._range[PSF] = (-_PSF_REACH, _PSF_REACH)
         self.fixed = {name: column.median() for name, column in natural.items() if name not in free}
 
     def from_truth(self, truth: Mapping[str, object]) -> Parameters:
-        """Return the parameters of lenses given as the columns of `draw` or of a store."""
+        """Return the parameters of lenses given as the columns of `draw` or of a store, their PSF as given."""
         natural = self._natural(self._columns_of(truth))
+        natural[PSF] = torch.zeros_like(natural["theta_E"])
         return torch.stack([natural[name] for name in self.names], 1)
 
     def images(self, parameters: Parameters, field: Field2D | None = None) -> Float[Tensor, "b n n"]:
-        """Return noise-free images without sky, on the population's detector or on another `field`."""
+        """Return noise-free images without sky, with the population's PSF, on its detector or on another `field`."""
         chosen = field or self.population.field
         return self._observed(self._brightness(parameters, chosen), chosen)
 
@@ -108,6 +127,7 @@ class SmoothLens:
             for name in {"light_x", "light_y"} & set(its_slopes):
                 its_slopes[name] = -its_slopes[name]
             image, slopes = image + own, slopes | its_slopes | {"light_ln_amplitude": own}
+        slopes[PSF] = torch.zeros_like(image)  # acts on the detector
         stacked = torch.stack([slopes[name].expand_as(image) for name in self.names], 1)
         return Scene(image, stacked, by_beta_x, by_beta_y)
 
@@ -157,8 +177,14 @@ class SmoothLens:
         return brightness, {f"{prefix}_{name}": slope for name, slope in slopes.items()}
 
     def bounded(self, parameters: Parameters) -> Parameters:
-        """Return the nearest parameters that are a lens: theta_E above 0.05 arcsec, ellipticities up to 0.8."""
+        """Return the nearest parameters that are a lens: theta_E above 0.05 arcsec, ellipticities up to 0.8.
+
+        Logarithms of radii, Sersic indices and brightness stay near the population's range, beyond which light that is
+        hardly seen would drift.
+        """
         column = dict(zip(self.names, parameters.unbind(1), strict=True))
+        for name, (low, high) in self._range.items():
+            column[name] = column[name].clamp(low, high)
         if "theta_E" in column:
             column["theta_E"] = column["theta_E"].clamp_min(_SMALLEST_THETA_E)
         for prefix in ("", *(f"{prefix}_" for prefix in self._lights)):

@@ -36,6 +36,7 @@ class GaussianPSF(Frozen):
     kind: Literal["gaussian"] = "gaussian"
     sigma: float = Field(gt=0, description="arcsec")
     truncate: float = Field(default=4.0, gt=0, description="standard deviations")
+    known: bool = Field(default=True, description="false: fits find the width; images have sigma")
 
 
 class MassTheta(Frozen):

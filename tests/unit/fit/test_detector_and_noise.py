@@ -1,5 +1,7 @@
 """The detector of a fit sees what the simulator's does; the noise is that of photon counts, however they are stored."""
 
+import math
+
 import pytest
 import torch
 
@@ -23,6 +25,25 @@ def test_blocks_of_a_crop_are_those_of_the_whole_image(changes):
     torch.testing.assert_close(found, detector.combine(whole), rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(detector.combine(whole), pooled(whole[:, 10:50, 10:50], 20))
     assert (detector.n_pixels, detector.pixel_scale, detector.area) == (20, 0.1, 4)
+
+
+def test_a_wider_psf_is_that_of_a_detector_with_it():
+    population = populations.get("common-test-i", ["psf.known=false"])
+    own = Detector(population, crop=96, block=2)
+    _, truth = simulate_batch(population, 1, [0, 3])
+    lens = SmoothLens(population)
+    light = lens.scene(lens.from_truth(truth), own.x, own.y).brightness
+    for ln_width in (-0.2, 0.0, 0.2):
+        sigma = population.psf.sigma * math.exp(ln_width)
+        truncate = population.psf.truncate * math.exp(-ln_width)  # to as many pixels
+        other = Detector(
+            populations.get("common-test-i", [f"psf.sigma={sigma}", f"psf.truncate={truncate}"]), crop=96, block=2
+        )
+        found, slope = own.observe_wider(light[:, None], torch.full((2,), ln_width))
+        torch.testing.assert_close(found[:, 0], other.observe(light), rtol=0, atol=1e-3 * float(found.max()))
+        step = 1e-3
+        ahead, behind = (own.observe_wider(light[:, None], torch.full((2,), ln_width + s))[0] for s in (step, -step))
+        torch.testing.assert_close(slope, ((ahead - behind) / (2 * step))[:, 0], rtol=0, atol=2e-3 * float(found.max()))
 
 
 def smooth(n):

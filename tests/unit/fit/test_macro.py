@@ -32,6 +32,7 @@ def test_the_family_holds_what_the_population_varies():
     assert names["deeplense-model-i"] == ["source_x", "source_y"]
     realistic = SmoothLens(populations.get("realistic-hst")).names
     assert {"theta_E", "e1", "e2", "source_ln_R_e", "source_ln_n", "light_ln_amplitude"} <= set(realistic)
+    assert SmoothLens(populations.get("common-test-i-wide")).names[-1] == "psf_ln_width"
 
 
 @pytest.mark.parametrize("name", ["common-test-i", "deeplense-model-i", "realistic-hst"])
@@ -130,3 +131,35 @@ def test_galaxies_from_files_are_not_a_family(tmp_path):
     light = ImageLight.model_construct(kind="images")
     with pytest.raises(ConfigError, match="only Sersic light"):
         SmoothLens(population.model_copy(update={"source": light}))
+
+
+@pytest.mark.parametrize("width", [0.9, 1.1])
+def test_the_width_of_an_unknown_psf_is_found(width):
+    images, _ = simulate_batch(populations.get("common-test-i", [f"psf.sigma={0.087 * width}"]), 31, range(0, 24, 3))
+    images = torch.from_numpy(images)[:, 0]
+    known = fit_macro(images, "common-test-i")
+    fit = fit_macro(images, populations.get("common-test-i", ["psf.known=false"]))
+    i = fit.names.index("psf_ln_width")
+    pull = (fit.parameters[:, i] - math.log(width)) / fit.covariance[:, i, i].sqrt()
+    assert float(pull.abs().max()) < 4 and float(fit.covariance[:, i, i].max()) < 0.02**2
+    assert bool(fit.converged.all()) and float((known.chi2 - fit.chi2).mean()) * images[0].numel() > 30
+
+
+def test_more_nuisances_than_an_image_has_do_no_harm(common):
+    _, images, truth, plain = common
+    fit = fit_macro(images[:12], "common-test-i-wide")
+    smooth = torch.from_numpy(truth["label"][:12] == 0)
+    assert float(fit.chi2[smooth].max()) < 1.04
+    assert float((fit.chi2 - plain.chi2[:12])[smooth].abs().max()) < 0.005
+    assert bool(torch.isfinite(fit.covariance).all())
+
+
+def test_elliptical_lenses_that_shine_are_fitted_with_their_own_family():
+    population = populations.get("common-test-i-wide")
+    images, truth = simulate_batch(population, 32, range(0, 36, 3))
+    fit = fit_macro(torch.from_numpy(images)[:, 0], population)
+    assert float(fit.chi2.max()) < 1.04
+    for name in ("theta_E", "e1", "e2"):
+        i = fit.names.index(name)
+        pull = (fit.parameters[:, i] - torch.from_numpy(truth[name])) / fit.covariance[:, i, i].sqrt()
+        assert float(pull.abs().median()) < 1.5
