@@ -20,7 +20,7 @@ app = App(
     name="darklens",
     help="Physics-informed classification of dark-matter substructure in strong-lens images.\n\n"
     "Angles are in arcsec. Exit codes: 0 done; 2 wrong use or bad configuration; 3 finished, but some inputs were "
-    "bad; 1 anything unexpected (`--debug` shows where).",
+    "bad or `doctor` warns; 1 anything unexpected (`--debug` shows where).",
     version=darklens.__version__,
     help_format="markdown",
     suppress_keyboard_interrupt=False,  # main says how to go on
@@ -318,6 +318,46 @@ def export(
     difference = export_onnx(Bundle.load(model), onnx)
     print(f"{onnx}: {onnx.stat().st_size / 1e6:.1f} MB, at most {difference:.1g} from torch")
     return 0
+
+
+@app.command
+def doctor(
+    store: Annotated[Path | None, Parameter(help="Store to examine; none: this installation.")] = None,
+    *,
+    against: Annotated[
+        list[Path] | None, Parameter(help="Other splits, such as the training store; give it once for each.")
+    ] = None,
+    out: Annotated[Path | None, Parameter(help="Report to write (.json).")] = None,
+    seed: Annotated[int, Parameter(help="Of the permutations that say what chance would give.")] = 0,
+) -> int:
+    """Say what of a store gives its classes away besides substructure, and which images are there twice.
+
+    Without a store: versions, device, and a self-test of the physics of some five seconds. Exit code: 0 nothing was
+    found, 3 there are warnings, 1 the self-test failed.
+
+    Example: `darklens doctor stores/test --against stores/train --out doctor.json`
+    """
+    from darklens.doctor import report
+
+    if store is None:
+        if against or out:
+            raise ConfigError("--against and --out are for a store; name it first.")
+        return report.installation(print)
+
+    from darklens.data.store import Store
+    from darklens.doctor.examine import examine
+
+    opened, others = Store(store), [Store(path) for path in against or []]
+    with _progress("Reading", sum(map(len, [opened, *others]))) as advance:
+        found = examine(opened, others, seed=seed, advance=advance)
+    if out:
+        from darklens.files import write_json
+
+        write_json(out, found)
+    for warning in found["warnings"]:
+        print(f"Warning: {warning}", file=sys.stderr)
+    print(report.summary(found))
+    return SOME_INPUTS_BAD if found["warnings"] else 0
 
 
 @app.command

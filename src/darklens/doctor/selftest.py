@@ -1,0 +1,180 @@
+"""What runs here and whether its physics holds: versions, device, and a few laws checked within seconds."""
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+
+import darklens
+from darklens import provenance, rng
+from darklens.bundle import DEFAULT_MODEL, Bundle
+from darklens.physics import optics, splat
+from darklens.physics.grid import Grid
+from darklens.physics.profiles import PROFILES
+from darklens.simulate import populations
+from darklens.simulate.batch import simulate_batch
+from darklens.simulate.draw import Truth, draw
+from darklens.simulate.populations import PoissonNoise, Population
+from darklens.simulate.render import render
+
+_PARAMETERS = {
+    "theta_E": 1.2,
+    "e1": 0.1,
+    "e2": -0.05,
+    "gamma1": 0.05,
+    "gamma2": -0.1,
+    "mass": 0.05,
+    "length": 1.5,
+    "angle": 0.7,
+    "slope": 2.1,
+    "alpha_Rs": 0.3,
+    "R_s": 0.5,
+    "r_t": 2.0,
+}
+# Sum, largest value and pixel (60, 90) of images 0, 1 and 2 of seed 7, without noise: common-test-i, version 2.
+_STORED = [
+    [727506.7631733038, 734.5972849218306, 89.96463939977662],
+    [988613.7597560894, 820.0951086996156, 509.7096429370438],
+    [925349.6182074447, 769.7014168275646, 98.65839871082578],
+]
+_UNIFORMS = [
+    *(0.7389720305999402, 0.2836291312067484, 0.5059412467144154),
+    *(0.3567915850382023, 0.38721568145079066, 0.7906438469305647),
+]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One law: whether it holds, by how much at most it is missed, and how long finding out took."""
+
+    name: str
+    passed: bool
+    detail: str
+    seconds: float
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that decide results, and the hardware."""
+    found = {"darklens": f"{darklens.__version__} ({provenance.commit()})", "python": platform.python_version()}
+    found |= {name: version(name) for name in ("torch", "numpy", "scipy", "pytorch-lightning")}
+    device = f"cuda, {torch.version.cuda}" if torch.cuda.is_available() else "cpu"
+    return found | {"device": f"{device}; {provenance.hardware()}", "threads": str(torch.get_num_threads())}
+
+
+def run() -> list[Check]:
+    """Check the laws, some five seconds in all; nothing is raised, a check that breaks has failed."""
+    return [_checked(name, law) for name, law in _LAWS.items()]
+
+
+def _checked(name: str, law: Callable[[], tuple[float, float]]) -> Check:
+    began = time.perf_counter()
+    try:
+        missed, allowed = law()
+        passed, detail = missed <= allowed, f"missed by {missed:.1e}, allowed {allowed:.0e}"
+    except Exception as error:  # the self-test must say which law broke, whatever broke it
+        passed, detail = False, f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return Check(name, passed, detail, time.perf_counter() - began)
+
+
+def _gradients() -> tuple[float, float]:
+    x, y = (c.requires_grad_() for c in _positions())
+    missed = 0.0
+    for name in PROFILES:
+        law, values = _profile(name)
+        gradient = torch.autograd.grad(law.potential(x, y, **values).sum(), (x, y))
+        alpha = law.deflection(x, y, **values)
+        missed = max(missed, *(float((a - g).detach().abs().max()) for a, g in zip(alpha, gradient, strict=True)))
+    return missed, 1e-8
+
+
+def _divergences() -> tuple[float, float]:
+    x, y = (c.requires_grad_() for c in _positions())
+    missed = 0.0
+    for name in PROFILES:
+        law, values = _profile(name)
+        alpha_x, alpha_y = law.deflection(x, y, **values)
+        (along_x,) = torch.autograd.grad(alpha_x.sum(), x, retain_graph=True)
+        (along_y,) = torch.autograd.grad(alpha_y.sum(), y)
+        missed = max(missed, float(((along_x + along_y) / 2 - law.convergence(x, y, **values)).detach().abs().max()))
+    return missed, 1e-7
+
+
+def _light_is_conserved() -> tuple[float, float]:
+    grid = Grid(n_pixels=40, pixel_scale=0.1)
+    x, y = (c.expand(1, 40, 40) for c in grid.coordinates(dtype=torch.float64))
+    image = torch.exp(-((x - 0.3) ** 2 + (y + 0.2) ** 2) / 0.1)[:, None]
+    moved, _ = splat.bilinear(image, 0.7 * x + 0.1 * y, 0.8 * y, grid)
+    blurred = optics.convolve_separable(image[:, 0], optics.gaussian_psf(sigma=1.74))
+    total = image.sum()
+    return max(float((v.sum() / total - 1).abs()) for v in (moved, blurred)), 1e-6
+
+
+def _images_are_the_stored_ones() -> tuple[float, float]:
+    images = render(_population(), _truth(), dtype=torch.float64)
+    found = torch.stack([images.sum((1, 2)), images.amax((1, 2)), images[:, 60, 90]], dim=1)
+    stored = torch.tensor(_STORED, dtype=torch.float64)
+    return float((found / stored - 1).abs().max()), 1e-6
+
+
+def _single_precision() -> tuple[float, float]:
+    double = render(_population(), _truth(), dtype=torch.float64)
+    single = render(_population(), _truth(), dtype=torch.float32).double()
+    return float((single - double).abs().max() / double.amax()), 1e-5
+
+
+def _noise_is_poisson() -> tuple[float, float]:
+    """Compare the mean of (counts - rate)^2 / rate with 1, in its standard errors."""
+    population = _population().model_copy(update={"stored": "counts"})
+    assert isinstance(population.noise, PoissonNoise)
+    counts = torch.from_numpy(simulate_batch(population, 7, range(3))[0][:, 0]).double()
+    rate = render(population, _truth(), dtype=torch.float64) + population.noise.sky
+    excess = (counts - rate) ** 2 / rate - 1
+    return float(excess.mean().abs() * (excess.numel() / 2) ** 0.5), 5.0
+
+
+def _random_numbers() -> tuple[float, float]:
+    found = rng.uniforms(7, "self-test", rows=[0, 2**40], n=3)
+    return float(np.abs(found.ravel() - _UNIFORMS).max()), 0.0
+
+
+def _shipped_model() -> tuple[float, float]:
+    """Compare the probability of the true class of three easy images with 1."""
+    images, truth = simulate_batch(_population(), 7, range(3))
+    probabilities = Bundle.load(DEFAULT_MODEL).probabilities(images)
+    return float(1 - probabilities[np.arange(3), truth["label"]].min()), 0.05
+
+
+_LAWS: dict[str, Callable[[], tuple[float, float]]] = {
+    "alpha = grad psi, every profile": _gradients,
+    "kappa = div alpha / 2, every profile": _divergences,
+    "delensing and PSF conserve light": _light_is_conserved,
+    "images are the stored ones": _images_are_the_stored_ones,
+    "single precision agrees": _single_precision,
+    "noise is Poisson": _noise_is_poisson,
+    "random numbers are the same everywhere": _random_numbers,
+    "the shipped model tells three images": _shipped_model,
+}
+
+
+def _profile(name: str) -> tuple[Any, dict[str, torch.Tensor]]:
+    law = PROFILES[name]
+    return law, {p.symbol: torch.tensor(_PARAMETERS[p.symbol], dtype=torch.float64) for p in law.parameters}
+
+
+def _positions() -> tuple[torch.Tensor, torch.Tensor]:
+    """Return places off the origin and off the line mass, where convergences are not smooth."""
+    phi = torch.linspace(0.1, 6.2, 40, dtype=torch.float64)
+    return 1.7 * torch.cos(phi), 1.1 * torch.sin(phi)
+
+
+def _population() -> Population:
+    return populations.get("common-test-i")
+
+
+def _truth() -> Truth:
+    return draw(_population(), 7, range(3))

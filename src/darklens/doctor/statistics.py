@@ -1,0 +1,165 @@
+"""Numbers of an image that know nothing of substructure: how large, bright, noisy and long it is, how it was stored."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from darklens.fit.noise import steps_of
+
+_LIGHT = 5.0  # standard deviations of the sky's noise above it; fainter pixels would only add their noise
+_RIDGE = 1e-3  # keeps the harmonics of a ring of which only a piece is lit
+_BORDER = 1 / 18  # of the image's side
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A number of each image.
+
+    Attributes:
+        name: In sentences and reports.
+        unit: Its unit; of brightness: the store's own.
+        remedy: What to do where it tells a class.
+    """
+
+    name: str
+    unit: str
+    remedy: str
+
+
+_MASS = (
+    "substructure adds mass, so some of it may be honest physics: simulate with conserve_mass=true, or with one prior "
+    "of theta_E for all classes"
+)
+_LIGHT_PRIORS = "draw the source from one prior for all classes, and scale all images alike"
+_SHAPE = "draw shear, ellipticity and positions from one prior for all classes"
+_FILES = "make all classes with the same noise, the same scaling and the same file type"
+_SCALE = f"{_FILES}; where each image is scaled to 0..1 this can be its peak brightness in disguise"
+
+STATISTICS = (
+    Statistic("ring radius", "arcsec", _MASS),
+    Statistic("total flux", "brightness", _LIGHT_PRIORS),
+    Statistic("peak brightness", "brightness", _LIGHT_PRIORS),
+    Statistic("noise level", "brightness", _SCALE),
+    Statistic("elongation", "1", _SHAPE),
+    Statistic("stretch along x", "1", _SHAPE),
+    Statistic("offset of the light", "arcsec", _SHAPE),
+    Statistic("smallest pixel", "brightness", _FILES),
+    Statistic("largest pixel", "brightness", _FILES),
+    Statistic("fraction of zeros", "1", _FILES),
+    Statistic("step between values", "brightness", _SCALE),
+    Statistic("border level", "brightness", _SCALE),
+)
+
+
+def measure(images: Float[np.ndarray, "b 1 n n"], *, pixel_scale: float) -> Float[np.ndarray, "b s"]:
+    """Return the numbers that `STATISTICS` lists, of each image.
+
+    Ring radius is the mean over directions of r(phi) = a + b cos phi + c sin phi + d cos 2 phi + e sin 2 phi fitted to
+    the light above the sky: an SIS makes the ring around a source at (b, c) in its shear (d, e) just so, to first
+    order. On smooth lenses of common-test-i it correlates with the true theta_E to 0.97, the mean radius of the light
+    to 0.91.
+
+    Args:
+        images: In any unit of brightness, finite.
+        pixel_scale: arcsec.
+    """
+    square = images[:, 0]
+    n = square.shape[-1]
+    frame = _frame(n)
+    edge = square[:, frame]
+    sky, noise = np.median(edge, axis=1), _sky_noise(square)
+    light = square - sky[:, None, None]
+    flat = light.reshape(len(light), -1)
+    lit = np.clip(flat - _LIGHT * noise[:, None], 0, None)
+    low, high = square.min((1, 2)), square.max((1, 2))
+    moments = lit @ _moments(n)
+    total = np.maximum(moments[:, 0], np.finfo(np.float32).tiny)
+    x, y, xx, yy, xy = (moments[:, i] / total * pixel_scale ** (1 if i < 3 else 2) for i in range(1, 6))
+    xx, yy, xy = xx - x**2, yy - y**2, xy - x * y
+    size = np.maximum(xx + yy, np.finfo(np.float32).tiny)
+    blocks = torch.nn.functional.avg_pool2d(torch.from_numpy(light)[:, None], 3, stride=1).amax((1, 2, 3)).numpy()
+    columns = [
+        _ring_radius(lit, n) * pixel_scale,
+        flat.sum(1, dtype=np.float64),
+        blocks,
+        noise,
+        np.hypot(xx - yy, 2 * xy) / size,
+        (xx - yy) / size,
+        np.hypot(x, y),
+        low,
+        high,
+        (square == 0).mean((1, 2)),
+        _step(square, low, high),
+        edge.mean(1, dtype=np.float64),
+    ]
+    return np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
+
+
+def _sky_noise(images: Float[np.ndarray, "b n n"]) -> Float[np.ndarray, " b"]:
+    """Return the noise of the border, from differences of neighbours: light that varies slowly does not count."""
+    width = _border_width(images.shape[-1])
+    bands = np.concatenate([images[:, :width], images[:, -width:]], axis=1)
+    sides = np.concatenate([images[:, :, :width], images[:, :, -width:]], axis=2)
+    squares = [np.diff(bands, axis=2).reshape(len(images), -1), np.diff(sides, axis=1).reshape(len(images), -1)]
+    return np.asarray(np.sqrt((np.concatenate(squares, axis=1) ** 2).mean(1, dtype=np.float64) / 2))
+
+
+def _ring_radius(lit: Float[np.ndarray, "b p"], n: int) -> Float[np.ndarray, " b"]:
+    """Return the radius in pixels, 0 where nothing is lit."""
+    sums = lit.astype(np.float64) @ _ring_terms(n)
+    curvature, slope = sums[:, :25].reshape(-1, 5, 5), sums[:, 25:]
+    dark = curvature[:, 0, 0] <= 0
+    curvature[dark], slope[dark] = np.eye(5), 0.0
+    curvature = curvature + _RIDGE * curvature[:, :1, :1] * np.diag([0, 1, 1, 1, 1])
+    # Light in one pixel alone has no harmonics to speak of; the floor keeps the system solvable.
+    curvature += 1e-9 * curvature[:, :1, :1] * np.eye(5)
+    return np.asarray(np.linalg.solve(curvature, slope[..., None])[:, 0, 0])
+
+
+def _step(
+    images: Float[np.ndarray, "b n n"], low: Float[np.ndarray, " b"], high: Float[np.ndarray, " b"]
+) -> Float[np.ndarray, " b"]:
+    """Return the step of which all pixels are multiples, 0 where there is none."""
+    spread = np.maximum(high - low, np.finfo(np.float32).tiny)
+    scaled = (images - low[:, None, None]) / spread[:, None, None]
+    return np.asarray(steps_of(torch.from_numpy(scaled)).numpy() * spread)
+
+
+def _border_width(n: int) -> int:
+    return max(2, round(n * _BORDER))
+
+
+@lru_cache(maxsize=4)
+def _frame(n: int) -> np.ndarray:
+    width = _border_width(n)
+    frame = np.ones((n, n), dtype=bool)
+    frame[width:-width, width:-width] = False
+    return frame
+
+
+@lru_cache(maxsize=4)
+def _plane(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return x and y of all pixels, in pixels from the centre."""
+    axis = np.arange(n) - (n - 1) / 2
+    x, y = np.meshgrid(axis, axis)
+    return x.ravel(), y.ravel()
+
+
+@lru_cache(maxsize=4)
+def _moments(n: int) -> np.ndarray:
+    x, y = _plane(n)
+    return np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], axis=1)
+
+
+@lru_cache(maxsize=4)
+def _ring_terms(n: int) -> np.ndarray:
+    """Return the columns whose sums over the light are the normal equations of r(phi), weighted by r."""
+    x, y = _plane(n)
+    r, phi = np.hypot(x, y), np.arctan2(y, x)
+    terms = np.stack([np.ones_like(r), np.cos(phi), np.sin(phi), np.cos(2 * phi), np.sin(2 * phi)], axis=1)
+    products = (terms[:, :, None] * terms[:, None, :]).reshape(-1, 25)
+    # By r: the ring counts, not the light of a lens in its middle.
+    return np.asarray(np.concatenate([products, terms * r[:, None]], axis=1) * r[:, None])
