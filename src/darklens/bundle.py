@@ -1,7 +1,8 @@
 """A trained system as a folder that needs only torch and safetensors to load: weights and their input contract.
 
 BUNDLE/model.safetensors    weights
-BUNDLE/bundle.json          how to build the network, what it takes and gives, where it came from
+BUNDLE/ood.safetensors      what features of familiar images look like; older bundles have none
+BUNDLE/bundle.json          how to build the network, what it takes and gives, its calibration, where it came from
 """
 
 import hashlib
@@ -15,10 +16,14 @@ import torch
 from jaxtyping import Float
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
+from safetensors.numpy import load_file as load_numpy
+from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from darklens.calibration import Calibration, Familiar
 from darklens.config import Frozen
+from darklens.data.appearance import appearance
 from darklens.data.preprocess import Preprocess
 from darklens.data.store import Store
 from darklens.errors import InputError
@@ -26,10 +31,11 @@ from darklens.files import atomic_path, read_json, sha256_of, write_json
 from darklens.fit.fitter import fitter
 from darklens.fit.table import CHANNELS, Seen, fits_of
 from darklens.models import lens_residual
-from darklens.models.lens_residual import LensResidual, LensResidualConfig
-from darklens.models.zoo import ModelConfig, Task, build, fits_lenses, has_k_network, task_of
+from darklens.models.ensemble import Ensemble, EnsembleConfig, System, fitted_population
+from darklens.models.lens_residual import LensResidual
+from darklens.models.zoo import Task, build, has_k_network, last_layer, task_of
 
-WEIGHTS, CONTRACT = "model.safetensors", "bundle.json"
+WEIGHTS, FAMILIAR, CONTRACT = "model.safetensors", "ood.safetensors", "bundle.json"
 BATCH_SIZE = 64
 SHIPPED = resources.files("darklens") / "weights"
 DEFAULT_MODEL = "lens_residual"
@@ -41,13 +47,15 @@ class Contract(Frozen):
     schema_: Literal[1] = Field(default=1, alias="schema")
     recipe: str
     recipe_sha256: str
-    model: ModelConfig
+    model: System
     classes: list[str]
     n_pixels: int = Field(description="pixels along a side of the images it takes")
     pixel_scale: float = Field(description="arcsec, of the images it takes")
     preprocess: Preprocess
     parameters: int
     weights_sha256: str = ""
+    calibration: Calibration | None = Field(default=None, description="what held-out images taught; none: nothing")
+    ood_sha256: str = Field(default="", description="of ood.safetensors; empty: there is none")
     data: dict[str, Any] = Field(description="the training data: population, seed, sha256")
     validation: dict[str, float] = Field(description="metrics of the chosen epoch on the validation images")
     provenance: dict[str, Any] = Field(description="version, commit, hardware, seed, train_seconds, train_images")
@@ -60,28 +68,45 @@ class Contract(Frozen):
 
     def build(self) -> nn.Module:
         """Return the network with fresh weights."""
-        return build(
-            self.model,
-            n_pixels=self.preprocess.output_size(self.n_pixels),
-            pixel_scale=self.pixel_scale * self.preprocess.bin,
-            n_classes=len(self.classes),
-        )
+        n_pixels, pixel_scale = self.preprocess.output_size(self.n_pixels), self.pixel_scale * self.preprocess.bin
+        if isinstance(self.model, EnsembleConfig):
+            return Ensemble(self.model, n_pixels=n_pixels, pixel_scale=pixel_scale, n_classes=len(self.classes))
+        return build(self.model, n_pixels=n_pixels, pixel_scale=pixel_scale, n_classes=len(self.classes))
+
+
+class Output(NamedTuple):
+    """Logits (b, classes) before calibration, and features (b, f) by which unfamiliar images are known; float64."""
+
+    logits: np.ndarray
+    features: np.ndarray
 
 
 class Classified(NamedTuple):
-    """Probabilities (b, classes), and by name what was found of each image and the maps that were looked at."""
+    """Probabilities (b, classes), and by name what was found of each image and the maps that were looked at.
+
+    `features` (b, f) are those that `evaluation.ood` judges.
+    """
 
     probabilities: np.ndarray
     findings: dict[str, list[str]]
     maps: dict[str, np.ndarray]
+    features: np.ndarray
 
 
 class Bundle:
     """A loaded system, in evaluation mode on `device`."""
 
-    def __init__(self, contract: Contract, network: nn.Module, *, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        contract: Contract,
+        network: nn.Module,
+        *,
+        familiar: Familiar | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.contract = contract
         self.network = network.eval().to(device)
+        self.familiar = familiar
         self._device = torch.device(device)
 
     @classmethod
@@ -107,13 +132,18 @@ class Bundle:
         except (SafetensorError, RuntimeError) as error:
             first_line = str(error).splitlines()[0]
             raise InputError(f"{weights} does not fit the network its contract describes ({first_line}).") from None
-        return cls(contract, network, device=device)
+        return cls(contract, network, familiar=_read_familiar(folder, contract), device=device)
 
     def save(self, folder: Path) -> None:
         """Write weights and contract; the contract last, so that an interrupted write is not a bundle."""
         with atomic_path(folder / WEIGHTS) as temporary:
             save_file({name: value.contiguous() for name, value in self.network.state_dict().items()}, temporary)
-        contract = self.contract.model_copy(update={"weights_sha256": sha256_of(folder / WEIGHTS)})
+        digests = {"weights_sha256": sha256_of(folder / WEIGHTS), "ood_sha256": ""}
+        if self.familiar is not None:
+            with atomic_path(folder / FAMILIAR) as temporary:
+                save_numpy({k: np.ascontiguousarray(v) for k, v in self.familiar._asdict().items()}, temporary)
+            digests["ood_sha256"] = sha256_of(folder / FAMILIAR)
+        contract = self.contract.model_copy(update=digests)
         write_json(folder / CONTRACT, contract.model_dump(mode="json", by_alias=True))
 
     @torch.inference_mode()
@@ -122,41 +152,68 @@ class Bundle:
         received = self.contract.preprocess(torch.from_numpy(images).to(self._device))
         return received, self.network(received.contiguous(memory_format=torch.channels_last))
 
-    def probabilities(self, images: Float[np.ndarray, "b 1 n n"]) -> Float[np.ndarray, "b classes"]:
-        """Return class probabilities of a batch; each image's do not depend on the others."""
-        probabilities: np.ndarray = self.run(images)[1].double().softmax(1).cpu().numpy()
-        return probabilities
+    @torch.inference_mode()
+    def see(self, images: Float[np.ndarray, "b 1 n n"]) -> Tensor | Seen:
+        """Return what the network is shown of images: them, pre-processed, or the fits of lenses to them."""
+        raw = torch.from_numpy(images).to(self._device)
+        if isinstance(self.network, LensResidual | Ensemble) and self.fits_lenses:
+            seen: Seen = self.network.see(raw)
+            return seen
+        return self.contract.preprocess(raw).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
+    def output(self, shown: Tensor | Seen) -> Output:
+        """Return logits and features of what `see` returns; each image's do not depend on the others."""
+        own = self.network.members[0] if isinstance(self.network, Ensemble) else self.network
+        caught: list[Tensor] = []
+        handle = last_layer(own).register_forward_pre_hook(lambda _, given: caught.append(given[0]))
+        try:
+            logits = self.network(shown)
+        finally:
+            handle.remove()
+        looks = [shown.maps[:, :1], lens_residual.unusual(shown.numbers)] if isinstance(shown, Seen) else [shown]
+        features = torch.cat([caught[0].double(), appearance(looks[0]), *(v.double() for v in looks[1:])], 1)
+        return Output(logits.double().cpu().numpy(), features.cpu().numpy())
+
+    def calibrated(self, logits: Float[np.ndarray, "b classes"]) -> Float[np.ndarray, "b classes"]:
+        """Return the probabilities that logits stand for: the one place where a temperature is applied."""
+        return (self.contract.calibration or Calibration()).probabilities(logits)
+
+    def probabilities(self, images: Float[np.ndarray, "b 1 n n"]) -> Float[np.ndarray, "b classes"]:
+        """Return calibrated class probabilities of a batch; each image's do not depend on the others."""
+        return self.calibrated(self.output(self.see(images)).logits)
+
     def classify(self, images: Float[np.ndarray, "b 1 n n"]) -> Classified:
         """Return probabilities, and of a system that fits lenses what it found, a column for each name."""
-        if not isinstance(self.network, LensResidual):
-            return Classified(self.probabilities(images), {}, {})
-        seen = self.network.see(torch.from_numpy(images).to(self._device))
-        probabilities = self.network(seen).double().softmax(1).cpu().numpy()
-        maps = dict(zip(CHANNELS, seen.maps.cpu().numpy().swapaxes(0, 1), strict=True))
-        return Classified(probabilities, lens_residual.findings(seen.numbers), maps)
+        shown = self.see(images)
+        logits, features = self.output(shown)
+        if not isinstance(shown, Seen):
+            return Classified(self.calibrated(logits), {}, {}, features)
+        maps = dict(zip(CHANNELS, shown.maps.cpu().numpy().swapaxes(0, 1), strict=True))
+        return Classified(self.calibrated(logits), lens_residual.findings(shown.numbers), maps, features)
 
-    def probabilities_of(
-        self, store: Store, *, workers: int = 1, advance: Callable[[int], None] = lambda _: None
-    ) -> Float[np.ndarray, "n classes"]:
-        """Return class probabilities of all images of a store.
+    def outputs_of(self, store: Store, *, workers: int = 1, advance: Callable[[int], None] = lambda _: None) -> Output:
+        """Return logits and features of all images of a store.
 
         Args:
             store: A system that fits lenses keeps its fits in the store's folder and finds them there again.
             workers: Processes that fit.
             advance: Called with the number of images just finished.
         """
-        if not isinstance(self.contract.model, LensResidualConfig):
-            return np.concatenate([self.probabilities(images) for images in batched(len(store), store.images, advance)])
-        fits = fits_of(store, self.contract.model.population, workers=workers, advance=advance)
-        blocks = []
-        with torch.inference_mode():
-            for start in range(0, len(store), BATCH_SIZE):
-                seen = fits.seen(range(start, min(start + BATCH_SIZE, len(store))))
-                logits = self.network(Seen(*(v.to(self._device) for v in seen)))
-                blocks.append(logits.double().softmax(1).cpu().numpy())
-        return np.concatenate(blocks)
+        population = fitted_population(self.contract.model)
+        if population is None:
+            blocks = [self.output(self.see(images)) for images in batched(len(store), store.images, advance)]
+        else:
+            fits = fits_of(store, population, workers=workers, advance=advance)
+            shown = (fits.seen(range(i, min(i + BATCH_SIZE, len(store)))) for i in range(0, len(store), BATCH_SIZE))
+            blocks = [self.output(Seen(*(v.to(self._device) for v in seen))) for seen in shown]
+        return Output(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
+
+    def probabilities_of(
+        self, store: Store, *, workers: int = 1, advance: Callable[[int], None] = lambda _: None
+    ) -> Float[np.ndarray, "n classes"]:
+        """Return calibrated class probabilities of all images of a store; arguments as for `outputs_of`."""
+        return self.calibrated(self.outputs_of(store, workers=workers, advance=advance).logits)
 
     @torch.inference_mode()
     def maps(self, images: Float[np.ndarray, "b 1 n n"]) -> dict[str, Float[np.ndarray, "b m m"]]:
@@ -188,13 +245,14 @@ class Bundle:
     @property
     def fits_lenses(self) -> bool:
         """Whether the system fits lenses to images."""
-        return fits_lenses(self.contract.model)
+        return fitted_population(self.contract.model) is not None
 
     @property
     def fit_pixel_scale(self) -> float:
         """Pixel scale of the maps of a system that fits lenses, arcsec."""
-        assert isinstance(self.contract.model, LensResidualConfig)
-        return float(fitter(self.contract.model.population).fine.pixel_scale)
+        population = fitted_population(self.contract.model)
+        assert population is not None
+        return float(fitter(population).fine.pixel_scale)
 
     @property
     def map_pixel_scale(self) -> float:
@@ -215,6 +273,19 @@ class Bundle:
             raise InputError(
                 f"{self.contract.recipe} reconstructs images, it does not classify; {purpose} needs a classifier."
             )
+
+
+def _read_familiar(folder: Path, contract: Contract) -> Familiar | None:
+    """Return what familiar features look like; None in a bundle that does not know."""
+    if not contract.ood_sha256:
+        return None
+    path = folder / FAMILIAR
+    if not path.exists() or sha256_of(path) != contract.ood_sha256:
+        raise InputError(f"{path} is missing or does not match its contract; train or download it again.")
+    try:
+        return Familiar(**load_numpy(path))
+    except (SafetensorError, TypeError):
+        raise InputError(f"{path} does not hold what its contract says; train or download it again.") from None
 
 
 def shipped() -> list[str]:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from darklens.bundle import Bundle
+from darklens.calibration import Calibration
 from darklens.errors import ConfigError, DarklensError
 from darklens.files import atomic_path
 
@@ -18,17 +19,18 @@ TOLERANCE = 1e-4
 
 
 class _WithPreprocessing(nn.Module):
-    """What the file computes: pre-processing, the network, and for a classifier probabilities."""
+    """What the file computes: pre-processing, the network, and for a classifier calibrated probabilities."""
 
     def __init__(self, bundle: Bundle) -> None:
         super().__init__()
         self.network = bundle.network
         self._preprocess = bundle.contract.preprocess
         self._classifies = bundle.contract.task == "classify"
+        self._temperature = (bundle.contract.calibration or Calibration()).temperature
 
     def forward(self, image: Float[Tensor, "b 1 n n"]) -> Tensor:
         output: Tensor = self.network(self._preprocess(image))
-        return output.softmax(1) if self._classifies else output
+        return (output / self._temperature).softmax(1) if self._classifies else output
 
 
 def export_onnx(bundle: Bundle, path: Path) -> float:

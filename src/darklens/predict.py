@@ -12,6 +12,7 @@ from jaxtyping import Float
 from darklens.bundle import BATCH_SIZE, Bundle, Classified
 from darklens.data.images import read_npy
 from darklens.errors import DarklensError, InputError
+from darklens.evaluation import judgement
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,12 @@ def _rows(
 ) -> dict[Path, Row]:
     found = bundle.classify(images)
     use(paths, images, found)
+    further = judgement.columns(bundle, found.probabilities, found.features) | found.findings
     return {
         path: Row(
             str(path),
             probabilities=[float(p) for p in found.probabilities[i]],
-            findings={name: column[i] for name, column in found.findings.items()},
+            findings={name: column[i] for name, column in further.items()},
         )
         for i, path in enumerate(paths)
     }

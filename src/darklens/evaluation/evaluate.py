@@ -1,7 +1,7 @@
 """A bundle judged on a store: predictions for every image, and eval.json."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from darklens import provenance
 from darklens.bundle import Bundle, batched, sha256_of_bundle
 from darklens.data.store import Store
 from darklens.errors import InputError
+from darklens.evaluation import judgement
 from darklens.evaluation.summary import summarise
 
 _SEEN = "Images like these, of the same seed, were trained on; the numbers say nothing about new ones."
@@ -20,12 +21,16 @@ _SEEN = "Images like these, of the same seed, were trained on; the numbers say n
 
 @dataclass(frozen=True)
 class Result:
-    """What an evaluation found. `probabilities` is None for a system that does not classify."""
+    """What an evaluation found. `probabilities` is None for a system that does not classify.
+
+    `columns` are those that `judgement.columns` adds to predictions.csv.
+    """
 
     evaluation: dict[str, Any]
     names: list[str]
     labels: Int[np.ndarray, " n"]
     probabilities: Float[np.ndarray, "n classes"] | None
+    columns: dict[str, list[str]] = field(default_factory=dict)
 
 
 def evaluate(
@@ -50,11 +55,14 @@ def evaluate(
     Raises:
         InputError: If the images or classes are not those the bundle was made for.
     """
-    _check_compatible(bundle, store)
-    labels = store.labels
+    check_compatible(bundle, store)
+    labels, columns = store.labels, {}
     if bundle.contract.task == "classify":
-        probabilities = bundle.probabilities_of(store, workers=workers, advance=advance)
+        logits, features = bundle.outputs_of(store, workers=workers, advance=advance)
+        probabilities = bundle.calibrated(logits)
         metrics = summarise(labels, probabilities, store.classes, seed=seed)
+        metrics |= judgement.summarise(bundle, probabilities, features, labels)
+        columns = judgement.columns(bundle, probabilities, features)
     else:
         from darklens.evaluation import reconstruction
 
@@ -85,9 +93,9 @@ def evaluate(
             "train_commit": contract.provenance["commit"],
             "train_hardware": contract.provenance["hardware"],
         },
-        "warnings": [_SEEN] if _trained_on(contract.data, store) else [],
+        "warnings": [_SEEN] if trained_on(contract.data, store) else [],
     }
-    return Result(evaluation, image_names(store), labels, probabilities)
+    return Result(evaluation, image_names(store), labels, probabilities, columns)
 
 
 def image_names(store: Store) -> list[str]:
@@ -97,7 +105,7 @@ def image_names(store: Store) -> list[str]:
     return [str(i) for i in range(len(store))]
 
 
-def _trained_on(training_data: dict[str, Any], store: Store) -> bool:
+def trained_on(training_data: dict[str, Any], store: Store) -> bool:
     """Tell whether images of the store were trained on.
 
     A simulation is known by its population and seed: a longer one begins with the images of a shorter one.
@@ -107,7 +115,8 @@ def _trained_on(training_data: dict[str, Any], store: Store) -> bool:
     return training_data["sha256"] == store.sha256 or (simulated and same_draw)
 
 
-def _check_compatible(bundle: Bundle, store: Store) -> None:
+def check_compatible(bundle: Bundle, store: Store) -> None:
+    """Raise `InputError` unless the store has the classes and images that the bundle was made for."""
     contract, index = bundle.contract, store.index
     if contract.task == "classify" and index.classes != contract.classes:
         raise InputError(f"{store.path} has classes {index.classes}, the model knows {contract.classes}.")

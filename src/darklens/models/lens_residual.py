@@ -71,6 +71,7 @@ class LensResidual(nn.Module):
         # Likelihood ratios nearly decide by themselves; from few images, straight lines through them learn soonest.
         self.direct = nn.Linear(_TELLING, n_classes)
         self.image_branch = nn.Sequential(_Tower(1, w // 2), nn.Linear(_Tower.features(w // 2), n_classes))
+        # One since the calibration is a record of the bundle; bundles from before have theirs here.
         self.register_buffer("temperature", torch.ones(()))
 
     def see(self, images: Float[Tensor, "b 1 n n"]) -> Seen:
@@ -79,7 +80,7 @@ class LensResidual(nn.Module):
             return see(images[:, 0].float(), self._config.population)
 
     def forward(self, images: Tensor | Seen) -> Float[Tensor, "b classes"]:
-        """Return calibrated logits; where the fit failed, those of the image alone."""
+        """Return logits; where the fit failed, those of the image alone."""
         seen = images if isinstance(images, Seen) else self.see(images)
         logits, of_image = self.branches(seen)
         return torch.where(fitted(seen.numbers)[:, None], logits, of_image) / self.temperature
@@ -104,13 +105,6 @@ class LensResidual(nn.Module):
             nn.functional.cross_entropy(logits.float(), labels, reduction="none") for logits in self.branches(seen)
         )
         return of_fit + _IMAGE_LOSS * of_image
-
-    @torch.no_grad()
-    def calibrate(self, logits: Float[Tensor, "b classes"], labels: Int[Tensor, " b"]) -> None:
-        """Choose the temperature at which held-out images are most probable (Guo et al. 2017, arXiv:1706.04599)."""
-        candidates = torch.logspace(-0.7, 0.7, 141, device=logits.device)
-        losses = [nn.functional.cross_entropy(logits.double() / t.double(), labels) for t in candidates]
-        self.temperature *= candidates[int(torch.stack(losses).argmin())]
 
 
 class _Tower(nn.Module):
@@ -147,6 +141,17 @@ def fitted(numbers: Float[Tensor, "b k"]) -> Bool[Tensor, " b"]:
     """Return whether any hypothesis explains the image: a lens unlike the population's is explained by none."""
     gain = torch.maximum(_column(numbers, "line_gain"), _column(numbers, f"point_gain_{N_POINTS}"))
     return _column(numbers, "deviance") - gain < _FAILED * _column(numbers, "blocks")
+
+
+def unusual(numbers: Float[Tensor, "b k"]) -> Float[Tensor, "b u"]:
+    """Return numbers by which a lens unlike the population's stands out, direction included.
+
+    The logarithm of the chi2 per block that the best hypothesis leaves, shear, place of the source, and `telling`.
+    """
+    gain = torch.maximum(_column(numbers, "line_gain"), _column(numbers, f"point_gain_{N_POINTS}"))
+    chi2 = (_column(numbers, "deviance") - gain) / _column(numbers, "blocks")
+    placed = [_column(numbers, name) for name in ("gamma1", "gamma2", "source_x", "source_y")]
+    return torch.cat([torch.stack([chi2.clamp_min(1e-3).log(), *placed], 1), telling(numbers)], 1)
 
 
 def findings(numbers: Float[Tensor, "b k"]) -> dict[str, list[str]]:

@@ -67,6 +67,18 @@ def fits_lenses(config: Any) -> bool:
     return isinstance(config, LensResidualConfig)
 
 
+def last_layer(network: nn.Module) -> nn.Linear:
+    """Return the layer that makes the logits, whose input is what a classifier makes of an image.
+
+    Of a system of several networks it is that of the one that knows all classes.
+    """
+    inner = network.first if isinstance(network, TwoStage) else network
+    inner = inner.classifier if isinstance(inner, Informed) else inner
+    layer = inner.get_submodule("head")[-1]  # type: ignore[index]  # a Sequential
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
 def kinds() -> list[str]:
     """Return the names of all systems."""
     union = get_args(ModelConfig)[0]

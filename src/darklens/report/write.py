@@ -169,7 +169,7 @@ def _classification_sections(out: Path, result: Result, store: Store) -> tuple[l
     assert probabilities is not None
     classes = evaluation["classes"]
     rows = [Row(name, [float(v) for v in p]) for name, p in zip(result.names, probabilities, strict=True)]
-    write_text(out / "predictions.csv", to_csv(rows, classes, {"label": [classes[i] for i in labels]}))
+    write_text(out / "predictions.csv", to_csv(rows, classes, {**result.columns, "label": [classes[i] for i in labels]}))
     roc = _roc_picture(labels, probabilities, classes)
     reliability = figures.to_png(figures.calibration(metrics.reliability(labels, probabilities)))
     _write_bytes(out / "roc.png", roc.png)

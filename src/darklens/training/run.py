@@ -24,22 +24,24 @@ from torch import nn
 
 import darklens
 from darklens import config, provenance, rng
-from darklens.bundle import Bundle, Contract
+from darklens.bundle import Bundle, Contract, Output
 from darklens.data.store import Store, prepare_folder
 from darklens.errors import InputError
+from darklens.evaluation.calibrate import Labelled, calibrated
 from darklens.executors import usable_cores
 from darklens.files import read_json, write_json, write_text
-from darklens.fit.table import Fits, fits_of
+from darklens.fit.table import Fits, Seen, fits_of
 from darklens.memory import keep_freed_memory
-from darklens.models.lens_residual import LensResidual, LensResidualConfig
+from darklens.models.lens_residual import LensResidualConfig
 from darklens.models.zoo import build, count_parameters
 from darklens.training.average import RunningMean
 from darklens.training.learner import Learner
 from darklens.training.recipe import Recipe, Stage
-from darklens.training.sources import Source, source_of
+from darklens.training.sources import Loader, Source, source_of
 
 _COLUMNS = ["stage", "task", "epoch", "train_loss", "val_loss", "val_auc", "lr", "seconds"]
 _STATE = "state.json"
+_FAMILIAR_IMAGES = 4000  # of the training images, to say what is familiar: enough for the covariance of 500 features
 
 
 def train(recipe: Recipe, store: Store | None, out: Path, *, seed: int = 0, resume: bool = False) -> Bundle:
@@ -77,8 +79,6 @@ def train(recipe: Recipe, store: Store | None, out: Path, *, seed: int = 0, resu
             continue
         validation = _run_stage(network, recipe, stage, number, source, out, seed)
 
-    if isinstance(network, LensResidual):
-        _calibrate(network, source, recipe.stages)
     seconds = sum(float(row["seconds"]) for row in _read_rows(out / "metrics.csv"))
     contract = Contract(
         recipe=recipe.name,
@@ -100,7 +100,10 @@ def train(recipe: Recipe, store: Store | None, out: Path, *, seed: int = 0, resu
             "train_images": source.train_images,
         },
     )
-    Bundle(contract, network).save(out / "bundle")
+    bundle = Bundle(contract, network)
+    if contract.task == "classify":
+        bundle = _calibrated(bundle, source, recipe.stages, seed)
+    bundle.save(out / "bundle")
     return Bundle.load(out)
 
 
@@ -128,13 +131,19 @@ def fits_for(recipe: Recipe, store: Store | None, *, advance: Callable[[int], No
     )
 
 
-@torch.no_grad()
-def _calibrate(network: LensResidual, source: Source, stages: Sequence[Stage]) -> None:
-    """Fit the temperature to the validation images of the last stage."""
-    network.eval()
-    _, held_out = source.loaders(stages[-1], len(stages) - 1, 0)
-    found = [(network(images), labels) for images, labels in held_out]
-    network.calibrate(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+def _calibrated(bundle: Bundle, source: Source, stages: Sequence[Stage], seed: int) -> Bundle:
+    """Calibrate on the validation images of the last stage, as they are stored: none is moved."""
+    familiar, held_out = source.typical(stages[-1], len(stages) - 1, _FAMILIAR_IMAGES)
+    name = "validation images, which chose the epoch"
+    return calibrated(bundle, _outputs(bundle, familiar), _outputs(bundle, held_out), images=name, seed=seed)
+
+
+def _outputs(bundle: Bundle, images: Loader) -> Labelled:
+    outputs, labels = [], []
+    for batch, own in images:
+        outputs.append(bundle.output(batch if isinstance(batch, Seen) else bundle.see(batch.numpy())))
+        labels.append(own.numpy())
+    return Labelled(Output(*(np.concatenate(parts) for parts in zip(*outputs, strict=True))), np.concatenate(labels))
 
 
 def precision_of(setting: str) -> Literal["32-true", "bf16-mixed"]:

@@ -51,6 +51,14 @@ class StoreSource:
         held_out = BatchOrder(self._parts.validation, stage.batch_size, shuffle=False)
         return self._loader(order), self._loader(held_out)
 
+    def typical(self, stage: Stage, number: int, n: int) -> tuple[Loader, Loader]:
+        """Return at most n images of those trained on, evenly chosen, and the validation images of a stage."""
+        train = self._parts.train
+        chosen = train[np.unique(np.linspace(0, len(train) - 1, min(n, len(train))).round().astype(int))]
+        parts = (BatchOrder(part, stage.batch_size, shuffle=False) for part in (chosen, self._parts.validation))
+        familiar, held_out = (self._loader(part) for part in parts)
+        return familiar, held_out
+
     def _loader(self, order: BatchOrder) -> Loader:
         if self._fits is None:
             return loader(self._store, order)
@@ -109,6 +117,14 @@ class StreamSource:
             persistent_workers=workers > 0,
         )
         return train, self._validation(stage)
+
+    def typical(self, stage: Stage, number: int, n: int) -> tuple[Loader, Loader]:
+        """Return at most n images of those trained on, the first of the stage, and the validation images of a stage."""
+        images, size = self._simulated(stage, "stream", number), stage.batch_size
+        n = min(n, stage.epochs * self._per_epoch(stage))
+        batches = [list(range(i, min(i + size, n))) for i in range(0, n, size)]
+        familiar: Loader = DataLoader(images, sampler=batches, batch_size=None)
+        return familiar, self._validation(stage)
 
     def _per_epoch(self, stage: Stage) -> int:
         return stage.images_per_epoch or self._data.images_per_epoch

@@ -112,16 +112,6 @@ def test_what_is_not_to_be_seen_has_no_effect(part, seen):
         torch.testing.assert_close(model.branches(hidden)[0], expected)
 
 
-def test_temperature_makes_held_out_images_most_probable():
-    model, labels = make(), torch.arange(300) % 3
-    g = torch.Generator().manual_seed(0)
-    honest = torch.nn.functional.one_hot(labels, 3) * 2.0 + torch.randn(300, 3, generator=g)
-    model.calibrate(3 * honest, labels)
-    found = float(model.temperature)
-    losses = [float(torch.nn.functional.cross_entropy(3 * honest / (f * found), labels)) for f in (0.9, 1.0, 1.1)]
-    assert losses[1] == min(losses) and 1.05 < found < 4.5
-
-
 def test_fits_of_a_store_are_those_of_its_images_and_are_kept(tmp_path):
     population = populations.get("common-test-i", SMALL)
     store = generate(population, tmp_path / "s", n_per_class=2, seed=3, shard_size=4)

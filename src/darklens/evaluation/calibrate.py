@@ -1,0 +1,100 @@
+"""Everything that a trained classifier learns from images that its weights have not seen.
+
+Held-out images are shared by two halves, class by class: the first fits the temperature and proposes what may be tried,
+the second fits all thresholds. So no threshold is judged by what it was chosen on. Validation images have chosen the
+epoch before; what that costs shows in the coverage on fresh test images, which `evaluate` reports.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from darklens import rng
+from darklens.bundle import Bundle, Output
+from darklens.calibration import Calibration, softmax
+from darklens.data.store import Store
+from darklens.errors import InputError
+from darklens.evaluation import conformal, ood, selective
+from darklens.evaluation.evaluate import check_compatible, trained_on
+from darklens.evaluation.temperature import FEWEST, fit_temperature
+
+
+class Labelled(NamedTuple):
+    """Outputs of n images, and their true classes."""
+
+    output: Output
+    labels: Int[np.ndarray, " n"]
+
+    def part(self, rows: Int[np.ndarray, " k"]) -> "Labelled":
+        """Return some of the images."""
+        return Labelled(Output(self.output.logits[rows], self.output.features[rows]), self.labels[rows])
+
+
+def halves(labels: Int[np.ndarray, " n"], *, seed: int) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]:
+    """Return the rows of two halves with each class in both; of an odd number the second has one more."""
+    first, second = [], []
+    for label in np.unique(labels):
+        members = rng.generator(seed, "calibration", int(label)).permutation(np.flatnonzero(labels == label))
+        first.append(members[: len(members) // 2])
+        second.append(members[len(members) // 2 :])
+    return np.sort(np.concatenate(first)), np.sort(np.concatenate(second))
+
+
+def calibrated(bundle: Bundle, trained_on: Labelled, held_out: Labelled, *, images: str, seed: int = 0) -> Bundle:
+    """Return the bundle with a calibration and with what familiar images look like.
+
+    Args:
+        bundle: A classifier; a calibration that it has is replaced.
+        trained_on: Images, typical of those trained on.
+        held_out: Images that no weight was fitted to.
+        images: A sentence on where the held-out images come from, for the record.
+        seed: Of the halves and of randomised sets.
+    """
+    rows = halves(held_out.labels, seed=seed)
+    first, second = (held_out.part(half) for half in rows)
+    fitted = len(first.labels) if len(first.labels) >= FEWEST else 0
+    temperature = fit_temperature(first.output.logits, first.labels) if fitted else 1.0
+    tried, tested = (softmax(half.output.logits / temperature) for half in (first, second))
+    confidence, right, n = tested.max(1), tested.argmax(1) == second.labels, len(second.labels)
+    familiar = ood.fit(trained_on.output.features, trained_on.labels, len(bundle.contract.classes))
+    record = Calibration(
+        temperature=temperature,
+        temperature_images=fitted,
+        threshold_images=n,
+        images=images,
+        conformal=tuple(conformal.fit(tested, second.labels, level, seed=seed) for level in conformal.LEVELS),
+        selective=tuple(
+            selective.fit(
+                confidence,
+                right,
+                selective.candidates(tried.max(1), n, risk=risk, certainty=selective.CERTAINTY),
+                risk=risk,
+            )
+            for risk in selective.RISKS
+        ),
+        ood=ood.thresholds(ood.scores(familiar, second.output.features)),
+    )
+    contract = bundle.contract.model_copy(update={"calibration": record})
+    return Bundle(contract, bundle.network, familiar=familiar)
+
+
+def calibrate_on(bundle: Bundle, store: Store, *, seed: int = 0, workers: int = 1) -> Bundle:
+    """Return the bundle calibrated on a store that it, or any member of an ensemble, was not trained on.
+
+    Half of the images, class by class, say what is familiar, the others are the held-out ones.
+
+    Raises:
+        InputError: If the bundle was trained on such images, or classes or images are not those it was made for.
+    """
+    bundle.require_classifier("calibrate")
+    check_compatible(bundle, store)
+    if trained_on(bundle.contract.data, store):
+        raise InputError(
+            f"{store.path} holds images that the model was trained on, of which it is too sure; "
+            "calibrate on others, for example a simulation of another seed."
+        )
+    found = Labelled(bundle.outputs_of(store, workers=workers), store.labels)
+    reference, held_out = (found.part(rows) for rows in halves(store.labels, seed=seed + 1))
+    name = f"{store.population_name}, seed {store.index.seed}, which no network was trained on"
+    return calibrated(bundle, reference, held_out, images=name, seed=seed)

@@ -1,0 +1,61 @@
+"""Several trained classifiers as one: the mean of their probabilities (Lakshminarayanan et al. 2017)."""
+
+from typing import Annotated, Any, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from darklens.config import Frozen
+from darklens.models.lens_residual import LensResidual, LensResidualConfig
+from darklens.models.zoo import ModelConfig, build
+from darklens.simulate.populations import Population
+
+
+class EnsembleConfig(Frozen):
+    """The mean of the probabilities of several classifiers that take the same images."""
+
+    kind: Literal["ensemble"] = "ensemble"
+    members: tuple[ModelConfig, ...] = Field(min_length=2)
+
+
+System = Annotated[ModelConfig | EnsembleConfig, Field(discriminator="kind")]
+
+
+def first_of(config: Any) -> Any:
+    """Return the settings of a system, or of an ensemble's first member."""
+    return config.members[0] if isinstance(config, EnsembleConfig) else config
+
+
+def fitted_population(config: Any) -> Population | None:
+    """Return the population whose lenses a system fits to images; None if it fits none."""
+    first = first_of(config)
+    return first.population if isinstance(first, LensResidualConfig) else None
+
+
+class Ensemble(nn.Module):
+    """The members, each with the temperature that its logits are divided by."""
+
+    temperatures: Tensor
+
+    def __init__(self, config: EnsembleConfig, *, n_pixels: int, pixel_scale: float, n_classes: int) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(
+            build(member, n_pixels=n_pixels, pixel_scale=pixel_scale, n_classes=n_classes) for member in config.members
+        )
+        self.register_buffer("temperatures", torch.ones(len(config.members)))
+
+    def see(self, images: Float[Tensor, "b 1 n n"]) -> Any:
+        """Return the fits of images, which all members are shown; only of members that fit lenses."""
+        first = self.members[0]
+        assert isinstance(first, LensResidual)
+        return first.see(images)
+
+    def forward(self, images: Any) -> Float[Tensor, "b classes"]:
+        """Return the logarithm of the mean probabilities."""
+        answers = [
+            (member(images).float() / temperature).log_softmax(1)
+            for member, temperature in zip(self.members, self.temperatures, strict=True)
+        ]
+        return torch.logsumexp(torch.stack(answers), 0) - torch.tensor(float(len(answers))).log()
