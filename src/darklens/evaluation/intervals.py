@@ -1,6 +1,7 @@
 """How far the numbers could be from the truth: a stratified bootstrap over images."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -8,17 +9,22 @@ from jaxtyping import Float, Int
 
 from darklens import rng
 from darklens.errors import InputError
-from darklens.evaluation import metrics
+from darklens.evaluation import curves, metrics
 from darklens.evaluation.metrics import ECE_BINS, SMALLEST_PROBABILITY, Labels, Probabilities
 
 RESAMPLES = 1000
+COVERAGES = (0.5, 0.8, 0.9, 0.95)  # fractions of images that are answered, at which the risk is given
 _CHUNK = 50
 
 Scalars = dict[str, Float[np.ndarray, " r"]]
 
 
 def scalars(labels: Labels, probabilities: Probabilities) -> dict[str, float]:
-    """Return all scalar metrics: accuracy, nll, ece, auc (macro) and auc_0, auc_1, ... of the classes."""
+    """Return all scalar metrics.
+
+    They are accuracy, nll, brier, ece, aurc, `risk_at_C` for each of `COVERAGES`, and auc, recall and
+    average_precision: their means over classes, and auc_0, auc_1, ... of the classes.
+    """
     ones = np.ones((1, len(labels)), dtype=np.int64)
     return {name: float(values[0]) for name, values in _weighted(labels, probabilities, ones).items()}
 
@@ -29,7 +35,7 @@ def bootstrap(labels: Labels, probabilities: Probabilities, *, seed: int = 0, re
     Images are drawn with replacement within each true class, so no class is ever absent. The same seed draws the
     same images for any probabilities, which makes two systems' results paired.
     """
-    chunks = [_weighted(labels, probabilities, w) for w in _multiplicities(labels, seed, resamples)]
+    chunks = [_weighted(labels, probabilities, w) for w in multiplicities(labels, seed, resamples)]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
@@ -39,19 +45,66 @@ def interval(values: Float[np.ndarray, " r"]) -> list[float]:
     return [float(low), float(high)]
 
 
-def paired_difference(
-    labels: Labels, first: Probabilities, second: Probabilities, *, seed: int = 0, resamples: int = RESAMPLES
+@dataclass(frozen=True)
+class Training:
+    """All scalar metrics of one training, on the test images and on resampled ones."""
+
+    point: dict[str, float]
+    drawn: Scalars
+
+    @classmethod
+    def of(
+        cls, labels: Labels, probabilities: Probabilities, *, seed: int = 0, resamples: int = RESAMPLES
+    ) -> "Training":
+        """Judge and resample; trainings of one `seed` and equal labels are paired."""
+        return cls(scalars(labels, probabilities), bootstrap(labels, probabilities, seed=seed, resamples=resamples))
+
+
+def over_seeds(trainings: Sequence[Training], *, seed: int = 0) -> Training:
+    """Return the mean over trainings; where there are several, a resample draws trainings as well as images."""
+    return Training(
+        {name: float(np.mean([t.point[name] for t in trainings])) for name in trainings[0].point},
+        _mean_of_drawn([t.drawn for t in trainings], seed),
+    )
+
+
+def difference(
+    first: Sequence[Training], second: Sequence[Training], *, paired: bool, seed: int = 0
 ) -> dict[str, dict[str, float | list[float]]]:
-    """Return first - second for every scalar metric, on the same resampled images.
+    """Return first - second for every scalar metric, averaged over trainings.
+
+    Args:
+        first: One system's trainings.
+        second: The other's.
+        paired: Training k of both has the same seed, and the same trainings of both are drawn; else each draws its own.
+        seed: Of the draw of trainings.
 
     Returns:
         For each metric `value`, `ci95`, and `p`: the two-sided bootstrap p-value of no difference, not below
         2 / (resamples + 1).
+
+    Raises:
+        InputError: If `paired` systems have different numbers of trainings, or one has none.
     """
-    point_a, point_b = scalars(labels, first), scalars(labels, second)
-    all_a = bootstrap(labels, first, seed=seed, resamples=resamples)
-    all_b = bootstrap(labels, second, seed=seed, resamples=resamples)
-    return {name: _judged(point_a[name] - point_b[name], all_a[name] - all_b[name]) for name in point_a}
+    if not first or not second or (paired and len(first) != len(second)):
+        raise InputError(f"{len(first)} trainings cannot be paired with {len(second)}; train both with the same seeds.")
+    if paired:
+        apart = [{name: a.drawn[name] - b.drawn[name] for name in a.drawn} for a, b in zip(first, second, strict=True)]
+        drawn = _mean_of_drawn(apart, seed)
+    else:
+        a, b = _mean_of_drawn([t.drawn for t in first], seed), _mean_of_drawn([t.drawn for t in second], seed + 1)
+        drawn = {name: a[name] - b[name] for name in a}
+    return {
+        name: _judged(float(np.mean([t.point[name] for t in first]) - np.mean([t.point[name] for t in second])), values)
+        for name, values in drawn.items()
+    }
+
+
+def paired_difference(
+    labels: Labels, first: Probabilities, second: Probabilities, *, seed: int = 0, resamples: int = RESAMPLES
+) -> dict[str, dict[str, float | list[float]]]:
+    """Return the `difference` of two trainings on the same resampled images."""
+    return difference_over_seeds(labels, [first], [second], seed=seed, resamples=resamples)
 
 
 def difference_over_seeds(
@@ -75,28 +128,21 @@ def difference_over_seeds(
         resamples: Number of resampled experiments.
 
     Returns:
-        As `paired_difference`.
+        As `difference`.
 
     Raises:
         InputError: If the systems have different numbers of trainings, or none.
     """
-    if len(first) != len(second) or not first:
-        raise InputError(f"{len(first)} trainings cannot be paired with {len(second)}; train both with the same seeds.")
-    pairs = list(zip(first, second, strict=True))
-    points = [(scalars(labels, a), scalars(labels, b)) for a, b in pairs]
-    drawn = [
-        (bootstrap(labels, a, seed=seed, resamples=resamples), bootstrap(labels, b, seed=seed, resamples=resamples))
-        for a, b in pairs
-    ]
-    g = rng.generator(seed, "bootstrap seeds")
-    chosen = g.integers(0, len(pairs), (len(pairs), resamples))
+    a, b = ([Training.of(labels, p, seed=seed, resamples=resamples) for p in system] for system in (first, second))
+    return difference(a, b, paired=True, seed=seed)
+
+
+def _mean_of_drawn(trainings: Sequence[Scalars], seed: int) -> Scalars:
+    """Return in each resample the mean over as many trainings, drawn with replacement, as there are."""
+    resamples = len(next(iter(trainings[0].values())))
+    chosen = rng.generator(seed, "bootstrap seeds").integers(0, len(trainings), (len(trainings), resamples))
     columns = np.arange(resamples)
-    result: dict[str, dict[str, float | list[float]]] = {}
-    for name in points[0][0]:
-        by_training = np.stack([a[name] - b[name] for a, b in drawn])
-        value = float(np.mean([a[name] - b[name] for a, b in points]))
-        result[name] = _judged(value, by_training[chosen, columns].mean(0))
-    return result
+    return {name: np.stack([t[name] for t in trainings])[chosen, columns].mean(0) for name in trainings[0]}
 
 
 def _judged(value: float, resampled: Float[np.ndarray, " r"]) -> dict[str, float | list[float]]:
@@ -106,7 +152,7 @@ def _judged(value: float, resampled: Float[np.ndarray, " r"]) -> dict[str, float
     return {"value": value, "ci95": interval(resampled), "p": p}
 
 
-def _multiplicities(labels: Labels, seed: int, resamples: int) -> Iterator[Int[np.ndarray, "r n"]]:
+def multiplicities(labels: Labels, seed: int, resamples: int) -> Iterator[Int[np.ndarray, "r n"]]:
     """Yield how often each image is drawn, for blocks of resamples."""
     g = rng.generator(seed, "bootstrap")
     classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
@@ -121,15 +167,26 @@ def _multiplicities(labels: Labels, seed: int, resamples: int) -> Iterator[Int[n
 def _weighted(labels: Labels, probabilities: Probabilities, weights: Int[np.ndarray, "r n"]) -> Scalars:
     n, n_classes = probabilities.shape
     true = probabilities[np.arange(n), labels].clip(SMALLEST_PROBABILITY)
-    right = (probabilities.argmax(1) == labels).astype(np.float64)
-    aucs = np.stack([metrics.weighted_auc(labels == i, probabilities[:, i], weights) for i in range(n_classes)], axis=1)
+    right, confidence = probabilities.argmax(1) == labels, probabilities.max(1)
+    selective = curves.weighted_selective(right, confidence, weights, COVERAGES)
     result = {
         "accuracy": weights @ right / n,
         "nll": weights @ -np.log(true) / n,
-        "ece": _weighted_ece(probabilities.max(1), right, weights),
-        "auc": aucs.mean(1),
+        "brier": weights @ metrics.squared_error(labels, probabilities) / n,
+        "ece": _weighted_ece(confidence, right.astype(np.float64), weights),
+        "aurc": selective.area,
     }
-    return result | {f"auc_{i}": aucs[:, i] for i in range(n_classes)}
+    result |= {f"risk_at_{c:g}": values for c, values in zip(COVERAGES, selective.risk_at, strict=True)}
+    members = [(labels == i, probabilities[:, i]) for i in range(n_classes)]
+    by_class = {
+        "auc": [metrics.weighted_auc(own, score, weights) for own, score in members],
+        "recall": [weights @ (own & right) / (weights @ own) for own, _ in members],
+        "average_precision": [metrics.weighted_average_precision(own, score, weights) for own, score in members],
+    }
+    for name, values in by_class.items():
+        result[name] = np.mean(values, axis=0)
+        result |= {f"{name}_{i}": own for i, own in enumerate(values)}
+    return result
 
 
 def _weighted_ece(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:

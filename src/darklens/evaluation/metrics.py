@@ -45,6 +45,22 @@ def log_loss(labels: Labels, probabilities: Probabilities) -> float:
     return float(-np.log(true.clip(SMALLEST_PROBABILITY)).mean())
 
 
+def brier_score(labels: Labels, probabilities: Probabilities) -> float:
+    """Return the mean over images of the squared error of the probabilities, summed over classes: 0 to 2 (Brier 1950)."""
+    return float(squared_error(labels, probabilities).mean())
+
+
+def squared_error(labels: Labels, probabilities: Probabilities) -> Float[np.ndarray, " n"]:
+    """Return each image's squared distance between its probabilities and certainty of its true class."""
+    return np.asarray(((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(1))
+
+
+def recall(labels: Labels, probabilities: Probabilities) -> Float[np.ndarray, " c"]:
+    """Return for each class the fraction of its images that are classified as it."""
+    right = probabilities.argmax(1) == labels
+    return np.array([right[labels == i].mean() for i in range(probabilities.shape[1])])
+
+
 def binary_auc(positive: np.ndarray, scores: np.ndarray) -> float:
     """Return P(a positive scores above a negative) + P(equal) / 2, the Mann-Whitney statistic, exactly.
 
@@ -66,17 +82,40 @@ def weighted_auc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) 
     Returns:
         AUC (r,).
     """
-    _, group = np.unique(scores, return_inverse=True)
-    order = np.argsort(group, kind="stable")
-    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
-    w = weights[:, order]
-    is_positive = positive[order]
-    # Weight of positives and of negatives at each distinct score, from the lowest score up.
-    up = np.add.reduceat(w * is_positive, starts, axis=1)
-    down = np.add.reduceat(w * ~is_positive, starts, axis=1)
+    up, down = _at_each_score(positive, scores, weights)
     below = np.cumsum(down, axis=1) - down
     won = (up * (below + down / 2)).sum(1)
     return np.asarray(won / (up.sum(1) * down.sum(1)))
+
+
+def average_precision(positive: np.ndarray, scores: np.ndarray) -> float:
+    """Return the precision at each distinct threshold, weighted by the recall that is gained there.
+
+    Args:
+        positive: Boolean (n,), with at least one of each.
+        scores: Real (n,).
+    """
+    return float(weighted_average_precision(positive, scores, np.ones((1, len(scores))))[0])
+
+
+def weighted_average_precision(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the average precision (r,) with each image counted `weights` (r, n) times; see `weighted_auc`."""
+    up, down = (part[:, ::-1] for part in _at_each_score(positive, scores, weights))
+    found = np.cumsum(up, axis=1)
+    precision = found / np.maximum(found + np.cumsum(down, axis=1), np.finfo(float).tiny)
+    return np.asarray((up * precision).sum(1) / found[:, -1])
+
+
+def _at_each_score(
+    positive: np.ndarray, scores: np.ndarray, weights: np.ndarray
+) -> tuple[Float[np.ndarray, "r k"], Float[np.ndarray, "r k"]]:
+    """Return the weight of positives and of negatives at each distinct score, from the lowest score up."""
+    _, group = np.unique(scores, return_inverse=True)
+    order = np.argsort(group, kind="stable")
+    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+    w = weights[:, order].astype(np.float64)
+    up = np.add.reduceat(w * positive[order], starts, axis=1)
+    return up, np.add.reduceat(w, starts, axis=1) - up
 
 
 def class_auc(labels: Labels, probabilities: Probabilities) -> Float[np.ndarray, " c"]:
@@ -125,12 +164,3 @@ def confusion(labels: Labels, probabilities: Probabilities) -> Int[np.ndarray, "
     """Return counts with the true class in the rows and the predicted one in the columns."""
     n_classes = probabilities.shape[1]
     return np.bincount(labels * n_classes + probabilities.argmax(1), minlength=n_classes**2).reshape(n_classes, -1)
-
-
-def roc_curve(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return false- and true-positive rates at every distinct threshold, from (0, 0) to (1, 1)."""
-    values, group = np.unique(-scores, return_inverse=True)
-    up = np.bincount(group, weights=positive, minlength=len(values))
-    down = np.bincount(group, weights=~positive, minlength=len(values))
-    true_rate, false_rate = np.cumsum(up) / up.sum(), np.cumsum(down) / down.sum()
-    return np.concatenate([[0.0], false_rate]), np.concatenate([[0.0], true_rate])

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from darklens.evaluation import metrics
-from darklens.evaluation.intervals import RESAMPLES, bootstrap, interval, scalars
+from darklens.evaluation.intervals import COVERAGES, RESAMPLES, bootstrap, interval, scalars
 from darklens.evaluation.metrics import Labels, Probabilities
 
 
@@ -25,16 +25,24 @@ def summarise(
     def with_interval(name: str) -> dict[str, Any]:
         return {"value": point[name], "ci95": interval(spread[name])}
 
+    def by_class(name: str) -> dict[str, Any]:
+        return {c: with_interval(f"{name}_{i}") for i, c in enumerate(classes)} | {"macro": with_interval(name)}
+
     legacy = metrics.legacy_auc(labels, probabilities)
     known = [value for value in legacy if value is not None]
     return {
         "n": len(labels),
         "classes": list(classes),
         "accuracy": with_interval("accuracy"),
-        "auc": {name: with_interval(f"auc_{i}") for i, name in enumerate(classes)} | {"macro": with_interval("auc")},
+        "auc": by_class("auc"),
         "legacy_auc": dict(zip(classes, legacy, strict=True))
         | {"macro": float(np.mean(known)) if len(known) == len(legacy) else None},
+        "recall": by_class("recall"),
+        "average_precision": by_class("average_precision"),
         "ece": with_interval("ece"),
         "nll": with_interval("nll"),
+        "brier": with_interval("brier"),
+        "aurc": with_interval("aurc"),
+        "risk_at_coverage": {f"{c:g}": with_interval(f"risk_at_{c:g}") for c in COVERAGES},
         "confusion": metrics.confusion(labels, probabilities).tolist(),
     }

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from darklens.evaluation.metrics import Labels, Probabilities, binary_auc, roc_curve
+from darklens.evaluation import curves
+from darklens.evaluation.metrics import Labels, Probabilities, binary_auc
 
 # Okabe & Ito's colours, which stay distinct for colour-blind readers.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
@@ -28,7 +29,7 @@ def roc(labels: Labels, probabilities: Probabilities, classes: Sequence[str]) ->
     """Return one-vs-rest ROC curves."""
     figure, axes = _figure(4.3, 4.1)
     for i, name in enumerate(classes):
-        false_rate, true_rate = roc_curve(labels == i, probabilities[:, i])
+        false_rate, true_rate = curves.roc(labels == i, probabilities[:, i])
         area = binary_auc(labels == i, probabilities[:, i])
         axes.plot(false_rate, true_rate, color=COLOURS[i], label=f"{name}: AUC {area:.3f}")
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":")

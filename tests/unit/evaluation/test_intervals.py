@@ -24,7 +24,7 @@ def test_a_resample_is_the_metric_of_the_repeated_images():
     labels, p = sample(120)
     p = np.round(p, 1) + 1e-9
     p /= p.sum(1, keepdims=True)  # ties
-    weights = np.concatenate(list(intervals._multiplicities(labels, 0, 60)))
+    weights = np.concatenate(list(intervals.multiplicities(labels, 0, 60)))
     resampled = intervals.bootstrap(labels, p, seed=0, resamples=60)
     for row in (0, 17, 59):
         # Sorted by confidence as the bins are, so that equal confidences fall into the same bins.
@@ -75,9 +75,11 @@ def test_the_summary_is_json_with_values_inside_their_intervals():
     labels, p = sample(300)
     summary = summarise(labels, p, CLASSES, resamples=200)
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
-    assert sorted(summary) == ["accuracy", "auc", "classes", "confusion", "ece", "legacy_auc", "n", "nll"]
-    assert sorted(summary["auc"]) == ["macro", "no", "sphere", "vort"]
-    for metric in (summary["accuracy"], summary["nll"], *summary["auc"].values()):
+    fixed = {"accuracy", "auc", "classes", "confusion", "ece", "legacy_auc", "n", "nll"}
+    assert set(summary) == fixed | {"aurc", "average_precision", "brier", "recall", "risk_at_coverage"}
+    by_class = [summary[name] for name in ("auc", "recall", "average_precision")]
+    assert all(sorted(found) == ["macro", "no", "sphere", "vort"] for found in by_class)
+    for metric in (*(summary[name] for name in ("accuracy", "nll", "brier", "aurc")), *by_class[0].values()):
         assert metric["ci95"][0] <= metric["value"] <= metric["ci95"][1]
     assert np.sum(summary["confusion"]) == summary["n"] == 300
     assert summarise(labels, p, CLASSES, resamples=200) == summary
