@@ -303,6 +303,45 @@ def predict(
 
 
 @app.command
+def explain(
+    model: Model,
+    files: Annotated[list[Path], Parameter(help="Images (.npy), or folders of them.")],
+    *,
+    out: Annotated[
+        Path,
+        Parameter(
+            help="New folder for predictions.csv and, for each image, FILE.png and FILE.npz: inputs and attribution "
+            "(channels, y, x; log-odds), numbers of fits, pixel_scale (arcsec)."
+        ),
+    ],
+    method: Annotated[
+        Literal["integrated_gradients", "occlusion"],
+        Parameter(help="integrated_gradients adds up to the log-odds; occlusion covers a window at a time."),
+    ] = "integrated_gradients",
+    label: Annotated[str | None, Parameter(help="Class to explain; by default the one that the model prefers.")] = None,
+) -> int:
+    """Show which pixels speak for a class and which against it. A bad file is listed, and the exit code is 3.
+
+    Needs `pip install 'darklens[explain]'`. Example: `darklens explain lens_residual my-lens.npy --out why`
+    """
+    from darklens.bundle import Bundle
+    from darklens.files import write_text
+    from darklens.predict import find_images, predict, to_csv
+    from darklens.report.explanations import ExplanationWriter
+
+    bundle, paths = Bundle.load(model), find_images(files)
+    classes = bundle.contract.classes
+    if label is not None and label not in classes:
+        raise InputError(f"--label: the model knows {', '.join(classes)}, not {label}.")
+    writer = ExplanationWriter(bundle, out, method=method, label=None if label is None else classes.index(label))
+    with _progress("Explaining", len(paths)) as advance:
+        rows = predict(bundle, paths, use=writer, advance=advance)
+    write_text(out / "predictions.csv", to_csv(rows, classes))
+    print(f"{sum(not row.message for row in rows)} of {len(rows)} images explained, in {out}")
+    return _list_problems([row.message for row in rows if row.message])
+
+
+@app.command
 def export(
     model: Model,
     *,

@@ -48,7 +48,11 @@ class Preprocess(Frozen):
 
     def __call__(self, images: Images) -> Prepared:
         """Return what the model receives for these images."""
-        return self._bin(self._crop(self.normalise(images)))
+        return self.cut(self.normalise(images))
+
+    def cut(self, images: Images) -> Prepared:
+        """Crop and average images that are scaled already."""
+        return self._bin(self._crop(images))
 
     def augmented(self, images: Images, augment: "Augment", generator: torch.Generator) -> Prepared:
         """Return what the model receives for randomly moved copies of these images."""
