@@ -16,12 +16,13 @@ from darklens.fit.fitter import Fitter, Images, fitter
 from darklens.fit.levenberg import Fitted, minimise, normal_equations
 from darklens.fit.model import Model
 from darklens.fit.noise import Noise, steps_of
+from darklens.simulate.engine import EngineName
 from darklens.simulate.populations import Population
 
 Result = TypeVar("Result", bound=Any)  # a dataclass of tensors
 
 AT_ONCE = 16  # images; more do not fit a processor's cache
-_COARSE_STEPS, _FINE_STEPS, _LAST_STEPS = 10, 8, 2
+_COARSE_STEPS, _FINE_STEPS, _LAST_STEPS = 10, 8, 6
 _POOR = 5.0  # deviance per block after the coarse steps: the start was in another valley
 CONVERGED = 1.0  # of the deviance, what a further step may still promise
 
@@ -54,19 +55,22 @@ class MacroFit:
 
 
 @torch.no_grad()
-def fit_macro(images: Images, population: Population | str, *, exposure: Images | None = None) -> MacroFit:
+def fit_macro(
+    images: Images, population: Population | str, *, exposure: Images | None = None, engine: EngineName = "eager"
+) -> MacroFit:
     """Fit the smooth lens of a population to images in any linear scale: counts, rates, or scaled to 0..1.
 
     Args:
         images: Images on the population's detector; nothing is assumed of their zero and unit.
         population: Gives the family of lenses, the PSF and the noise; a name is looked up.
         exposure: Relative exposure of each pixel, where images are counts divided by it.
+        engine: As for `weigh_hypotheses`.
 
     Raises:
         ConfigError: If the population's light is not Sersic profiles.
         ValueError: If the images are not of the population's size, or not finite, or the exposure is not theirs.
     """
-    own = fitter(population)
+    own = fitter(population, engine)
     check_images(images, own)
     check_exposure(exposure, images)
     return joined([_finish(*unit_range(some), own, its) for some, its in batches(images, exposure)])
@@ -137,7 +141,7 @@ def fit_smooth(images: Images, own: Fitter, exposure: Images | None = None) -> t
 def _finish(images: Images, low: Tensor, spread: Tensor, own: Fitter, exposure: Images | None) -> MacroFit:
     """Return the fit in the units in which the images were given."""
     fitted, noise = fit_smooth(images, own, exposure)
-    model = Model(own.lens, own.full)
+    model = Model(own.lens, own.full, compiled=own.compiled)
     every = replace(Noise.of(own.population, images, own.full, exposure), extra=noise.extra)
     fitted = minimise(model, images, every, fitted.unknown, steps=_LAST_STEPS)
     weight = every.weight(fitted.model, model.gain(fitted.unknown))
