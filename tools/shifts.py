@@ -143,7 +143,8 @@ def table(result: dict[str, Any]) -> str:
         "# What it was not made for",
         "",
         f"{result['model']['recipe']} trained on `{data['population']}`, {result['n']} images a row; "
-        f"commit {p['commit']}, {p['hardware']}. The fits assume the population as trained in every row. Brackets: 95 % bootstrap.",
+        f"commit {p['commit']}, {p['hardware']}. The fits assume the population as trained in every row. "
+        "Brackets: 95 % bootstrap.",
         "",
         "| test images | macro AUC | no | sphere | vort | accuracy | ECE | log-loss |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
