@@ -16,9 +16,9 @@ from matplotlib.ticker import MaxNLocator
 from darklens import __version__, provenance
 from darklens.data.store import Store
 from darklens.evaluation import intervals
+from darklens.evaluation.judged import read as read_judged
 from darklens.files import atomic_path, write_json, write_text
 from darklens.report.figures import COLOURS, to_png
-from darklens.report.write import read_judged
 
 NO_LENS = "no lens step"
 ARCSEC = "k in arcsec, learnt"

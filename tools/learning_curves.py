@@ -20,12 +20,12 @@ from sklearn.preprocessing import StandardScaler
 from darklens import __version__, provenance
 from darklens.data.store import Store
 from darklens.evaluation.intervals import difference_over_seeds
+from darklens.evaluation.judged import read as read_judged
 from darklens.evaluation.summary import summarise
 from darklens.executors import usable_cores
 from darklens.files import atomic_path, write_json, write_text
 from darklens.fit.table import NUMBERS, fits_of
 from darklens.report.figures import COLOURS, to_png
-from darklens.report.write import read_judged
 from darklens.simulate import populations
 
 RAW = ["data.preprocess.crop=96", "data.preprocess.bin=2", "data.augment.kind=dihedral"]

@@ -208,7 +208,9 @@ def evaluate(
     model: Model,
     store: StorePath,
     *,
-    out: Annotated[Path, Parameter(help="Folder to write: eval.json, predictions.csv, figures, report.html.")],
+    out: Annotated[
+        Path, Parameter(help="Folder to write: eval.json, curves.json, predictions.csv, figures, report.html.")
+    ],
     seed: Annotated[int, Parameter(help="Of the bootstrap.")] = 0,
 ) -> int:
     """Judge a trained system on images it has not seen.
@@ -219,7 +221,7 @@ def evaluate(
     from darklens.data.store import Store
     from darklens.evaluation.evaluate import evaluate as judge
     from darklens.executors import usable_cores
-    from darklens.report.write import write_evaluation
+    from darklens.report.evaluation import write_evaluation
 
     opened, bundle = Store(store), Bundle.load(model)
     with _progress("Evaluating", len(opened)) as advance:
@@ -238,14 +240,16 @@ def evaluate(
 def compare(
     evaluations: Annotated[list[Path], Parameter(help="Folders that `evaluate` wrote.")],
     *,
-    out: Annotated[Path, Parameter(help="Folder to write: compare.json, compare.md, report.html.")],
+    out: Annotated[Path, Parameter(help="Folder to write: compare.json, compare.md, compare.png, report.html.")],
     predictions: Annotated[Path | None, Parameter(help="A table of `predict` to show in the report.")] = None,
 ) -> int:
-    """Compare systems on the same test images: paired differences with intervals.
+    """Compare systems on the same test images: paired differences with intervals and tests.
+
+    Trainings of one recipe that differ only in their seed count as one system.
 
     Example: `darklens compare results/resnet results/sis --out results/comparison`
     """
-    from darklens.report.write import write_comparison
+    from darklens.report.comparison import write_comparison
 
     write_comparison(out, evaluations, predictions=predictions)
     print(f"Report in {out / 'report.html'}")
@@ -300,6 +304,54 @@ def predict(
     write_text(out, to_csv(rows, bundle.contract.classes))
     print(f"{sum(not row.message for row in rows)} of {len(rows)} images classified, in {out}")
     return _list_problems([row.message for row in rows if row.message])
+
+
+@app.command
+def ensemble(
+    models: Annotated[list[Path], Parameter(help="Two or more runs, bundles or shipped models.")],
+    *,
+    out: Annotated[Path, Parameter(help="Bundle folder to write; it holds copies of the members' weights.")],
+) -> int:
+    """Make one model of several: its probabilities are the mean of theirs. It stands wherever a MODEL does.
+
+    Sets and promised risks need images that no member was trained on: give the result to `darklens calibrate`.
+
+    Example: `darklens ensemble runs/seed0 runs/seed1 runs/seed2 --out runs/ensemble`
+    """
+    from darklens.bundle import Bundle
+    from darklens.ensemble import ensemble as average
+
+    average([Bundle.load(model) for model in models]).save(out)
+    print(f"Bundle of {len(models)} members in {out}")
+    return 0
+
+
+@app.command
+def calibrate(
+    model: Model,
+    store: StorePath,
+    *,
+    out: Annotated[Path, Parameter(help="Bundle folder to write.")],
+    seed: Annotated[int, Parameter(help="Of the halves that the images are shared by.")] = 0,
+) -> int:
+    """Calibrate a model anew: temperature, prediction sets, promised risks and what counts as unfamiliar.
+
+    `train` does this at its end, on its validation images. The store must hold images that no network was trained on.
+
+    Example: `darklens calibrate runs/ensemble stores/held-out --out runs/ensemble-calibrated`
+    """
+    from darklens.bundle import Bundle
+    from darklens.data.store import Store
+    from darklens.evaluation.calibrate import calibrate_on
+    from darklens.executors import usable_cores
+
+    opened = Store(store)
+    with _progress("Calibrating", len(opened)) as advance:
+        bundle = calibrate_on(Bundle.load(model), opened, seed=seed, workers=usable_cores(), advance=advance)
+    bundle.save(out)
+    assert bundle.contract.calibration is not None
+    print(f"Temperature {bundle.contract.calibration.temperature:.3g}; bundle in {out}")
+    return 0
 
 
 @app.command

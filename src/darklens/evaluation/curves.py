@@ -20,7 +20,7 @@ def roc(positive: np.ndarray, scores: np.ndarray) -> Curve:
 
 
 def precision_recall(positive: np.ndarray, scores: np.ndarray) -> Curve:
-    """Return recall and precision at every distinct threshold from the highest down; it begins at recall 0, precision 1."""
+    """Return recall and precision at every distinct threshold, from the highest down, after the point (0, 1)."""
     up, down = _accepted(positive, scores)
     return np.concatenate([[0.0], up / up[-1]]), np.concatenate([[1.0], up / (up + down)])
 

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from darklens.evaluation.bounds import Z95
 from darklens.evaluation.metrics import Labels, Probabilities, class_auc
-
-_Z95 = 1.959963984540054
 
 
 def influence(positive: Bool[np.ndarray, " n"], scores: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
@@ -74,7 +73,7 @@ def _judged(value: float, variance: float) -> dict[str, Any]:
     if se < 1e-12:
         return {"value": value, "se": 0.0, "ci95": [value, value], "p": 1.0 if abs(value) < 1e-12 else 0.0}
     p = math.erfc(abs(value) / se / math.sqrt(2))
-    return {"value": value, "se": se, "ci95": [value - _Z95 * se, value + _Z95 * se], "p": p}
+    return {"value": value, "se": se, "ci95": [value - Z95 * se, value + Z95 * se], "p": p}
 
 
 def _share_below(reference: Float[np.ndarray, " m"], scores: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:

@@ -14,6 +14,8 @@ from darklens.bundle import Bundle, batched, sha256_of_bundle
 from darklens.data.store import Store
 from darklens.errors import InputError
 from darklens.evaluation import judgement
+from darklens.evaluation.parameters import parameters_of
+from darklens.evaluation.strata import stratify
 from darklens.evaluation.summary import summarise
 
 _SEEN = "Images like these, of the same seed, were trained on; the numbers say nothing about new ones."
@@ -61,6 +63,7 @@ def evaluate(
         logits, features = bundle.outputs_of(store, workers=workers, advance=advance)
         probabilities = bundle.calibrated(logits)
         metrics = summarise(labels, probabilities, store.classes, seed=seed)
+        metrics["strata"] = stratify(labels, probabilities, store.classes, parameters_of(store), seed=seed)
         metrics |= judgement.summarise(bundle, probabilities, features, labels)
         columns = judgement.columns(bundle, probabilities, features)
     else:
@@ -79,6 +82,7 @@ def evaluate(
         **metrics,
         "model": {
             "recipe": contract.recipe,
+            "recipe_sha256": contract.recipe_sha256,
             "parameters": contract.parameters,
             "bundle_sha256": sha256_of_bundle(folder),
         },
@@ -88,6 +92,7 @@ def evaluate(
             "version": darklens.__version__,
             "commit": provenance.commit(),
             "hardware": provenance.hardware(),
+            "seed": contract.provenance.get("seed"),
             "train_seconds": contract.provenance["train_seconds"],
             "train_images": contract.provenance["train_images"],
             "train_commit": contract.provenance["commit"],
@@ -110,9 +115,12 @@ def trained_on(training_data: dict[str, Any], store: Store) -> bool:
 
     A simulation is known by its population and seed: a longer one begins with the images of a shorter one.
     """
+    members = training_data.get("members")
+    if members:
+        return any(trained_on(data, store) for data in members)
     simulated = store.index.seed is not None
     same_draw = (training_data["population"], training_data["seed"]) == (store.population_name, store.index.seed)
-    return training_data["sha256"] == store.sha256 or (simulated and same_draw)
+    return bool(training_data["sha256"] == store.sha256 or (simulated and same_draw))
 
 
 def check_compatible(bundle: Bundle, store: Store) -> None:

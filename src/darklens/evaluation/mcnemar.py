@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import numpy as np
-
 from darklens.evaluation.metrics import Labels, Probabilities
 
 FEW = 25  # discordant images below which the exact test is taken

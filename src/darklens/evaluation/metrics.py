@@ -46,7 +46,7 @@ def log_loss(labels: Labels, probabilities: Probabilities) -> float:
 
 
 def brier_score(labels: Labels, probabilities: Probabilities) -> float:
-    """Return the mean over images of the squared error of the probabilities, summed over classes: 0 to 2 (Brier 1950)."""
+    """Return the mean squared error of the probabilities, summed over classes: 0 to 2 (Brier 1950)."""
     return float(squared_error(labels, probabilities).mean())
 
 

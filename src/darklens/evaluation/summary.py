@@ -5,15 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from darklens.evaluation import metrics
-from darklens.evaluation.intervals import COVERAGES, RESAMPLES, bootstrap, interval, scalars
+from darklens.evaluation import bounds, metrics
+from darklens.evaluation.intervals import COVERAGES, RESAMPLES, bootstrap, scalars
 from darklens.evaluation.metrics import Labels, Probabilities
 
 
 def summarise(
     labels: Labels, probabilities: Probabilities, classes: Sequence[str], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, Any]:
-    """Return metrics with 95 % bootstrap intervals, ready for JSON.
+    """Return metrics with 95 % intervals (see `bounds`), ready for JSON.
 
     Raises:
         InputError: If a metric would be undefined; see `metrics.check`.
@@ -23,7 +23,7 @@ def summarise(
     spread = bootstrap(labels, probabilities, seed=seed, resamples=resamples)
 
     def with_interval(name: str) -> dict[str, Any]:
-        return {"value": point[name], "ci95": interval(spread[name])}
+        return bounds.with_interval(name, point[name], spread[name], labels)
 
     def by_class(name: str) -> dict[str, Any]:
         return {c: with_interval(f"{name}_{i}") for i, c in enumerate(classes)} | {"macro": with_interval(name)}

@@ -132,6 +132,8 @@ def picture(found: Explanation, title: str) -> "Figure":
     figure.colorbar(colours, ax=grid[-1, :].tolist(), label="log-odds a pixel", shrink=0.9)
     rest = f"; numbers of the fits add {sum(v[0] for v in found.numbers.values()):+.2g}" if found.numbers else ""
     sums = f"log-odds {found.log_odds[0]:.2f}, of the baseline {found.baseline[0]:.2f}{rest}"
+    if found.method == "integrated_gradients" and abs(found.missing[0]) > 0.01:
+        sums += f"; {found.missing[0]:+.2g} not accounted for"
     figure.suptitle(f"{title}\n{found.method.replace('_', ' ')}; {sums}", fontsize=11, parse_math=False)
     figure.supxlabel("arcsec", fontsize=10)
     return figure

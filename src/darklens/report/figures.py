@@ -1,17 +1,13 @@
-"""Arrays to figures: pure functions, one style, no global plotting state."""
+"""Images and maps to figures, and the style of all figures: pure functions, no global plotting state."""
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-
-from darklens.evaluation import curves
-from darklens.evaluation.metrics import Labels, Probabilities, binary_auc
 
 # Okabe & Ito's colours, which stay distinct for colour-blind readers.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
@@ -25,60 +21,11 @@ def to_png(figure: Figure) -> bytes:
     return stream.getvalue()
 
 
-def roc(labels: Labels, probabilities: Probabilities, classes: Sequence[str]) -> Figure:
-    """Return one-vs-rest ROC curves."""
-    figure, axes = _figure(4.3, 4.1)
-    for i, name in enumerate(classes):
-        false_rate, true_rate = curves.roc(labels == i, probabilities[:, i])
-        area = binary_auc(labels == i, probabilities[:, i])
-        axes.plot(false_rate, true_rate, color=COLOURS[i], label=f"{name}: AUC {area:.3f}")
-    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":")
-    axes.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
-    axes.legend(loc="lower right")
-    return figure
-
-
-def calibration(bins: Float[np.ndarray, "bins 3"]) -> Figure:
-    """Return the reliability diagram of `metrics.reliability`'s bins."""
-    figure, axes = _figure(4.3, 4.1)
-    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="perfect calibration")
-    axes.plot(bins[:, 0], bins[:, 1], "o-", color=COLOURS[0], label="this system")
-    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    axes.legend(loc="upper left")
-    return figure
-
-
-def confusion(counts: Int[np.ndarray, "c c"], classes: Sequence[str]) -> Figure:
-    """Return the confusion matrix with counts, shaded by the fraction of the true class."""
-    figure, axes = _figure(4.1, 3.9)
-    fraction = counts / counts.sum(1, keepdims=True)
-    axes.imshow(fraction, cmap="Blues", vmin=0, vmax=1)
-    for (i, j), n in np.ndenumerate(counts):
-        axes.text(j, i, str(n), ha="center", va="center", color="white" if fraction[i, j] > 0.5 else "black")
-    ticks = range(len(classes))
-    axes.set(xlabel="predicted", ylabel="true", xticks=ticks, yticks=ticks, xticklabels=classes, yticklabels=classes)
-    return figure
-
-
-def learning_curves(rows: Sequence[Mapping[str, str]]) -> Figure:
-    """Return loss by epoch for each stage of a run, from the rows of metrics.csv."""
-    stages = sorted({int(row["stage"]) for row in rows})
-    figure, first = _figure(5.0, 3.2 * len(stages), rows=len(stages))
-    for axes, stage in zip(figure.axes or [first], stages, strict=True):
-        own = [row for row in rows if int(row["stage"]) == stage]
-        epochs = [int(row["epoch"]) + 1 for row in own]
-        for name, colour in (("train_loss", COLOURS[0]), ("val_loss", COLOURS[1])):
-            axes.plot(epochs, [float(row[name]) for row in own], color=colour, label=name.replace("_", " "))
-        axes.set(xlabel="epoch", ylabel="loss", title=own[0]["task"], yscale="log")
-        axes.legend()
-    return figure
-
-
 def gallery(images: Sequence[Float[np.ndarray, "n n"]], titles: Sequence[str], *, pixel_scale: float) -> Figure:
     """Return images side by side, y upwards, with axes in arcsec."""
     columns = min(len(images), 3)
     rows = -(-len(images) // columns)
-    figure, _ = _figure(2.7 * columns, 2.9 * rows, columns=columns, rows=rows)
+    figure, _ = new_figure(2.7 * columns, 2.9 * rows, columns=columns, rows=rows)
     for axes in figure.axes[len(images) :]:
         axes.set_axis_off()
     for axes, image, title in zip(figure.axes, images, titles, strict=False):
@@ -99,7 +46,7 @@ def reconstructions(
     pixel_scale: float,
 ) -> Figure:
     """Return rows of images, of reconstructions, and of their differences in units of the noise."""
-    figure, _ = _figure(2.7 * len(images) + 0.8, 8.2, columns=len(images), rows=3)
+    figure, _ = new_figure(2.7 * len(images) + 0.8, 8.2, columns=len(images), rows=3)
     half = images.shape[-1] * pixel_scale / 2
     grid = np.array(figure.axes).reshape(3, len(images))
     for column, title in enumerate(titles):
@@ -129,7 +76,7 @@ def lens_maps(
     """
     panels = ["image", "source plane", "k, arcsec", "deflection, arcsec"]
     panels += ["true deflection, arcsec"] if "true_x" in maps[0] else []
-    figure, _ = _figure(2.7 * len(panels), 2.6 * len(maps) + 0.3, columns=len(panels), rows=len(maps))
+    figure, _ = new_figure(2.7 * len(panels), 2.6 * len(maps) + 0.3, columns=len(panels), rows=len(maps))
     grid = np.array(figure.axes).reshape(len(maps), len(panels))
     for row, own, name in zip(grid, maps, names, strict=True):
         sizes = [np.hypot(own["alpha_x"], own["alpha_y"])]
@@ -180,7 +127,7 @@ def fit_maps(
         "evidence": "evidence for a point, sigma",
         "line_evidence": "the same beside the line",
     }
-    figure, _ = _figure(2.7 * len(panels), 2.7 * len(maps) + 0.3, columns=len(panels), rows=len(maps))
+    figure, _ = new_figure(2.7 * len(panels), 2.7 * len(maps) + 0.3, columns=len(panels), rows=len(maps))
     grid = np.array(figure.axes).reshape(len(maps), len(panels))
     for row, own, name, found in zip(grid, maps, names, findings, strict=True):
         half = own["image"].shape[0] * pixel_scale / 2
@@ -209,27 +156,8 @@ def fit_maps(
     return figure
 
 
-def auc_bars(systems: Sequence[Mapping[str, Any]]) -> Figure:
-    """Return macro and per-class AUC of several systems with their 95 % intervals."""
-    names = list(systems[0]["auc"])
-    figure, axes = _figure(6.4, 1.4 + 0.42 * len(systems) * len(names) / 2)
-    height = 0.8 / len(systems)
-    for k, system in enumerate(systems):
-        at = np.arange(len(names)) + (k - (len(systems) - 1) / 2) * height
-        values = np.array([system["auc"][name]["value"] for name in names])
-        low, high = np.array([system["auc"][name]["ci95"] for name in names]).T
-        spread = np.clip([values - low, high - values], 0, None)
-        axes.errorbar(
-            values, at, xerr=spread, fmt="o", color=COLOURS[k % len(COLOURS)], capsize=3, label=system["name"]
-        )
-    axes.set(yticks=range(len(names)), yticklabels=names, xlabel="one-vs-rest AUC")
-    axes.invert_yaxis()
-    axes.grid(axis="x", alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2)
-    return figure
-
-
-def _figure(width: float, height: float, *, columns: int = 1, rows: int = 1) -> tuple[Figure, Axes]:
+def new_figure(width: float, height: float, *, columns: int = 1, rows: int = 1) -> tuple[Figure, Axes]:
+    """Return a figure of this size in inches, and the first of its axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False)

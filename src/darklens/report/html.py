@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with the sentence that stands in for it where it cannot be seen."""
+    """A PNG with the sentence that stands in for it where it cannot be seen, and its numbers to stand beside it."""
 
     png: bytes
     alt: str
+    caption: str = ""
 
     @property
     def source(self) -> str:

@@ -6,8 +6,9 @@ import pytest
 from darklens import rng
 from darklens.errors import InputError
 from darklens.evaluation import intervals, metrics
-from darklens.evaluation.compare import Judged, compare, to_markdown
+from darklens.evaluation.compare import compare, to_markdown
 from darklens.evaluation.intervals import difference_over_seeds, paired_difference, scalars
+from darklens.evaluation.judged import Judged, System
 from darklens.evaluation.summary import summarise
 
 CLASSES = ["no", "sphere", "vort"]
@@ -98,7 +99,8 @@ def judged(name, skill, sha="x"):
         "data": {"population": "test", "sha256": sha},
         "provenance": {"train_images": 1, "train_seconds": 1.0},
     }
-    return Judged(name, {**summarise(labels, p, CLASSES, resamples=50), **rest}, labels, p)
+    own = Judged(name, {**summarise(labels, p, CLASSES, resamples=50), **rest}, labels, p)
+    return System(name, (own,))
 
 
 def test_a_comparison_names_the_better_system():
@@ -117,7 +119,7 @@ def test_a_comparison_names_the_better_system():
 def test_other_images_cannot_be_compared():
     with pytest.raises(InputError, match="a and b were evaluated on different images"):
         compare([judged("a", 1.0), judged("b", 1.0, sha="y")])
-    with pytest.raises(InputError, match="at least two"):
+    with pytest.raises(InputError, match="at least two evaluations"):
         compare([judged("a", 1.0)])
 
 

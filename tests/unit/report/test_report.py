@@ -3,7 +3,7 @@ import re
 
 import numpy as np
 
-from darklens.report import figures
+from darklens.report import charts, figures
 from darklens.report.html import Picture, Section, Table, page
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -38,12 +38,12 @@ def test_figures_are_png_and_reproducible():
 
     def make():
         return [
-            figures.roc(labels, p, classes),
-            figures.calibration(np.array([[0.4, 0.5, 30], [0.8, 0.7, 30]])),
-            figures.confusion(np.array([[5, 1], [2, 4]]), ["a", "b"]),
-            figures.learning_curves(rows),
+            charts.roc(labels, p, classes),
+            charts.calibration(np.array([[0.4, 0.5, 30], [0.8, 0.7, 30]])),
+            charts.confusion(np.array([[5, 1], [2, 4]]), ["a", "b"]),
+            charts.learning_curves(rows),
             figures.gallery(images, list("abcd"), pixel_scale=0.1),
-            figures.auc_bars([{"name": "a", "auc": {"macro": metric}}, {"name": "b", "auc": {"macro": metric}}]),
+            charts.auc_bars([{"name": "a", "auc": {"macro": metric}}, {"name": "b", "auc": {"macro": metric}}]),
         ]
 
     made, again = make(), make()

@@ -1,0 +1,155 @@
+"""Metrics and curves to figures, in the style of `figures`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from matplotlib.figure import Figure
+
+from darklens.evaluation import curves
+from darklens.evaluation.metrics import Labels, Probabilities, average_precision, binary_auc
+from darklens.report.figures import COLOURS, new_figure
+
+
+def roc(labels: Labels, probabilities: Probabilities, classes: Sequence[str]) -> Figure:
+    """Return one-vs-rest ROC curves."""
+    figure, axes = new_figure(4.3, 4.1)
+    for i, name in enumerate(classes):
+        false_rate, true_rate = curves.roc(labels == i, probabilities[:, i])
+        area = binary_auc(labels == i, probabilities[:, i])
+        axes.plot(false_rate, true_rate, color=COLOURS[i], label=f"{name}: AUC {area:.3f}")
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":")
+    axes.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+    axes.legend(loc="lower right")
+    return figure
+
+
+def calibration(bins: Float[np.ndarray, "bins 3"]) -> Figure:
+    """Return the reliability diagram of `metrics.reliability`'s bins."""
+    figure, axes = new_figure(4.3, 4.1)
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="perfect calibration")
+    axes.plot(bins[:, 0], bins[:, 1], "o-", color=COLOURS[0], label="this system")
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.legend(loc="upper left")
+    return figure
+
+
+def confusion(counts: Int[np.ndarray, "c c"], classes: Sequence[str]) -> Figure:
+    """Return the confusion matrix with counts, shaded by the fraction of the true class."""
+    figure, axes = new_figure(4.1, 3.9)
+    fraction = counts / counts.sum(1, keepdims=True)
+    axes.imshow(fraction, cmap="Blues", vmin=0, vmax=1)
+    for (i, j), n in np.ndenumerate(counts):
+        axes.text(j, i, str(n), ha="center", va="center", color="white" if fraction[i, j] > 0.5 else "black")
+    ticks = range(len(classes))
+    axes.set(xlabel="predicted", ylabel="true", xticks=ticks, yticks=ticks, xticklabels=classes, yticklabels=classes)
+    return figure
+
+
+def learning_curves(rows: Sequence[Mapping[str, str]]) -> Figure:
+    """Return loss by epoch for each stage of a run, from the rows of metrics.csv."""
+    stages = sorted({int(row["stage"]) for row in rows})
+    figure, first = new_figure(5.0, 3.2 * len(stages), rows=len(stages))
+    for axes, stage in zip(figure.axes or [first], stages, strict=True):
+        own = [row for row in rows if int(row["stage"]) == stage]
+        epochs = [int(row["epoch"]) + 1 for row in own]
+        for name, colour in (("train_loss", COLOURS[0]), ("val_loss", COLOURS[1])):
+            axes.plot(epochs, [float(row[name]) for row in own], color=colour, label=name.replace("_", " "))
+        axes.set(xlabel="epoch", ylabel="loss", title=own[0]["task"], yscale="log")
+        axes.legend()
+    return figure
+
+
+def auc_bars(systems: Sequence[Mapping[str, Any]]) -> Figure:
+    """Return macro and per-class AUC of several systems with their 95 % intervals."""
+    names = list(systems[0]["auc"])
+    figure, axes = new_figure(6.4, 1.4 + 0.42 * len(systems) * len(names) / 2)
+    height = 0.8 / len(systems)
+    for k, system in enumerate(systems):
+        at = np.arange(len(names)) + (k - (len(systems) - 1) / 2) * height
+        values = np.array([system["auc"][name]["value"] for name in names])
+        low, high = np.array([system["auc"][name]["ci95"] for name in names]).T
+        spread = np.clip([values - low, high - values], 0, None)
+        axes.errorbar(
+            values, at, xerr=spread, fmt="o", color=COLOURS[k % len(COLOURS)], capsize=3, label=system["name"]
+        )
+    axes.set(yticks=range(len(names)), yticklabels=names, xlabel="one-vs-rest AUC")
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def precision_recall(labels: Labels, probabilities: Probabilities, classes: Sequence[str]) -> Figure:
+    """Return one-vs-rest curves of precision against recall, as steps between thresholds."""
+    figure, axes = new_figure(4.3, 4.1)
+    for i, name in enumerate(classes):
+        recall, precision = curves.precision_recall(labels == i, probabilities[:, i])
+        area = average_precision(labels == i, probabilities[:, i])
+        axes.step(recall, precision, where="pre", color=COLOURS[i], label=f"{name}: AP {area:.3f}")
+    axes.set(xlabel="recall", ylabel="precision", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    axes.legend(loc="lower left")
+    return figure
+
+
+def risk_coverage(right: Bool[np.ndarray, " n"], confidence: Float[np.ndarray, " n"]) -> Figure:
+    """Return the fraction of wrong answers against the fraction of images answered, the most confident first."""
+    figure, axes = new_figure(4.3, 4.1)
+    coverage, risk = curves.risk_coverage(right, confidence)
+    axes.step(coverage, risk, where="post", color=COLOURS[0], label="this system")
+    axes.axhline(float((~right).mean()), color="0.6", linewidth=1, linestyle=":", label="without selection")
+    axes.set(xlabel="images answered", ylabel="wrong among them", xlim=(0, 1))
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="upper left")
+    return figure
+
+
+def stratum(found: Mapping[str, Any], classes: Sequence[str]) -> Figure:
+    """Return recall against a true parameter with intervals, and where it rises through 50 and 90 %.
+
+    Args:
+        found: One entry of `darklens.evaluation.strata.stratify`.
+        classes: All classes, whose order gives the colours.
+    """
+    figure, axes = new_figure(4.3, 3.3)
+    at = np.array([row["median"] for row in found["bins"]])
+    for name in found["bins"][0]["recall"]:
+        rates = [row["recall"][name] for row in found["bins"]]
+        known = [k for k, rate in enumerate(rates) if rate]
+        values = np.array([rates[k]["value"] for k in known])
+        ends = np.array([rates[k]["ci95"] for k in known]).reshape(-1, 2)
+        spread = np.clip([values - ends[:, 0], ends[:, 1] - values], 0, None)
+        colour = COLOURS[list(classes).index(name)]
+        axes.errorbar(at[known], values, yerr=spread, fmt="o-", color=colour, capsize=2, markersize=4, label=name)
+    for limit in found.get("limits", []):
+        if limit["value"] is not None:
+            axes.plot([limit["value"]] * 2, [0, limit["recall"]], color="0.5", linewidth=1, linestyle=":")
+    axes.set(xlabel=f"{found['parameter']}, {found['unit']}" if found["unit"] else found["parameter"], ylabel="recall")
+    if found.get("limits") and at.min() > 0 and at.max() > 5 * at.min():
+        axes.set_xscale("log")
+    axes.set_ylim(min(0.5, axes.get_ylim()[0]) if axes.get_ylim()[0] > 0.5 else 0, 1.02)
+    axes.legend(loc="lower right")
+    return figure
+
+
+def differences(found: Sequence[Mapping[str, Any]]) -> Figure:
+    """Return the differences in macro and class AUC and in accuracy of pairs of systems, with intervals."""
+    figure, axes = new_figure(6.4, 1.5 + 0.5 * len(found) * 2)
+    names = ["accuracy", *(f"AUC {name}" for name in found[0]["auc"])]
+    height = 0.8 / len(names)
+    for k, name in enumerate(names):
+        metrics = [d["accuracy"] if name == "accuracy" else d["auc"][name.removeprefix("AUC ")] for d in found]
+        values = np.array([m["value"] for m in metrics])
+        low, high = np.array([m["ci95"] for m in metrics]).T
+        spread = np.clip([values - low, high - values], 0, None)
+        at = np.arange(len(found)) + (k - (len(names) - 1) / 2) * height
+        axes.errorbar(values, at, xerr=spread, fmt="o", color=COLOURS[k % len(COLOURS)], capsize=3, label=name)
+    axes.axvline(0, color="0.6", linewidth=1, linestyle=":")
+    labels = [f"{d['first']}\n- {d['second']}" for d in found]
+    axes.set(yticks=range(len(found)), yticklabels=labels, xlabel="first - second")
+    axes.tick_params(axis="y", labelsize=9)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure

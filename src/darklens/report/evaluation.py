@@ -1,0 +1,65 @@
+"""The folder of `evaluate`: eval.json, curves.json, predictions.csv, figures and the report."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from darklens.bundle import Bundle
+from darklens.data.store import Store
+from darklens.evaluation import curves
+from darklens.evaluation.evaluate import Result
+from darklens.evaluation.judged import read_csv
+from darklens.files import write_json, write_text
+from darklens.predict import Row, to_csv
+from darklens.report import charts, classification, figures, maps, reconstruction
+from darklens.report.html import Picture, Section, page
+from darklens.report.sections import provenance, roc_picture, write_bytes
+
+_HISTORY = "metrics.csv"
+
+
+def write_evaluation(out: Path, result: Result, bundle: Bundle, store: Store, *, run: Path) -> None:
+    """Write the folder; files of an earlier evaluation in it are replaced.
+
+    Args:
+        out: Folder.
+        result: What `evaluate` found.
+        bundle: The system, for pictures of what an autoencoder reproduces.
+        store: The test images, for the gallery.
+        run: The run folder, if it is one; its metrics.csv becomes the learning curves.
+    """
+    evaluation = result.evaluation
+    if result.probabilities is None:
+        sections, lead = reconstruction.sections(evaluation, bundle, store)
+    else:
+        _write_tables(out, result)
+        sections, lead = classification.sections(result, store)
+    if bundle.has_maps:
+        sections.append(maps.section(bundle, store))
+    history = read_csv(run / _HISTORY) if (run / _HISTORY).exists() else []
+    if history:
+        sections.append(_learning(history))
+    sections.append(provenance(evaluation))
+    title = f"{evaluation['model']['recipe']} on {evaluation['data']['population']}"
+    text = page(title, lead=lead, sections=sections, warnings=evaluation["warnings"])
+    write_text(out / "report.html", text)
+    write_json(out / "eval.json", evaluation)
+
+
+def _write_tables(out: Path, result: Result) -> None:
+    labels, probabilities, classes = result.labels, result.probabilities, result.evaluation["classes"]
+    assert probabilities is not None
+    rows = [Row(name, [float(v) for v in p]) for name, p in zip(result.names, probabilities, strict=True)]
+    columns: dict[str, Sequence[object]] = {**result.columns, "label": [classes[i] for i in labels]}
+    write_text(out / "predictions.csv", to_csv(rows, classes, columns))
+    write_json(out / "curves.json", curves.of_evaluation(labels, probabilities, classes))
+    write_bytes(out / "roc.png", roc_picture(labels, probabilities, classes).png)
+    write_bytes(out / "calibration.png", classification.calibration_picture(result).png)
+
+
+def _learning(history: list[dict[str, str]]) -> Section:
+    last = history[-1]
+    caption = f"Epoch {int(last['epoch']) + 1}: training {last['train_loss']}, validation {last['val_loss']}."
+    alt = f"Training and validation loss by epoch, for each stage. {caption}"
+    picture = Picture(figures.to_png(charts.learning_curves(history)), alt, caption)
+    text = "The loss on the training images and on the tenth of them that was held out to choose the best epoch."
+    return Section("Learning curves", text, pictures=[picture])

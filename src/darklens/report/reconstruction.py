@@ -1,0 +1,44 @@
+"""What the report says of a system that reproduces images."""
+
+from typing import Any
+
+import numpy as np
+
+from darklens.bundle import Bundle
+from darklens.data.noise import noise_variance
+from darklens.data.store import Store
+from darklens.evaluation.compare import with_interval
+from darklens.report import figures
+from darklens.report.html import Picture, Section, Table
+
+_MEASURES = {
+    "psnr_db": "PSNR, dB",
+    "ssim": "SSIM",
+    "chi2_per_pixel": "chi2 per pixel",
+}
+
+
+def sections(evaluation: dict[str, Any], bundle: Bundle, store: Store) -> tuple[list[Section], str]:
+    """Return the sections, and the sentence at the head of the report."""
+    found = evaluation["reconstruction"]
+    lead = (
+        f"PSNR {with_interval(found['psnr_db'])} dB, SSIM {with_interval(found['ssim'])}, "
+        f"chi2 per pixel {with_interval(found['chi2_per_pixel'])} on {evaluation['n']} images."
+    )
+    chosen = [int(np.flatnonzero(store.labels == i)[0]) for i in np.unique(store.labels)]
+    received, output = bundle.run(store.images(chosen))
+    deviation = (received - output) / noise_variance(received).sqrt()
+    shown = [part[:, 0].cpu().numpy() for part in (received, output, deviation)]
+    names = [store.classes[store.labels[i]] for i in chosen]
+    scale = store.index.pixel_scale * bundle.contract.preprocess.bin
+    picture = figures.to_png(figures.reconstructions(shown[0], shown[1], shown[2], names, pixel_scale=scale))
+    alt = "An image of each class, its reconstruction, and their difference in units of the noise."
+    table = Table(
+        ["measure", "mean over images"],
+        [[label, with_interval(found[name])] for name, label in _MEASURES.items()],
+    )
+    text = (
+        "PSNR: -10 log10(MSE) for images in [0, 1]. SSIM: structural similarity, 1 for equal images. chi2 per pixel: "
+        "the squared difference in units of the noise, which is estimated from each image; 1 is the noise-free image."
+    )
+    return [Section("Reconstruction", text, tables=[table], pictures=[Picture(picture, alt)])], lead
