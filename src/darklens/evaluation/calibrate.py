@@ -5,6 +5,7 @@ the second fits all thresholds. So no threshold is judged by what it was chosen 
 epoch before; what that costs shows in the coverage on fresh test images, which `evaluate` reports.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -79,10 +80,24 @@ def calibrated(bundle: Bundle, trained_on: Labelled, held_out: Labelled, *, imag
     return Bundle(contract, bundle.network, familiar=familiar)
 
 
-def calibrate_on(bundle: Bundle, store: Store, *, seed: int = 0, workers: int = 1) -> Bundle:
+def calibrate_on(
+    bundle: Bundle,
+    store: Store,
+    *,
+    seed: int = 0,
+    workers: int = 1,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Bundle:
     """Return the bundle calibrated on a store that it, or any member of an ensemble, was not trained on.
 
     Half of the images, class by class, say what is familiar, the others are the held-out ones.
+
+    Args:
+        bundle: A classifier; a calibration that it has is replaced.
+        store: At least four images of each class; of some hundreds of each, thresholds are good to a per cent.
+        seed: Of the halves and of randomised sets.
+        workers: Processes of a system that fits lenses.
+        advance: Called with the number of images just finished.
 
     Raises:
         InputError: If the bundle was trained on such images, or classes or images are not those it was made for.
@@ -94,7 +109,9 @@ def calibrate_on(bundle: Bundle, store: Store, *, seed: int = 0, workers: int = 
             f"{store.path} holds images that the model was trained on, of which it is too sure; "
             "calibrate on others, for example a simulation of another seed."
         )
-    found = Labelled(bundle.outputs_of(store, workers=workers), store.labels)
+    if min(np.bincount(store.labels, minlength=len(store.classes))) < 4:
+        raise InputError(f"{store.path} has a class of fewer than 4 images; calibrate on some hundreds of each class.")
+    found = Labelled(bundle.outputs_of(store, workers=workers, advance=advance), store.labels)
     reference, held_out = (found.part(rows) for rows in halves(store.labels, seed=seed + 1))
     name = f"{store.population_name}, seed {store.index.seed}, which no network was trained on"
     return calibrated(bundle, reference, held_out, images=name, seed=seed)

@@ -39,7 +39,7 @@ def aps_scores(probabilities: Scores, draws: Float[np.ndarray, " n"] | None = No
     Args:
         probabilities: Of each class.
         draws: The part for each image, uniform in [0, 1): then sets have the stated coverage and not more. None: all
-            of it, which takes no chance, leaves no set empty below level 1, and covers more than stated.
+            of it, which takes no chance and covers more than stated.
     """
     order = np.argsort(-probabilities, axis=1, kind="stable")
     sorted_ = np.take_along_axis(probabilities, order, 1)
@@ -87,14 +87,18 @@ def lac_sets(probabilities: Scores, thresholds: ConformalThresholds) -> Sets:
 
 
 def sets(probabilities: Scores, thresholds: ConformalThresholds, *, seed: int = 1) -> dict[str, Sets]:
-    """Return the sets of each kind; `lac_by_class` holds its level within each class by itself (Mondrian)."""
+    """Return the sets of each kind.
+
+    `lac_by_class` holds its level within each class by itself (Mondrian). In `aps_whole` the class at which the sum
+    passes the threshold is in, so that no set is empty (Angelopoulos & Bates 2021, arXiv:2107.07511, eq. 3).
+    """
     lac = lac_scores(probabilities)
     draws = draws_of(len(probabilities), seed)
     return {
         "lac": lac_sets(probabilities, thresholds),
         "lac_by_class": lac <= np.array(thresholds.lac_by_class),
         "aps": aps_scores(probabilities, draws) <= thresholds.aps,
-        "aps_whole": aps_scores(probabilities) <= thresholds.aps_whole,
+        "aps_whole": aps_scores(probabilities, np.zeros(len(probabilities))) < thresholds.aps_whole,
     }
 
 
@@ -111,7 +115,8 @@ def summarise(probabilities: Scores, labels: Labels, fitted: tuple[ConformalThre
             kind: {
                 "coverage": coverage(found, labels),
                 "coverage_by_class": [
-                    coverage(found[labels == i], labels[labels == i]) for i in range(probabilities.shape[1])
+                    coverage(found[labels == i], labels[labels == i]) if (labels == i).any() else None
+                    for i in range(probabilities.shape[1])
                 ],
                 "mean_size": float(found.sum(1).mean()),
                 "empty": float((~found.any(1)).mean()),

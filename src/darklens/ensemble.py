@@ -1,0 +1,73 @@
+"""Trained classifiers made one bundle, whose probabilities are the mean of theirs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from darklens.bundle import Bundle, Contract
+from darklens.calibration import Calibration
+from darklens.config import digest
+from darklens.errors import InputError
+from darklens.models.ensemble import Ensemble, EnsembleConfig, fitted_population
+
+
+def ensemble(members: Sequence[Bundle]) -> Bundle:
+    """Return the deep ensemble of classifiers that take the same images (Lakshminarayanan et al. 2017).
+
+    Members keep their temperatures. Thresholds of sets and risks are not inherited, since each member's held-out images
+    may have trained another: `evaluation.calibrate.calibrate_on` fits them on images that none was trained on. What is
+    familiar is the first member's to say.
+
+    Raises:
+        InputError: If there are fewer than two, one does not classify or is an ensemble, or they take other images.
+    """
+    if len(members) < 2:
+        raise InputError("An ensemble needs at least two models; name further runs or bundles.")
+    first = members[0].contract
+    for member in members:
+        member.require_classifier("ensemble")
+        if isinstance(member.contract.model, EnsembleConfig):
+            raise InputError(f"{member.contract.recipe} is an ensemble itself; name its members instead.")
+        if _takes(member.contract) != _takes(first):
+            raise InputError(
+                f"{member.contract.recipe} and {first.recipe} differ in classes, image size, pixel scale, "
+                "pre-processing or fitted population; an ensemble needs models that take the same images."
+            )
+    config = EnsembleConfig.model_validate({"members": [member.contract.model for member in members]})
+    ood = first.calibration.ood if first.calibration else None
+    contract = first.model_copy(
+        update={
+            "recipe": f"ensemble of {len(members)}: {', '.join(dict.fromkeys(m.contract.recipe for m in members))}",
+            "recipe_sha256": digest(config),
+            "model": config,
+            "parameters": sum(member.contract.parameters for member in members),
+            "data": {**first.data, "members": [member.contract.data for member in members]},
+            "validation": {},
+            "provenance": _provenance([member.contract for member in members]),
+            "calibration": Calibration(ood=ood, images="none yet; what is familiar is the first member's to say"),
+        }
+    )
+    network = contract.build()
+    assert isinstance(network, Ensemble)
+    for own, member in zip(network.members, members, strict=True):
+        own.load_state_dict(member.network.state_dict())
+    records = [member.contract.calibration or Calibration() for member in members]
+    network.temperatures.copy_(torch.tensor([record.temperature for record in records]))
+    return Bundle(contract, network, familiar=members[0].familiar)
+
+
+def _takes(contract: Contract) -> Any:
+    population = fitted_population(contract.model)
+    return contract.classes, contract.n_pixels, contract.pixel_scale, contract.preprocess, population
+
+
+def _provenance(members: Sequence[Contract]) -> dict[str, Any]:
+    """Return the members' provenance as one: seconds of all, images of all different data sets."""
+    found = {
+        name: ", ".join(dict.fromkeys(str(member.provenance.get(name)) for member in members))
+        for name in ("version", "commit", "hardware", "seed")
+    }
+    images = {(m.data["sha256"], m.provenance["train_images"]): m.provenance["train_images"] for m in members}
+    seconds = sum(member.provenance["train_seconds"] for member in members)
+    return {**found, "train_seconds": round(seconds, 1), "train_images": sum(images.values())}

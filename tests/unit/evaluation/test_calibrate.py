@@ -1,0 +1,188 @@
+"""A calibration is fitted on what no weight has seen and travels in the bundle; an ensemble is the mean of its members."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from darklens.bundle import CONTRACT, FAMILIAR, Bundle, Contract
+from darklens.calibration import Calibration, softmax
+from darklens.data.preprocess import Preprocess
+from darklens.data.store import Store, StoreIndex, write_index, write_shard
+from darklens.ensemble import ensemble
+from darklens.errors import InputError
+from darklens.evaluation import judgement
+from darklens.evaluation.calibrate import calibrate_on, halves
+from darklens.export import export_onnx
+from darklens.models.autoencoder import AutoencoderConfig
+from darklens.models.resnet_18 import ResNet18Config
+from darklens.models.resnet_simple import ResNetSimpleConfig
+
+N = 44
+
+
+def untrained(seed=0, config=None, **changes):
+    values = {
+        "recipe": "r",
+        "recipe_sha256": "",
+        "model": config or ResNetSimpleConfig(),
+        "classes": ["no", "sphere", "vort"],
+        "n_pixels": N,
+        "pixel_scale": 0.1,
+        "preprocess": Preprocess(),
+        "parameters": 7,
+        "data": {"population": "p", "seed": 1, "sha256": "abc"},
+        "validation": {},
+        "provenance": {"train_seconds": 1.0, "train_images": 60, "commit": "c", "hardware": "h"},
+    }
+    contract = Contract(**(values | changes))
+    torch.manual_seed(seed)
+    network = contract.build()
+    for module in network.modules():  # untrained logits are all alike
+        if isinstance(module, torch.nn.Linear):
+            module.weight.data *= 3
+    return Bundle(contract, network)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """240 images of one, two or three stripes, in noise."""
+    g, labels = np.random.default_rng(0), np.arange(240) % 3
+    images = g.normal(0, 0.1, (240, 1, N, N)).astype(np.float32)
+    for image, label in zip(images, labels, strict=True):
+        for stripe in range(label + 1):
+            image[0, 10 + 8 * stripe : 13 + 8 * stripe, 5:35] += 1
+    path = tmp_path_factory.mktemp("stores") / "s"
+    shard = write_shard(path, 0, images, {"label": labels})
+    write_index(
+        path, StoreIndex(classes=["no", "sphere", "vort"], n_pixels=N, pixel_scale=0.1, version="0", shards=[shard])
+    )
+    return Store(path)
+
+
+@pytest.fixture(scope="module")
+def calibrated(store):
+    return calibrate_on(untrained(), store)
+
+
+def test_halves_share_each_class_and_no_image():
+    labels = np.array([0] * 7 + [1] * 4 + [2])
+    first, second = halves(labels, seed=0)
+    assert sorted([*first, *second]) == list(range(12))
+    assert np.bincount(labels[first], minlength=3).tolist() == [3, 2, 0]
+    assert halves(labels, seed=1)[0].tolist() != first.tolist()
+
+
+def test_a_calibration_is_the_same_each_time_and_divides_the_logits(store, calibrated):
+    record = calibrated.contract.calibration
+    assert calibrate_on(untrained(), store).contract.calibration == record
+    assert record.temperature_images == 60 and record.threshold_images == 60
+    assert [c.level for c in record.conformal] == [0.9, 0.95] and [s.risk for s in record.selective] == [0.01, 0.05]
+    logits = calibrated.outputs_of(store).logits
+    np.testing.assert_allclose(calibrated.probabilities_of(store), softmax(logits / record.temperature))
+    np.testing.assert_allclose(
+        calibrated.classify(store.images([3])).probabilities, calibrated.probabilities_of(store)[3:4], atol=1e-6
+    )
+
+
+def test_bundles_with_and_without_calibration_come_back_as_they_were(store, calibrated, tmp_path):
+    for name, bundle in (("old", untrained()), ("new", calibrated)):
+        bundle.save(tmp_path / name)
+        again = Bundle.load(tmp_path / name)
+        assert again.contract.calibration == bundle.contract.calibration
+        np.testing.assert_array_equal(again.probabilities_of(store), bundle.probabilities_of(store))
+        features = again.outputs_of(store).features
+        found = judgement.columns(again, again.probabilities_of(store), features)
+        assert found == judgement.columns(bundle, bundle.probabilities_of(store), features)
+    # A bundle of an earlier version has neither of the two entries.
+    contract = json.loads((tmp_path / "old" / CONTRACT).read_text())
+    del contract["calibration"], contract["ood_sha256"]
+    (tmp_path / "old" / CONTRACT).write_text(json.dumps(contract))
+    old = Bundle.load(tmp_path / "old")
+    assert old.contract.calibration is None and not (tmp_path / "old" / FAMILIAR).exists()
+    found = judgement.columns(old, np.ones((2, 3)) / 3, np.zeros((2, 5)))
+    assert found == {"set": ["", ""], "ood_score": ["", ""], "ood": ["", ""]}
+    assert judgement.summarise(old, np.ones((2, 3)) / 3, np.zeros((2, 5)), np.array([0, 1])) == {}
+
+
+@pytest.mark.parametrize("damage", ["absent", "changed", "other"])
+def test_a_damaged_record_of_what_is_familiar_is_one_sentence(calibrated, tmp_path, damage):
+    calibrated.save(tmp_path / "b")
+    path = tmp_path / "b" / FAMILIAR
+    if damage == "absent":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-4] if damage == "changed" else b"x")
+    with pytest.raises(
+        InputError, match=r"ood.safetensors is missing or does not match its contract; train or download"
+    ):
+        Bundle.load(tmp_path / "b")
+
+
+def test_unlike_images_are_called_so_and_sets_are_written(store, calibrated):
+    images = store.images(range(60))
+    strange = np.random.default_rng(0).normal(size=images.shape).astype(np.float32)
+    found = [
+        judgement.columns(calibrated, c.probabilities, c.features) for c in map(calibrated.classify, (images, strange))
+    ]
+    assert set(found[1]["ood"]) == {"yes"} and found[0]["ood"].count("yes") <= 6
+    assert set(found[0]["ood_score"]).isdisjoint(found[1]["ood_score"])
+    names = {"no", "sphere", "vort"}
+    assert all(value == "none" or set(value.split("|")) <= names for value in found[0]["set"])
+    probabilities = calibrated.probabilities(images)
+    summary = judgement.summarise(calibrated, probabilities, calibrated.classify(images).features, store.labels[:60])
+    assert set(summary) == {"calibration", "conformal", "selective", "ood"}
+    json.dumps(summary, allow_nan=False)
+
+
+def test_what_was_trained_on_does_not_calibrate(store):
+    with pytest.raises(InputError, match="trained on"):
+        calibrate_on(untrained(data={"population": "x", "seed": 0, "sha256": store.sha256}), store)
+    members = [{"population": "x", "seed": 0, "sha256": sha} for sha in ("a", store.sha256)]
+    with pytest.raises(InputError, match="trained on"):
+        calibrate_on(untrained(data={"population": "x", "seed": 0, "sha256": "b", "members": members}), store)
+    with pytest.raises(InputError, match="does not classify"):
+        calibrate_on(untrained(config=AutoencoderConfig()), store)
+
+
+@pytest.mark.parametrize("config", [ResNetSimpleConfig(), ResNet18Config()])
+def test_an_ensemble_is_the_mean_of_its_members_wherever_it_is_asked(store, tmp_path, config):
+    members = [untrained(0, config), calibrate_on(untrained(1), store)]
+    images = store.images(range(5))
+    mean = np.mean([member.probabilities(images) for member in members], axis=0)
+    joint = ensemble(members)
+    joint.save(tmp_path / "e")
+    again = Bundle.load(tmp_path / "e")
+    for bundle in (joint, again):
+        np.testing.assert_allclose(bundle.probabilities(images), mean, atol=1e-6)
+    assert again.contract.parameters == 14 and again.contract.provenance["train_images"] == 60
+    fitted = calibrate_on(again, store)
+    np.testing.assert_allclose(softmax(fitted.output(fitted.see(images)).logits), mean, atol=1e-6)
+    assert fitted.contract.calibration.conformal and fitted.familiar is not None
+    assert "ensemble of 2" in again.card
+
+
+def test_an_ensemble_needs_members_that_take_the_same_images(calibrated):
+    with pytest.raises(InputError, match="at least two"):
+        ensemble([calibrated])
+    with pytest.raises(InputError, match="differ in classes, image size"):
+        ensemble([calibrated, untrained(pixel_scale=0.2)])
+    with pytest.raises(InputError, match="ensemble itself"):
+        ensemble([ensemble([calibrated, untrained()]), untrained()])
+    with pytest.raises(InputError, match="does not classify"):
+        ensemble([calibrated, untrained(config=AutoencoderConfig())])
+    inherited = ensemble([calibrated, untrained()])
+    assert inherited.contract.calibration.ood == calibrated.contract.calibration.ood
+    assert inherited.contract.calibration.conformal == () and inherited.familiar is calibrated.familiar
+
+
+def test_onnx_gives_calibrated_probabilities(store, calibrated, tmp_path):
+    import onnxruntime
+
+    warm = calibrated.contract.model_copy(update={"calibration": Calibration(temperature=2.5)})
+    images = store.images(range(7))
+    for name, bundle in {"t": Bundle(warm, calibrated.network), "e": ensemble([calibrated, untrained(3)])}.items():
+        assert export_onnx(bundle, tmp_path / f"{name}.onnx") <= 1e-4
+        found = onnxruntime.InferenceSession(tmp_path / f"{name}.onnx").run(None, {"image": images})[0]
+        np.testing.assert_allclose(found, bundle.probabilities(images), atol=1e-4)
