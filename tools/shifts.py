@@ -132,7 +132,7 @@ def in_flux_units(population: Population, n: int) -> Images:
 
 def judged(name: str, bundle: Bundle, labels: np.ndarray, what: Seen) -> dict[str, Any]:
     with torch.inference_mode():
-        probabilities = bundle.network(what).double().softmax(1).numpy()
+        probabilities = bundle.calibrated(bundle.output(what).logits)
     metrics = summarise(labels, probabilities, bundle.contract.classes)
     return {"name": name, **{key: metrics[key] for key in ("n", "auc", "accuracy", "ece", "nll", "confusion")}}
 

@@ -72,7 +72,8 @@ def test_an_evaluation_holds_what_the_interface_promises(work, recipe):
     assert found["provenance"]["train_images"] == 33 and found["provenance"]["train_seconds"] > 0
     assert found["warnings"] == []
     rows = rows_of(out / "predictions.csv")
-    assert list(rows[0]) == ["path", "status", "predicted", "p_no", "p_sphere", "p_vort", "message", "label"]
+    fixed = ["path", "status", "predicted", "p_no", "p_sphere", "p_vort", "message"]
+    assert list(rows[0]) == [*fixed, "set", "ood_score", "ood", "label"]
     assert len(rows) == 36
     for row in rows:
         p = {name: float(row[f"p_{name}"]) for name in found["classes"]}

@@ -18,6 +18,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 import yaml
+from pydantic import ValidationError
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from rich.console import Console
 from torch import nn
@@ -280,13 +281,21 @@ def _claim(out: Path, recipe: Recipe, source: Source, seed: int, resume: bool) -
         write_text(out / "config.yaml", text)
         write_json(out / _STATE, state | {"commits": [provenance.commit()]})
         return
-    if yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8")) != yaml.safe_load(text):
+    if _held(out / "config.yaml") != recipe:
         raise InputError(f"{out} holds a run of another recipe; compare its config.yaml, or choose another --out.")
     held = read_json(out / _STATE)
     if any(held.get(name) != value for name, value in state.items()):
         raise InputError(f"{out} holds a run on other data, of another seed or version; choose another --out.")
     commits = dict.fromkeys([*held.get("commits", []), provenance.commit()])
     write_json(out / _STATE, state | {"commits": list(commits)})
+
+
+def _held(path: Path) -> Recipe | None:
+    """Return the recipe of a run; settings that are younger than it have their defaults. None if it is no recipe."""
+    try:
+        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (ValidationError, yaml.YAMLError):
+        return None
 
 
 def _load_autoencoder(network: nn.Module, recipe: Recipe, n_pixels: int) -> None:

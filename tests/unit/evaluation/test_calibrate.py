@@ -1,4 +1,4 @@
-"""A calibration is fitted on what no weight has seen and travels in the bundle; an ensemble is the mean of its members."""
+"""A calibration is fitted on what no weight has seen, and travels in the bundle; ensembles are means of members."""
 
 import json
 

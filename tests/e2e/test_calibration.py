@@ -1,0 +1,96 @@
+"""Calibration through the command line: what a training leaves, what tables say, ensembles, and bundles made anew."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from darklens.bundle import CONTRACT, FAMILIAR, Bundle
+from darklens.cli import main
+
+SMALL = ["field.n_pixels=44", "--n-per-class", 24]
+TRAIN = ["stages.0.epochs=1", "data.augment.kind=dihedral", "data.validation_fraction=0.5"]
+FURTHER = ["set", "ood_score", "ood"]
+
+
+def darklens(*words):
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    return stopped.value.code
+
+
+def rows_of(path):
+    with path.open() as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Two trained runs, a test store and one to calibrate on."""
+    work = tmp_path_factory.mktemp("work")
+    for seed, name in enumerate(("train", "test", "held-out")):
+        assert darklens("simulate", "common-test-i", "--out", work / name, *SMALL, "--seed", seed) == 0
+    for seed in (0, 1):
+        words = [*TRAIN, "--data", work / "train", "--out", work / f"run{seed}", "--seed", seed]
+        assert darklens("train", "resnet_simple", *words) == 0
+    return work
+
+
+def test_a_training_leaves_a_calibration_and_evaluate_says_how_it_fares(work, tmp_path):
+    record = Bundle.load(work / "run0").contract.calibration
+    assert record.temperature_images == 0 and record.threshold_images == 18  # 18 are too few for a temperature
+    assert "validation" in record.images and (work / "run0" / "bundle" / FAMILIAR).exists()
+    assert darklens("evaluate", work / "run0", work / "test", "--out", tmp_path / "e") == 0
+    found = json.loads((tmp_path / "e" / "eval.json").read_text())
+    assert [row["level"] for row in found["conformal"]] == [0.9, 0.95]
+    assert 0.7 <= found["conformal"][0]["lac"]["coverage"] <= 1
+    assert found["selective"][0]["confidence"] is None and 0 <= found["ood"]["beyond_p99"] <= 1
+    rows = rows_of(tmp_path / "e" / "predictions.csv")
+    assert list(rows[0])[6:11] == ["message", *FURTHER, "label"]
+    covered = np.mean([row["label"] in row["set"].split("|") for row in rows])
+    assert covered == pytest.approx(found["conformal"][0]["lac"]["coverage"])
+
+
+def test_predict_marks_what_is_no_lens_and_leaves_bad_files_empty(work, tmp_path):
+    np.save(tmp_path / "noise.npy", np.random.default_rng(0).normal(size=(44, 44)))
+    np.save(tmp_path / "small.npy", np.eye(9))
+    assert darklens("predict", work / "run0", tmp_path, "--out", tmp_path / "p.csv") == 3
+    noise, small = rows_of(tmp_path / "p.csv")
+    assert noise["ood"] == "yes" and float(noise["ood_score"]) > 2 and noise["set"]
+    assert [small[name] for name in FURTHER] == ["", "", ""]
+
+
+def test_resuming_a_finished_run_calibrates_it_again_to_the_same_bytes(work, tmp_path):
+    shutil.copytree(work / "run0", tmp_path / "run")
+    bundle = tmp_path / "run" / "bundle"
+    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+    (bundle / FAMILIAR).unlink()
+    contract = json.loads(before[CONTRACT])
+    del contract["calibration"], contract["ood_sha256"]
+    (bundle / CONTRACT).write_text(json.dumps(contract))
+    settings = (tmp_path / "run" / "config.yaml").read_text()
+    (tmp_path / "run" / "config.yaml").write_text(settings.replace("  n_per_class: null\n", ""))  # a younger setting
+    assert Bundle.load(tmp_path / "run").contract.calibration is None
+    words = [*TRAIN, "--data", work / "train", "--out", tmp_path / "run", "--seed", 0, "--resume"]
+    assert darklens("train", "resnet_simple", *words) == 0
+    assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
+
+
+def test_an_ensemble_stands_where_a_model_does_and_is_calibrated_on_what_no_member_saw(work, tmp_path, capsys):
+    runs, joint = [work / "run0", work / "run1"], tmp_path / "joint"
+    assert darklens("ensemble", *runs, "--out", joint) == 0
+    assert darklens("calibrate", joint, work / "train", "--out", tmp_path / "never") == 2
+    assert "trained on" in capsys.readouterr().err and not (tmp_path / "never").exists()
+    assert darklens("calibrate", joint, work / "held-out", "--out", tmp_path / "calibrated") == 0
+    for model in (*runs, joint, tmp_path / "calibrated"):
+        assert darklens("evaluate", model, work / "test", "--out", tmp_path / "of" / model.name) == 0
+    told = {path.name: rows_of(path / "predictions.csv") for path in (tmp_path / "of").iterdir()}
+    for i, row in enumerate(told["joint"]):
+        mean = np.mean([float(told[run.name][i]["p_vort"]) for run in runs])
+        assert float(row["p_vort"]) == pytest.approx(mean, abs=1e-6)
+    assert {row["set"] for row in told["joint"]} == {""} and {row["ood"] for row in told["joint"]} <= {"yes", "no"}
+    assert "" not in {row["set"] for row in told["calibrated"]}
+    assert darklens("export", joint, "--onnx", tmp_path / "joint.onnx") == 0
+    assert darklens("ensemble", runs[0], "--out", tmp_path / "one") == 2
