@@ -44,7 +44,8 @@ def examine(
     """
     values, own = _read(store, advance, with_statistics=True)
     others = [_read(other, advance)[1] for other in against]
-    found = leaks(values, [s.name for s in STATISTICS], store.labels, seed=seed)
+    usual = {s.name for s in STATISTICS if s.usual}
+    found = leaks(values, [s.name for s in STATISTICS], store.labels, usual=usual, seed=seed)
     twins = list(islice(duplicates([store, *against], [own, *others]), _MOST_DUPLICATES))
     stores = [store, *against]
     warnings = [

@@ -22,11 +22,13 @@ class Statistic:
         name: In sentences and reports.
         unit: Its unit; of brightness: the store's own.
         remedy: What to do where it tells a class.
+        usual: Whether simulators leak by it; others must be further from chance to be believed (`leaks.DOUBT`).
     """
 
     name: str
     unit: str
     remedy: str
+    usual: bool = False
 
 
 _MASS = (
@@ -39,11 +41,11 @@ _FILES = "make all classes with the same noise, the same scaling and the same fi
 _SCALE = f"{_FILES}; where each image is scaled to 0..1 this can be its peak brightness in disguise"
 
 STATISTICS = (
-    Statistic("ring radius", "arcsec", _MASS),
-    Statistic("total flux", "brightness", _LIGHT_PRIORS),
-    Statistic("peak brightness", "brightness", _LIGHT_PRIORS),
-    Statistic("noise level", "brightness", _SCALE),
-    Statistic("elongation", "1", _SHAPE),
+    Statistic("ring radius", "arcsec", _MASS, usual=True),
+    Statistic("total flux", "brightness", _LIGHT_PRIORS, usual=True),
+    Statistic("peak brightness", "brightness", _LIGHT_PRIORS, usual=True),
+    Statistic("noise level", "brightness", _SCALE, usual=True),
+    Statistic("elongation", "1", _SHAPE, usual=True),
     Statistic("stretch along x", "1", _SHAPE),
     Statistic("offset of the light", "arcsec", _SHAPE),
     Statistic("smallest pixel", "brightness", _FILES),

@@ -1,0 +1,109 @@
+"""`darklens doctor` and `darklens explain` through the command line."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from darklens.cli import main
+from darklens.simulate import populations
+
+SMALL = ["field.n_pixels=64", "--n-per-class", "30"]
+
+
+def darklens(*words):
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    return stopped.value.code
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Stores without and with a leak, and images as files."""
+    work = tmp_path_factory.mktemp("doctor")
+    tree = populations.get("common-test-i").model_dump(mode="json", by_alias=True)
+    smooth = tree | {"name": "smooth", "classes": {key: {"kind": "none"} for key in tree["classes"]}}
+    (work / "smooth.yaml").write_text(yaml.safe_dump(smooth))
+    heavy = tree | {"name": "heavy"}
+    heavy["classes"] = tree["classes"] | {"vort": tree["classes"]["vort"] | {"mass_fraction": 0.9}}
+    (work / "heavy.yaml").write_text(yaml.safe_dump(heavy))
+    for name, seed in (("smooth", 1), ("heavy", 2)):
+        assert darklens("simulate", work / f"{name}.yaml", "--out", work / name, *SMALL, "--seed", seed) == 0
+    assert (
+        darklens(
+            "simulate",
+            "common-test-i",
+            "--out",
+            work / "files",
+            "field.n_pixels=64",
+            "--n-per-class",
+            2,
+            "--format",
+            "deeplense",
+        )
+        == 0
+    )
+    return work
+
+
+def test_a_clean_store_is_one_sentence(work, tmp_path, capsys):
+    assert darklens("doctor", work / "smooth", "--out", tmp_path / "r.json") == 0
+    said = capsys.readouterr()
+    assert said.err == "" and said.out.startswith("No class of 90 images is told by any of 12 numbers")
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found["schema"] == 1 and found["warnings"] == [] and found["duplicates"]["n"] == 0
+    assert {leak["class"] for leak in found["leaks"]} == {"no", "sphere", "vort"}
+
+
+def test_a_leak_is_named_with_how_well_it_tells_and_what_to_do(work, tmp_path, capsys):
+    assert darklens("doctor", work / "heavy", "--out", tmp_path / "r.json") == 3
+    said = capsys.readouterr()
+    line = next(line for line in said.err.splitlines() if "ring radius" in line)
+    assert line.startswith("Warning: The ring radius is larger in vort than in the rest (AUC 0.9")
+    assert "conserve_mass=true" in line
+    assert f"{len(said.err.splitlines())} warnings on 90 images" in said.out
+    leak = next(leak for leak in json.loads((tmp_path / "r.json").read_text())["leaks"] if leak["found"])
+    low, high = leak["auc"]["ci95"]
+    assert 0.5 < low <= leak["auc"]["value"] <= high <= 1
+
+
+def test_splits_that_share_images(work, tmp_path, capsys):
+    longer = ["field.n_pixels=64", "--n-per-class", "35", "--seed", "1"]
+    assert darklens("simulate", work / "smooth.yaml", "--out", tmp_path / "train", *longer) == 0
+    capsys.readouterr()
+    assert darklens("doctor", work / "smooth", "--against", tmp_path / "train", "--against", work / "heavy") == 3
+    err = capsys.readouterr().err
+    assert f"90 images are copies of images in {tmp_path / 'train'}, 90 byte by byte" in err
+    assert "same seed (1), so it has the same images" in err and len(err.splitlines()) == 2
+
+
+def test_the_installation(work, tmp_path, capsys):
+    assert darklens("doctor") == 0
+    out = capsys.readouterr().out
+    assert "torch" in out and "alpha = grad psi" in out and "FAILED" not in out
+    assert darklens("doctor", "--out", tmp_path / "r.json") == 2
+    assert "for a store; name it first" in capsys.readouterr().err
+    assert darklens("doctor", tmp_path) == 2
+
+
+def test_explain_writes_numbers_and_pictures_of_each_image(work, tmp_path, capsys):
+    quick = ["data.preprocess.crop=48", "data.augment.kind=none", "stages.0.epochs=1", "stages.1.epochs=1"]
+    assert darklens("train", "sis_autoencoder2", *quick, "--data", work / "heavy", "--out", tmp_path / "sis") == 0
+    bad = tmp_path / "bad.npy"
+    bad.write_bytes(b"no image")
+    files = [*sorted((work / "files").rglob("1.npy")), bad]
+    assert darklens("explain", tmp_path / "sis", *files, "--out", tmp_path / "why", "--label", "vort") == 3
+    assert "bad.npy" in capsys.readouterr().err
+    names = [f"1{n}.{kind}" for n in ("-2", "-3", "") for kind in ("npz", "png")]
+    assert sorted(p.name for p in (tmp_path / "why").iterdir()) == [*names, "maps", "predictions.csv"]
+    assert sorted(p.name for p in (tmp_path / "why" / "maps").iterdir()) == names
+    found = np.load(tmp_path / "why" / "1.npz")
+    assert found["attribution"].shape == (1, 64, 64) and found["classes"][found["label"]] == "vort"
+    assert np.isfinite(found["attribution"]).all() and found["attribution"].any()
+    again = ["explain", tmp_path / "sis", files[0], "--out"]
+    assert darklens(*again, tmp_path / "o", "--method", "occlusion") == 0
+    assert str(np.load(tmp_path / "o" / "1.npz")["method"]) == "occlusion"
+    assert darklens(*again, tmp_path / "why") == 2 and "not empty" in capsys.readouterr().err
+    assert darklens(*again, tmp_path / "x", "--label", "axion") == 2
+    assert "the model knows no, sphere, vort, not axion" in capsys.readouterr().err
