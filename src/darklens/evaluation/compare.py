@@ -1,5 +1,6 @@
 """Systems judged on the same images, side by side: paired differences with intervals and tests."""
 
+import math
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
@@ -118,9 +119,11 @@ def footnote(comparison: dict[str, Any]) -> str:
 
 
 def with_interval(metric: dict[str, Any], *, signed: bool = False) -> str:
-    """Return a metric as text, such as `0.915 [0.897, 0.931]`."""
-    form = "+.3f" if signed else ".3f"
+    """Return a metric as text, such as `0.915 [0.897, 0.931]`, with the digits that its interval is worth."""
     low, high = metric["ci95"]
+    small = [high - low, *([] if signed else [metric["value"] / 10])]
+    digits = max(3, *(min(math.ceil(-math.log10(part)), 6) for part in small if part > 0), 3)
+    form = f"{'+' if signed else ''}.{digits}f"
     return f"{metric['value']:{form}} [{low:{form}}, {high:{form}}]"
 
 

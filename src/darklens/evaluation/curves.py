@@ -72,7 +72,7 @@ def weighted_selective(
     )
 
 
-def thinned(curve: Curve, points: int = POINTS) -> Curve:
+def thinned(curve: Curve, points: int = POINTS) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
     """Return at most `points` points of a curve, its ends among them, evenly spaced along its length."""
     x, y = curve
     if len(x) <= points:

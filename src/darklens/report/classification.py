@@ -1,7 +1,5 @@
 """What the report says of a classifier."""
 
-from typing import Any
-
 import numpy as np
 
 from darklens.data.store import Store
@@ -105,7 +103,7 @@ def _selective(result: Result) -> Section:
     picture = Picture(
         figures.to_png(charts.risk_coverage(right, confidence)), f"Risk against coverage. {caption}", caption
     )
-    tables = [Table(["images answered", "wrong among them"], [[c, _fine(m)] for c, m in risks.items()])]
+    tables = [Table(["images answered", "wrong among them"], [[c, with_interval(m)] for c, m in risks.items()])]
     promises = [
         [
             f"{row['risk']:.1%}",
@@ -121,11 +119,6 @@ def _selective(result: Result) -> Section:
         tables.append(Table(header, promises))
     text = "What it is worth to answer only the images the system is most sure of, and to leave the others to people."
     return Section("Selective prediction", text, tables=tables, pictures=[picture])
-
-
-def _fine(metric: dict[str, Any]) -> str:
-    low, high = metric["ci95"]
-    return f"{metric['value']:.4f} [{low:.4f}, {high:.4f}]"
 
 
 def _examples(result: Result, store: Store) -> Section:

@@ -3,10 +3,42 @@ import re
 
 import numpy as np
 
-from darklens.report import charts, figures
+from darklens.report import charts, figures, strata
 from darklens.report.html import Picture, Section, Table, page
 
 PNG = b"\x89PNG\r\n\x1a\n"
+
+
+RATE = {"value": 0.5, "ci95": [0.4, 0.6]}
+STRATUM = {
+    "parameter": "line mass",
+    "unit": "arcsec^2",
+    "class": "vort",
+    "bins": [
+        {"low": x, "high": 2 * x, "median": 1.5 * x, "n": 30, "recall": {"vort": {**RATE, "value": r}}, "auc": RATE}
+        for x, r in ((0.01, 0.4), (0.02, 0.7))
+    ],
+    "limits": [
+        {"recall": 0.5, "value": 0.018, "ci95": [None, 0.02], "reached": "inside"},
+        {"recall": 0.9, "value": None, "ci95": [None, None], "reached": "above the largest"},
+    ],
+}
+
+
+def test_limits_are_told_in_words_where_they_are_not_reached():
+    (section,) = strata.sections([STRATUM], ["no", "sphere", "vort"])
+    limits = [row[-1] for row in section.tables[0].rows]
+    assert limits == ["0.018 [< 0.015, 0.02]", "above 0.03"]
+    assert "vort 0.400" in section.pictures[0].alt and "vort 0.700" in section.pictures[0].caption
+    absent = {**STRATUM, "class": None, "bins": [{**row, "recall": {"vort": None}} for row in STRATUM["bins"]]}
+    assert strata.sections([absent], ["no", "sphere", "vort"])[0].title == "By lens and image"
+    assert strata.sections([], []) == []
+
+
+def test_pictures_stand_in_figures_with_their_numbers():
+    html = page("t", lead="l", sections=[Section("s", pictures=[Picture(PNG, "alt", "AUC 0.9"), Picture(PNG, "b")])])
+    assert html.count("<figure>") == 2 and html.count("<figcaption>AUC 0.9</figcaption>") == 1
+    assert html.count("<figcaption>") == 1
 
 
 def test_the_page_needs_nothing_else_and_escapes_what_it_is_given():
@@ -43,6 +75,10 @@ def test_figures_are_png_and_reproducible():
             charts.confusion(np.array([[5, 1], [2, 4]]), ["a", "b"]),
             charts.learning_curves(rows),
             figures.gallery(images, list("abcd"), pixel_scale=0.1),
+            charts.precision_recall(labels, p, classes),
+            charts.risk_coverage(labels == p.argmax(1), p.max(1)),
+            charts.stratum(STRATUM, classes),
+            charts.differences([{"first": "a", "second": "b", "accuracy": metric, "auc": {"macro": metric}}]),
             charts.auc_bars([{"name": "a", "auc": {"macro": metric}}, {"name": "b", "auc": {"macro": metric}}]),
         ]
 
