@@ -40,11 +40,13 @@ def bundle(model=None, seed=0, **preprocess):
 
 @pytest.mark.parametrize("model", [ResNetSimpleConfig(), SISAutoencoder2Config()], ids=lambda m: m.kind)
 def test_integrated_gradients_add_up_to_the_change_of_the_log_odds(model):
-    found = explain(bundle(model), IMAGES)
-    assert found.attribution.shape == found.inputs.shape == (3, 1, N, N) and found.channels == ("image",)
-    assert np.abs(found.attribution).sum() > 0
-    change = np.maximum(np.abs(found.log_odds - found.baseline), 1)
-    assert (np.abs(found.missing) <= 0.011 * change).all()
+    own = bundle(model)
+    last = [module for module in own.network.modules() if isinstance(module, torch.nn.Linear)][-1]
+    last.weight.data *= {"resnet_simple": 2e4}.get(model.kind, 2e5)  # an untrained network hardly prefers a class
+    found = explain(own, IMAGES[:2], label=1)
+    assert found.attribution.shape == found.inputs.shape == (2, 1, N, N) and found.channels == ("image",)
+    change = found.log_odds - found.baseline
+    assert (np.abs(change) > 1).all() and (np.abs(found.missing) <= 0.02 * np.abs(change)).all()
 
 
 def test_log_odds_are_those_of_the_probabilities_and_of_the_class_asked_for():
