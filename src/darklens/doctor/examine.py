@@ -28,7 +28,7 @@ def examine(
 ) -> dict[str, Any]:
     """Look for leaks and duplicates.
 
-    One block of images is in memory at a time; of each image 152 bytes of numbers are kept.
+    One block of images is in memory at a time; of each image numbers of less than 1 kB are kept.
 
     Args:
         store: To be examined.
