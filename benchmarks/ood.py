@@ -128,6 +128,7 @@ def main() -> None:
         "rows": rows,
         "data": bundle.contract.data,
         "threshold_images": calibration.threshold_images,
+        "threshold_source": calibration.images,
         "provenance": {"version": __version__, "commit": commit(), "hardware": hardware()},
     }
     models = {**(read_json(out)["models"] if out.exists() else {}), bundle.contract.recipe: entry}
@@ -177,7 +178,7 @@ def table(models: dict[str, dict]) -> str:
             f"## {recipe}",
             "",
             f"{found['n']} familiar images, {found['beyond_p99']:.1%} of them beyond; thresholds from "
-            f"{found['threshold_images']} others; trained on `{found['data']['population']}`; commit "
+            f"{found['threshold_images']} others ({found['threshold_source']}); trained on `{found['data']['population']}`; commit "
             f"{found['provenance']['commit']}.",
             "",
             f"| images | n | AUROC | beyond |{''.join(f' {name} |' for name in further)}",
