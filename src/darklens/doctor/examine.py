@@ -28,7 +28,7 @@ def examine(
 ) -> dict[str, Any]:
     """Look for leaks and duplicates.
 
-    One block of images is in memory at a time; of each image numbers of less than 1 kB are kept.
+    One block of images is in memory at a time; of each image some 1 kB of numbers is kept.
 
     Args:
         store: To be examined.
