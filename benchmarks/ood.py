@@ -178,8 +178,8 @@ def table(models: dict[str, dict]) -> str:
             f"## {recipe}",
             "",
             f"{found['n']} familiar images, {found['beyond_p99']:.1%} of them beyond; thresholds from "
-            f"{found['threshold_images']} others ({found['threshold_source']}); trained on `{found['data']['population']}`; commit "
-            f"{found['provenance']['commit']}.",
+            f"{found['threshold_images']} others ({found['threshold_source']}); trained on "
+            f"`{found['data']['population']}`; commit {found['provenance']['commit']}.",
             "",
             f"| images | n | AUROC | beyond |{''.join(f' {name} |' for name in further)}",
             "| --- | --- | --- | --- |" + " --- |" * len(further),
