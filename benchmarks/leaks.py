@@ -180,7 +180,9 @@ def to_markdown(result):
             continue
         own = result[name]
         lines += [f"## {name}, smooth lenses only", ""]
-        lines += [f"theta_E {own['theta_E']['mean']:.3f} +- {own['theta_E']['sigma']:.2f} arcsec.", ""]
+        mean, sigma = own["theta_E"]["mean"], own["theta_E"]["sigma"]
+        hidden = f"; {SCALE - 1:.0%} of it are {(SCALE - 1) * mean / sigma:.2f} standard deviations" if sigma else ""
+        lines += [f"theta_E {mean:.3f} +- {sigma:.2f} arcsec{hidden}.", ""]
         if "clean" in own:
             c, p = own["clean"], own["clean_by_permutation"]
             lines += [
