@@ -58,15 +58,18 @@ def rows_of(path):
 @pytest.mark.parametrize("recipe", ["resnet_simple", "sis_autoencoder2"])
 def test_an_evaluation_holds_what_the_interface_promises(work, recipe):
     out = work / f"{recipe}-test"
-    assert {"eval.json", "predictions.csv", "roc.png", "calibration.png", "report.html"} <= {
-        p.name for p in out.iterdir()
-    }
+    files = {"eval.json", "curves.json", "predictions.csv", "roc.png", "calibration.png", "report.html"}
+    assert files <= {p.name for p in out.iterdir()}
     found = json.loads((out / "eval.json").read_text())
     assert found["schema"] == 1 and found["n"] == 36 and found["classes"] == ["no", "sphere", "vort"]
     for metric in (found["accuracy"], found["ece"], found["nll"], *found["auc"].values()):
         assert sorted(metric) == ["ci95", "value"] and metric["ci95"][0] <= metric["ci95"][1]
     assert sorted(found["auc"]) == sorted(found["legacy_auc"]) == ["macro", "no", "sphere", "vort"]
     assert np.sum(found["confusion"]) == 36
+    assert sorted(found["recall"]) == sorted(found["average_precision"]) == ["macro", "no", "sphere", "vort"]
+    assert found["brier"]["value"] > 0 and found["aurc"]["value"] > 0 and found["strata"] == []  # too few images
+    assert found["provenance"]["seed"] == 0 and list(found["risk_at_coverage"]) == ["0.5", "0.8", "0.9", "0.95"]
+    assert list(json.loads((out / "curves.json").read_text())["roc"]) == found["classes"]
     assert found["model"]["recipe"] == recipe and found["model"]["parameters"] > 1e5
     assert found["data"]["population"] == "deeplense-model-i" and found["data"]["seed"] == 2
     assert found["provenance"]["train_images"] == 33 and found["provenance"]["train_seconds"] > 0
@@ -135,6 +138,8 @@ def test_compare(work, tmp_path):
     comparison = json.loads((tmp_path / "c" / "compare.json").read_text())
     assert [s["name"] for s in comparison["systems"]] == ["resnet_simple", "sis_autoencoder2"]
     assert len(comparison["differences"]) == 1
+    assert 0 <= comparison["differences"][0]["delong"]["macro"]["p"] <= 1
+    assert (tmp_path / "c" / "compare.png").read_bytes().startswith(b"\x89PNG")
     assert "resnet_simple - sis_autoencoder2" in (tmp_path / "c" / "compare.md").read_text()
     assert "sis_autoencoder2" in (tmp_path / "c" / "report.html").read_text()
     assert darklens("compare", folders[0], work / "autoencoder_resnet_simple-test", "--out", tmp_path / "d") == 2

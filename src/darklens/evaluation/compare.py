@@ -119,12 +119,13 @@ def footnote(comparison: dict[str, Any]) -> str:
 
 
 def with_interval(metric: dict[str, Any], *, signed: bool = False) -> str:
-    """Return a metric as text, such as `0.915 [0.897, 0.931]`, with the digits that its interval is worth."""
+    """Return a metric as text, such as `0.915 [0.897, 0.931]`, with more digits close to 0 and 1."""
     low, high = metric["ci95"]
-    small = [high - low, *([] if signed else [metric["value"] / 10])]
-    digits = max(3, *(min(math.ceil(-math.log10(part)), 6) for part in small if part > 0), 3)
+    value = metric["value"]
+    parts = [high - low] if signed else [high - low, value / 10, (1 - value) / 10]
+    digits = max([3, *(min(math.ceil(-math.log10(part)), 6) for part in parts if part > 0)])
     form = f"{'+' if signed else ''}.{digits}f"
-    return f"{metric['value']:{form}} [{low:{form}}, {high:{form}}]"
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def p_value(p: float | None) -> str:

@@ -28,7 +28,8 @@ def stratify(
     """Return recall and AUC in bins of equal numbers of images of each parameter, ready for JSON.
 
     A parameter that one class alone has is judged on images of that class: `recall` is the rate at which it is
-    detected, with Wilson intervals, and `auc` is against all images of the other classes. Of other parameters each bin
+    detected, with Wilson intervals, and `auc` is against all images of the other classes; `false_alarms` is the
+    fraction of those that are called it, without which a recall says little. Of other parameters each bin
     has the recall of every class and the macro AUC among its images. AUCs have DeLong's intervals in the logit.
 
     Parameters of fewer than twice `FEWEST_IN_BIN` images are left out.
@@ -102,7 +103,14 @@ def _of_parameter(
                 "auc": _auc(labels, probabilities, inside, own),
             }
         )
-    found = {"parameter": parameter.name, "unit": parameter.unit, "class": parameter.of_class, "bins": rows}
+    found: dict[str, Any] = {
+        "parameter": parameter.name,
+        "unit": parameter.unit,
+        "class": parameter.of_class,
+        "bins": rows,
+    }
+    if own is not None:
+        found["false_alarms"] = _rate((probabilities.argmax(1) == own)[labels != own])
     if parameter.is_mass and own is not None:
         at, n = np.array([row["median"] for row in rows]), np.array([len(part) for part in parts])
         hits = np.array([int(right[part].sum()) for part in parts])

@@ -24,16 +24,19 @@ def sections(strata: Sequence[dict[str, Any]], classes: Sequence[str]) -> list[S
                 found["class"],
                 f"{limit['recall']:.0%}".replace("%", " %"),
                 _limit(limit, found),
+                f"{found['false_alarms']['value']:.4f}",
             ]
             for found in of_class
             for limit in found.get("limits", [])
         ]
         tables = [_ends(of_class)]
         if limits:
-            tables.insert(0, Table(["mass", "class", "found", "from"], limits))
+            tables.insert(0, Table(["mass", "class", "found", "from", "false alarms"], limits))
         text = (
             "The fraction of images of a class that is recognised, by its true substructure, in bins of equal numbers "
-            "of images. The detection limit is the mass at which it rises through 50 and 90 %. Bars are 95 % intervals."
+            "of images. The detection limit is the mass at which it rises through 50 and 90 %. False alarms: the "
+            "fraction of images of other classes that are called this one; a system that often calls it at random "
+            "finds much. Bars are 95 % intervals."
         )
         pictures = [_picture(found, classes) for found in of_class]
         made.append(Section("Detection limit", text, tables=tables, pictures=pictures))

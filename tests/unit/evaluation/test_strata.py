@@ -39,6 +39,7 @@ def test_the_detection_limit_is_found():
     assert half["ci95"][0] < 1e8 < half["ci95"][1] and half["ci95"][1] / half["ci95"][0] < 2.5
     exact = 1e8 * 10 ** (np.log(9) / 4)  # where the logistic curve is at 90 %
     assert most["ci95"][0] < exact < most["ci95"][1]
+    assert found["false_alarms"]["value"] == 0
     rates = [row["recall"]["sphere"]["value"] for row in found["bins"]]
     assert len(rates) == 10 and rates[0] < 0.1 and rates[-1] > 0.95
     json.dumps(found, allow_nan=False)

@@ -14,6 +14,7 @@ STRATUM = {
     "parameter": "line mass",
     "unit": "arcsec^2",
     "class": "vort",
+    "false_alarms": {"value": 0.0123, "ci95": [0.01, 0.02]},
     "bins": [
         {"low": x, "high": 2 * x, "median": 1.5 * x, "n": 30, "recall": {"vort": {**RATE, "value": r}}, "auc": RATE}
         for x, r in ((0.01, 0.4), (0.02, 0.7))
@@ -27,8 +28,8 @@ STRATUM = {
 
 def test_limits_are_told_in_words_where_they_are_not_reached():
     (section,) = strata.sections([STRATUM], ["no", "sphere", "vort"])
-    limits = [row[-1] for row in section.tables[0].rows]
-    assert limits == ["0.018 [< 0.015, 0.02]", "above 0.03"]
+    limits = [row[-2:] for row in section.tables[0].rows]
+    assert limits == [["0.018 [< 0.015, 0.02]", "0.0123"], ["above 0.03", "0.0123"]]
     assert "vort 0.400" in section.pictures[0].alt and "vort 0.700" in section.pictures[0].caption
     absent = {**STRATUM, "class": None, "bins": [{**row, "recall": {"vort": None}} for row in STRATUM["bins"]]}
     assert strata.sections([absent], ["no", "sphere", "vort"])[0].title == "By lens and image"
