@@ -25,6 +25,7 @@ from darklens.models.lens_residual import LensResidualConfig
 from darklens.simulate import populations
 from darklens.simulate.batch import simulate_batch
 from darklens.simulate.draw import draw, label_of
+from darklens.simulate.engine import EngineName
 from darklens.simulate.populations import PoissonNoise, Population
 from darklens.simulate.render import render
 
@@ -59,16 +60,16 @@ def main() -> None:
 
     def lenses(population_name: str, overrides: list[str]) -> Images:
         images, labels = simulated(population_name, overrides, n)
-        return labels, see(images, population, engine="compiled")
+        return labels, see(images, population, engine=given.engine)
 
     def stored(store: Callable[[torch.Tensor], torch.Tensor]) -> Images:
         images, labels = simulated(name, [], n)
-        return labels, see(store(images), population, engine="compiled")
+        return labels, see(store(images), population, engine=given.engine)
 
     making: dict[str, Callable[[], Images]] = {what: partial(lenses, name, own) for what, own in LENSES.items()}
     making[f"lenses of {other}"] = partial(lenses, other, [])
     making |= {what: partial(stored, store) for what, store in STORED.items()}
-    making["fluxes of an uneven exposure, with its map"] = partial(in_flux_units, population, n)
+    making["fluxes of an uneven exposure, with its map"] = partial(in_flux_units, population, n, given.engine)
     rows = []
     for what, make in making.items():
         if given.only and not any(part in what for part in given.only):
@@ -94,6 +95,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("model", type=Path, help="a run, a bundle, or the name of a shipped model")
     parser.add_argument("--population", default="common-test-i", help="that it was trained on")
     parser.add_argument("--n-per-class", type=int, default=200)
+    parser.add_argument("--engine", default="compiled", choices=["eager", "compiled"], help="that fits")
     parser.add_argument("--only", action="append", help="rows with this in their name; may be given again")
     parser.add_argument("--out", type=Path, help="by default results/POPULATION/shifts")
     return parser.parse_args()
@@ -117,7 +119,7 @@ STORED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def in_flux_units(population: Population, n: int) -> Images:
+def in_flux_units(population: Population, n: int, engine: EngineName) -> Images:
     """Return what is seen of counts of an exposure that falls by 30 % across the image, divided by it, with the map."""
     truth = draw(population, SEED, range(n))
     size = population.field.n_pixels
@@ -125,7 +127,7 @@ def in_flux_units(population: Population, n: int) -> Images:
     assert isinstance(population.noise, PoissonNoise)
     rate = (render(population, truth) + population.noise.sky) * exposure
     flux = 3e-19 * torch.poisson(rate, generator=torch.Generator().manual_seed(2)) / exposure
-    found = weigh_hypotheses(flux, population, exposure=exposure, engine="compiled")
+    found = weigh_hypotheses(flux, population, exposure=exposure, engine=engine)
     labels = np.array([label_of(population, i) for i in range(n)])
     return labels, shown(found)
 

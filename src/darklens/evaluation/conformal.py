@@ -82,7 +82,7 @@ def fit(probabilities: Scores, labels: Labels, level: float, *, seed: int = 0) -
 
 
 def lac_sets(probabilities: Scores, thresholds: ConformalThresholds) -> Sets:
-    """Return which classes are in the set of each image: the kind that predictions.csv shows."""
+    """Return which classes are in the set of each image; predictions.csv adds the most probable one."""
     return np.asarray(lac_scores(probabilities) <= thresholds.lac)
 
 

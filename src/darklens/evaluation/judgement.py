@@ -14,15 +14,17 @@ def columns(
 ) -> dict[str, list[str]]:
     """Return the columns `set`, `ood_score` and `ood` of predictions.csv, empty where the bundle does not know.
 
-    `set` holds the true class with a probability of 90 %, for images like those the bundle was calibrated on; of an
-    image that is unlike every class it is `none`. `ood` is `yes` beyond the score that 99 % of those images stay below.
+    `set` holds the true class with a probability of at least 90 %, for images like those the bundle was calibrated on.
+    The most probable class is always in it: a classifier that is right more often than that would have to leave sets
+    empty of images that it knows well. `ood` is `yes` beyond the score that 99 % of those images stay below.
     """
     n, calibration = len(probabilities), bundle.contract.calibration
     found = {name: [""] * n for name in ("set", "ood_score", "ood")}
     if calibration is not None and calibration.conformal:
         members = conformal.lac_sets(probabilities, calibration.conformal[0])
+        members[np.arange(n), probabilities.argmax(1)] = True
         names = np.array(bundle.contract.classes)
-        found["set"] = ["|".join(names[row]) or "none" for row in members]
+        found["set"] = ["|".join(names[row]) for row in members]
     if calibration is not None and calibration.ood is not None and bundle.familiar is not None:
         scores = ood.scores(bundle.familiar, features)
         found["ood_score"] = [f"{score:.5g}" for score in scores]
