@@ -50,7 +50,13 @@ def test_a_training_leaves_a_calibration_and_evaluate_says_how_it_fares(work, tm
     rows = rows_of(tmp_path / "e" / "predictions.csv")
     assert list(rows[0])[6:11] == ["message", *FURTHER, "label"]
     covered = np.mean([row["label"] in row["set"].split("|") for row in rows])
-    assert covered == pytest.approx(found["conformal"][0]["lac"]["coverage"])
+    assert covered >= found["conformal"][0]["lac"]["coverage"]
+    assert all(row["predicted"] in row["set"].split("|") for row in rows)
+    report = (tmp_path / "e" / "report.html").read_text()
+    assert (
+        "Prediction sets and unfamiliar images" in report
+        and f"{found['conformal'][1]['lac']['mean_size']:.3f}" in report
+    )
 
 
 def test_predict_marks_what_is_no_lens_and_leaves_bad_files_empty(work, tmp_path):

@@ -1,5 +1,7 @@
 """What the report says of a classifier."""
 
+from typing import Any
+
 import numpy as np
 
 from darklens.data.store import Store
@@ -18,6 +20,7 @@ def sections(result: Result, store: Store) -> tuple[list[Section], str]:
         _results(result),
         _calibration(result),
         _selective(result),
+        *_sets(evaluation),
         *strata.sections(evaluation.get("strata", []), evaluation["classes"]),
         _examples(result, store),
     ]
@@ -119,6 +122,44 @@ def _selective(result: Result) -> Section:
         tables.append(Table(header, promises))
     text = "What it is worth to answer only the images the system is most sure of, and to leave the others to people."
     return Section("Selective prediction", text, tables=tables, pictures=[picture])
+
+
+_KINDS = {
+    "lac": "smallest (LAC)",
+    "lac_by_class": "smallest, each class by itself",
+    "aps": "APS, randomised",
+    "aps_whole": "APS, whole",
+}
+
+
+def _sets(evaluation: dict[str, Any]) -> list[Section]:
+    """Return how prediction sets and the score of unfamiliar images fare, where the bundle has them."""
+    if "conformal" not in evaluation:
+        return []
+    rows = [
+        [
+            f"{level['level']:.0%}",
+            label,
+            f"{level[kind]['coverage']:.4f}",
+            ", ".join("-" if v is None else f"{v:.3f}" for v in level[kind]["coverage_by_class"]),
+            f"{level[kind]['mean_size']:.3f}",
+            f"{level[kind]['empty']:.3f}",
+        ]
+        for level in evaluation["conformal"]
+        for kind, label in _KINDS.items()
+    ]
+    header = ["asked", "sets", "cover", f"cover {', '.join(evaluation['classes'])}", "mean size", "empty"]
+    text = (
+        "Sets of classes that were promised to hold the true one; the promise is for images like the held-out ones on "
+        f"which it was fitted ({evaluation['calibration']['threshold_images']} of them)."
+    )
+    if "ood" in evaluation:
+        found = evaluation["ood"]
+        text += (
+            f" Of these images {found['beyond_p95']:.1%} are more unfamiliar than 95 % of the held-out ones, and "
+            f"{found['beyond_p99']:.1%} than 99 %; the median score is {found['median_score']:.2f}."
+        )
+    return [Section("Prediction sets and unfamiliar images", text, tables=[Table(header, rows)])]
 
 
 def _examples(result: Result, store: Store) -> Section:
