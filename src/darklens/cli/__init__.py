@@ -1,0 +1,38 @@
+"""The command line. Heavy imports happen inside the command that needs them, so that --help is instant."""
+
+import os
+import sys
+
+from cyclopts import CycloptsError
+
+from darklens.cli import images, judge, lists, models  # noqa: F401  # each puts its commands into the application
+from darklens.cli.app import app, complain
+from darklens.errors import ConfigError, DarklensError
+
+__all__ = ["app", "main"]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with the code that the top-level help states."""
+    # torch's threads wait by spinning unless told otherwise before it is imported; beside another busy process that
+    # made a training step 1.7 times as long (docs/decisions/0003-threads-and-memory.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        code = app(words, exit_on_error=False, print_error=False, result_action="return_value")
+    except (DarklensError, CycloptsError) as error:
+        if debug:
+            raise
+        complain(" ".join(str(error).split()))
+        code = getattr(error, "exit_code", ConfigError.exit_code)
+    except KeyboardInterrupt:
+        complain("Interrupted; nothing half-written was left. Give the command again (train: with --resume) to go on.")
+        code = 130
+    except Exception as error:
+        if debug:
+            raise
+        complain(f"Unexpected {type(error).__name__}: {error}. Please report it with the output of --debug.")
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
