@@ -30,7 +30,7 @@ DRAWS = 200
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", help="runs, bundles or shipped models")
-    parser.add_argument("--held-out", type=int, default=1000, help="images a class to calibrate on")
+    parser.add_argument("--held-out", type=int, default=2000, help="images a class to calibrate on")
     parser.add_argument("--fresh", type=int, default=4000, help="images a class to judge on")
     parser.add_argument("--stores", type=Path, default=ROOT / "stores" / "calibration")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "calibration")

@@ -1,7 +1,8 @@
 """Everything that a trained classifier learns from images that its weights have not seen.
 
 Held-out images are shared by two halves, class by class: the first fits the temperature and proposes what may be tried,
-the second fits all thresholds. So no threshold is judged by what it was chosen on. Validation images have chosen the
+the second fits all thresholds. So no threshold is judged by what it was chosen on. What is familiar comes from images
+that were trained on, or of a store that nobody trained on from its first half. Validation images have chosen the
 epoch before; what that costs shows in the coverage on fresh test images, which `evaluate` reports.
 """
 
@@ -42,23 +43,26 @@ def halves(labels: Int[np.ndarray, " n"], *, seed: int) -> tuple[Int[np.ndarray,
     return np.sort(np.concatenate(first)), np.sort(np.concatenate(second))
 
 
-def calibrated(bundle: Bundle, trained_on: Labelled, held_out: Labelled, *, images: str, seed: int = 0) -> Bundle:
+def calibrated(
+    bundle: Bundle, held_out: Labelled, *, trained_on: Labelled | None = None, images: str, seed: int = 0
+) -> Bundle:
     """Return the bundle with a calibration and with what familiar images look like.
 
     Args:
         bundle: A classifier; a calibration that it has is replaced.
-        trained_on: Images, typical of those trained on.
         held_out: Images that no weight was fitted to.
+        trained_on: Images, typical of those trained on, that are familiar; None takes the first half of the others.
         images: A sentence on where the held-out images come from, for the record.
         seed: Of the halves and of randomised sets.
     """
     rows = halves(held_out.labels, seed=seed)
     first, second = (held_out.part(half) for half in rows)
+    typical = first if trained_on is None else trained_on
     fitted = len(first.labels) if len(first.labels) >= FEWEST else 0
     temperature = fit_temperature(first.output.logits, first.labels) if fitted else 1.0
     tried, tested = (softmax(half.output.logits / temperature) for half in (first, second))
     confidence, right, n = tested.max(1), tested.argmax(1) == second.labels, len(second.labels)
-    familiar = ood.fit(trained_on.output.features, trained_on.labels, len(bundle.contract.classes))
+    familiar = ood.fit(typical.output.features, typical.labels, len(bundle.contract.classes))
     record = Calibration(
         temperature=temperature,
         temperature_images=fitted,
@@ -90,7 +94,7 @@ def calibrate_on(
 ) -> Bundle:
     """Return the bundle calibrated on a store that it, or any member of an ensemble, was not trained on.
 
-    Half of the images, class by class, say what is familiar, the others are the held-out ones.
+    Half of the images, class by class, say what is familiar and fit the temperature, the others fit all thresholds.
 
     Args:
         bundle: A classifier; a calibration that it has is replaced.
@@ -112,6 +116,5 @@ def calibrate_on(
     if min(np.bincount(store.labels, minlength=len(store.classes))) < 4:
         raise InputError(f"{store.path} has a class of fewer than 4 images; calibrate on some hundreds of each class.")
     found = Labelled(bundle.outputs_of(store, workers=workers, advance=advance), store.labels)
-    reference, held_out = (found.part(rows) for rows in halves(store.labels, seed=seed + 1))
     name = f"{store.population_name}, seed {store.index.seed}, which no network was trained on"
-    return calibrated(bundle, reference, held_out, images=name, seed=seed)
+    return calibrated(bundle, found, images=name, seed=seed)

@@ -136,7 +136,8 @@ def _calibrated(bundle: Bundle, source: Source, stages: Sequence[Stage], seed: i
     """Calibrate on the validation images of the last stage, as they are stored: none is moved."""
     familiar, held_out = source.typical(stages[-1], len(stages) - 1, _FAMILIAR_IMAGES)
     name = "validation images, which chose the epoch"
-    return calibrated(bundle, _outputs(bundle, familiar), _outputs(bundle, held_out), images=name, seed=seed)
+    outputs = _outputs(bundle, held_out)
+    return calibrated(bundle, outputs, trained_on=_outputs(bundle, familiar), images=name, seed=seed)
 
 
 def _outputs(bundle: Bundle, images: Loader) -> Labelled:

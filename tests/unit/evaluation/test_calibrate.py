@@ -77,7 +77,7 @@ def test_halves_share_each_class_and_no_image():
 def test_a_calibration_is_the_same_each_time_and_divides_the_logits(store, calibrated):
     record = calibrated.contract.calibration
     assert calibrate_on(untrained(), store).contract.calibration == record
-    assert record.temperature_images == 60 and record.threshold_images == 60
+    assert record.temperature_images == 120 and record.threshold_images == 120
     assert [c.level for c in record.conformal] == [0.9, 0.95] and [s.risk for s in record.selective] == [0.01, 0.05]
     logits = calibrated.outputs_of(store).logits
     np.testing.assert_allclose(calibrated.probabilities_of(store), softmax(logits / record.temperature))
