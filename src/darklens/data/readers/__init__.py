@@ -1,0 +1,80 @@
+"""Reading an image file of any kind without trusting it: what it is, is told from its content and not from its name."""
+
+import os
+import stat
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from darklens.data.readers.fits import read_fits
+from darklens.data.readers.hdf5 import read_hdf5
+from darklens.data.readers.image import MAX_BYTES, Image
+from darklens.data.readers.npy import read_npy, read_npz
+from darklens.errors import InputError
+
+__all__ = ["SUFFIXES", "Image", "read_image"]
+
+SUFFIXES = (".npy", ".npz", ".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fts.gz", ".h5", ".hdf5")
+_MAGIC: dict[bytes, Callable[[Path, str | None], Image]] = {
+    b"\x93NUMPY": lambda path, _: read_npy(path),
+    b"PK\x03\x04": read_npz,
+    b"SIMPLE  =": read_fits,
+    b"\x1f\x8b": read_fits,
+    b"\x89HDF\r\n\x1a\n": read_hdf5,
+}
+_FOREIGN = {
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"GIF8": "a GIF picture",
+    b"II*\0": "a TIFF picture",
+    b"MM\0*": "a TIFF picture",
+    b"%PDF": "a PDF document",
+    b"\x80": "a Python pickle, which is never loaded",
+}
+
+
+def read_image(path: Path, *, name: str | None = None) -> Image:
+    """Read an image file: npy, npz, FITS (also with gzip) or HDF5.
+
+    Nothing in the file is executed, nothing outside it is read, and no memory is taken for what a header announces
+    before it is known to be sensible. NaN pixels stay; `prepare` fills or refuses them.
+
+    Args:
+        path: The file.
+        name: The array, FITS header unit (name or number) or HDF5 dataset to read, where the file has several.
+
+    Raises:
+        InputError: One sentence that names the file, what is wrong with it, and what to do.
+    """
+    head = _head(path)
+    for magic, read in _MAGIC.items():
+        if head.startswith(magic):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return read(path, name)
+    for magic, what in _FOREIGN.items():
+        if head.startswith(magic):
+            raise InputError(f"{path}: is {what}; give the measured image as npy, npz, FITS or HDF5.")
+    raise InputError(f"{path}: is not an npy, npz, FITS or HDF5 file, whatever its name says; save it as one of these.")
+
+
+def _head(path: Path) -> bytes:
+    """Return the first bytes of a regular file of sensible size."""
+    try:
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            raise InputError(f"{path}: is a folder; name the files in it.")
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path}: is no regular file; save the image to one.")
+        if status.st_size == 0:
+            raise InputError(f"{path}: the file is empty; copy or make it again.")
+        if status.st_size > MAX_BYTES:
+            raise InputError(f"{path}: has {status.st_size / 1e9:.1f} GB; cut out the lens first.")
+        with path.open("rb") as stream:
+            return stream.read(16)
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file.") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()}).") from None
+    except ValueError:
+        raise InputError(f"{str(path)!r}: is no possible file name.") from None

@@ -1,0 +1,147 @@
+"""FITS files. Headers are walked here and not by astropy, which trusts their numbers (a huge NAXIS never returns)."""
+
+import gzip
+import io
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from darklens.data.readers.image import MAX_BYTES, Image, choose, damaged, require_image, sensible_scale
+from darklens.errors import InputError
+
+BLOCK, CARD = 2880, 80
+MAX_HEADER_BLOCKS, MAX_UNITS, MAX_AXES = 500, 200, 999
+TYPES = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
+ARCSEC = {"": 3600.0, "deg": 3600.0, "arcmin": 60.0, "arcsec": 1.0, "mas": 1e-3, "rad": math.degrees(3600.0)}
+CELESTIAL = ("RA", "DEC", "GLON", "GLAT", "ELON", "ELAT")
+
+
+def read_fits(path: Path, name: str | None = None) -> Image:
+    """Read an image of a FITS file, plain or packed with gzip.
+
+    BSCALE, BZERO and BLANK are applied. The pixel scale is that of the celestial coordinates in the header.
+
+    Args:
+        path: The file.
+        name: EXTNAME or number of the header unit (0 is the first); by default the first with a two-dimensional image.
+
+    Raises:
+        InputError: If the file is damaged, enormous, packed by tiles, or has no such image or pixels that are not
+            square.
+    """
+    with damaged(path, "FITS"), _opened(path) as stream:
+        packed, labels = False, list[str]()
+        for number, header, size in _units(path, stream):
+            here = stream.tell()
+            labels.append(str(header.get("EXTNAME", "")).strip() or str(number))
+            if _is_wanted(header, number, name):
+                shape = _image_shape(header)
+                packed |= bool(header.get("ZIMAGE", False))
+                if shape is not None:
+                    return Image(_pixels(path, stream, header, shape), _pixel_scale(path, header))
+                if name is not None and not packed:
+                    raise InputError(f"{path}: header unit {name} holds no two-dimensional image.")
+            stream.seek(here + size)
+        if packed:
+            raise InputError(f"{path}: the image is packed by tiles; unpack it with funpack first.")
+        choose(path, labels if name is not None else [], name, (), "header unit")
+    raise InputError(f"{path}: holds no two-dimensional image.")
+
+
+def _opened(path: Path) -> io.BufferedIOBase:
+    stream = path.open("rb")
+    if stream.read(2) != b"\x1f\x8b":
+        stream.seek(0)
+        return stream
+    stream.close()
+    with gzip.open(path) as unpacked:
+        data = unpacked.read(MAX_BYTES // 4 + 1)
+    if len(data) > MAX_BYTES // 4:
+        raise InputError(f"{path}: unpacks to more than {MAX_BYTES // 4_000_000} MB; cut out the lens first.")
+    return io.BytesIO(data)
+
+
+def _units(path: Path, stream: io.BufferedIOBase) -> Iterator[tuple[int, Any, int]]:
+    """Yield number, header and size of the data in bytes of each header unit; the stream is then at its data."""
+    from astropy.io.fits import Header
+
+    for number in range(MAX_UNITS):
+        cards: list[str] = []
+        while "END".ljust(CARD) not in cards:
+            block = stream.read(BLOCK)
+            if number and not cards and not block.strip(b"\0 "):
+                return
+            if len(block) < BLOCK or len(cards) > MAX_HEADER_BLOCKS * BLOCK // CARD:
+                raise InputError(f"{path}: the FITS file is truncated or damaged; copy or make it again.")
+            text = block.decode("ascii")
+            cards += [text[i : i + CARD] for i in range(0, BLOCK, CARD)]
+        header = Header.fromstring("".join(cards[: cards.index("END".ljust(CARD))]))
+        yield number, header, _data_size(path, header)
+
+
+def _data_size(path: Path, header: Any) -> int:
+    axes = _axes(path, header)
+    if not axes:
+        return 0
+    groups, heap = int(header.get("GCOUNT", 1)), int(header.get("PCOUNT", 0))
+    size = abs(int(header["BITPIX"])) // 8 * groups * (heap + math.prod(axes))
+    if groups < 0 or heap < 0:
+        raise InputError(f"{path}: a FITS header has a negative size; copy or make the file again.")
+    return -(-size // BLOCK) * BLOCK
+
+
+def _axes(path: Path, header: Any) -> list[int]:
+    """Return the lengths of the axes in the order of the header, which is that of the array turned round."""
+    n_axes = header["NAXIS"]
+    if not isinstance(n_axes, int) or not 0 <= n_axes <= MAX_AXES:
+        raise InputError(f"{path}: a FITS header has NAXIS = {n_axes}; copy or make the file again.")
+    axes = [int(header[f"NAXIS{i + 1}"]) for i in range(n_axes)]
+    if any(n < 0 for n in axes):
+        raise InputError(f"{path}: a FITS header has a negative size; copy or make the file again.")
+    return axes
+
+
+def _is_wanted(header: Any, number: int, name: str | None) -> bool:
+    return name is None or name == str(number) or str(header.get("EXTNAME", "")).strip().lower() == name.lower()
+
+
+def _image_shape(header: Any) -> list[int] | None:
+    if str(header.get("XTENSION", "IMAGE")).strip() != "IMAGE" or header["NAXIS"] < 2:
+        return None
+    shape = [int(header[f"NAXIS{i + 1}"]) for i in range(header["NAXIS"])][::-1]
+    return shape if all(n == 1 for n in shape[:-2]) and min(shape) > 0 else None
+
+
+def _pixels(path: Path, stream: io.BufferedIOBase, header: Any, shape: list[int]) -> Float[np.ndarray, "n m"]:
+    dtype = np.dtype(TYPES[header["BITPIX"]])
+    height, width = require_image(path, shape, dtype)
+    stored = np.frombuffer(stream.read(height * width * dtype.itemsize), dtype=dtype, count=height * width)
+    pixels = stored.reshape(height, width).astype(np.float64)
+    if dtype.kind in "iu" and "BLANK" in header:
+        pixels[stored.reshape(height, width) == int(header["BLANK"])] = np.nan
+    return pixels * float(header.get("BSCALE", 1.0)) + float(header.get("BZERO", 0.0))
+
+
+def _pixel_scale(path: Path, header: Any) -> float | None:
+    """Return the side of a pixel in arcsec from the header's linear transformation, if it is one to the sky."""
+    if not all(str(header.get(f"CTYPE{i}", "")).split("-")[0] in CELESTIAL for i in (1, 2)):
+        return None
+    if any(key in header for key in ("CD1_1", "CD1_2", "CD2_1", "CD2_2")):
+        matrix = [[float(header.get(f"CD{i}_{j}", 0.0)) for j in (1, 2)] for i in (1, 2)]
+    else:
+        step = [float(header.get(f"CDELT{i}", 1.0)) for i in (1, 2)]
+        matrix = [[step[i - 1] * float(header.get(f"PC{i}_{j}", float(i == j))) for j in (1, 2)] for i in (1, 2)]
+    unit = [ARCSEC.get(str(header.get(f"CUNIT{i}", "")).strip().lower(), math.nan) for i in (1, 2)]
+    to_sky = np.array(matrix) * np.array(unit)[:, None]
+    sides = np.hypot(to_sky[0], to_sky[1])
+    if sensible_scale(sides[0]) is None or sensible_scale(sides[1]) is None:
+        return None
+    if abs(sides[0] / sides[1] - 1) > 0.01:
+        raise InputError(
+            f"{path}: has pixels of {sides[0]:.4g} x {sides[1]:.4g} arcsec; resample it to square pixels first."
+        )
+    return float(math.sqrt(sides[0] * sides[1]))
