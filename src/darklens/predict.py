@@ -10,39 +10,32 @@ import numpy as np
 from jaxtyping import Float
 
 from darklens.bundle import BATCH_SIZE, Bundle, Classified
-from darklens.data.images import read_npy
-from darklens.errors import DarklensError, InputError
+from darklens.data.listing import find_images
+from darklens.data.prepare import Prepared, prepare, require_near
+from darklens.data.readers import read_image
+from darklens.errors import DarklensError
 from darklens.evaluation import judgement
+
+__all__ = ["Row", "find_images", "predict", "to_csv"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of predictions.csv; an error has no probabilities and a message."""
+    """One line of predictions.csv; an error has no probabilities and a message.
+
+    Attributes:
+        path: As it was given.
+        probabilities: One a class.
+        message: Why there are none.
+        findings: Further columns.
+        changes: What was done to the image before the model saw it, in words.
+    """
 
     path: str
     probabilities: list[float] = field(default_factory=list)
     message: str = ""
     findings: dict[str, str] = field(default_factory=dict)
-
-
-def find_images(arguments: Sequence[Path]) -> list[Path]:
-    """Return the files that the arguments name; a folder stands for the .npy files in it and below.
-
-    Raises:
-        InputError: If an argument does not exist or a folder holds no .npy file.
-    """
-    found: list[Path] = []
-    for argument in arguments:
-        if argument.is_dir():
-            inside = sorted(path for path in argument.rglob("*.npy") if path.is_file())
-            if not inside:
-                raise InputError(f"{argument} holds no .npy images.")
-            found += inside
-        else:
-            found.append(argument)
-    if not any(path.exists() for path in found):
-        raise InputError(f"{found[0] if found else 'The list of files'}: there is no such file or folder.")
-    return found
+    changes: tuple[str, ...] = ()
 
 
 def predict(
@@ -50,6 +43,7 @@ def predict(
     paths: Sequence[Path],
     *,
     pixel_scale: float | None = None,
+    name: str | None = None,
     use: Callable[[Sequence[Path], Float[np.ndarray, "b 1 n n"], Classified], None] = lambda _, __, ___: None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[Row]:
@@ -57,41 +51,37 @@ def predict(
 
     Args:
         bundle: A classifier.
-        paths: `.npy` files.
-        pixel_scale: Pixel scale of the images in arcsec, if known; it must be the model's.
+        paths: Files that `read_image` reads.
+        pixel_scale: Pixel scale of the images in arcsec, in place of what the files say. Images of another scale than
+            the model's are resampled; where neither says one, it is taken to be the model's.
+        name: Which image of files that hold several.
         use: Called with the files of each batch that could be read, their images, and what was found of them.
         advance: Called with the number of files just finished.
 
     Raises:
-        InputError: If the bundle does not classify, or `pixel_scale` is not the one it was trained for.
+        InputError: If the bundle does not classify, or `pixel_scale` differs by more than a factor of 4 from the one it
+            was trained for.
     """
     bundle.require_classifier("predict")
-    expected = bundle.contract.pixel_scale
-    if pixel_scale is not None and abs(pixel_scale / expected - 1) > 0.02:
-        raise InputError(
-            f"The images have pixels of {pixel_scale} arcsec, the model takes {expected} arcsec; resample them first."
-        )
+    if pixel_scale is not None:
+        require_near(pixel_scale, bundle.contract.pixel_scale, "The images")
     rows: list[Row] = []
     for start in range(0, len(paths), BATCH_SIZE):
         block = paths[start : start + BATCH_SIZE]
-        read = [_read(path, bundle.contract.n_pixels) for path in block]
-        good = [(path, image) for path, image in zip(block, read, strict=True) if isinstance(image, np.ndarray)]
-        images = np.stack([image for _, image in good])[:, None] if good else None
-        found = {} if images is None else _rows(bundle, [path for path, _ in good], images, use)
-        rows += [
-            found[path] if path in found and not isinstance(image, str) else Row(str(path), message=str(image))
-            for path, image in zip(block, read, strict=True)
-        ]
+        read = {path: _read(path, name, bundle, pixel_scale) for path in block}
+        good = {path: image for path, image in read.items() if isinstance(image, Prepared)}
+        found = _rows(bundle, good, use) if good else {}
+        rows += [found.get(path) or Row(str(path), message=str(read[path]), findings={"changes": ""}) for path in block]
         advance(len(block))
     return rows
 
 
 def _rows(
     bundle: Bundle,
-    paths: list[Path],
-    images: Float[np.ndarray, "b 1 n n"],
+    prepared: dict[Path, Prepared],
     use: Callable[[Sequence[Path], Float[np.ndarray, "b 1 n n"], Classified], None],
 ) -> dict[Path, Row]:
+    paths, images = list(prepared), np.stack([image.pixels for image in prepared.values()])[:, None]
     found = bundle.classify(images)
     use(paths, images, found)
     further = judgement.columns(bundle, found.probabilities, found.features) | found.findings
@@ -99,9 +89,10 @@ def _rows(
         path: Row(
             str(path),
             probabilities=[float(p) for p in found.probabilities[i]],
-            findings={name: column[i] for name, column in further.items()},
+            findings={"changes": "; ".join(image.changes)} | {name: column[i] for name, column in further.items()},
+            changes=image.changes,
         )
-        for i, path in enumerate(paths)
+        for i, (path, image) in enumerate(prepared.items())
     }
 
 
@@ -123,12 +114,11 @@ def to_csv(rows: Sequence[Row], classes: Sequence[str], extra: dict[str, Sequenc
     return stream.getvalue()
 
 
-def _read(path: Path, n_pixels: int) -> np.ndarray | str:
+def _read(path: Path, name: str | None, bundle: Bundle, own_scale: float | None) -> Prepared | str:
     """Return the image, or the sentence that says why there is none."""
+    size, scale = bundle.contract.n_pixels, bundle.contract.pixel_scale
     try:
-        image = read_npy(path)
+        image = read_image(path, name=name)
+        return prepare(image, n_pixels=size, pixel_scale=scale, own_scale=own_scale, name=str(path))
     except DarklensError as error:
         return str(error)
-    if image.shape != (n_pixels, n_pixels):
-        return f"{path}: has {image.shape[0]} x {image.shape[1]} pixels; the model takes {n_pixels} x {n_pixels}."
-    return image

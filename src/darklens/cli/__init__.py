@@ -19,7 +19,8 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    # The parser takes a single "-" for an option without a name.
+    words = ["@-" if word == "-" else word for word in words if word != "--debug"]
     try:
         code = app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except (DarklensError, CycloptsError) as error:

@@ -9,6 +9,19 @@ from cyclopts import Parameter
 from darklens.cli.app import Model, StorePath, app, list_problems, progress
 from darklens.errors import InputError
 
+FILES = (
+    "Images (npy, npz, FITS, HDF5), folders of them, patterns in quotes, @LIST.txt with one path a line, or - for such "
+    "lines on standard input."
+)
+PixelScale = Annotated[
+    float | None,
+    Parameter(help="Pixel scale of the images in arcsec, in place of what the files say; without both, the model's."),
+]
+ImageName = Annotated[
+    str | None,
+    Parameter(help="Array, HDF5 dataset, or FITS header unit (name or number) of files with several images."),
+]
+
 
 @app.command
 def evaluate(
@@ -71,10 +84,11 @@ def predict(
             help="Run folder, bundle folder, or a shipped model's name (`darklens models`); left out, lens_residual."
         ),
     ],
-    files: Annotated[list[Path] | None, Parameter(help="Images (.npy), or folders of them.")] = None,
+    files: Annotated[list[Path] | None, Parameter(help=FILES)] = None,
     *,
     out: Annotated[Path, Parameter(help="Table to write (.csv).")],
-    pixel_scale: Annotated[float | None, Parameter(help="Pixel scale of the images in arcsec, if known.")] = None,
+    pixel_scale: PixelScale = None,
+    image: ImageName = None,
     maps: Annotated[
         Path | None,
         Parameter(
@@ -87,17 +101,23 @@ def predict(
 ) -> int:
     """Classify image files. A bad file gets an error row; the others go on, and the exit code is 3.
 
+    Images of another size or pixel scale are cropped, padded by up to a fifth, or resampled about their centre; the
+    column `changes` says so.
+
     Example: `darklens predict my-lens.npy more-lenses/ --out predictions.csv --maps maps`
 
     Example with a model of your own: `darklens predict runs/sis my-lens.npy --out predictions.csv`
     """
     from darklens.bundle import DEFAULT_MODEL, Bundle, is_model
+    from darklens.data.listing import is_listing
+    from darklens.data.readers import SUFFIXES
     from darklens.files import write_text
     from darklens.predict import find_images, to_csv
     from darklens.predict import predict as classify
 
     given = list(files or [])
-    if not is_model(model) and (not given or model.exists() or model.suffix == ".npy"):
+    is_image = model.exists() or model.name.lower().endswith(SUFFIXES) or is_listing(model)
+    if not is_model(model) and (not given or is_image):
         model, given = Path(DEFAULT_MODEL), [model, *given]
     bundle, paths = Bundle.load(model), find_images(given)
     bundle.require_classifier("predict")
@@ -107,7 +127,7 @@ def predict(
 
         keep["use"] = MapWriter(bundle, maps)
     with progress("Predicting", len(paths)) as advance:
-        rows = classify(bundle, paths, pixel_scale=pixel_scale, advance=advance, **keep)
+        rows = classify(bundle, paths, pixel_scale=pixel_scale, name=image, advance=advance, **keep)
     write_text(out, to_csv(rows, bundle.contract.classes))
     print(f"{sum(not row.message for row in rows)} of {len(rows)} images classified, in {out}")
     return list_problems([row.message for row in rows if row.message])
@@ -116,7 +136,7 @@ def predict(
 @app.command
 def explain(
     model: Model,
-    files: Annotated[list[Path], Parameter(help="Images (.npy), or folders of them.")],
+    files: Annotated[list[Path], Parameter(help=FILES)],
     *,
     out: Annotated[
         Path,
@@ -130,6 +150,8 @@ def explain(
         Parameter(help="integrated_gradients adds up to the log-odds; occlusion covers a window at a time."),
     ] = "integrated_gradients",
     label: Annotated[str | None, Parameter(help="Class to explain; by default the one that the model prefers.")] = None,
+    pixel_scale: PixelScale = None,
+    image: ImageName = None,
 ) -> int:
     """Show which pixels speak for a class and which against it. A bad file is listed, and the exit code is 3.
 
@@ -146,7 +168,7 @@ def explain(
         raise InputError(f"--label: the model knows {', '.join(classes)}, not {label}.")
     writer = ExplanationWriter(bundle, out, method=method, label=None if label is None else classes.index(label))
     with progress("Explaining", len(paths)) as advance:
-        rows = predict(bundle, paths, use=writer, advance=advance)
+        rows = predict(bundle, paths, pixel_scale=pixel_scale, name=image, use=writer, advance=advance)
     write_text(out / "predictions.csv", to_csv(rows, classes))
     print(f"{sum(not row.message for row in rows)} of {len(rows)} images explained, in {out}")
     return list_problems([row.message for row in rows if row.message])

@@ -44,13 +44,9 @@ def prepare(
             field, more than isolated pixels are missing, or the pixels are infinite or all equal.
     """
     changes: list[str] = []
-    scale = own_scale or image.pixel_scale or pixel_scale
+    scale = next(value for value in (own_scale, image.pixel_scale, pixel_scale) if value is not None)
+    require_near(scale, pixel_scale, name)
     factor = pixel_scale / scale
-    if not 1 / MAX_FACTOR <= factor <= MAX_FACTOR:
-        raise InputError(
-            f"{name}: has pixels of {scale:.4g} arcsec and the model takes {pixel_scale:g} arcsec, which is too far "
-            f"to resample; use a model for such images, or give --pixel-scale if that is wrong."
-        )
     same = abs(factor - 1) <= SAME_SCALE
     before = image.pixels.shape
     needed = (
@@ -78,6 +74,19 @@ def prepare(
     result = pixels.astype(np.float32)
     check_pixels(result, name)
     return Prepared(result, tuple(changes))
+
+
+def require_near(scale: float, to: float, name: str) -> None:
+    """Check that images of one pixel scale (arcsec) can be resampled to another.
+
+    Raises:
+        InputError: If they differ by more than a factor of 4, or the first is no length.
+    """
+    if not (scale > 0 and 1 / MAX_FACTOR <= to / scale <= MAX_FACTOR):
+        raise InputError(
+            f"{name}: has pixels of {scale:.4g} arcsec and the model takes {to:g} arcsec, which is too far to "
+            "resample; use a model for such images, or give --pixel-scale if that is wrong."
+        )
 
 
 def resample(image: Float[np.ndarray, "h w"], *, n_pixels: int, factor: float) -> Float[np.ndarray, "n n"]:

@@ -1,0 +1,93 @@
+"""Files of every kind through the command line, good ones and broken ones together."""
+
+import csv
+import io
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from astropy.io import fits
+
+from darklens.bundle import Bundle
+from darklens.cli import main
+from darklens.predict import predict
+
+SMALL = ["field.n_pixels=44", "field.pixel_scale=0.05", "--n-per-class", 8]
+FINE = ["field.n_pixels=56", "field.pixel_scale=0.04", "--n-per-class", 1]
+RESAMPLED = "resampled from 0.04 to 0.05 arcsec per pixel"
+
+
+def darklens(*words):
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    return stopped.value.code
+
+
+def rows_of(path):
+    with path.open() as stream:
+        return {Path(row["path"]).name: row for row in csv.DictReader(stream)}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    work = tmp_path_factory.mktemp("work")
+    assert darklens("simulate", "common-test-i", "--out", work / "store", *SMALL) == 0
+    words = ["stages.0.epochs=1", "data.augment.kind=dihedral", "--data", work / "store", "--out", work / "run"]
+    assert darklens("train", "resnet_simple", *words) == 0
+    return work / "run"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """One lens of 0.04 arcsec per pixel in three formats, one that fits the model, and two bad files."""
+    assert darklens("simulate", "common-test-i", "--out", tmp_path / "d", "--format", "deeplense", *FINE) == 0
+    lens = np.load(tmp_path / "d" / "vort" / "1.npy").reshape(56, 56)
+    folder = tmp_path / "files"
+    folder.mkdir()
+    header = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CDELT1": -0.04 / 3600, "CDELT2": 0.04 / 3600}
+    science = fits.ImageHDU(lens.astype(np.float32), fits.Header(header), name="SCI")
+    fits.HDUList([fits.PrimaryHDU(), science]).writeto(folder / "a.fits.gz")
+    with h5py.File(folder / "b.h5", "w") as file:
+        file["image_data"], file["exposure_time"] = lens, np.ones_like(lens)
+        file["transform_pix2angle"] = np.diag([-0.04, 0.04])
+    np.savez(folder / "c.npz", image=lens, pixel_scale=0.04)
+    np.save(folder / "d.npy", lens[6:50, 6:50])
+    (folder / "e.npy").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (folder / "f.fits").symlink_to("f.fits")
+    return folder
+
+
+def test_every_kind_of_file_gets_its_row(run, folder, tmp_path, capsys, monkeypatch):
+    assert darklens("predict", run, folder, "--out", tmp_path / "p.csv") == 3
+    rows = rows_of(tmp_path / "p.csv")
+    assert list(rows) == ["a.fits.gz", "b.h5", "c.npz", "d.npy", "e.npy", "f.fits"]
+    assert list(rows["d.npy"])[6:8] == ["message", "changes"]
+    probabilities = [float(rows[name]["p_vort"]) for name in ("a.fits.gz", "b.h5", "c.npz")]
+    assert probabilities == pytest.approx([probabilities[0]] * 3, abs=1e-6)
+    assert all(rows[name]["changes"].endswith(RESAMPLED) for name in ("a.fits.gz", "b.h5", "c.npz"))
+    assert rows["d.npy"]["changes"] == "" and rows["d.npy"]["status"] == "ok"
+    assert "is a PNG picture" in rows["e.npy"]["message"] and "symbolic links" in rows["f.fits"]["message"]
+    assert len([line for line in capsys.readouterr().err.splitlines() if line.startswith("darklens: ")]) == 2
+
+    (tmp_path / "list.txt").write_text(f"{folder}/a.fits.gz\n{folder}/c.npz\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{folder}/a.fits.gz\n{folder}/c.npz\n"))
+    for i, words in enumerate((["@" + str(tmp_path / "list.txt")], [f"{folder}/[ac].*"], ["-"])):
+        assert darklens("predict", run, *words, "--out", tmp_path / f"{i}.csv") == 0
+        found = rows_of(tmp_path / f"{i}.csv")
+        assert list(found) == ["a.fits.gz", "c.npz"]
+        for name, row in found.items():
+            assert float(row["p_vort"]) == pytest.approx(float(rows[name]["p_vort"]), abs=1e-6)
+
+
+def test_the_given_scale_and_image_go_before_what_the_file_says(run, folder, tmp_path):
+    words = ["--pixel-scale", 0.05, "--image", "exposure_time"]
+    assert darklens("predict", run, folder / "b.h5", *words, "--out", tmp_path / "p.csv") == 3
+    assert "all pixels have the same value" in rows_of(tmp_path / "p.csv")["b.h5"]["message"]
+    assert darklens("predict", run, folder / "b.h5", *words[:2], "--out", tmp_path / "p.csv") == 0
+    assert rows_of(tmp_path / "p.csv")["b.h5"]["changes"] == "cropped from 56 x 56 to 44 x 44 pixels"
+
+
+def test_python_gets_the_changes_too(run, folder):
+    rows = predict(Bundle.load(run), [folder / "a.fits.gz", folder / "e.npy"])
+    assert rows[0].changes[-1] == RESAMPLED and rows[1].changes == () and rows[1].message

@@ -1,0 +1,73 @@
+"""Folders, patterns and lists become files."""
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+
+from darklens.data.listing import find_images, is_listing
+from darklens.errors import InputError
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.npy", "b.FITS", "c.txt", "deep/d.h5", "deep/e.fits.gz", "deep/er/f.npz", "g[1].npy", "@h.npy"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "deep" / "back").symlink_to(tmp_path)
+    (tmp_path / "deep" / "loop.npy").symlink_to("loop.npy")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("argument", "found"),
+    [
+        ("deep", "deep/d.h5 deep/e.fits.gz deep/er/f.npz deep/loop.npy"),
+        ("*.npy", "@h.npy a.npy g[1].npy"),
+        ("[ab].*", "a.npy b.FITS"),
+        ("d*p", "deep/d.h5 deep/e.fits.gz deep/er/f.npz deep/loop.npy"),
+        ("deep/er/**", "deep/er/f.npz"),
+        ("g[1].npy", "g[1].npy"),
+        ("@h.npy", "@h.npy"),
+        ("c.txt", "c.txt"),
+    ],
+)
+def test_one_argument(files, argument, found):
+    assert [str(path) for path in find_images([argument])] == found.split()
+
+
+def test_lists_keep_their_order_and_say_nothing_of_what_is_absent(files, monkeypatch):
+    (files / "list.txt").write_text("# mine\nb.FITS\n\n  a.npy\nabsent.npy\ndeep/er\n@list.txt\n-\n")
+    expected = ["b.FITS", "a.npy", "absent.npy", "deep/er/f.npz", "@list.txt", "-"]
+    assert [str(path) for path in find_images(["@list.txt"])] == expected
+    monkeypatch.setattr("sys.stdin", io.StringIO("b.FITS\r\na.npy\n"))
+    assert [str(path) for path in find_images(["-", "a.npy"])] == ["b.FITS", "a.npy", "a.npy"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("absent.npy", "absent.npy: there is no such file or folder"),
+        ("nul\0.npy", "there is no such file or folder"),
+        ("*.tif", "no file fits this pattern"),
+        ("empty", "empty holds no images"),
+        ("@absent.txt", "no such list"),
+        ("@bytes.txt", "is no text file"),
+        ("@none.txt", "lists no files"),
+        ("-", "Standard input: lists no files"),
+    ],
+)
+def test_what_names_nothing(files, monkeypatch, argument, sentence):
+    os.mkdir("empty")
+    (files / "bytes.txt").write_bytes(b"\xff\xfe\x00")
+    (files / "none.txt").write_text("\n# nothing\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    with pytest.raises(InputError, match=sentence):
+        find_images([argument])
+
+
+def test_what_is_a_listing(files):
+    told = {word: is_listing(Path(word)) for word in ("-", "@list", "*.npy", "@h.npy", "x", "a.npy")}
+    assert [word for word, listing in told.items() if listing] == ["-", "@list", "*.npy"]
