@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from darklens.data.readers.image import MAX_BYTES, Image, choose, damaged, is_plane, require_image, sensible_scale
+from darklens.data.readers.objects import only_image
 from darklens.errors import InputError
 
 MAX_MEMBERS = 1000
@@ -22,12 +23,19 @@ class Readable(Protocol):
 
 
 def read_npy(path: Path) -> Image:
-    """Read a `.npy` file. Nothing in it is executed: pickled arrays are refused.
+    """Read a `.npy` file. Nothing in it is executed: of pickled objects only DeepLenseSim's image with a mass is read.
 
     Raises:
         InputError: If it is damaged or holds no plane of real numbers.
     """
     with damaged(path, ".npy"), path.open("rb") as stream:
+        shape, _, dtype = _header(stream)
+        if dtype.hasobject and len(shape) == 1:
+            try:
+                return Image(only_image(stream.read(MAX_BYTES)))
+            except Exception:
+                require_image(path, shape, dtype)
+        stream.seek(0)
         return Image(_plane(path, stream))
 
 

@@ -174,7 +174,7 @@ BAD = {
     "PNG": (b"\x89PNG\r\n\x1a\n" + bytes(99), "is a PNG picture"),
     "TIFF": (b"II*\0" + bytes(99), "is a TIFF picture"),
     "pickle": (pickle.dumps([os.getcwd]), "is a Python pickle, which is never loaded"),
-    "object array": (as_npy(np.array([GOOD, 1.0], dtype=object)), "pickled Python objects"),
+    "object array": (as_npy(np.array([{}, 1.0], dtype=object)), "pickled Python objects"),
     "objects in npz": (as_npz(image=np.array([[{}, 1]], dtype=object)), "pickled Python objects"),
     "complex": (as_npy(GOOD * 1j), "complex128 values"),
     "complex HDF5": (as_hdf5(a=GOOD * 1j), "complex128 values"),

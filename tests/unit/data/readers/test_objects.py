@@ -1,0 +1,75 @@
+"""DeepLenseSim's image with a mass is read from its pickle; whatever else a pickle says is never done."""
+
+import io
+import os
+import pickle
+
+import numpy as np
+import pytest
+
+from darklens.data.readers import read_image
+from darklens.errors import InputError
+
+GOOD = np.arange(120.0).reshape(10, 12)
+
+
+def pair(first, second):
+    array = np.empty(2, dtype=object)
+    array[0], array[1] = first, second
+    return array
+
+
+def as_npy(payload):
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "|O", "fortran_order": False, "shape": (2,)})
+    return stream.getvalue() + payload
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.mkdir, ("owned",)
+
+
+@pytest.mark.parametrize("protocol", [3, 4])
+@pytest.mark.parametrize("mass", [1e-23, np.float64(1e-23), 3, None])
+@pytest.mark.parametrize("image", [GOOD, GOOD.astype(">f4"), np.asfortranarray(GOOD)])
+def test_an_image_with_a_mass(tmp_path, protocol, mass, image):
+    (tmp_path / "x").write_bytes(as_npy(pickle.dumps(pair(image, mass), protocol=protocol)))
+    np.testing.assert_array_equal(read_image(tmp_path / "x").pixels, GOOD)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        pickle.dumps(pair(GOOD, Hostile()), protocol=4),
+        pickle.dumps(pair(GOOD, {}), protocol=4),
+        pickle.dumps(pair(GOOD, GOOD), protocol=4),
+        pickle.dumps(GOOD, protocol=4),
+        pickle.dumps(Hostile()),
+        b"cos\nmkdir\n(S'owned'\ntR.",
+        b"",
+        b"\x80\x04r\xff\xff\xff\xff.",
+        b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.",
+        pickle.dumps(pair(GOOD, 1.0), protocol=4)[:-300],
+    ],
+)
+def test_anything_else_is_refused_and_not_done(tmp_path, monkeypatch, payload):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").write_bytes(as_npy(payload))
+    with pytest.raises(InputError, match="pickled Python objects, which are never loaded"):
+        read_image(tmp_path / "x")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_damage_is_one_sentence(tmp_path):
+    path, rng, refused = tmp_path / "x", np.random.default_rng(8), 0
+    good = as_npy(pickle.dumps(pair(GOOD[:4, :4], 1e-23), protocol=4))
+    for _ in range(500):
+        content = bytearray(good)
+        content[rng.integers(100, len(content))] = rng.integers(256)
+        path.write_bytes(content)
+        try:
+            read_image(path)
+        except InputError:
+            refused += 1
+    assert refused > 50
