@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes(whole, tmp_path, target, code, s
 def test_ctrl_c_is_one_sentence_and_leaves_whole_shards_only(tmp_path):
     # So many that a busy machine cannot finish them before the signal arrives.
     command = kill_and_resume.command(tmp_path / "s", n_per_class=20_000)
-    run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     try:
         kill_and_resume.wait_until(lambda: kill_and_resume.entries(tmp_path / "s"))
         os.killpg(run.pid, signal.SIGINT)
