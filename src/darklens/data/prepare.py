@@ -55,7 +55,8 @@ def prepare(
     if min(before[i] / needed[i] for i in (0, 1)) < LEAST_COVERED:
         raise InputError(
             f"{name}: has {before[0]} x {before[1]} pixels; the model takes {n_pixels} x {n_pixels}"
-            + ("." if same else f" of {pixel_scale:g} arcsec, which are {needed[0]} x {needed[1]} of the image's.")
+            + ("" if same else f" of {pixel_scale:g} arcsec, which are {needed[0]} x {needed[1]} of the image's")
+            + "; give a wider cut-out."
         )
     pixels = _cropped(image.pixels, needed)
     if pixels.shape != before:

@@ -102,7 +102,7 @@ def test_isolated_missing_pixels_are_filled_and_the_border_crop_comes_first():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda p: p[:40], "x: has 40 x 60 pixels; the model takes 60 x 60."),
+        (lambda p: p[:40], "x: has 40 x 60 pixels; the model takes 60 x 60; give a wider cut-out."),
         (lambda p: np.where(p < np.partition(p.ravel(), 9)[9], np.nan, p), "x: 9 pixels are NaN; fill them first"),
         (lambda p: np.where(np.arange(60) // 2 == 4, np.where(np.arange(60)[:, None] == 3, np.nan, p), p), "2 pixels"),
         (lambda p: np.where(p == p.max(), np.inf, p), "1 pixels are NaN or infinite"),
