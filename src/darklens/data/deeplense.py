@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import darklens
-from darklens.data.images import read_npy
+from darklens.data.readers import read_whole
 from darklens.data.store import Shard, Store, StoreIndex, prepare_folder, write_index, write_shard
 from darklens.errors import DarklensError, InputError
 from darklens.files import atomic_path, write_text
@@ -62,7 +62,7 @@ def import_folder(
 
     for path, label in entries:
         try:
-            image = read_npy(path)
+            image = read_whole(path)
             size = size or image.shape[0]
             if image.shape != (size, size):
                 raise InputError(f"{path}: has {image.shape[0]} x {image.shape[1]} pixels, the others {size} x {size}.")

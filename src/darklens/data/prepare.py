@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
-from darklens.data.images import check_pixels
-from darklens.data.readers.image import Image
+from darklens.data.readers.image import Image, check_pixels
 from darklens.errors import InputError
 
 SAME_SCALE = 0.005  # relative difference up to which pixel scales are taken as equal

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from darklens.data.images import read_fits, read_npy
+from darklens.data.readers import read_whole
 from darklens.errors import ConfigError, InputError
 from darklens.files import sha256_of
 from darklens.simulate.populations import ImageLight
@@ -63,7 +63,7 @@ def galaxy(path: Path) -> Float[Tensor, "m m"]:
         ConfigError: If the file is no square image of finite numbers, or shows nothing above its sky.
     """
     try:
-        image = (read_npy if path.suffix.lower() == ".npy" else read_fits)(path).astype(np.float64)
+        image = read_whole(path).astype(np.float64)
     except InputError as error:
         raise ConfigError(f"source.folder: {error}") from None
     if image.shape[0] != image.shape[1] or image.shape[0] < 8:

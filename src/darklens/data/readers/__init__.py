@@ -6,13 +6,16 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Float32
+
 from darklens.data.readers.fits import read_fits
 from darklens.data.readers.hdf5 import read_hdf5
-from darklens.data.readers.image import MAX_BYTES, Image
+from darklens.data.readers.image import MAX_BYTES, Image, check_pixels
 from darklens.data.readers.npy import read_npy, read_npz
 from darklens.errors import InputError
 
-__all__ = ["SUFFIXES", "Image", "read_image"]
+__all__ = ["SUFFIXES", "Image", "check_pixels", "read_image", "read_whole"]
 
 SUFFIXES = (".npy", ".npz", ".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fts.gz", ".h5", ".hdf5")
 _MAGIC: dict[bytes, Callable[[Path, str | None], Image]] = {
@@ -56,6 +59,18 @@ def read_image(path: Path, *, name: str | None = None) -> Image:
         if head.startswith(magic):
             raise InputError(f"{path}: is {what}; give the measured image as npy, npz, FITS or HDF5.")
     raise InputError(f"{path}: is not an npy, npz, FITS or HDF5 file, whatever its name says; save it as one of these.")
+
+
+def read_whole(path: Path) -> Float32[np.ndarray, "n m"]:
+    """Return the pixels of an image file as `read_image` reads it, none of which may be missing.
+
+    Raises:
+        InputError: As `read_image`, and if pixels are NaN or infinite, or all are equal.
+    """
+    with np.errstate(over="ignore"):
+        pixels = read_image(path).pixels.astype(np.float32)
+    check_pixels(pixels, str(path))
+    return pixels
 
 
 def _head(path: Path) -> bytes:

@@ -103,3 +103,14 @@ def sensible_scale(value: object) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return scale if 1e-6 < scale < 1e6 else None
+
+
+def check_pixels(image: Float[np.ndarray, "n m"], name: str) -> None:
+    """Raise `InputError` if the image has no pixels, NaN or infinite pixels, or is constant."""
+    if image.size == 0:
+        raise InputError(f"{name}: the image has no pixels.")
+    bad = image.size - int(np.isfinite(image).sum())
+    if bad:
+        raise InputError(f"{name}: {bad} pixels are NaN or infinite; mask or fill them first.")
+    if image.min() == image.max():
+        raise InputError(f"{name}: all pixels have the same value, so there is nothing to classify.")
