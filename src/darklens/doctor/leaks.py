@@ -19,6 +19,9 @@ from jaxtyping import Float, Int
 
 from darklens import rng
 from darklens.errors import InputError
+from darklens.evaluation import delong
+from darklens.evaluation.bounds import of_standard_error
+from darklens.evaluation.metrics import binary_auc
 
 ALPHA = 0.01
 PERMUTATIONS = 999
@@ -139,20 +142,10 @@ def normal_scores(values: Values) -> Values:
 
 
 def auc_with_interval(own: np.ndarray, score: np.ndarray) -> tuple[float, tuple[float, float]]:
-    """Return the AUC of `score` for the images in `own`, and its 95 % interval (DeLong, DeLong & Clarke-Pearson 1988).
-
-    Computed from ranks (Sun & Xu 2014, IEEE Signal Processing Letters 21, 1389).
-    """
-    from scipy.stats import rankdata
-
-    inside, outside = score[own], score[~own]
-    m, n = len(inside), len(outside)
-    ranks = rankdata(np.concatenate([inside, outside]))
-    of_inside = (ranks[:m] - rankdata(inside)) / n
-    of_outside = 1 - (ranks[m:] - rankdata(outside)) / m
-    auc = float(of_inside.mean())
-    half = 1.96 * float(np.sqrt(of_inside.var(ddof=1) / m + of_outside.var(ddof=1) / n))
-    return auc, (max(0.0, auc - half), min(1.0, auc + half))
+    """Return the AUC of `score` for the images in `own`, and its 95 % interval (`evaluation.delong`)."""
+    auc, parts = binary_auc(own, score), delong.influence(own, score)
+    low, high = of_standard_error(auc, float(np.sqrt((parts**2).sum())))
+    return auc, (low, high)
 
 
 class _Discriminant:

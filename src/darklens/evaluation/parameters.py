@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -102,11 +103,16 @@ def signal_to_noise(store: Store, *, advance: Callable[[int], None] = lambda _: 
     return np.concatenate(found)
 
 
+def _population(store: Store) -> dict[str, Any]:
+    """Return the population of a simulated store, as its index has it."""
+    assert store.index.population is not None
+    return store.index.population
+
+
 def _owners(store: Store) -> dict[str, str]:
     """Return for each column of substructure the class that has it, where it is just one."""
-    assert store.index.population is not None
     owners: dict[str, list[str]] = {}
-    for name, spec in store.index.population["classes"].items():
+    for name, spec in _population(store)["classes"].items():
         for column in KINDS[spec["kind"]].columns if spec["kind"] in KINDS else {}:
             owners.setdefault(column, []).append(name)
     return {column: names[0] for column, names in owners.items() if len(names) == 1}
@@ -117,7 +123,7 @@ def _largest_masses(store: Store, owners: dict[str, str]) -> list[Parameter]:
     found = []
     if "point_theta_E" in columns and "point_theta_E" in owners:
         squared = store.truth("point_theta_E") ** 2
-        spec = store.index.population["classes"][owners["point_theta_E"]]  # type: ignore[index]  # simulated
+        spec = _population(store)["classes"][owners["point_theta_E"]]
         mass = spec["lens_mass"] * squared.max(1) / _theta_E_with_points(store, squared) ** 2
         found.append(Parameter("largest point mass", "solar masses", mass, owners["point_theta_E"]))
     if "halo_mass" in columns and "halo_mass" in owners:
@@ -132,7 +138,7 @@ def _theta_E_with_points(store: Store, squared: Float[np.ndarray, "n k"]) -> Flo
     Where a population conserves mass the smooth lens has lost the sum of point_theta_E^2 inside the ring, over theta_E.
     """
     smooth = store.truth("theta_E").astype(np.float64)
-    if not store.index.population.get("conserve_mass"):  # type: ignore[union-attr]  # simulated
+    if not _population(store).get("conserve_mass"):
         return smooth
     radius, whole = np.hypot(store.truth("point_x"), store.truth("point_y")), smooth
     for _ in range(5):  # what is inside the ring depends on the ring

@@ -1,7 +1,6 @@
 """Explanations of images as files: numbers beside pictures."""
 
 from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from darklens.data.store import prepare_folder
 from darklens.evaluation.explain import Explanation, Method, explain
 from darklens.files import atomic_path
 from darklens.report import figures
-from darklens.report.maps import MapWriter
+from darklens.report.maps import FreeNames, MapWriter
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +47,7 @@ class ExplanationWriter:
         bundle.require_classifier("explain")
         prepare_folder(folder)
         self._bundle, self._folder, self._method, self._label = bundle, folder, method, label
-        self._used: set[str] = set()
+        self._names = FreeNames()
         with_k = bundle.has_maps and not bundle.fits_lenses
         self._maps = MapWriter(bundle, folder / "maps") if with_k else None
 
@@ -56,7 +55,7 @@ class ExplanationWriter:
         """Explain a batch, one image at a time, as an explanation takes many times the memory of a prediction."""
         for i, path in enumerate(paths):
             found = explain(self._bundle, images[i : i + 1], method=self._method, label=self._label)
-            name = self._free_name(path.stem)
+            name = self._names.of(path)
             classes = self._bundle.contract.classes
             probabilities = classified.probabilities[i]
             with atomic_path(self._folder / f"{name}.npz") as temporary:
@@ -68,12 +67,6 @@ class ExplanationWriter:
                 temporary.write_bytes(figures.to_png(picture(found, title)))
         if self._maps is not None:
             self._maps(paths, images, classified)
-
-    def _free_name(self, stem: str) -> str:
-        candidates = (stem if n == 1 else f"{stem}-{n}" for n in count(1))
-        name = next(name for name in candidates if name not in self._used)
-        self._used.add(name)
-        return name
 
 
 def columns(found: Explanation) -> dict[str, np.ndarray]:

@@ -21,6 +21,20 @@ from darklens.simulate.render import deflection
 _LIT = 0.2  # of an image's range: pixels in which the deflection shows
 
 
+class FreeNames:
+    """Gives each file's outputs a name that no other has: STEM, STEM-2, ..."""
+
+    def __init__(self) -> None:
+        self._used: set[str] = set()
+
+    def of(self, path: Path) -> str:
+        """Return a name for what is made of a file."""
+        candidates = (path.stem if n == 1 else f"{path.stem}-{n}" for n in count(1))
+        name = next(name for name in candidates if name not in self._used)
+        self._used.add(name)
+        return name
+
+
 class MapWriter:
     """Writes FILE.npz and FILE.png for each image of the batches it is called with.
 
@@ -36,7 +50,7 @@ class MapWriter:
         bundle.require_maps()
         prepare_folder(folder)
         self._bundle, self._folder = bundle, folder
-        self._used: set[str] = set()
+        self._names = FreeNames()
 
     def __call__(self, paths: Sequence[Path], images: Float[np.ndarray, "b 1 n n"], classified: Classified) -> None:
         """Write the maps of a batch."""
@@ -46,7 +60,7 @@ class MapWriter:
         found = self._bundle.maps(images)
         scale = self._bundle.map_pixel_scale
         for i, path in enumerate(paths):
-            name = self._free_name(path.stem)
+            name = self._names.of(path)
             own = {key: value[i] for key, value in found.items()}
             with atomic_path(self._folder / f"{name}.npz") as temporary:
                 np.savez(temporary, **own, pixel_scale=np.float64(scale))
@@ -56,7 +70,7 @@ class MapWriter:
     def _write_fits(self, paths: Sequence[Path], classified: Classified) -> None:
         scale = self._bundle.fit_pixel_scale
         for i, path in enumerate(paths):
-            name = self._free_name(path.stem)
+            name = self._names.of(path)
             own = {key: value[i] for key, value in classified.maps.items()}
             numbers = {key: column[i] for key, column in classified.findings.items()}
             with atomic_path(self._folder / f"{name}.npz") as temporary:
@@ -64,12 +78,6 @@ class MapWriter:
             with atomic_path(self._folder / f"{name}.png") as temporary:
                 picture = figures.fit_maps([own], [name], [numbers], pixel_scale=scale)
                 temporary.write_bytes(figures.to_png(picture))
-
-    def _free_name(self, stem: str) -> str:
-        candidates = (stem if n == 1 else f"{stem}-{n}" for n in count(1))
-        name = next(name for name in candidates if name not in self._used)
-        self._used.add(name)
-        return name
 
 
 def section(bundle: Bundle, store: Store) -> Section:

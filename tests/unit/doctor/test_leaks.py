@@ -96,7 +96,9 @@ def test_the_auc_is_that_of_the_metrics_and_its_variance_delongs(seed):
     assert auc == pytest.approx(binary_auc(own, score), abs=1e-12)
     wins = (score[own][:, None] > score[~own]) + 0.5 * (score[own][:, None] == score[~own])
     variance = wins.mean(1).var(ddof=1) / own.sum() + wins.mean(0).var(ddof=1) / (~own).sum()
-    assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(variance), abs=1e-12)
+    width = np.log(high / (1 - high)) - np.log(low / (1 - low))
+    assert width / 2 == pytest.approx(1.959964 * np.sqrt(variance) / (auc * (1 - auc)), rel=1e-6)
+    assert low < auc < high
 
 
 def test_normal_scores_share_ties():

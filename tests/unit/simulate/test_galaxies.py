@@ -88,7 +88,7 @@ def test_other_files_than_those_of_the_recipe_are_refused(folder):
             "bad.npy.*NaN",
         ),
         (lambda f: np.save(f / "bad.npy", blob()[:30]), "bad.npy.*square"),
-        (lambda f: (f / "bad.fits").write_bytes(b"is not an npy, npz, FITS or HDF5 file" * 300), "bad.fits.*not a FITS file"),
+        (lambda f: (f / "bad.fits").write_bytes(b"not a FITS file" * 300), "bad.fits.*is not an npy, npz, FITS"),
         (lambda f: fits.PrimaryHDU().writeto(f / "bad.fits"), "bad.fits.*no two-dimensional image"),
         (lambda f: np.save(f / "bad.npy", blob(sigma=0.01, at=(20, 20))), "bad.npy.*nothing above its sky"),
         (lambda f: [p.unlink() for p in f.iterdir()], "no .fits or .npy cut-outs"),
