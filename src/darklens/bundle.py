@@ -84,13 +84,14 @@ class Output(NamedTuple):
 class Classified(NamedTuple):
     """Probabilities (b, classes), and by name what was found of each image and the maps that were looked at.
 
-    `features` (b, f) are those that `evaluation.ood` judges.
+    `features` (b, f) are those that `evaluation.ood` judges; `shown` is what the network was shown, as from `see`.
     """
 
     probabilities: np.ndarray
     findings: dict[str, list[str]]
     maps: dict[str, np.ndarray]
     features: np.ndarray
+    shown: Tensor | Seen
 
 
 class Bundle:
@@ -188,9 +189,9 @@ class Bundle:
         shown = self.see(images)
         logits, features = self.output(shown)
         if not isinstance(shown, Seen):
-            return Classified(self.calibrated(logits), {}, {}, features)
+            return Classified(self.calibrated(logits), {}, {}, features, shown)
         maps = dict(zip(CHANNELS, shown.maps.cpu().numpy().swapaxes(0, 1), strict=True))
-        return Classified(self.calibrated(logits), lens_residual.findings(shown.numbers), maps, features)
+        return Classified(self.calibrated(logits), lens_residual.findings(shown.numbers), maps, features, shown)
 
     def outputs_of(self, store: Store, *, workers: int = 1, advance: Callable[[int], None] = lambda _: None) -> Output:
         """Return logits and features of all images of a store.

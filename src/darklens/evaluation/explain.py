@@ -70,6 +70,7 @@ def explain(
     *,
     method: Method = "integrated_gradients",
     label: int | None = None,
+    seen: Seen | None = None,
 ) -> Explanation:
     """Attribute a class' log-odds to pixels.
 
@@ -82,6 +83,7 @@ def explain(
         images: Raw images.
         method: See above.
         label: The class to explain; none: of each image the one that the system prefers.
+        seen: Fits of these images, if they have been made.
 
     Raises:
         ConfigError: If captum is not installed.
@@ -92,7 +94,7 @@ def explain(
         from captum import attr
     except ImportError:
         raise ConfigError("Explanations need captum; install it with: pip install 'darklens[explain]'.") from None
-    shown, zero, logits = _view(bundle, images)
+    shown, zero, logits = _view(bundle, images, seen)
     with torch.no_grad():
         at_image = logits(*shown)
         chosen = at_image.argmax(1) if label is None else torch.full_like(at_image[:, 0], label, dtype=torch.long)
@@ -142,7 +144,7 @@ def agreement(first: Explanation, second: Explanation) -> Float[np.ndarray, " b"
 
 
 def _view(
-    bundle: Bundle, images: Float[np.ndarray, "b 1 n n"]
+    bundle: Bundle, images: Float[np.ndarray, "b 1 n n"], seen: Seen | None
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Callable[..., Tensor]]:
     """Return what the network is shown, the baseline, and the function from either to logits."""
     network = bundle.network
@@ -151,9 +153,13 @@ def _view(
         prepare = bundle.contract.preprocess
         scaled = prepare.normalise(raw)
         return (scaled,), (_sky(scaled),), lambda image: network(prepare.cut(image))
-    with torch.no_grad():
-        seen: Seen = network.see(raw)  # type: ignore[operator]  # systems that fit lenses have it
-        held = fitted(seen.numbers)
+    if seen is None:
+        own = bundle.see(images)
+        assert isinstance(own, Seen)
+        seen = own
+    # Tensors made in inference mode would have no gradients.
+    seen = Seen(*(v.clone() for v in seen))
+    held = fitted(seen.numbers)
     maps = torch.zeros_like(seen.maps)
     maps[:, :1] = _sky(seen.maps[:, :1])
     numbers = seen.numbers.clone()

@@ -11,6 +11,7 @@ from darklens.bundle import Bundle, Classified
 from darklens.data.store import prepare_folder
 from darklens.evaluation.explain import Explanation, Method, explain
 from darklens.files import atomic_path
+from darklens.fit.table import Seen
 from darklens.report import figures
 from darklens.report.maps import FreeNames, MapWriter
 
@@ -54,7 +55,9 @@ class ExplanationWriter:
     def __call__(self, paths: Sequence[Path], images: Float[np.ndarray, "b 1 n n"], classified: Classified) -> None:
         """Explain a batch, one image at a time, as an explanation takes many times the memory of a prediction."""
         for i, path in enumerate(paths):
-            found = explain(self._bundle, images[i : i + 1], method=self._method, label=self._label)
+            shown = classified.shown
+            seen = Seen(*(v[i : i + 1] for v in shown)) if isinstance(shown, Seen) else None
+            found = explain(self._bundle, images[i : i + 1], method=self._method, label=self._label, seen=seen)
             name = self._names.of(path)
             classes = self._bundle.contract.classes
             probabilities = classified.probabilities[i]
