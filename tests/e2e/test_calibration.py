@@ -1,29 +1,17 @@
 """Calibration through the command line: what a training leaves, what tables say, ensembles, and bundles made anew."""
 
-import csv
 import json
 import shutil
 
 import numpy as np
 import pytest
+from commandline import darklens, rows_of
 
 from darklens.bundle import CONTRACT, FAMILIAR, Bundle
-from darklens.cli import main
 
 SMALL = ["field.n_pixels=44", "--n-per-class", 24]
 TRAIN = ["stages.0.epochs=1", "data.augment.kind=dihedral", "data.validation_fraction=0.5"]
 FURTHER = ["set", "ood_score", "ood"]
-
-
-def darklens(*words):
-    with pytest.raises(SystemExit) as stopped:
-        main([str(word) for word in words])
-    return stopped.value.code
-
-
-def rows_of(path):
-    with path.open() as stream:
-        return list(csv.DictReader(stream))
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The main job through the command line, on few and small images, and what happens when something is wrong."""
 
-import csv
 import json
 import pickle
 import re
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from commandline import darklens, rows_of
 
 from darklens.cli import main
 from darklens.data.store import Store
@@ -22,13 +22,6 @@ TRAIN = {
     "sis_autoencoder2": [*QUICK, "stages.0.epochs=1", "stages.1.epochs=1"],
     "autoencoder_resnet_simple": [*QUICK, "stages.0.epochs=1"],
 }
-
-
-def darklens(*arguments):
-    """Run the command line in this process and return its exit code."""
-    with pytest.raises(SystemExit) as stopped:
-        main([str(a) for a in arguments])
-    return stopped.value.code
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +41,6 @@ def images(work, tmp_path):
     """A DeepLense folder of fresh images."""
     assert darklens("simulate", "deeplense-model-i", "--out", tmp_path / "d", *SMALL, "--format", "deeplense") == 0
     return tmp_path / "d"
-
-
-def rows_of(path):
-    with path.open() as stream:
-        return list(csv.DictReader(stream))
 
 
 @pytest.mark.parametrize("recipe", ["resnet_simple", "sis_autoencoder2"])

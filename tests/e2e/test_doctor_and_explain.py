@@ -5,17 +5,11 @@ import json
 import numpy as np
 import pytest
 import yaml
+from commandline import darklens
 
-from darklens.cli import main
 from darklens.simulate import populations
 
 SMALL = ["field.n_pixels=64", "--n-per-class", "30"]
-
-
-def darklens(*words):
-    with pytest.raises(SystemExit) as stopped:
-        main([str(word) for word in words])
-    return stopped.value.code
 
 
 @pytest.fixture(scope="module")

@@ -1,29 +1,17 @@
 """lens_residual through the command line: train, judge, classify files with maps; and the model that is shipped."""
 
-import csv
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commandline import darklens, rows_of
 
 from darklens.bundle import DEFAULT_MODEL, Bundle, shipped
-from darklens.cli import main
 from darklens.fit.table import CHANNELS
 
 SMALL = ["field.n_pixels=100", "--n-per-class", "8"]
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "common-test-i"
-
-
-def darklens(*words):
-    with pytest.raises(SystemExit) as stopped:
-        main([str(word) for word in words])
-    return stopped.value.code
-
-
-def rows_of(path):
-    with path.open() as stream:
-        return list(csv.DictReader(stream))
 
 
 @pytest.fixture(scope="module")

@@ -2,20 +2,14 @@
 
 import numpy as np
 import pytest
+from commandline import darklens
 
 from darklens.bundle import Bundle
-from darklens.cli import main
 from darklens.data.store import Store
 from darklens.report.maps import true_deflection
 
 SMALL = ["field.n_pixels=64", "--n-per-class", "6"]
 QUICK = ["data.preprocess.crop=60", "data.preprocess.bin=1", "data.augment.kind=none"]
-
-
-def darklens(*words):
-    with pytest.raises(SystemExit) as stopped:
-        main([str(word) for word in words])
-    return stopped.value.code
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from commandline import darklens
 
 from darklens import executors
 from darklens.cli import main
@@ -27,12 +28,6 @@ spec.loader.exec_module(kill_and_resume)
 POPULATION = populations.get("common-test-i", ["field.n_pixels=16"])
 SIZE = {"n_per_class": kill_and_resume.N_PER_CLASS, "shard_size": kill_and_resume.SHARD_SIZE, "seed": 0}
 SMALL = ["field.n_pixels=16", "--n-per-class", "4"]
-
-
-def darklens(*arguments):
-    with pytest.raises(SystemExit) as stopped:
-        main([str(a) for a in arguments])
-    return stopped.value.code
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Files of every kind through the command line, good ones and broken ones together."""
 
-import csv
 import io
 from pathlib import Path
 
@@ -8,9 +7,9 @@ import h5py
 import numpy as np
 import pytest
 from astropy.io import fits
+from commandline import darklens, rows_of
 
 from darklens.bundle import Bundle
-from darklens.cli import main
 from darklens.predict import predict
 
 SMALL = ["field.n_pixels=44", "field.pixel_scale=0.05", "--n-per-class", 8]
@@ -18,15 +17,8 @@ FINE = ["field.n_pixels=56", "field.pixel_scale=0.04", "--n-per-class", 1]
 RESAMPLED = "resampled from 0.04 to 0.05 arcsec per pixel"
 
 
-def darklens(*words):
-    with pytest.raises(SystemExit) as stopped:
-        main([str(word) for word in words])
-    return stopped.value.code
-
-
-def rows_of(path):
-    with path.open() as stream:
-        return {Path(row["path"]).name: row for row in csv.DictReader(stream)}
+def by_name(path):
+    return {Path(row["path"]).name: row for row in rows_of(path)}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +52,7 @@ def folder(tmp_path):
 
 def test_every_kind_of_file_gets_its_row(run, folder, tmp_path, capsys, monkeypatch):
     assert darklens("predict", run, folder, "--out", tmp_path / "p.csv") == 3
-    rows = rows_of(tmp_path / "p.csv")
+    rows = by_name(tmp_path / "p.csv")
     assert list(rows) == ["a.fits.gz", "b.h5", "c.npz", "d.npy", "e.npy", "f.fits"]
     assert list(rows["d.npy"])[6:8] == ["message", "changes"]
     probabilities = [float(rows[name]["p_vort"]) for name in ("a.fits.gz", "b.h5", "c.npz")]
@@ -74,7 +66,7 @@ def test_every_kind_of_file_gets_its_row(run, folder, tmp_path, capsys, monkeypa
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{folder}/a.fits.gz\n{folder}/c.npz\n"))
     for i, words in enumerate((["@" + str(tmp_path / "list.txt")], [f"{folder}/[ac].*"], ["-"])):
         assert darklens("predict", run, *words, "--out", tmp_path / f"{i}.csv") == 0
-        found = rows_of(tmp_path / f"{i}.csv")
+        found = by_name(tmp_path / f"{i}.csv")
         assert list(found) == ["a.fits.gz", "c.npz"]
         for name, row in found.items():
             assert float(row["p_vort"]) == pytest.approx(float(rows[name]["p_vort"]), abs=1e-6)
@@ -83,9 +75,9 @@ def test_every_kind_of_file_gets_its_row(run, folder, tmp_path, capsys, monkeypa
 def test_the_given_scale_and_image_go_before_what_the_file_says(run, folder, tmp_path):
     words = ["--pixel-scale", 0.05, "--image", "exposure_time"]
     assert darklens("predict", run, folder / "b.h5", *words, "--out", tmp_path / "p.csv") == 3
-    assert "all pixels have the same value" in rows_of(tmp_path / "p.csv")["b.h5"]["message"]
+    assert "all pixels have the same value" in by_name(tmp_path / "p.csv")["b.h5"]["message"]
     assert darklens("predict", run, folder / "b.h5", *words[:2], "--out", tmp_path / "p.csv") == 0
-    assert rows_of(tmp_path / "p.csv")["b.h5"]["changes"] == "cropped from 56 x 56 to 44 x 44 pixels"
+    assert by_name(tmp_path / "p.csv")["b.h5"]["changes"] == "cropped from 56 x 56 to 44 x 44 pixels"
 
 
 def test_python_gets_the_changes_too(run, folder):

@@ -3,16 +3,9 @@
 import csv
 
 import pytest
-
-from darklens.cli import main
+from commandline import darklens
 
 pytestmark = pytest.mark.realdata
-
-
-def darklens(*arguments):
-    with pytest.raises(SystemExit) as stopped:
-        main([str(a) for a in arguments])
-    return stopped.value.code
 
 
 def test_real_images_are_classified(realdata, tmp_path):

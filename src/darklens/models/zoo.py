@@ -74,7 +74,9 @@ def last_layer(network: nn.Module) -> nn.Linear:
     """
     inner = network.first if isinstance(network, TwoStage) else network
     inner = inner.classifier if isinstance(inner, Informed) else inner
-    layer = inner.get_submodule("head")[-1]  # type: ignore[index]  # a Sequential
+    head = inner.get_submodule("head")
+    assert isinstance(head, nn.Sequential)
+    layer = head[-1]
     assert isinstance(layer, nn.Linear)
     return layer
 
