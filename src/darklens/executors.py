@@ -10,16 +10,9 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    BrokenExecutor,
-    CancelledError,
-    Executor,
-    Future,
-    ProcessPoolExecutor,
-    wait,
-)
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from darklens.errors import ConfigError, StoppedError
@@ -61,15 +54,24 @@ def as_finished(
             yield function(*task)
         return
     pending: set[Future[R]] = set()
+    # Not concurrent.futures.wait: it takes the locks of all pending futures, one after the other, and Ctrl-C in between
+    # leaves them taken, so that the pool can never be shut down.
+    done: SimpleQueue[Future[R]] = SimpleQueue()
+
+    def next_result() -> R:
+        future = done.get()
+        pending.remove(future)
+        return future.result()
+
     try:
         for task in tasks:
             if len(pending) >= in_flight:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-            pending.add(executor.submit(function, *task))
+                yield next_result()
+            future = executor.submit(function, *task)
+            pending.add(future)
+            future.add_done_callback(done.put)
         while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
+            yield next_result()
     except BrokenExecutor:
         raise StoppedError(f"A worker was killed, perhaps for lack of memory; {_GO_ON}") from None
     except CancelledError:
