@@ -1,9 +1,9 @@
-"""What the fits of lens_residual say of each class, and what the compiled engine is worth.
+"""What the fits of lens_residual say of each class, what the compiled engine is worth, and what nuisances cost.
 
     python benchmarks/hypotheses.py stores/common-test-i/test
 
-Reads a store of common-test-i that lens_residual has fitted (it fits what is missing) and times both engines on one
-thread, alternating. Writes results/common-test-i/hypotheses/hypotheses.json.
+Reads a store of common-test-i that lens_residual has fitted (it fits what is missing) and times both engines, and fits
+with an unknown PSF and of elliptical lenses that shine, on the same images and one thread, alternating. Writes results/common-test-i/hypotheses/hypotheses.json.
 """
 
 import argparse
@@ -22,6 +22,13 @@ from darklens.fit.table import NUMBERS, fits_of
 from darklens.simulate import populations
 
 NAME, PERCENTILES = "common-test-i", [0, 1, 5, 50, 95, 99, 100]
+# Population that is fitted, its overrides, and engine.
+TIMED = {
+    "eager": (NAME, [], "eager"),
+    "compiled": (NAME, [], "compiled"),
+    "eager, width of the PSF unknown": (NAME, ["psf.known=false"], "eager"),
+    "eager, common-test-i-wide": ("common-test-i-wide", [], "eager"),
+}
 
 
 def main():
@@ -56,18 +63,19 @@ def main():
 
 
 def engines(store, n, rounds):
-    """Return milliseconds an image of each engine, medians of rounds on one thread."""
+    """Return milliseconds an image of each kind of fit, medians of rounds on one thread."""
     torch.set_num_threads(1)
     images = torch.from_numpy(store.images(range(n)))[:, 0]
-    found = {"eager": [], "compiled": []}
-    for engine in found:
-        weigh_hypotheses(images, NAME, engine=engine)
+    chosen = {what: (populations.get(name, changes), engine) for what, (name, changes, engine) in TIMED.items()}
+    found = {what: [] for what in chosen}
+    for population, engine in chosen.values():
+        weigh_hypotheses(images, population, engine=engine)
     for _ in range(rounds):
-        for engine, seconds in found.items():
+        for what, (population, engine) in chosen.items():
             began = time.perf_counter()
-            weigh_hypotheses(images, NAME, engine=engine)
-            seconds.append((time.perf_counter() - began) / n)
-    return {"milliseconds_an_image": {engine: 1e3 * float(np.median(s)) for engine, s in found.items()}}
+            weigh_hypotheses(images, population, engine=engine)
+            found[what].append((time.perf_counter() - began) / n)
+    return {"milliseconds_an_image": {what: 1e3 * float(np.median(s)) for what, s in found.items()}}
 
 
 if __name__ == "__main__":
