@@ -3,7 +3,8 @@
     python benchmarks/hypotheses.py stores/common-test-i/test
 
 Reads a store of common-test-i that lens_residual has fitted (it fits what is missing) and times both engines, and fits
-with an unknown PSF and of elliptical lenses that shine, on the same images and one thread, alternating. Writes results/common-test-i/hypotheses/hypotheses.json.
+with an unknown PSF and of elliptical lenses that shine, on the same images and one thread, alternating. Writes
+results/common-test-i/hypotheses/hypotheses.json.
 """
 
 import argparse

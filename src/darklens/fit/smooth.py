@@ -14,7 +14,8 @@ from darklens.physics.profiles import shear, sie, sis
 from darklens.physics.raytrace import source_plane
 from darklens.simulate import render
 from darklens.simulate.draw import draw
-from darklens.simulate.populations import Field2D, Population, SersicLight
+from darklens.simulate.lights import SersicLight
+from darklens.simulate.populations import Field2D, Population
 
 Parameters = Float[Tensor, "b p"]
 Deflection = tuple[Tensor, Tensor]

@@ -8,7 +8,8 @@ import torch
 from darklens.physics import light
 from darklens.simulate import galaxies
 from darklens.simulate.draws import Draws
-from darklens.simulate.populations import ImageLight, InstrumentNoise, MassTheta, Noise, Population, SersicLight
+from darklens.simulate.lights import ImageLight, SersicLight
+from darklens.simulate.populations import InstrumentNoise, MassTheta, Noise, Population
 from darklens.simulate.substructure import KINDS, Columns
 
 _LENS = {

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from darklens import rng
-from darklens.simulate.populations import Disc, Place
+from darklens.simulate.lights import Disc, Place
 from darklens.simulate.priors import Prior
 
 

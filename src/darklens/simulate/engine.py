@@ -12,7 +12,8 @@ from torch import Tensor
 
 from darklens.errors import ConfigError
 from darklens.physics import optics
-from darklens.simulate.populations import Population, SersicLight
+from darklens.simulate.lights import SersicLight
+from darklens.simulate.populations import Population
 from darklens.simulate.render import Present, Terms, Values, axes, psf_of, scene, surface_brightness
 
 EngineName = Literal["eager", "compiled"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from darklens.data.readers import read_whole
 from darklens.errors import ConfigError, InputError
 from darklens.files import sha256_of
-from darklens.simulate.populations import ImageLight
+from darklens.simulate.lights import ImageLight
 
 _BORDER = 0.08  # of the side: the frame that shows the cut-out's own sky
 _NOISE_CUT = 2.0  # fainter pixels, in standard deviations of the sky, are not the galaxy's

@@ -13,7 +13,8 @@ from darklens.physics.profiles import line, shear, sie, sis
 from darklens.physics.raytrace import PointsTerms, deflection_of_points, haloes_deflection, points_terms, source_plane
 from darklens.simulate import galaxies
 from darklens.simulate.draw import Truth
-from darklens.simulate.populations import Field2D, ImageLight, LineMass, Population, SersicLight
+from darklens.simulate.lights import ImageLight, SersicLight
+from darklens.simulate.populations import Field2D, LineMass, Population
 
 Values = Mapping[str, Tensor]
 Present = tuple[str, ...]

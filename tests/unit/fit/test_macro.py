@@ -125,7 +125,7 @@ def test_a_blank_image_is_not_said_to_be_fitted_well(common):
 
 
 def test_galaxies_from_files_are_not_a_family(tmp_path):
-    from darklens.simulate.populations import ImageLight
+    from darklens.simulate.lights import ImageLight
 
     population = populations.get("common-test-i")
     light = ImageLight.model_construct(kind="images")

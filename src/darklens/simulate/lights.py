@@ -1,0 +1,113 @@
+"""Sources of light and their places, as populations describe them."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from darklens.config import Frozen
+from darklens.simulate.priors import Constant, Prior
+
+
+class Disc(Frozen):
+    """A position: radius by its own prior (not uniform in area), any direction."""
+
+    kind: Literal["polar"] = "polar"
+    radius: Prior = Field(description="arcsec")
+
+
+class Box(Frozen):
+    """A position with independent x and y."""
+
+    kind: Literal["cartesian"] = "cartesian"
+    x: Prior = Field(description="arcsec")
+    y: Prior = Field(description="arcsec")
+
+
+Place = Annotated[Disc | Box, Field(discriminator="kind")]
+
+
+class Light(Frozen):
+    """The brightness and place that every source of light has: exactly one of `amplitude` and `magnitude`."""
+
+    amplitude: Prior | None = Field(default=None, description="counts per pixel (or per second and pixel) at R_e")
+    magnitude: Prior | None = Field(default=None, description="total AB magnitude; needs noise of kind instrument")
+    angle: Prior = Field(description="degrees")
+    position: Place
+
+    @field_validator("amplitude")
+    @classmethod
+    def _bright(cls, value: "Prior | None") -> "Prior | None":
+        if value is not None and value.bounds()[0] <= 0:
+            raise ValueError("must be positive")
+        return value
+
+    @model_validator(mode="after")
+    def _one_brightness(self) -> "Light":
+        if (self.amplitude is None) == (self.magnitude is None):
+            raise ValueError("give either amplitude or magnitude")
+        return self
+
+
+class SersicLight(Light):
+    """A Sersic profile."""
+
+    kind: Literal["sersic"] = "sersic"
+    R_e: Prior = Field(description="effective radius, arcsec")
+    n: Prior
+    q: Prior = Field(description="axis ratio")
+    b_n: Literal["ciotti_bertin", "linear"] = "ciotti_bertin"
+
+    @field_validator("q")
+    @classmethod
+    def _ratio(cls, value: "Prior") -> "Prior":
+        low, high = value.bounds()
+        if low <= 0 or high > 1:
+            raise ValueError("an axis ratio must lie in (0, 1]")
+        return value
+
+    @field_validator("R_e")
+    @classmethod
+    def _positive(cls, value: "Prior") -> "Prior":
+        if value.bounds()[0] <= 0:
+            raise ValueError("must be positive")
+        return value
+
+    @field_validator("n")
+    @classmethod
+    def _index(cls, value: "Prior") -> "Prior":
+        low, high = value.bounds()
+        if low < 0.36 or high > 10:  # below 0.36 the expansion of b_n fails (Ciotti & Bertin 1999)
+            raise ValueError("a Sersic index must lie in [0.36, 10]")
+        return value
+
+
+class ImageLight(Light):
+    """Cut-outs of real galaxies: one FITS or .npy file each, all with the same pixel scale.
+
+    `amplitude` is the total brightness here. `size` scales the galaxy's angular size, brightness kept.
+    """
+
+    kind: Literal["images"] = "images"
+    folder: Path = Field(description="folder of square cut-outs (.fits, .npy), sky subtracted or not")
+    pixel_scale: float = Field(gt=0, description="arcsec")
+    size: Prior = Constant(value=1.0)
+    first: float = Field(default=0.0, ge=0, lt=1, description="use the files from this fraction of the sorted list")
+    last: float = Field(default=1.0, gt=0, le=1, description="up to this one: test sets need other galaxies")
+    sha256: str | None = Field(default=None, description="of the cut-outs; filled in when a population is loaded")
+
+    @field_validator("size")
+    @classmethod
+    def _positive(cls, value: "Prior") -> "Prior":
+        if value.bounds()[0] <= 0:
+            raise ValueError("must be positive")
+        return value
+
+    @model_validator(mode="after")
+    def _some(self) -> "ImageLight":
+        if self.first >= self.last:
+            raise ValueError(f"first ({self.first}) must be less than last ({self.last})")
+        return self
+
+
+Source = Annotated[SersicLight | ImageLight, Field(discriminator="kind")]
