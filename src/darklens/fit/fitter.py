@@ -73,26 +73,30 @@ class Fitter:
 
     def nearest(self, images: Images) -> list[Unknown]:
         """Return the lenses of the bank that correlate best with each image, with the scale and offset they need."""
-        parameters, bank = (v.to(images.device) for v in self._bank)
+        parameters, bank_mean, bank_norm, bank = (v.to(images.device) for v in self._bank)
         small = pooled(images, coarser(self.population.field, _BANK_ARCSEC).n_pixels).flatten(1)
-        mean, bank_mean = small.mean(1, keepdim=True), bank.mean(1, keepdim=True)
-        centred, bank_centred = small - mean, bank - bank_mean
-        bank_norm = bank_centred.norm(dim=1)
-        best = (centred @ (bank_centred / bank_norm[:, None]).T).topk(STARTS, dim=1).indices
+        mean = small.mean(1)
+        best, rows_of = ((small - mean[:, None]) @ bank.T).topk(STARTS, dim=1)
         starts = []
-        for rows in best.unbind(1):
-            scale = ((centred * bank_centred[rows]).sum(1) / bank_norm[rows] ** 2).clamp_min(1e-6)
-            offset = mean[:, 0] - scale * bank_mean[rows, 0]
+        for agreement, rows in zip(best.unbind(1), rows_of.unbind(1), strict=True):
+            scale = (agreement / bank_norm[rows]).clamp_min(1e-6)
+            offset = mean - scale * bank_mean[rows]
             starts.append(torch.cat([parameters[rows], scale.log()[:, None], offset[:, None]], 1))
         return starts
 
     @cached_property
-    def _bank(self) -> tuple[Float[Tensor, "k p"], Float[Tensor, "k m"]]:
-        """Parameters drawn from the population and their images on large pixels."""
+    def _bank(self) -> tuple[Float[Tensor, "k p"], Float[Tensor, " k"], Float[Tensor, " k"], Float[Tensor, "k m"]]:
+        """Parameters drawn from the population; mean and norm about it of their images on large pixels; these, scaled.
+
+        The images have mean 0 and norm 1.
+        """
         field = coarser(self.population.field, _BANK_ARCSEC)
         parameters = self.lens.bounded(self.lens.from_truth(draw(self.population, 1, range(_BANK))))
-        images = [self.lens.images(some, field).flatten(1) for some in torch.split(parameters, 256)]
-        return parameters, torch.cat(images)
+        images = torch.cat([self.lens.images(some, field).flatten(1) for some in torch.split(parameters, 256)])
+        mean = images.mean(1)
+        centred = images - mean[:, None]
+        norm = centred.norm(dim=1)
+        return parameters, mean, norm, centred / norm[:, None]
 
 
 def fitter(population: Population | str, engine: EngineName = "eager") -> Fitter:

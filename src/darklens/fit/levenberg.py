@@ -42,7 +42,14 @@ class Fitted:
 
 
 def minimise(
-    model: Model, images: Maps, noise: Noise, unknown: Unknown, *, steps: int, gain: Gain | None = None
+    model: Model,
+    images: Maps,
+    noise: Noise,
+    unknown: Unknown,
+    *,
+    steps: int,
+    gain: Gain | None = None,
+    settle: bool = False,
 ) -> Fitted:
     """Lower the deviance by a damped Gauss-Newton iteration (Levenberg-Marquardt); settled images drop out.
 
@@ -54,6 +61,7 @@ def minimise(
         steps: At most so many.
         gain: Scale and offset by which image units are counts. None takes the model's own at each step, which finds
             them; fits that are compared need one gain, or their deviances are of different data.
+        settle: Leave out the last step, which promises less than SETTLED: one model fewer, for an end on many pixels.
     """
     found_model, found_slopes = model.expected(unknown)
     best = Fitted(
@@ -75,6 +83,15 @@ def minimise(
         # Of the step that the bounds allow: light that is hardly seen may promise much beyond them.
         reach = (model.moved(at, undamped.to(at)) - at).double()
         promised = (reach * (2 * pull - (curvature @ reach[:, :, None])[..., 0])).sum(1).to(at)
+        best.promised[active] = promised
+        if settle:
+            going = ~(promised < SETTLED)
+            active, at, own, held, before, step, promised = (
+                v[going] for v in (active, at, own, held, before, step, promised)
+            )
+            own_noise = own_noise.rows(going)
+            if not len(active):
+                break
         trial = model.moved(at, step.to(at))
         trial_model, trial_slopes = model.expected(trial)
         after = own_noise.deviance(own, trial_model, held)
@@ -86,7 +103,6 @@ def minimise(
             trial_slopes[better],
         )
         best.deviance[active] = torch.where(better, after, before)
-        best.promised[active] = promised
         damping[active] *= torch.where(better, _CALMER, _HEAVIER)
         active = active[~(better & (promised < SETTLED)) & (damping[active] < _STUCK)]
         if not len(active):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from darklens.fit.fitter import Fitter, Images, fitter
 from darklens.fit.levenberg import Fitted, minimise, normal_equations
-from darklens.fit.model import Model
+from darklens.fit.model import Model, Unknown
 from darklens.fit.noise import Noise, steps_of
 from darklens.simulate.engine import EngineName
 from darklens.simulate.populations import Population
@@ -22,6 +22,7 @@ from darklens.simulate.populations import Population
 Result = TypeVar("Result", bound=Any)  # a dataclass of tensors
 
 AT_ONCE = 16  # images; more do not fit a processor's cache
+_WHOLE_AT_ONCE = 4  # images of which all pixels are compared
 _COARSE_STEPS, _FINE_STEPS, _LAST_STEPS = 10, 8, 6
 _POOR = 5.0  # deviance per block after the coarse steps: the start was in another valley
 CONVERGED = 1.0  # of the deviance, what a further step may still promise
@@ -53,6 +54,15 @@ class MacroFit:
     chi2: Float[Tensor, " b"]
     converged: Bool[Tensor, " b"]
 
+    def in_units(self, low: Float[Tensor, " b"], spread: Float[Tensor, " b"]) -> "MacroFit":
+        """Return the fits for images that were low + spread * (the images that were fitted)."""
+        return replace(
+            self,
+            scale=self.scale * spread,
+            offset=self.offset * spread + low,
+            model=self.model * spread[:, None, None] + low[:, None, None],
+        )
+
 
 @torch.no_grad()
 def fit_macro(
@@ -73,7 +83,7 @@ def fit_macro(
     own = fitter(population, engine)
     check_images(images, own)
     check_exposure(exposure, images)
-    return joined([_finish(*unit_range(some), own, its) for some, its in batches(images, exposure)])
+    return joined([part for some, its in batches(images, exposure) for part in _finish(some, own, its)])
 
 
 def batches(images: Images, exposure: Images | None = None) -> Iterator[tuple[Images, Images | None]]:
@@ -138,12 +148,24 @@ def fit_smooth(images: Images, own: Fitter, exposure: Images | None = None) -> t
     return fitted, noise.with_extra(pixels, fitted.model, model.gain(fitted.unknown), steps_of(images))
 
 
-def _finish(images: Images, low: Tensor, spread: Tensor, own: Fitter, exposure: Images | None) -> MacroFit:
-    """Return the fit in the units in which the images were given."""
-    fitted, noise = fit_smooth(images, own, exposure)
+def _finish(images: Images, own: Fitter, exposure: Images | None) -> Iterator[MacroFit]:
+    """Yield the fits of a few images at a time, on all their pixels and in the units in which they were given."""
+    scaled, low, spread = unit_range(images)
+    fitted, noise = fit_smooth(scaled, own, exposure)
+    for rows in torch.split(torch.arange(len(images), device=images.device), _WHOLE_AT_ONCE):
+        its = None if exposure is None else exposure[rows]
+        yield _on_all_pixels(scaled[rows], fitted.unknown[rows], noise.extra[rows], own, its).in_units(
+            low[rows], spread[rows]
+        )
+
+
+def _on_all_pixels(
+    images: Images, unknown: Unknown, extra: Float[Tensor, " b"], own: Fitter, exposure: Images | None
+) -> MacroFit:
+    """Return the fits of images from 0 to 1 from unknowns that are nearly right."""
     model = Model(own.lens, own.full, compiled=own.compiled)
-    every = replace(Noise.of(own.population, images, own.full, exposure), extra=noise.extra)
-    fitted = minimise(model, images, every, fitted.unknown, steps=_LAST_STEPS)
+    every = replace(Noise.of(own.population, images, own.full, exposure), extra=extra)
+    fitted = minimise(model, images, every, unknown, steps=_LAST_STEPS, settle=True)
     weight = every.weight(fitted.model, model.gain(fitted.unknown))
     residual = (images - fitted.model) * weight.sqrt()
     curvature, _ = normal_equations(fitted.slopes, weight, images - fitted.model)
@@ -153,9 +175,9 @@ def _finish(images: Images, low: Tensor, spread: Tensor, own: Fitter, exposure: 
         names=tuple(own.lens.names),
         parameters=fitted.unknown[:, :p],
         covariance=torch.linalg.pinv(curvature.nan_to_num(), hermitian=True)[:, :p, :p].to(images.dtype),
-        scale=fitted.unknown[:, p].exp() * spread,
-        offset=fitted.unknown[:, p + 1] * spread + low,
-        model=fitted.model * spread[:, None, None] + low[:, None, None],
+        scale=fitted.unknown[:, p].exp(),
+        offset=fitted.unknown[:, p + 1],
+        model=fitted.model,
         residual=residual,
         chi2=(residual**2).sum((1, 2)) / freedom,
         converged=fitted.promised < CONVERGED,
