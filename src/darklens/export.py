@@ -14,6 +14,7 @@ from darklens.bundle import Bundle
 from darklens.calibration import Calibration
 from darklens.errors import ConfigError, DarklensError
 from darklens.files import atomic_path
+from darklens.models.zoo import fits_lenses
 
 TOLERANCE = 1e-4
 
@@ -50,7 +51,7 @@ def export_onnx(bundle: Bundle, path: Path) -> float:
         ConfigError: If the system fits lenses, or the packages of the `onnx` extra are missing.
         DarklensError: If the two differ by more than 1e-4; nothing is written then.
     """
-    if bundle.fits_lenses:
+    if fits_lenses(bundle.contract.model):
         raise ConfigError(
             f"{bundle.contract.recipe} fits lenses to each image step by step, which ONNX cannot say; "
             "use `darklens predict`, or Bundle.classify from Python."

@@ -11,6 +11,7 @@ from darklens.fit.noise import Gain, Maps, Noise
 
 SETTLED = 0.05  # of the deviance, the gain that a further step promises
 _DAMPING, _CALMER, _HEAVIER, _STUCK = 1e-2, 0.2, 6.0, 1e6
+_UNDAMPED = 1e-6
 
 
 @dataclass
@@ -79,7 +80,8 @@ def minimise(
         now, slopes = best.model[active], best.slopes[active]
         before = own_noise.deviance(own, now, held)
         curvature, pull = normal_equations(slopes, own_noise.weight(now, held), own - now)
-        step, undamped = _steps(curvature, pull, damping[active])
+        step = damped_step(curvature, pull, damping[active])
+        undamped = damped_step(curvature, pull, torch.full_like(damping[active], _UNDAMPED))
         # Of the step that the bounds allow: light that is hardly seen may promise much beyond them.
         reach = (model.moved(at, undamped.to(at)) - at).double()
         promised = (reach * (2 * pull - (curvature @ reach[:, :, None])[..., 0])).sum(1).to(at)
@@ -119,14 +121,13 @@ def normal_equations(
     return (weighted @ flat.mT).double(), (weighted @ difference.flatten(1)[:, :, None])[..., 0].double()
 
 
-def _steps(
+def damped_step(
     curvature: Float[Tensor, "b q q"], pull: Float[Tensor, "b q"], damping: Float[Tensor, " b"]
-) -> tuple[Float[Tensor, "b q"], Float[Tensor, "b q"]]:
-    """Return the damped Gauss-Newton step and the undamped one."""
+) -> Float[Tensor, "b q"]:
+    """Return the Gauss-Newton step, damped by so much of each parameter's own curvature."""
     # Scaled to a unit diagonal: parameters of very different size meet in one matrix.
     unit = torch.diagonal(curvature, dim1=1, dim2=2).clamp_min(1e-30).rsqrt()
     scaled, scaled_pull = curvature * unit[:, :, None] * unit[:, None], pull * unit
     ones = torch.eye(pull.shape[1], dtype=pull.dtype, device=pull.device)
-    solved = torch.linalg.solve(scaled + (damping.double()[:, None, None] + 1e-9) * ones, scaled_pull)
-    undamped = torch.linalg.solve(scaled + 1e-6 * ones, scaled_pull)
-    return solved * unit, undamped * unit
+    step: Tensor = torch.linalg.solve(scaled + (damping.double()[:, None, None] + 1e-9) * ones, scaled_pull)
+    return step * unit

@@ -128,23 +128,28 @@ def unit_range(images: Images) -> tuple[Images, Float[Tensor, " b"], Float[Tenso
     return (images - low[:, None, None]) / spread[:, None, None], low, spread
 
 
-def fit_smooth(images: Images, own: Fitter, exposure: Images | None = None) -> tuple[Fitted, Noise]:
-    """Return the fit of a few images from 0 to 1 on the fine detector, and their noise there."""
+def coarse_fit(images: Images, own: Fitter, exposure: Images | None = None) -> Fitted:
+    """Return the fit of a few images from 0 to 1 on the coarse detector, from the best of the bank's starts."""
     small, noise = own.on_coarse(images, exposure)
     model = own.model(coarse=True)
     candidates = own.nearest(images)
     found = minimise(model, small, noise, candidates[0], steps=_COARSE_STEPS)
-    best, deviance = found.unknown, found.deviance
     for candidate in candidates[1:]:
-        poor = torch.nonzero(~(deviance <= _POOR * small[0].numel()))[:, 0]
+        poor = torch.nonzero(~(found.deviance <= _POOR * small[0].numel()))[:, 0]
         if not len(poor):
             break
         again = minimise(model, small[poor], noise.rows(poor), candidate[poor], steps=_COARSE_STEPS)
-        better = again.deviance < deviance[poor]
-        best[poor[better]], deviance[poor[better]] = again.unknown[better], again.deviance[better]
+        better = again.deviance < found.deviance[poor]
+        found.put(poor[better], again.rows(better))
+    return found
+
+
+def fit_smooth(images: Images, own: Fitter, exposure: Images | None = None) -> tuple[Fitted, Noise]:
+    """Return the fit of a few images from 0 to 1 on the fine detector, and their noise there."""
+    start = coarse_fit(images, own, exposure).unknown
     model = own.model()
     pixels, noise = own.on_fine(images, exposure)
-    fitted = minimise(model, pixels, noise, best, steps=_FINE_STEPS)
+    fitted = minimise(model, pixels, noise, start, steps=_FINE_STEPS)
     return fitted, noise.with_extra(pixels, fitted.model, model.gain(fitted.unknown), steps_of(images))
 
 

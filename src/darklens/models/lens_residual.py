@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from darklens.config import Frozen
 from darklens.fit.hypotheses import N_POINTS
 from darklens.fit.table import CHANNELS, NUMBERS, Seen, see
-from darklens.models.resnet_simple import conv_block
+from darklens.models.tower import Tower
 from darklens.simulate import populations
 from darklens.simulate.populations import Population
 
@@ -21,20 +21,15 @@ _FAILED = 6.0  # deviance per block that the best hypothesis leaves; 2.6 at most
 _IMAGE_LOSS = 0.2  # the weight of the branch that sees the image alone
 
 
-class LensResidualConfig(Frozen):
-    """Fits smooth lens, line and points, classifies what they leave; falls back to the image where the fit fails."""
+class OnPopulation(Frozen):
+    """What systems share that fit the smooth lenses of a population."""
 
-    kind: Literal["lens_residual"] = "lens_residual"
     population: Population = Field(
         description="whose smooth lenses are fitted: a name from `darklens populations`, or its contents"
     )
     overrides: tuple[str, ...] = Field(
         default=(), description="changes to a population that is given by name, such as field.n_pixels=100"
     )
-    sees: Literal["all", "maps", "numbers", "image", "image_and_residual"] = Field(
-        default="all", description="what the classifier is shown; less than all is for comparisons"
-    )
-    width: int = Field(default=24, ge=4, description="channels of the first convolution")
 
     @model_validator(mode="before")
     @classmethod
@@ -46,6 +41,16 @@ class LensResidualConfig(Frozen):
         if not isinstance(chosen, str):
             return tree
         return tree | {"population": populations.get(chosen, tuple(tree.get("overrides", ()))), "overrides": ()}
+
+
+class LensResidualConfig(OnPopulation):
+    """Fits smooth lens, line and points, classifies what they leave; falls back to the image where the fit fails."""
+
+    kind: Literal["lens_residual"] = "lens_residual"
+    sees: Literal["all", "maps", "numbers", "image", "image_and_residual"] = Field(
+        default="all", description="what the classifier is shown; less than all is for comparisons"
+    )
+    width: int = Field(default=24, ge=4, description="channels of the first convolution")
 
 
 class LensResidual(nn.Module):
@@ -60,17 +65,17 @@ class LensResidual(nn.Module):
         super().__init__()
         self._config = config
         w = config.width
-        self.tower = _Tower(len(_channels(config)), w)
+        self.tower = Tower(len(_channels(config)), w)
         self.normalise = nn.BatchNorm1d(_TELLING)
         self.of_numbers = nn.Sequential(
             *(nn.Linear(_TELLING, 64), nn.ReLU(inplace=True)),
             *(nn.Linear(64, 64), nn.ReLU(inplace=True)),
         )
-        both = _Tower.features(w) + 64
+        both = Tower.features(w) + 64
         self.head = nn.Sequential(nn.Linear(both, 64), nn.ReLU(inplace=True), nn.Dropout(0.3), nn.Linear(64, n_classes))
         # Likelihood ratios nearly decide by themselves; from few images, straight lines through them learn soonest.
         self.direct = nn.Linear(_TELLING, n_classes)
-        self.image_branch = nn.Sequential(_Tower(1, w // 2), nn.Linear(_Tower.features(w // 2), n_classes))
+        self.image_branch = nn.Sequential(Tower(1, w // 2), nn.Linear(Tower.features(w // 2), n_classes))
         # One since the calibration is a record of the bundle; bundles from before have theirs here.
         self.register_buffer("temperature", torch.ones(()))
 
@@ -90,7 +95,7 @@ class LensResidual(nn.Module):
         maps = seen.maps / seen.maps.new_tensor([_UNITS[name] for name in CHANNELS])[:, None, None]
         shown = maps[:, _channels(self._config)]
         with_maps = self._config.sees != "numbers"
-        none = shown.new_zeros(len(shown), _Tower.features(self._config.width))
+        none = shown.new_zeros(len(shown), Tower.features(self._config.width))
         features = self.tower(shown) if with_maps else none
         told = self.normalise(telling(seen.numbers))
         if self._config.sees not in ("all", "numbers"):
@@ -105,31 +110,6 @@ class LensResidual(nn.Module):
             nn.functional.cross_entropy(logits.float(), labels, reduction="none") for logits in self.branches(seen)
         )
         return of_fit + _IMAGE_LOSS * of_image
-
-
-class _Tower(nn.Module):
-    """Convolutions to 1/8 of the size, then the mean and the largest value of each channel."""
-
-    def __init__(self, inputs: int, w: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            conv_block(inputs, w, kernel=5, padding=2, stride=2),
-            conv_block(w, w + w // 2, padding=1),
-            nn.MaxPool2d(2),
-            conv_block(w + w // 2, 2 * w, padding=1),
-            conv_block(2 * w, 2 * w, padding=1),
-            nn.MaxPool2d(2),
-            conv_block(2 * w, 3 * w, padding=1),
-        )
-
-    @classmethod
-    def features(cls, w: int) -> int:
-        """Return the number of features for a width."""
-        return 6 * w
-
-    def forward(self, maps: Float[Tensor, "b c m m"]) -> Float[Tensor, "b f"]:
-        features = self.layers(maps)
-        return torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1)
 
 
 def _channels(config: LensResidualConfig) -> list[int]:

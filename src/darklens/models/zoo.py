@@ -10,10 +10,11 @@ from torch import nn
 from darklens.models.autoencoder import Autoencoder, AutoencoderConfig
 from darklens.models.classifiers import classifier
 from darklens.models.informed import Informed, SISAutoencoder2Config, SISAutoencoderConfig
-from darklens.models.lens_residual import LensResidual, LensResidualConfig
+from darklens.models.lens_residual import LensResidual, LensResidualConfig, OnPopulation
 from darklens.models.resnet_18 import ResNet18Config
 from darklens.models.resnet_simple import ResNetSimpleConfig
 from darklens.models.two_stage import TwoStage, TwoStageConfig
+from darklens.models.unrolled import UnrolledResidual, UnrolledResidualConfig
 
 ModelConfig = Annotated[
     ResNetSimpleConfig
@@ -22,7 +23,8 @@ ModelConfig = Annotated[
     | SISAutoencoderConfig
     | SISAutoencoder2Config
     | TwoStageConfig
-    | LensResidualConfig,
+    | LensResidualConfig
+    | UnrolledResidualConfig,
     Field(discriminator="kind"),
 ]
 Task = Literal["classify", "reconstruct"]
@@ -42,6 +44,7 @@ def build(config: Any, *, n_pixels: int, pixel_scale: float, n_classes: int) -> 
             (ResNetSimpleConfig, ResNet18Config), lambda: classifier(config, n_pixels=n_pixels, n_classes=n_classes)
         ),
         LensResidualConfig: lambda: LensResidual(config, n_classes=n_classes),
+        UnrolledResidualConfig: lambda: UnrolledResidual(config, n_classes=n_classes),
         TwoStageConfig: lambda: TwoStage(config, n_pixels=n_pixels, n_classes=n_classes),
         AutoencoderConfig: lambda: Autoencoder(config, n_pixels=n_pixels),
         **dict.fromkeys(
@@ -63,8 +66,8 @@ def has_k_network(config: Any) -> bool:
 
 
 def fits_lenses(config: Any) -> bool:
-    """Return whether the system fits lenses to images, and so can be shown fits that were made before."""
-    return isinstance(config, LensResidualConfig)
+    """Return whether the system fits lenses to images, and so needs them whole and as their population has them."""
+    return isinstance(config, OnPopulation)
 
 
 def last_layer(network: nn.Module) -> nn.Linear:

@@ -1,0 +1,33 @@
+"""A small network from maps to features."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from darklens.models.resnet_simple import conv_block
+
+
+class Tower(nn.Module):
+    """Convolutions to 1/8 of the size, then the mean and the largest value of each channel."""
+
+    def __init__(self, inputs: int, w: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            conv_block(inputs, w, kernel=5, padding=2, stride=2),
+            conv_block(w, w + w // 2, padding=1),
+            nn.MaxPool2d(2),
+            conv_block(w + w // 2, 2 * w, padding=1),
+            conv_block(2 * w, 2 * w, padding=1),
+            nn.MaxPool2d(2),
+            conv_block(2 * w, 3 * w, padding=1),
+        )
+
+    @classmethod
+    def features(cls, w: int) -> int:
+        """Return the number of features for a width."""
+        return 6 * w
+
+    def forward(self, maps: Float[Tensor, "b c m m"]) -> Float[Tensor, "b f"]:
+        """Return mean and largest value of each of the last channels."""
+        features = self.layers(maps)
+        return torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1)
