@@ -6,12 +6,14 @@ There is no `_target_` or `class_path`: a configuration names components by `kin
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
 
 from darklens.errors import ConfigError
 
@@ -33,6 +35,36 @@ class Frozen(BaseModel):
             if isinstance(value, dict) and "kind" not in value and kind is not None:
                 filled[name] = {"kind": kind, **value}
         return filled
+
+
+class OneOf:
+    """Annotation of a part that is one of several schemas, told by its `kind`; more can be registered at any time.
+
+    Pydantic's own unions are closed when a class is made.
+
+    Args:
+        schema_of: The schema of a kind; raises ConfigError if there is none.
+        kinds: All kinds.
+    """
+
+    def __init__(self, schema_of: Callable[[str], type[Frozen]], kinds: Callable[[], Iterable[str]]) -> None:
+        self._schema_of, self._kinds = schema_of, kinds
+
+    def __get_pydantic_core_schema__(self, _: Any, __: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self._validated)
+
+    def __get_pydantic_json_schema__(self, _: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        choices = {kind: self._schema_of(kind).__pydantic_core_schema__ for kind in self._kinds()}
+        return handler(core_schema.tagged_union_schema(choices, discriminator="kind"))
+
+    def _validated(self, value: Any) -> Frozen:
+        kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+        if not isinstance(kind, str):
+            raise ValueError(f"a mapping with a `kind` is needed: {', '.join(self._kinds())}")
+        try:
+            return self._schema_of(kind).model_validate(value)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
 
 
 C = TypeVar("C", bound=Frozen)

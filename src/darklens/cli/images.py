@@ -103,21 +103,30 @@ def _simulate_folder(population: "PopulationModel", n: int, out: Path, make: "Ca
 
 @app.command(name="import")
 def import_(
-    source: Annotated[Path, Parameter(help="DeepLense folder: no/, sphere/, vort/ with .npy files, or an index.csv.")],
+    source: Annotated[
+        Path,
+        Parameter(
+            help="DeepLense folder: no/, sphere/, vort/ with .npy files, or an index.csv; or what --format says."
+        ),
+    ],
     *,
     out: Annotated[Path, Parameter(help="Store to write.")],
+    format: Annotated[str, Parameter(help="deeplense, or the name of a plug-in's importer.")] = "deeplense",
     pixel_scale: Annotated[float, Parameter(help="Pixel scale of the images, arcsec.")] = 0.05,
 ) -> int:
     """Import labelled images into a store; bad files are listed and left out.
 
     Example: `darklens import data/Common_Test_I/train --out stores/train`
     """
-    from darklens.data.deeplense import import_folder, list_images
+    import darklens.data.deeplense  # noqa: F401  # registers itself
+    from darklens.data.importers import IMPORTERS, import_images, list_entries
 
     if pixel_scale <= 0:
         raise InputError(f"--pixel-scale must be positive (arcsec), got {pixel_scale}.")
-    with progress("Importing", len(list_images(source))) as advance:
-        report = import_folder(source, out, pixel_scale=pixel_scale, advance=advance)
+    importer = IMPORTERS[format]
+    entries = list_entries(importer, source)
+    with progress("Importing", len(entries)) as advance:
+        report = import_images(importer, source, out, pixel_scale=pixel_scale, entries=entries, advance=advance)
     print(f"{len(report.store)} images in {out}")
     return list_problems(report.problems)
 

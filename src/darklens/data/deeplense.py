@@ -3,16 +3,18 @@
 import csv
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-import darklens
+from darklens.data.importers import IMPORTERS, Entry, Importer, ImportReport, import_images
 from darklens.data.readers import read_whole
-from darklens.data.store import Shard, Store, StoreIndex, prepare_folder, write_index, write_shard
-from darklens.errors import DarklensError, InputError
+from darklens.data.store import Store, prepare_folder
+from darklens.errors import InputError
 from darklens.files import atomic_path, write_text
+
+__all__ = ["CLASSES", "ImportReport", "export_folder", "import_folder", "list_images"]
 
 CLASSES = ["no", "sphere", "vort"]
 _ALIASES = {
@@ -20,15 +22,6 @@ _ALIASES = {
     "sphere": 1, "cdm": 1, "subhalo": 1,
     "vort": 2, "vortex": 2, "axion": 2,
 }  # fmt: skip
-_SHARD_SIZE = 256
-
-
-@dataclass
-class ImportReport:
-    """What an import did: the store, and one sentence for each file that was left out."""
-
-    store: Store
-    problems: list[str] = field(default_factory=list)
 
 
 def import_folder(
@@ -45,52 +38,24 @@ def import_folder(
     Raises:
         InputError: If there is nothing to import or `out` is taken; nothing is written then.
     """
-    entries = list_images(source)
-    prepare_folder(out)
-    problems: list[str] = []
-    shards: list[Shard] = []
-    images: list[np.ndarray] = []
-    labels: list[int] = []
-    names: list[str] = []
-    size: int | None = None
+    return import_images(IMPORTERS["deeplense"], source, out, pixel_scale=pixel_scale, advance=advance)
 
-    def flush() -> None:
-        truth = {"label": np.array(labels, dtype=np.int64), "path": np.array(names)}
-        shards.append(write_shard(out, len(shards), np.stack(images)[:, None], truth))
-        for pending in (images, labels, names):
-            pending.clear()
 
-    for path, label in entries:
-        try:
-            image = read_whole(path)
-            size = size or image.shape[0]
-            if image.shape != (size, size):
-                raise InputError(f"{path}: has {image.shape[0]} x {image.shape[1]} pixels, the others {size} x {size}.")
-            images.append(image)
-            labels.append(label)
-            names.append(path.relative_to(source).as_posix())
-        except DarklensError as error:
-            problems.append(str(error))
-        if len(images) == _SHARD_SIZE:
-            flush()
-        advance(1)
-    if images:
-        flush()
-    if not shards or size is None:
-        raise InputError(f"{source}: none of its {len(entries)} images can be used; the first: {problems[0]}")
-    write_index(
-        out,
-        StoreIndex(
-            classes=CLASSES,
-            n_pixels=size,
-            pixel_scale=pixel_scale,
-            source=f"imported from {source.name}",
-            version=darklens.__version__,
-            columns={"path": "file below the imported folder"},
-            shards=shards,
-        ),
-    )
-    return ImportReport(Store(out), problems)
+def _entries(source: Path) -> list[Entry]:
+    return [
+        Entry(path.relative_to(source).as_posix(), label, partial(read_whole, path))
+        for path, label in list_images(source)
+    ]
+
+
+IMPORTERS.add(
+    "deeplense",
+    Importer(
+        classes=CLASSES,
+        entries=_entries,
+        about="One folder a class (no, sphere, vort) with .npy files, or an index.csv that names files and labels.",
+    ),
+)
 
 
 def list_images(source: Path) -> list[tuple[Path, int]]:

@@ -163,7 +163,11 @@ _LAWS: dict[str, Callable[[], tuple[float, float]]] = {
 
 def _profile(name: str) -> tuple[Any, dict[str, torch.Tensor]]:
     law = PROFILES[name]
-    return law, {p.symbol: torch.tensor(_PARAMETERS[p.symbol], dtype=torch.float64) for p in law.parameters}
+    return law, {
+        # A plug-in's profile may have parameters of its own: values inside their range.
+        p.symbol: torch.tensor(_PARAMETERS.get(p.symbol, 0.7 * p.low + 0.3 * p.high), dtype=torch.float64)
+        for p in law.parameters
+    }
 
 
 def _positions() -> tuple[torch.Tensor, torch.Tensor]:

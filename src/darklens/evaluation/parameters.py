@@ -29,6 +29,8 @@ _NAMES = {
     "exposure": ("exposure", "s"),
 }
 _MASSES = ("largest point mass", "largest halo mass", "line mass")
+# Of the kinds of substructure whose columns do not depend on more.
+_COLUMNS = {kind: tuple(KINDS[kind].columns(None)) for kind in ("point_masses", "line_mass", "tnfw_subhaloes")}
 _EDGE = 3  # pixels of the frame whose median is the sky
 
 
@@ -113,7 +115,7 @@ def _owners(store: Store) -> dict[str, str]:
     """Return for each column of substructure the class that has it, where it is just one."""
     owners: dict[str, list[str]] = {}
     for name, spec in _population(store)["classes"].items():
-        for column in KINDS[spec["kind"]].columns if spec["kind"] in KINDS else {}:
+        for column in _COLUMNS.get(spec["kind"], ()):
             owners.setdefault(column, []).append(name)
     return {column: names[0] for column, names in owners.items() if len(names) == 1}
 

@@ -7,9 +7,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from darklens.config import Frozen
+from darklens.config import Frozen, OneOf
 from darklens.models.lens_residual import LensResidual, LensResidualConfig
-from darklens.models.zoo import ModelConfig, build
+from darklens.models.zoo import SYSTEMS, ModelConfig, build
 from darklens.simulate.populations import Population
 
 
@@ -20,7 +20,11 @@ class EnsembleConfig(Frozen):
     members: tuple[ModelConfig, ...] = Field(min_length=2)
 
 
-System = Annotated[ModelConfig | EnsembleConfig, Field(discriminator="kind")]
+def _settings_of(kind: str) -> type[Frozen]:
+    return EnsembleConfig if kind == "ensemble" else SYSTEMS[kind].settings
+
+
+System = Annotated[Any, OneOf(_settings_of, lambda: [*SYSTEMS, "ensemble"])]
 
 
 def first_of(config: Any) -> Any:

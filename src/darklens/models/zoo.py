@@ -1,12 +1,14 @@
 """All systems by `kind`: their settings, and how to build them."""
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
 from torch import nn
 
+from darklens.config import Frozen, OneOf
+from darklens.errors import ConfigError
 from darklens.models.autoencoder import Autoencoder, AutoencoderConfig
 from darklens.models.classifiers import classifier
 from darklens.models.informed import Informed, SISAutoencoder2Config, SISAutoencoderConfig
@@ -15,49 +17,79 @@ from darklens.models.resnet_18 import ResNet18Config
 from darklens.models.resnet_simple import ResNetSimpleConfig
 from darklens.models.two_stage import TwoStage, TwoStageConfig
 from darklens.models.unrolled import UnrolledResidual, UnrolledResidualConfig
+from darklens.registry import Registry
 
-ModelConfig = Annotated[
-    ResNetSimpleConfig
-    | ResNet18Config
-    | AutoencoderConfig
-    | SISAutoencoderConfig
-    | SISAutoencoder2Config
-    | TwoStageConfig
-    | LensResidualConfig
-    | UnrolledResidualConfig,
-    Field(discriminator="kind"),
-]
 Task = Literal["classify", "reconstruct"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """A sort of network that a recipe can name.
+
+    Args:
+        settings: Its settings; their `kind` is a literal, the name under which it is registered.
+        build: Makes it with fresh weights from the settings, `n_pixels` along a side of what it receives, their
+            `pixel_scale` in arcsec, and `n_classes`. A classifier takes images (b, 1, n, n) and returns logits
+            (b, classes); the layer that makes them is its `head`, an `nn.Linear` or an `nn.Sequential` that ends
+            with one.
+        task: What its output is: logits of classes, or the image again.
+    """
+
+    settings: type[Frozen]
+    build: Callable[..., nn.Module]
+    task: Task = "classify"
+
+
+SYSTEMS: Registry[System] = Registry("system", extensible=True)
+ModelConfig = Annotated[Any, OneOf(lambda kind: SYSTEMS[kind].settings, lambda: SYSTEMS)]
+
+
+def _classifier(config: Any, *, n_pixels: int, pixel_scale: float, n_classes: int) -> nn.Module:
+    return classifier(config, n_pixels=n_pixels, n_classes=n_classes)
+
+
+def _two_stage(config: TwoStageConfig, *, n_pixels: int, pixel_scale: float, n_classes: int) -> nn.Module:
+    return TwoStage(config, n_pixels=n_pixels, n_classes=n_classes)
+
+
+def _autoencoder(config: AutoencoderConfig, *, n_pixels: int, pixel_scale: float, n_classes: int) -> nn.Module:
+    return Autoencoder(config, n_pixels=n_pixels)
+
+
+def _lens_residual(config: LensResidualConfig, *, n_pixels: int, pixel_scale: float, n_classes: int) -> nn.Module:
+    return LensResidual(config, n_classes=n_classes)
+
+
+def _unrolled(config: UnrolledResidualConfig, *, n_pixels: int, pixel_scale: float, n_classes: int) -> nn.Module:
+    return UnrolledResidual(config, n_classes=n_classes)
+
+
+SYSTEMS.add("resnet_simple", System(settings=ResNetSimpleConfig, build=_classifier))
+SYSTEMS.add("resnet_18", System(settings=ResNet18Config, build=_classifier))
+SYSTEMS.add("autoencoder_resnet_simple", System(settings=AutoencoderConfig, build=_autoencoder, task="reconstruct"))
+SYSTEMS.add("sis_autoencoder", System(settings=SISAutoencoderConfig, build=Informed))
+SYSTEMS.add("sis_autoencoder2", System(settings=SISAutoencoder2Config, build=Informed))
+SYSTEMS.add("two_stage", System(settings=TwoStageConfig, build=_two_stage))
+SYSTEMS.add("lens_residual", System(settings=LensResidualConfig, build=_lens_residual))
+SYSTEMS.add("unrolled_residual", System(settings=UnrolledResidualConfig, build=_unrolled))
 
 
 def build(config: Any, *, n_pixels: int, pixel_scale: float, n_classes: int) -> nn.Module:
     """Build a system with fresh weights.
 
     Args:
-        config: One of the settings of `ModelConfig`.
+        config: The settings of one of `SYSTEMS`.
         n_pixels: Pixels along a side of what the model receives.
         pixel_scale: Pixel scale of what the model receives, arcsec.
         n_classes: Number of classes.
     """
-    builders: dict[type, Callable[[], nn.Module]] = {
-        **dict.fromkeys(
-            (ResNetSimpleConfig, ResNet18Config), lambda: classifier(config, n_pixels=n_pixels, n_classes=n_classes)
-        ),
-        LensResidualConfig: lambda: LensResidual(config, n_classes=n_classes),
-        UnrolledResidualConfig: lambda: UnrolledResidual(config, n_classes=n_classes),
-        TwoStageConfig: lambda: TwoStage(config, n_pixels=n_pixels, n_classes=n_classes),
-        AutoencoderConfig: lambda: Autoencoder(config, n_pixels=n_pixels),
-        **dict.fromkeys(
-            (SISAutoencoderConfig, SISAutoencoder2Config),
-            lambda: Informed(config, n_pixels=n_pixels, pixel_scale=pixel_scale, n_classes=n_classes),
-        ),
-    }
-    return builders[type(config)]()
+    return SYSTEMS[config.kind].build(config, n_pixels=n_pixels, pixel_scale=pixel_scale, n_classes=n_classes)
 
 
 def task_of(config: Any) -> Task:
     """Return what a system's output is: logits of classes, or the image again."""
-    return "reconstruct" if isinstance(config, AutoencoderConfig) else "classify"
+    # An ensemble is no entry of its own: it is made of trained systems, and only of classifiers.
+    return SYSTEMS[config.kind].task if config.kind in SYSTEMS else "classify"
 
 
 def has_k_network(config: Any) -> bool:
@@ -77,32 +109,34 @@ def last_layer(network: nn.Module) -> nn.Linear:
     """
     inner = network.first if isinstance(network, TwoStage) else network
     inner = inner.classifier if isinstance(inner, Informed) else inner
-    head = inner.get_submodule("head")
-    assert isinstance(head, nn.Sequential)
-    layer = head[-1]
-    assert isinstance(layer, nn.Linear)
+    head = getattr(inner, "head", None)
+    layer = head[-1] if isinstance(head, nn.Sequential) else head
+    if not isinstance(layer, nn.Linear):
+        raise ConfigError(
+            f"{type(inner).__name__} has no `head` that is an nn.Linear or an nn.Sequential that ends with one; a "
+            "classifier needs it (docs/how-to/extend.md)."
+        )
     return layer
 
 
 def kinds() -> list[str]:
     """Return the names of all systems."""
-    union = get_args(ModelConfig)[0]
-    return [member.model_fields["kind"].default for member in get_args(union)]
+    return list(SYSTEMS)
 
 
 def descriptions(*, n_pixels: int = 150, n_classes: int = 3) -> dict[str, str]:
     """Return a line on each system: its parameters at that size of image, what it takes and gives, what it is."""
-    union = get_args(ModelConfig)[0]
     found = {}
-    for member in get_args(union):
-        config = member()
+    for kind in SYSTEMS:
+        settings = SYSTEMS[kind].settings
+        config: Any = settings()
         with torch.device("meta"):
             model = build(config, n_pixels=n_pixels, pixel_scale=0.05, n_classes=n_classes)
         gives = "an image" if task_of(config) == "reconstruct" else "logits of the classes"
         needs_scale = ", needs its pixel scale" if has_k_network(config) else ""
-        about = (member.__doc__ or "").split("\n")[0]
+        about = (settings.__doc__ or "").split("\n")[0]
         size = f"{count_parameters(model) / 1e6:.2f} M parameters at {n_pixels} pixels"
-        found[config.kind] = f"{about} {size}; takes (b, 1, n, n) scaled to 0..1{needs_scale}; gives {gives}."
+        found[kind] = f"{about} {size}; takes (b, 1, n, n) scaled to 0..1{needs_scale}; gives {gives}."
     return found
 
 

@@ -45,8 +45,8 @@ def columns(population: Population) -> dict[str, str]:
     for prefix, spec in (("source", population.source), ("light", population.lens_light)):
         if spec:
             found |= {f"{prefix}_{name}": meaning for name, meaning in _LIGHT[spec.kind].items()}
-    for kind in {s.kind: s for s in population.classes.values()}:
-        found |= KINDS[kind].columns
+    for substructure in population.classes.values():
+        found |= KINDS[substructure.kind].columns(substructure)
     return found | {"exposure": "seconds; 1 where the rate is already in counts"}
 
 
@@ -98,7 +98,7 @@ def _empty_substructure(population: Population, n: int) -> Truth:
     empty: Truth = {}
     for spec in population.classes.values():
         width = KINDS[spec.kind].width(spec)
-        for column in KINDS[spec.kind].columns:
+        for column in KINDS[spec.kind].columns(spec):
             if width is None:
                 shape: tuple[int, ...] = (n,)
             else:

@@ -14,7 +14,7 @@ from darklens.errors import ConfigError
 from darklens.physics import optics
 from darklens.simulate.lights import SersicLight
 from darklens.simulate.populations import Population
-from darklens.simulate.render import Present, Terms, Values, axes, psf_of, scene, surface_brightness
+from darklens.simulate.render import Present, Terms, Values, axes, is_profile, psf_of, scene, surface_brightness
 
 EngineName = Literal["eager", "compiled"]
 
@@ -80,8 +80,13 @@ def _make(name: EngineName, population: Population, present: Present, device: to
         )
     convolve = partial(optics.convolve_by_shifts, add=_fused(optics.shifted_sum))
     expand = _fused(optics.settled_counts)
-    # Haloes come in any number and galaxies from files: a kernel for each would never be done compiling.
-    if "halo" in present or not isinstance(population.source, SersicLight):
+    # Haloes come in any number and galaxies from files: a kernel for each would never be done compiling. What a
+    # plug-in's profile does may not compile at all.
+    if (
+        "halo" in present
+        or any(is_profile(prefix) for prefix in present)
+        or not isinstance(population.source, SersicLight)
+    ):
         return Engine(own_scene, own_brightness, convolve, expand, at_once=eager_at_once)
     # Two kernels, not one: fused into the second, the first would be computed anew for every pixel.
     return Engine(

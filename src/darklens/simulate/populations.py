@@ -15,7 +15,8 @@ from pydantic import Field, field_validator, model_validator
 from darklens.config import Frozen, load
 from darklens.errors import ConfigError
 from darklens.physics.cosmology import point_mass_theta_E
-from darklens.registry import unknown
+from darklens.physics.profiles import PROFILES
+from darklens.registry import Registry, unknown
 from darklens.simulate.instruments import INSTRUMENTS
 from darklens.simulate.instruments.record import Instrument
 from darklens.simulate.lights import ImageLight, Place, SersicLight, Source
@@ -179,7 +180,33 @@ class Subhaloes(Frozen):
         return math.ceil(self.mean_count + 5 * math.sqrt(self.mean_count))
 
 
-Substructure = Annotated[NoSubstructure | PointMasses | LineMass | Subhaloes, Field(discriminator="kind")]
+class Masses(Frozen):
+    """`count` masses of one profile of `darklens.physics.profiles`, a plug-in's too, beside the smooth lens."""
+
+    kind: Literal["profile"] = "profile"
+    profile: str = Field(description="its name")
+    count: int = Field(default=1, ge=1, le=100)
+    parameters: dict[str, Prior] = Field(description="each parameter of the profile's card, in the card's unit")
+    position: Place
+
+    @model_validator(mode="after")
+    def _as_on_the_card(self) -> "Masses":
+        try:
+            card = {p.symbol: p for p in PROFILES[self.profile].parameters}
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        if set(card) != set(self.parameters):
+            raise ValueError(f"parameters of {self.profile} are {', '.join(card)}; got {', '.join(self.parameters)}")
+        for name, prior in self.parameters.items():
+            low, high = prior.bounds()
+            if low < card[name].low or high > card[name].high:
+                raise ValueError(
+                    f"parameters.{name} must lie between {card[name].low} and {card[name].high} {card[name].unit}"
+                )
+        return self
+
+
+Substructure = Annotated[NoSubstructure | PointMasses | LineMass | Subhaloes | Masses, Field(discriminator="kind")]
 
 
 class PoissonNoise(Frozen):
@@ -282,13 +309,16 @@ class Population(Frozen):
         return list(self.classes)
 
 
-def _folder() -> Traversable:
-    return resources.files("darklens") / "populations"
+POPULATIONS: Registry[Traversable] = Registry("population", extensible=True)
+"""YAML files by name; a file can also be given by its path, without being in here."""
+for _item in (resources.files("darklens") / "populations").iterdir():
+    if _item.name.endswith(".yaml"):
+        POPULATIONS.add(_item.name.removesuffix(".yaml"), _item)
 
 
 def names() -> list[str]:
-    """Return the names of the built-in populations."""
-    return sorted(item.name.removesuffix(".yaml") for item in _folder().iterdir() if item.name.endswith(".yaml"))
+    """Return the names of the populations that come with the package or a plug-in."""
+    return sorted(POPULATIONS)
 
 
 def get(name_or_path: str, overrides: Sequence[str] = ()) -> Population:
@@ -297,8 +327,8 @@ def get(name_or_path: str, overrides: Sequence[str] = ()) -> Population:
     Raises:
         ConfigError: If there is no such population or file, or a key or value is wrong.
     """
-    if name_or_path in names():
-        tree = yaml.safe_load((_folder() / f"{name_or_path}.yaml").read_text(encoding="utf-8"))
+    if name_or_path in POPULATIONS:
+        tree = yaml.safe_load(POPULATIONS[name_or_path].read_text(encoding="utf-8"))
         return _with_galaxies(load(Population, tree, overrides, name=name_or_path))
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml") or path.exists():

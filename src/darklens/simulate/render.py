@@ -9,12 +9,13 @@ from torch import Tensor
 
 from darklens.physics import light, optics
 from darklens.physics.grid import Grid
-from darklens.physics.profiles import line, shear, sie, sis
+from darklens.physics.profiles import PROFILES, line, shear, sie, sis
 from darklens.physics.raytrace import PointsTerms, deflection_of_points, haloes_deflection, points_terms, source_plane
 from darklens.simulate import galaxies
 from darklens.simulate.draw import Truth
 from darklens.simulate.lights import ImageLight, SersicLight
 from darklens.simulate.populations import Field2D, LineMass, Population
+from darklens.simulate.substructure import THERE
 
 Values = Mapping[str, Tensor]
 Present = tuple[str, ...]
@@ -67,7 +68,8 @@ def psf_of(population: Population) -> Float[Tensor, " taps"]:
 
 def alike(value: Values) -> dict[Present, Tensor]:
     """Return the rows of a batch that have the same kinds of substructure, by the prefixes of their columns."""
-    there = {prefix: value[column] > 0 for prefix, column in _MASSES.items() if column in value}
+    masses = _MASSES | {name.removesuffix(THERE): name for name in value if name.endswith(THERE)}
+    there = {prefix: value[column] > 0 for prefix, column in masses.items() if column in value}
     present = {prefix: (v.any(1) if v.ndim == 2 else v).tolist() for prefix, v in there.items()}
     rows: dict[Present, list[int]] = {}
     for i in range(len(value["theta_E"])):
@@ -89,7 +91,9 @@ def scene(population: Population, present: Present, value: Values, x: Tensor, y:
     smooth = ("theta_E",) if population.lens.round else ("theta_E", "e1", "e2")
     terms: Terms = {"smooth": tuple(p[name] for name in smooth), "shear": (p["gamma1"], p["gamma2"])}
     for prefix in present:
-        terms[prefix] = _SUBSTRUCTURE[prefix][0](population, value, x, y)
+        terms[prefix] = (
+            _profile_terms(prefix, value) if is_profile(prefix) else _SUBSTRUCTURE[prefix][0](population, value, x, y)
+        )
     for prefix, spec in (("source", population.source), ("light", population.lens_light)):
         if isinstance(spec, SersicLight):
             terms[prefix] = _sersic_terms(spec, p, prefix)
@@ -121,7 +125,12 @@ def _deflections(
         sis.deflection(x, y, theta_E=smooth[0])
         if population.lens.round
         else sie.deflection(x, y, theta_E=smooth[0], e1=smooth[1], e2=smooth[2]),
-        *(_SUBSTRUCTURE[prefix][1](terms[prefix], x, y) for prefix in present),
+        *(
+            _profile(prefix, terms[prefix], x, y)
+            if is_profile(prefix)
+            else _SUBSTRUCTURE[prefix][1](terms[prefix], x, y)
+            for prefix in present
+        ),
     ]
 
 
@@ -212,6 +221,29 @@ def _lines(terms: tuple[Tensor, ...], x: Tensor, y: Tensor) -> tuple[Tensor, Ten
         return _points(terms, x, y)
     at_x, at_y, *own = terms
     return line.deflection_from(x - at_x, y - at_y, line.LineTerms(*own))
+
+
+def is_profile(prefix: str) -> bool:
+    """Return whether a prefix is that of masses of a profile that is looked up by its name."""
+    return prefix.startswith("profile_")
+
+
+def _profile_terms(prefix: str, value: Values) -> tuple[Tensor, ...]:
+    names = [p.symbol for p in PROFILES[prefix.removeprefix("profile_")].parameters]
+    return tuple(value[f"{prefix}_{name}"] for name in (*names, "x", "y", THERE[1:]))
+
+
+def _profile(prefix: str, terms: tuple[Tensor, ...], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    profile = PROFILES[prefix.removeprefix("profile_")]
+    total_x, total_y = torch.zeros_like(x + y), torch.zeros_like(x + y)
+    for i in range(terms[0].shape[1]):
+        *own, at_x, at_y, there = (term[:, i, None, None] for term in terms)
+        values = {p.symbol: v for p, v in zip(profile.parameters, own, strict=True)}
+        alpha = profile.deflection(x - at_x, y - at_y, **values)
+        # Padding has parameters of nought, for which a law need not be finite.
+        total_x = total_x + torch.where(there > 0, alpha[0], 0.0)
+        total_y = total_y + torch.where(there > 0, alpha[1], 0.0)
+    return total_x, total_y
 
 
 _MASSES = {"point": "point_theta_E", "halo": "halo_alpha_Rs", "line": "line_mass"}

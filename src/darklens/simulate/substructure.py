@@ -9,9 +9,12 @@ import torch
 from jaxtyping import Float
 
 from darklens.physics.cosmology import nfw_angles
-from darklens.physics.profiles import tnfw
+from darklens.physics.profiles import PROFILES, tnfw
 from darklens.simulate.draws import Draws
-from darklens.simulate.populations import LineMass, PointMasses, Subhaloes
+from darklens.simulate.populations import LineMass, Masses, PointMasses, Subhaloes
+
+THERE = "_is_there"
+_ON_THE_RING = 256  # directions; a smooth mass well off the ring needs a dozen
 
 PerImage = Float[np.ndarray, " b"]
 Columns = dict[str, np.ndarray]
@@ -22,14 +25,19 @@ class Kind:
     """One kind of substructure.
 
     Args:
-        columns: Unit and meaning of each of its parameters.
+        columns: Unit and meaning of each of its parameters, of a spec.
         width: Values that a column holds for each image; None if it is one number.
         draw: (spec, draws, theta_E of the lenses) to columns and the mass inside the ring, arcsec^2.
     """
 
-    columns: dict[str, str]
+    columns: Callable[[Any], dict[str, str]]
     width: Callable[[Any], int | None]
     draw: Callable[[Any, Draws, PerImage], tuple[Columns, PerImage]]
+
+
+def prefix_of(spec: Masses) -> str:
+    """Return what the columns of masses of a profile begin with."""
+    return f"profile_{spec.profile}"
 
 
 def _points(spec: PointMasses, draws: Draws, theta_E: PerImage) -> tuple[Columns, PerImage]:
@@ -86,10 +94,37 @@ def _fraction_inside(x: PerImage, y: PerImage, length: PerImage, angle: PerImage
     return np.asarray(np.maximum(stop - start, 0.0) / length)
 
 
+def _masses_columns(spec: Masses) -> dict[str, str]:
+    prefix, card = prefix_of(spec), PROFILES[spec.profile].parameters
+    own = {f"{prefix}_{p.symbol}": f"{p.unit}; {p.meaning}" for p in card}
+    return own | {f"{prefix}_x": "arcsec", f"{prefix}_y": "arcsec", f"{prefix}{THERE}": "1 for a mass, 0 for padding"}
+
+
+def _masses(spec: Masses, draws: Draws, theta_E: PerImage) -> tuple[Columns, PerImage]:
+    prefix, n = prefix_of(spec), len(theta_E)
+    own = {name: draws.many(f"parameters.{name}", prior, spec.count) for name, prior in spec.parameters.items()}
+    places = [draws.place(f"position.{i}", spec.position) for i in range(spec.count)]
+    x, y = (np.stack(values, axis=1) for values in zip(*places, strict=True))
+    found = {f"{prefix}_{name}": values for name, values in own.items()}
+    found |= {f"{prefix}_x": x, f"{prefix}_y": y, f"{prefix}{THERE}": np.ones((n, spec.count))}
+    return found, _mass_inside(spec, {name: torch.as_tensor(v) for name, v in own.items()}, x, y, theta_E)
+
+
+def _mass_inside(
+    spec: Masses, own: dict[str, torch.Tensor], x: np.ndarray, y: np.ndarray, theta_E: PerImage
+) -> PerImage:
+    """Return the mass inside the ring by Gauss' law: the ring's radius times the mean outward deflection on it."""
+    phi = torch.linspace(0, 2 * np.pi, _ON_THE_RING + 1, dtype=torch.float64)[:-1] + 0.5 / _ON_THE_RING
+    cos, sin, radius = torch.cos(phi), torch.sin(phi), torch.as_tensor(theta_E)[:, None, None]
+    at_x, at_y = radius * cos - torch.as_tensor(x)[..., None], radius * sin - torch.as_tensor(y)[..., None]
+    alpha_x, alpha_y = PROFILES[spec.profile].deflection(at_x, at_y, **{k: v[..., None] for k, v in own.items()})
+    return np.asarray((radius * (alpha_x * cos + alpha_y * sin)).mean(2).sum(1).numpy())
+
+
 KINDS: dict[str, Kind] = {
-    "none": Kind({}, lambda _: None, lambda _spec, _draws, theta_E: ({}, np.zeros_like(theta_E))),
+    "none": Kind(lambda _: {}, lambda _: None, lambda _spec, _draws, theta_E: ({}, np.zeros_like(theta_E))),
     "point_masses": Kind(
-        {
+        lambda _: {
             "point_theta_E": "arcsec; padded with massless points",
             "point_x": "arcsec",
             "point_y": "arcsec",
@@ -98,7 +133,7 @@ KINDS: dict[str, Kind] = {
         _points,
     ),
     "line_mass": Kind(
-        {
+        lambda _: {
             "line_mass": "arcsec^2",
             "line_x": "arcsec",
             "line_y": "arcsec",
@@ -109,7 +144,7 @@ KINDS: dict[str, Kind] = {
         _line,
     ),
     "tnfw_subhaloes": Kind(
-        {
+        lambda _: {
             "halo_mass": "m200 in solar masses before stripping; padded with massless haloes",
             "halo_alpha_Rs": "deflection at R_s before truncation, arcsec",
             "halo_R_s": "arcsec",
@@ -120,4 +155,5 @@ KINDS: dict[str, Kind] = {
         lambda spec: spec.max_count,
         _haloes,
     ),
+    "profile": Kind(_masses_columns, lambda spec: spec.count, _masses),
 }

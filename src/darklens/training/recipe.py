@@ -13,7 +13,7 @@ from darklens.config import Frozen, load
 from darklens.data.preprocess import Affine, Augment, Preprocess
 from darklens.errors import ConfigError
 from darklens.models.zoo import ModelConfig, fits_lenses, has_k_network, task_of
-from darklens.registry import unknown
+from darklens.registry import Registry, unknown
 from darklens.simulate.engine import EngineName
 
 
@@ -132,13 +132,16 @@ class Recipe(Frozen):
         return self
 
 
-def _folder() -> Traversable:
-    return resources.files("darklens") / "recipes"
+RECIPES: Registry[Traversable] = Registry("recipe", extensible=True)
+"""YAML files by name; a file can also be given by its path, without being in here."""
+for _item in (resources.files("darklens") / "recipes").iterdir():
+    if _item.name.endswith(".yaml"):
+        RECIPES.add(_item.name.removesuffix(".yaml"), _item)
 
 
 def names() -> list[str]:
-    """Return the names of the built-in recipes."""
-    return sorted(item.name.removesuffix(".yaml") for item in _folder().iterdir() if item.name.endswith(".yaml"))
+    """Return the names of the recipes that come with the package or a plug-in."""
+    return sorted(RECIPES)
 
 
 def get(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -147,8 +150,8 @@ def get(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         ConfigError: If there is no such recipe or file, or a key or value is wrong.
     """
-    if name_or_path in names():
-        tree = yaml.safe_load((_folder() / f"{name_or_path}.yaml").read_text(encoding="utf-8"))
+    if name_or_path in RECIPES:
+        tree = yaml.safe_load(RECIPES[name_or_path].read_text(encoding="utf-8"))
         return load(Recipe, tree, overrides, name=name_or_path)
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml") or path.exists():

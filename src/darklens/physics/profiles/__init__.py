@@ -37,7 +37,7 @@ class Profile:
 _THETA_E = Parameter(symbol="theta_E", unit="arcsec", low=0.0, high=10.0, meaning="Einstein radius")
 _R_S = Parameter(symbol="R_s", unit="arcsec", low=1e-6, high=100.0, meaning="scale radius")
 
-PROFILES: Registry[Profile] = Registry("mass profile")
+PROFILES: Registry[Profile] = Registry("mass profile", extensible=True)
 PROFILES.add(
     "sis",
     Profile(
