@@ -150,7 +150,7 @@ def test_one_class_is_not_enough():
 
 
 def test_a_population_of_ones_own(tmp_path):
-    text = (populations._folder() / "common-test-i.yaml").read_text().replace("name: common-test-i", "name: mine")
+    text = populations.POPULATIONS["common-test-i"].read_text().replace("name: common-test-i", "name: mine")
     (tmp_path / "mine.yaml").write_text(text)
     assert populations.get(str(tmp_path / "mine.yaml")).name == "mine"
     with pytest.raises(ConfigError, match="does not exist"):
