@@ -5,7 +5,7 @@ import sys
 
 from cyclopts import CycloptsError
 
-from darklens.cli import images, judge, lists, models  # noqa: F401  # each puts its commands into the application
+from darklens.cli import images, judge, lists, models, serve  # noqa: F401  # each puts its commands into the application
 from darklens.cli.app import app, complain
 from darklens.errors import ConfigError, DarklensError
 

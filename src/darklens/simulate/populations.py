@@ -7,8 +7,9 @@ from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
+import numpy as np
 import yaml
 from pydantic import Field, field_validator, model_validator
 
@@ -22,6 +23,8 @@ from darklens.simulate.instruments.record import Instrument
 from darklens.simulate.lights import ImageLight, Place, SersicLight, Source
 from darklens.simulate.priors import Prior
 from darklens.units import FWHM_PER_SIGMA
+
+Scalars = TypeVar("Scalars", float, np.ndarray)
 
 
 class Field2D(Frozen):
@@ -127,6 +130,11 @@ class PointMasses(Frozen):
         if value.bounds()[0] <= 0:
             raise ValueError("must be positive")
         return value
+
+    def theta_E_squared(self, mass: Scalars, theta_E: Scalars) -> Scalars:
+        """Return the squared Einstein radius (arcsec^2) of a mass (solar masses) in a lens of `theta_E` (arcsec)."""
+        squared: Scalars = theta_E**2 * mass / self.lens_mass
+        return squared
 
 
 class LineMass(Frozen):

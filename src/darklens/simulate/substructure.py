@@ -41,7 +41,7 @@ def prefix_of(spec: Masses) -> str:
 
 
 def _points(spec: PointMasses, draws: Draws, theta_E: PerImage) -> tuple[Columns, PerImage]:
-    squared = theta_E[:, None] ** 2 * draws.many("mass", spec.mass, spec.count) / spec.lens_mass
+    squared = spec.theta_E_squared(draws.many("mass", spec.mass, spec.count), theta_E[:, None])
     radius, x, y = draws.disc("place", spec.radius, spec.count)
     inside = np.where(radius < theta_E[:, None], squared, 0).sum(1)
     return {"point_theta_E": np.sqrt(squared), "point_x": x, "point_y": y}, inside

@@ -1,0 +1,72 @@
+"""The page's files, and a plain list of the routes; both are in memory, so that no request names a file on disk."""
+
+from importlib import resources
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import HTMLResponse, Response
+
+from darklens.serve.refusal import Refusal
+
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+_DOCS = """<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><title>darklens: routes</title><link rel="icon" href="data:,"></head>
+<body>
+<h1>Routes</h1>
+<p>All of it, for programs: <a href="openapi.json">openapi.json</a>.</p>
+{% for path, methods in document.paths.items() %}{% for method, route in methods.items() %}
+<h2><code>{{ method.upper() }} {{ path }}</code></h2>
+<p>{{ route.description or route.summary }}</p>
+{% if route.parameters %}<ul>{% for p in route.parameters %}
+<li><code>{{ p.name }}</code> {{ p.description or p.schema.description or "" }}</li>{% endfor %}
+</ul>{% endif %}
+<p>Answers: {{ route.responses | join(", ") }}</p>
+{% endfor %}{% endfor %}
+</body>
+</html>
+"""
+
+
+def pages() -> APIRouter:
+    """Return the routes of the page, which are not part of the interface that the OpenAPI document describes."""
+    router, files = APIRouter(include_in_schema=False), _files()
+
+    def answer(name: str) -> Response:
+        if name not in files:
+            raise Refusal(404, "There is no such page; begin at /.")
+        return Response(*files[name])
+
+    @router.get("/")
+    def index() -> Response:
+        return answer("index.html")
+
+    @router.get("/page/{name}")
+    def file(name: str) -> Response:
+        return answer(name)
+
+    @router.get("/docs")
+    def docs(request: Request) -> Response:
+        from jinja2 import Environment
+
+        app: FastAPI = request.app
+        template = Environment(autoescape=True).from_string(_DOCS)
+        return HTMLResponse(template.render(document=app.openapi()))
+
+    return router
+
+
+def _files() -> dict[str, tuple[bytes, int, dict[str, str]]]:
+    """Return content, status and headers of each file of the page by its name."""
+    folder = resources.files("darklens.serve") / "page"
+    found = {}
+    for item in folder.iterdir() if folder.is_dir() else ():
+        kind = _TYPES.get(item.name[item.name.rfind(".") :])
+        if item.is_file() and kind is not None:
+            headers = {"content-type": kind, "cache-control": "no-cache"}
+            found[item.name] = (item.read_bytes(), 200, headers)
+    return found

@@ -1,0 +1,61 @@
+"""Running the application: a stop that was asked for finishes what was accepted."""
+
+import signal
+import socket
+import sys
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from darklens.serve.service import Service
+from darklens.serve.settings import Settings
+
+_LATER = 10  # seconds beyond the time limit of requests that a stop waits for them
+
+
+class _Server(uvicorn.Server):
+    """Says when it listens, and lets nobody in once it was told to stop."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            print(f"Serving {', '.join(self._service.names)} at http://{shown}:{port}/ (Ctrl-C stops it)", flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._service.gate.is_open = False
+        super().handle_exit(sig, frame)
+
+
+def run(app: FastAPI, settings: Settings, port: int) -> None:
+    """Serve until SIGTERM or Ctrl-C; then finish the requests that were accepted.
+
+    Args:
+        app: From `create_app`.
+        settings: Its settings.
+        port: 0: any that is free.
+    """
+    service: Service = app.state.service
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        http="h11",
+        timeout_graceful_shutdown=int(settings.timeout + settings.receive_timeout) + _LATER,
+    )
+    # uvicorn raises the signal again when it has stopped, which would make a stop that was asked for look like a crash.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    _Server(config, service).run()
+    accepted, answered = (int(counter.total()) for counter in (service.metrics.accepted, service.metrics.requests))
+    print(f"Stopped: {answered} of {accepted} accepted requests answered.", file=sys.stderr)
