@@ -1,7 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench reproduce lint setup setup-test constraints clean
+.PHONY: help demo test bench reproduce lint release-check setup setup-test constraints clean
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: setup  ## simulate, train two systems, evaluate, compare, open the report (about 8 minutes on 2 cores)
 	$(BIN)/python tools/demo.py
@@ -24,10 +27,13 @@ lint: setup-test  ## style, types, direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-setup:
+release-check: setup-test  ## wheel and sdist in clean environments, without extras, with the lowest versions
+	$(BIN)/python tools/release_check.py
+
+setup:  ## .venv with darklens
 	@$(PYTHON) tools/setup_venv.py
 
-setup-test:
+setup-test:  ## .venv with all that tests and lint need
 	@$(PYTHON) tools/setup_venv.py dev parity
 
 constraints: setup-test  ## rewrite constraints.txt from the installed versions

@@ -6,9 +6,8 @@ The names below are imported when first used, so that `import darklens` is insta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-
 if TYPE_CHECKING:
+    __version__: str
     from darklens.bundle import Bundle
     from darklens.data.store import Store
     from darklens.evaluation.evaluate import evaluate
@@ -51,10 +50,24 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name not in _HOME:
         raise AttributeError(f"module 'darklens' has no attribute {name!r}")
     module, attribute = _HOME[name]
     return getattr(import_module(module), attribute)
+
+
+def _version() -> str:
+    """Return the version of the installation: that of the git tag it was built from."""
+    from importlib.metadata import PackageNotFoundError, version  # here, so that the import above stays instant
+
+    try:
+        found = version("darklens")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        found = "0+unknown"
+    globals()["__version__"] = found
+    return found
 
 
 def __dir__() -> list[str]:

@@ -14,22 +14,24 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from pydantic import Field, ValidationError
-from safetensors import SafetensorError
+from pydantic import Field, ValidationError, field_validator
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file as load_numpy
 from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from darklens import hub
 from darklens.calibration import Calibration, Familiar
 from darklens.config import Frozen
 from darklens.data.appearance import appearance
 from darklens.data.preprocess import Preprocess
 from darklens.data.store import Store
 from darklens.errors import InputError
-from darklens.files import atomic_path, read_json, sha256_of, write_json
+from darklens.files import atomic_path, read_json, sha256_of, write_json, write_text
 from darklens.fit.fitter import fitter
 from darklens.fit.table import CHANNELS, Seen, fits_of
+from darklens.model_card import model_card
 from darklens.models import lens_residual
 from darklens.models.ensemble import Ensemble, EnsembleConfig, System, fitted_population
 from darklens.models.lens_residual import LensResidual
@@ -49,7 +51,7 @@ class Contract(Frozen):
     recipe_sha256: str
     model: System
     classes: list[str]
-    n_pixels: int = Field(description="pixels along a side of the images it takes")
+    n_pixels: int = Field(ge=8, le=4096, description="pixels along a side of the images it takes")
     pixel_scale: float = Field(description="arcsec, of the images it takes")
     preprocess: Preprocess
     parameters: int
@@ -60,6 +62,15 @@ class Contract(Frozen):
     validation: dict[str, float] = Field(description="metrics of the chosen epoch on the validation images")
     provenance: dict[str, Any] = Field(description="version, commit, hardware, seed, train_seconds, train_images")
     licence: str = "MIT"
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _by_contents(cls, tree: Any) -> Any:
+        """Refuse a population by name: a name can be the path of a file, and a bundle reads no file but its own."""
+        members = (tree.get("members") or [tree]) if isinstance(tree, dict) else []
+        if any(isinstance(m, dict) and isinstance(m.get("population"), str) for m in members):
+            raise ValueError("population must be given by its contents")
+        return tree
 
     @property
     def task(self) -> Task:
@@ -112,7 +123,11 @@ class Bundle:
 
     @classmethod
     def load(cls, path: Path | str, *, device: torch.device | str = "cpu") -> "Bundle":
-        """Load a bundle folder, or the bundle inside a run folder.
+        """Load a bundle folder, the bundle inside a run folder, or one of the Hugging Face hub.
+
+        Args:
+            path: A folder, the name of a shipped model, or a repository `owner/name` or `owner/name@revision`.
+            device: Where it is to run.
 
         Raises:
             InputError: If it is missing, damaged, or of a version that this one does not read.
@@ -123,10 +138,12 @@ class Bundle:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise InputError(f"{folder / CONTRACT}: {where}: {first['msg']}; train or download it again.") from None
+            what = first["msg"].removeprefix("Value error, ").rstrip(".")
+            raise InputError(f"{folder / CONTRACT}: {where}: {what}; train or download it again.") from None
         weights = folder / WEIGHTS
         if not weights.exists() or sha256_of(weights) != contract.weights_sha256:
             raise InputError(f"{weights} is missing or does not match its contract; train or download it again.")
+        _check_shapes(weights, contract)
         network = contract.build()
         try:
             network.load_state_dict(load_file(weights))
@@ -146,6 +163,24 @@ class Bundle:
             digests["ood_sha256"] = sha256_of(folder / FAMILIAR)
         contract = self.contract.model_copy(update=digests)
         write_json(folder / CONTRACT, contract.model_dump(mode="json", by_alias=True))
+
+    def save_pretrained(self, folder: Path | str, *, name: str | None = None) -> None:
+        """Write a folder that can be uploaded to the Hugging Face hub as it is: the bundle and a README.md.
+
+        Args:
+            folder: Where to; it may be a fresh clone of the repository.
+            name: `owner/name` in the README's example; by default the folder's name.
+        """
+        folder = Path(folder)
+        self.save(folder)
+        write_text(folder / "README.md", model_card(self.contract, name or folder.resolve().name))
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: Path | str, *, revision: str | None = None, device: torch.device | str = "cpu"
+    ) -> "Bundle":
+        """Load what `save_pretrained` wrote, from a folder or a repository; as `load`, with the revision apart."""
+        return cls.load(f"{name_or_path}@{revision}" if revision else name_or_path, device=device)
 
     @torch.inference_mode()
     def run(self, images: Float[np.ndarray, "b 1 n n"]) -> tuple[Float[Tensor, "b 1 m m"], Tensor]:
@@ -276,6 +311,24 @@ class Bundle:
             )
 
 
+def _check_shapes(weights: Path, contract: Contract) -> None:
+    """Refuse weights of other shapes than the contract says, before memory is taken for either."""
+    try:
+        with torch.device("meta"):
+            expected = {name: list(value.shape) for name, value in contract.build().state_dict().items()}
+        with safe_open(weights, framework="pt") as file:
+            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except (SafetensorError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{weights} does not fit the network its contract describes ({first_line}).") from None
+    wrong = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
+    if wrong:
+        is_, should = (shapes.get(wrong[0], "missing") for shapes in (found, expected))
+        raise InputError(
+            f"{weights} does not fit the network its contract describes ({wrong[0]} is {is_}, not {should})."
+        )
+
+
 def _read_familiar(folder: Path, contract: Contract) -> Familiar | None:
     """Return what familiar features look like; None in a bundle that does not know."""
     if not contract.ood_sha256:
@@ -297,7 +350,9 @@ def shipped() -> list[str]:
 
 
 def is_model(path: Path) -> bool:
-    """Return whether `locate` finds a bundle there."""
+    """Return whether `locate` finds a bundle there, or could ask the hub for one."""
+    if hub.is_repository(path):
+        return True
     try:
         locate(path)
     except InputError:
@@ -306,7 +361,7 @@ def is_model(path: Path) -> bool:
 
 
 def locate(path: Path) -> Path:
-    """Return the bundle folder that `path` is, holds, or is the name of.
+    """Return the bundle folder that `path` is, holds, or is the name of; a repository's is fetched from the hub.
 
     Raises:
         InputError: If there is none.
@@ -317,6 +372,11 @@ def locate(path: Path) -> Path:
     for folder in folders:
         if (folder / CONTRACT).exists():
             return folder
+    if hub.is_repository(path):
+        fetched = hub.fetch(path.as_posix())
+        if (fetched / CONTRACT).exists():
+            return fetched
+        raise InputError(f"{path.as_posix()} on the Hugging Face hub holds no {CONTRACT}, so it is no darklens bundle.")
     if not path.exists():
         known = ", ".join(shipped()) or "none"
         raise InputError(

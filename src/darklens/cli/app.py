@@ -15,7 +15,7 @@ app = App(
     help="Physics-informed classification of dark-matter substructure in strong-lens images.\n\n"
     "Angles are in arcsec. Exit codes: 0 done; 2 wrong use or bad configuration; 3 finished, but some inputs were "
     "bad or `doctor` warns; 1 anything unexpected (`--debug` shows where).",
-    version=darklens.__version__,
+    version=lambda: darklens.__version__,
     help_format="markdown",
     suppress_keyboard_interrupt=False,  # main says how to go on
 )
@@ -25,7 +25,10 @@ Positive = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 Recipe = Annotated[str, Parameter(help="A name from `darklens recipes`, or a YAML file.")]
 Population = Annotated[str, Parameter(help="A name from `darklens populations`, or a YAML file.")]
 StorePath = Annotated[Path, Parameter(help="Folder that `simulate` or `import` wrote.")]
-Model = Annotated[Path, Parameter(help="Run folder of `train`, or a bundle folder.")]
+Model = Annotated[
+    Path,
+    Parameter(help="Run folder of `train`, bundle folder, shipped model, or hub repository `owner/name[@revision]`."),
+]
 
 
 def complain(sentence: str) -> None:

@@ -1,0 +1,260 @@
+"""Check what a user gets: `python tools/release_check.py [wheel] [bare] [lowest]`; all three where none is named.
+
+wheel   builds the sdist, the wheel from the sdist, checks their contents, and installs `darklens[serve]` from the wheel
+        into an empty environment, where it lists models, classifies an image that it simulates, and finds the page
+bare    installs the wheel without extras: every module that needs none can be imported, npy images are classified,
+        and each absent extra is told of in one sentence
+lowest  installs the lowest versions that pyproject.toml allows and runs a quick part of the tests with them
+
+Environments are made in a temporary folder and removed. torch is not installed anew: the one that this Python has is
+lent to them, except to `lowest` if an index has its lowest version.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import tomllib
+import venv
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import distribution
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+QUICK_TESTS = [
+    "tests/laws/test_splat.py",
+    "tests/unit/test_config.py",
+    "tests/unit/test_files.py",
+    "tests/unit/data/test_deeplense.py",
+    "tests/unit/simulate/test_populations.py",
+    "tests/e2e/test_lens_residual.py",
+]
+# Modules of the package that an extra is for: import name to extra.
+EXTRAS = {"fastapi": "serve", "uvicorn": "serve", "multipart": "serve", "python_multipart": "serve", "h5py": "hdf5"}
+EXTRAS |= {"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "captum": "explain", "distributed": "cluster"}
+EXTRAS |= {"dask": "cluster", "dask_jobqueue": "cluster", "optuna": "tune", "huggingface_hub": "hub"}
+_MOST_MB = 30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("jobs", nargs="*", choices=[[], *JOBS], help="default: all")
+    chosen = parser.parse_args().jobs or list(JOBS)
+    with tempfile.TemporaryDirectory(prefix="darklens-release-") as folder:
+        work = Path(folder)
+        wheel, sdist = build(work / "dist")
+        check_contents(wheel, sdist)
+        for job in chosen:
+            began = time.monotonic()
+            JOBS[job](wheel, work)
+            print(f"{job}: passed in {time.monotonic() - began:.0f} s", flush=True)
+
+
+def build(out: Path) -> tuple[Path, Path]:
+    """Build the sdist, and the wheel from it, so that the sdist is known to be complete."""
+    began = time.monotonic()
+    run([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)])
+    (wheel,), (sdist,) = out.glob("*.whl"), out.glob("*.tar.gz")
+    sizes = f"{wheel.stat().st_size / 1e6:.1f} and {sdist.stat().st_size / 1e6:.1f} MB"
+    print(f"built {wheel.name} and {sdist.name} ({sizes}) in {time.monotonic() - began:.0f} s", flush=True)
+    return wheel, sdist
+
+
+def check_contents(wheel: Path, sdist: Path) -> None:
+    """Every file of the source tree that git knows is in both; nothing else is; the version is that of git."""
+    names = subprocess.run(["git", "ls-files", "src/darklens"], cwd=ROOT, capture_output=True, text=True, check=True)
+    tracked = {name.removeprefix("src/") for name in names.stdout.splitlines()}
+    require(len(tracked) > 100, "git lists the source tree")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+        metadata = archive.read(next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))).decode()
+    require(packed == tracked, f"the wheel holds the package's files and no others: {sorted(packed ^ tracked)[:5]}")
+    require(wheel.stat().st_size < _MOST_MB * 1e6, f"the wheel is smaller than {_MOST_MB} MB")
+    with tarfile.open(sdist) as archive:
+        inside = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    missing = {f"src/{name}" for name in tracked} | {"pyproject.toml", "LICENSE", "README.md", "tests/conftest.py"}
+    require(missing <= inside, f"the sdist holds the sources: {sorted(missing - inside)[:5]}")
+    version = re.search(r"^Version: (.+)$", metadata, re.MULTILINE)
+    assert version is not None
+    release = re.fullmatch(r"[0-9.]+", version[1]) is not None
+    require(release or "+g" in version[1], f"the version {version[1]} comes from git")
+    if release:
+        cff = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+        require(f"version: {version[1]}\n" in cff, f"CITATION.cff has version {version[1]}")
+    for extra in PROJECT["optional-dependencies"]:
+        require(f"Provides-Extra: {extra}" in metadata, f"the metadata has the extra {extra}")
+
+
+def job_wheel(wheel: Path, work: Path) -> None:
+    with environment(work / "wheel") as python:
+        install(python, f"darklens[serve] @ {wheel.as_uri()}", "--constraint", str(ROOT / "constraints.txt"))
+        darklens = [str(python), "-m", "darklens.cli"]
+        entry = python.parent / ("darklens.exe" if os.name == "nt" else "darklens")
+        require(
+            run([str(entry), "--version"], cwd=work).strip() in wheel.name.replace("_", "-"), "--version is the wheel's"
+        )
+        require("lens_residual" in run([*darklens, "models"], cwd=work), "models lists the shipped model")
+        require("common-test-i" in run([*darklens, "populations"], cwd=work), "populations are there")
+        require("sis_autoencoder2" in run([*darklens, "recipes"], cwd=work), "recipes are there")
+        classify(darklens, work / "wheel-predict")
+        inside = run(
+            [str(python), "-c", "import darklens, pathlib; print(pathlib.Path(darklens.__file__).parent)"], cwd=work
+        )
+        require(str(ROOT) not in inside, "the installed package is used, not the source tree")
+        run([str(python), "-c", "import darklens.serve, fastapi, uvicorn, multipart"], cwd=work)
+
+
+def job_bare(wheel: Path, work: Path) -> None:
+    with environment(work / "bare") as python:
+        install(python, str(wheel), "--constraint", str(ROOT / "constraints.txt"))
+        darklens = [str(python), "-m", "darklens.cli"]
+        found = json.loads(run([str(python), "-c", _IMPORT_ALL], cwd=work))
+        for module, missing in found["failed"].items():
+            require(missing.split(".")[0] in EXTRAS, f"{module} needs {missing}, which no extra brings")
+        require(found["imported"] > 100, f"only {found['imported']} modules could be imported without extras")
+        print(f"bare: {found['imported']} modules imported, {len(found['failed'])} need an extra", flush=True)
+        lens, known = classify(darklens, work / "bare-predict"), run([*darklens, "--help"], cwd=work)
+        for extra, words in {
+            "onnx": ["export", "lens_residual", "--onnx", "x.onnx"],
+            "hub": ["predict", "owner/name", str(lens), "--out", "x.csv"],
+            "explain": ["explain", "lens_residual", str(lens), "--out", "why"],
+            "cluster": ["simulate", "common-test-i", "--out", "s", "--cluster", "tcp://localhost:1"],
+            "hdf5": ["predict", str(hdf5(work)), "--out", "x.csv"],
+            "serve": ["serve"],
+        }.items():
+            require(words[0] in known, f"there is a command {words[0]}")
+            code, text = outcome([*darklens, *words], work)
+            said = text.strip().splitlines()
+            require(
+                code in (2, 3), f"{words[0]} without the extra {extra} exits with 2 or 3, not {code}: {text[-300:]}"
+            )
+            require(f"darklens[{extra}]" in said[-1], f"{words[0]} names the extra {extra}: {text[-300:]}")
+
+
+def job_lowest(_: Path, work: Path) -> None:
+    bounds = lowest(PROJECT["dependencies"])
+    with environment(work / "lowest", torch=False) as python:
+        torch = next(b for b in bounds if b.startswith("torch=="))
+        if install(python, torch, check=False):
+            lend_torch(python)
+            print(
+                f"lowest: no {torch} for this Python in the index; {distribution('torch').version} instead", flush=True
+            )
+        others = [b for b in bounds if not b.startswith("torch==")]
+        tests = ["pytest==8.3.0", "hypothesis==6.110.0", "beartype==0.20.0", "pytest-xdist==3.6.1"]
+        install(python, *others, *tests)
+        install(python, "--no-deps", "--editable", str(ROOT))
+        print(run([str(python), "-m", "pip", "list", "--format=freeze"], cwd=work).replace("\n", " "), flush=True)
+        print(
+            run([str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *QUICK_TESTS], cwd=ROOT)[-400:],
+            flush=True,
+        )
+
+
+JOBS = {"wheel": job_wheel, "bare": job_bare, "lowest": job_lowest}
+
+
+def classify(darklens: list[str], work: Path) -> Path:
+    """Simulate three images with the installed package, classify one that was saved as npy, and return it."""
+    work.mkdir()
+    words = ["--out", "folder", "--n-per-class", "1", "--seed", "3", "--format", "deeplense"]
+    run([*darklens, "simulate", "common-test-i", *words], cwd=work)
+    lens = work / "folder" / "vort" / "1.npy"
+    run([*darklens, "predict", str(lens), "--out", "predictions.csv"], cwd=work)
+    header, row = ((work / "predictions.csv").read_text(encoding="utf-8")).splitlines()
+    require(",ok,vort," in row, f"the image of a vortex is classified as one: {header} / {row}")
+    return lens
+
+
+def hdf5(work: Path) -> Path:
+    path = work / "lens.h5"
+    path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(64))
+    return path
+
+
+def lowest(requirements: list[str]) -> list[str]:
+    """Turn `name>=1.2,<2` into `name==1.2`."""
+    found = []
+    for requirement in requirements:
+        match = re.match(r"([A-Za-z0-9_.-]+)(?:\[[^\]]*\])?>=([0-9.]+)", requirement)
+        require(match is not None, f"{requirement} has a lower bound")
+        assert match is not None
+        found.append(f"{match[1]}=={match[2]}")
+    return found
+
+
+@contextmanager
+def environment(folder: Path, *, torch: bool = True) -> Iterator[Path]:
+    """Yield the Python of a fresh virtual environment, which is removed at the end."""
+    venv.create(folder, with_pip=True)
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if torch:
+        lend_torch(python)
+    yield python
+    shutil.rmtree(folder)
+
+
+def lend_torch(python: Path) -> None:
+    """Link the torch of this Python into another environment: it is large, and its build was chosen by the user."""
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    target = Path(run([str(python), "-c", code]).strip())
+    for item in sorted({file.parts[0] for file in distribution("torch").files or []}):
+        source = Path(str(distribution("torch").locate_file(item)))
+        if item != ".." and source.exists() and not (target / item).exists():
+            (target / item).symlink_to(source, target_is_directory=source.is_dir())
+
+
+def install(python: Path, *words: str, check: bool = True) -> int:
+    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *words]
+    code, text = outcome(command, ROOT)
+    if code and check:
+        sys.exit(f"Installing {' '.join(words)} failed:\n{text}")
+    return code
+
+
+def outcome(command: list[str], cwd: Path) -> tuple[int, str]:
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    done = subprocess.run(
+        command, cwd=cwd, env=clean, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    return done.returncode, done.stdout
+
+
+def run(command: list[str], cwd: Path = ROOT) -> str:
+    code, text = outcome(command, cwd)
+    if code:
+        sys.exit(f"{' '.join(command)} failed with {code}:\n{text}")
+    return text
+
+
+def require(held: bool, what: str) -> None:
+    if not held:
+        sys.exit(f"Not so: {what}")
+
+
+_IMPORT_ALL = """
+import importlib, json, pkgutil, darklens
+failed, imported = {}, 0
+for module in pkgutil.walk_packages(darklens.__path__, "darklens.", onerror=lambda name: None):
+    if module.name.endswith("__main__"):
+        continue
+    try:
+        importlib.import_module(module.name)
+        imported += 1
+    except ModuleNotFoundError as error:
+        failed[module.name] = str(error.name)
+print(json.dumps({"imported": imported, "failed": failed}))
+"""
+
+
+if __name__ == "__main__":
+    main()
