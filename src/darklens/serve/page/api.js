@@ -43,8 +43,7 @@ async function ask(path, { method = "GET", body = null, json = null, signal = nu
 export const limits = () => ask("v1/limits");
 export const models = () => ask("v1/models");
 export const sliders = () => ask("v1/lens");
-export const simulate = (wanted, signal, { maps = true } = {}) =>
-  ask(`v1/lens?maps=${maps}`, { method: "POST", json: wanted, signal });
+export const simulate = (wanted, signal) => ask("v1/lens", { method: "POST", json: wanted, signal });
 
 /** Classify files; `pixelScale` (arcsec) goes before what the files say. */
 export function predict(model, files, { maps = true, pixelScale = null, signal = null } = {}) {

@@ -158,7 +158,7 @@ function sweep(request, low, high) {
     const masses = massesBetween(low, high);
     for (const mass of masses) {
       progress(`${points.length} of ${masses.length} masses`);
-      const answer = await api.simulate({ ...request, mass, model }, signal, { maps: false });
+      const answer = await api.simulate({ ...request, mass, model }, signal);
       points.push(pointOf(request.class, mass, answer.images[0]));
     }
     state.sweep = { points, kind: request.class, model };
@@ -214,7 +214,16 @@ function render() {
   byId("toolbar").hidden = !models.length;
   byId("save-png").disabled = !state.columns.some(({ views }) => views.length);
   state.columns.forEach(({ views }) => views.forEach((view) => view.draw()));
+  if (state.mode === "lens") state.columns.forEach(({ views }) => views.filter(({ name }) => name === "image").forEach(placeByClick));
   lensLine(item);
+}
+
+/** Let a click into the image move the substructure there; on a keyboard its sliders do. */
+function placeByClick(view) {
+  view.canvas.addEventListener("click", (event) => {
+    const place = view.placeOf(event);
+    if (place) state.panel.place(place);
+  });
 }
 
 /** Return the maps: of one model in a row, of two models in pairs. */
@@ -383,7 +392,7 @@ function describeModel() {
   const auc = model.metrics?.val_auc ?? model.metrics?.auc;
   const judged = Number.isFinite(auc) ? ` Macro AUC ${auc > 0.99999 ? "> 0.99999" : auc.toFixed(5)} on its validation images.` : "";
   byId("card").textContent =
-    `${model.recipe}, trained on ${model.population}; takes ${height} × ${width} pixels of ${digits(scale, 2)}″ and ` +
+    `${model.recipe}, trained on ${model.population ?? "an unnamed population"}; takes ${height} × ${width} pixels of ${digits(scale, 2)}″ and ` +
     `changes others to that.${judged} Licence ${model.licence}.`;
 }
 

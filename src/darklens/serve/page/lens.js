@@ -10,7 +10,6 @@ const GROUPS = [
   { title: "Source", names: ["source_x", "source_y"] },
   { title: "Observation", names: ["exposure"] },
 ];
-const OF_CLASS = { no: [], sphere: ["mass", "x", "y"], vort: ["mass", "x", "y", "length", "angle"] };
 const WAIT = 120; // ms after the last movement
 const SPOKEN = { "″": "arcsec", "°": "degrees", "M☉": "solar masses" };
 
@@ -20,28 +19,28 @@ export class LensPanel {
     this.changed = changed;
     this.sweep = sweep;
     this.sliders = new Map();
-    this.extra = { class: "sphere", seed: 1 };
+    this.seeds = settings.parameters.find((p) => p.name === "seed") ?? { min: 0, max: 9999, default: 0 };
+    this.extra = { class: "sphere", seed: this.seeds.default };
     this.parameters = settings.parameters.filter((p) => !["seed", "class"].includes(p.name));
     const known = GROUPS.flatMap((g) => g.names);
     const others = { title: "More", names: this.parameters.map((p) => p.name).filter((n) => !known.includes(n)) };
-    const groups = [...GROUPS, others].map((g) => this.#group(g)).filter(Boolean);
-    const again = make("button", { type: "button", text: "New noise", on: { click: () => this.#reseed() } });
+    this.groups = [...GROUPS, others].map((g) => this.#group(g)).filter(Boolean);
+    const again = make("button", { type: "button", text: "Another source and noise", on: { click: () => this.#reseed() } });
     const reset = make("button", { type: "button", text: "Reset", on: { click: () => this.set(this.defaults()) } });
-    form.replaceChildren(this.#classes(), ...groups, make("div", { class: "buttons" }, again, reset));
+    form.replaceChildren(this.#classes(), ...this.groups, make("div", { class: "buttons" }, again, reset));
     form.addEventListener("submit", (event) => event.preventDefault());
     this.#show();
   }
 
   /** Return the request that the sliders stand for. */
   request() {
-    const wanted = OF_CLASS[this.extra.class];
-    const values = [...this.sliders].filter(([name]) => this.#applies(name, wanted)).map(([name, s]) => [name, s.value()]);
+    const values = [...this.sliders].filter(([, s]) => this.#applies(s)).map(([name, s]) => [name, s.value()]);
     return { ...this.extra, ...Object.fromEntries(values) };
   }
 
   /** Return the class and parameters that the panel starts with. */
   defaults() {
-    return { class: "sphere", seed: 1, ...Object.fromEntries(this.parameters.map((p) => [p.name, p.default])) };
+    return { class: "sphere", seed: this.seeds.default, ...Object.fromEntries(this.parameters.map((p) => [p.name, p.default])) };
   }
 
   /** Move the sliders to these values, and ask. */
@@ -60,8 +59,8 @@ export class LensPanel {
     if (this.extra.class !== "no") this.set({ x, y });
   }
 
-  #applies(name, wanted) {
-    return !GROUPS[0].names.includes(name) || wanted.includes(name);
+  #applies(slider) {
+    return !slider.classes || slider.classes.includes(this.extra.class);
   }
 
   #classes() {
@@ -79,7 +78,7 @@ export class LensPanel {
   }
 
   #reseed() {
-    this.extra.seed += 1;
+    this.extra.seed = this.extra.seed < this.seeds.max ? this.extra.seed + 1 : this.seeds.min;
     this.#soon(0);
   }
 
@@ -99,12 +98,11 @@ export class LensPanel {
   }
 
   #slider(p) {
-    const log = (p.scale ?? (p.min > 0 && p.max / p.min > 1000 ? "log" : "linear")) === "log";
+    const log = p.scale === "log";
     const [to, from] = log ? [Math.log10, (v) => 10 ** v] : [(v) => v, (v) => v];
-    const step = log ? (p.scale ? p.step : 0.05) : p.step;
     const decimals = Math.max(0, Math.ceil(-Math.log10(p.step) - 1e-9));
     const id = `slider-${p.name}`;
-    const input = make("input", { type: "range", id, min: to(p.min), max: to(p.max), step, value: to(p.default) });
+    const input = make("input", { type: "range", id, min: to(p.min), max: to(p.max), step: p.step, value: to(p.default) });
     const shown = make("output", { for: id });
     const value = () => Number(from(Number(input.value)).toPrecision(6));
     const tell = () => {
@@ -121,6 +119,7 @@ export class LensPanel {
     tell();
     this.sliders.set(p.name, {
       row,
+      classes: p.classes,
       value,
       set: (v) => {
         input.value = to(v);
@@ -131,10 +130,8 @@ export class LensPanel {
   }
 
   #show() {
-    const wanted = OF_CLASS[this.extra.class];
-    for (const [name, slider] of this.sliders) slider.row.hidden = !this.#applies(name, wanted);
-    const first = this.sliders.get("mass");
-    if (first) first.row.closest("fieldset").hidden = wanted.length === 0;
+    for (const slider of this.sliders.values()) slider.row.hidden = !this.#applies(slider);
+    for (const group of this.groups) group.hidden = [...group.querySelectorAll(".slider")].every((row) => row.hidden);
   }
 
   #soon(wait) {

@@ -218,8 +218,8 @@ export class MapView {
       this.readout.textContent = this.#reading();
     };
     this.probe.addEventListener("moved", this.onMoved);
-    this.canvas.addEventListener("pointermove", (event) => this.probe.set(this.#placeOf(event)));
-    this.canvas.addEventListener("pointerdown", (event) => this.probe.set(this.#placeOf(event)));
+    this.canvas.addEventListener("pointermove", (event) => this.probe.set(this.placeOf(event)));
+    this.canvas.addEventListener("pointerdown", (event) => this.probe.set(this.placeOf(event)));
     this.canvas.addEventListener("pointerleave", () => this.probe.set(null));
     // Only the map that has the focus is read out; the others follow silently.
     this.canvas.addEventListener("focus", () => this.readout.setAttribute("aria-live", "polite"));
@@ -241,7 +241,8 @@ export class MapView {
     return this.probe.set({ x: within(from.x + far * dx * sx, x0, x1, sx), y: within(from.y + far * dy * sy, y0, y1, sy) });
   }
 
-  #placeOf(event) {
+  /** Return where an event of the pointer is, arcsec; null beside the map. */
+  placeOf(event) {
     const frame = this.canvas.getBoundingClientRect();
     const side = frame.width - MARGIN.left - MARGIN.right;
     const [x0, x1, y0, y1] = this.map.extent;

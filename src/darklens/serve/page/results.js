@@ -6,10 +6,10 @@ import { digits, probability, withError } from "./numbers.js";
 import * as words from "./words.js";
 
 const ORDER = [
-  "image", "smooth", "residual", "evidence_point", "evidence_line", "point_residual", "line_residual",
+  "image", "smooth", "residual", "evidence_point", "evidence_line", "residual_points", "residual_line",
   "source", "k", "kappa", "deflection_x", "deflection_y",
 ];
-const MARKED = /^(image|residual|evidence)/;
+const MARKED = /^(image|residual)$|^evidence/;
 const NAMES = { theta_E: "Einstein radius θ_E", gamma1: "shear γ₁", gamma2: "shear γ₂", source_x: "source x", source_y: "source y" };
 
 /** Return the maps of a result, unpacked and in the order in which they are shown. */
@@ -72,7 +72,7 @@ export function figures(model, result, maps, { ranges, probe, stretch, truth, na
 }
 
 function marksOf(result, truth) {
-  const found = result.suggestion ? [{ ...result.suggestion, role: "suggested" }] : [];
+  const found = words.suggestion(result) ? [{ ...result.suggestion, role: "suggested" }] : [];
   if (!truth || truth.class === "no") return found;
   const kind = truth.class === "vort" ? "line" : "point";
   return [...found, { kind, x: truth.x, y: truth.y, length: truth.length, angle: truth.angle, role: "true" }];
@@ -80,7 +80,9 @@ function marksOf(result, truth) {
 
 function legendOf(marks) {
   const signs = { "suggested point": "○ suggested point mass", "suggested line": "— suggested line", "true point": "× true clump", "true line": "- - true line" };
-  return `On the maps: ${marks.map((m) => signs[`${m.role} ${m.kind}`]).join(", ")}.`;
+  const made = marks.some(({ role }) => role === "true");
+  const meaning = `On the maps: ${marks.map((m) => signs[`${m.role} ${m.kind}`]).join(", ")}.`;
+  return made ? `${meaning} Click into the image to move it.` : meaning;
 }
 
 /** Return tables of what was fitted and a list of what was done to the image. */
@@ -93,7 +95,7 @@ export function details(result) {
   ]);
   const compared = words.hypotheses(result);
   const chi2 = Number.isFinite(result.fit?.chi2_per_pixel)
-    ? make("p", { class: "note", text: `χ² per pixel of the smooth fit: ${digits(result.fit.chi2_per_pixel, 3)}, near 1 where it explains the image.` })
+    ? make("p", { class: "note", text: `χ² per pixel of the smooth fit: ${digits(result.fit.chi2_per_pixel, 3)}, near 1 where a smooth lens is all there is.` })
     : null;
   const changes = result.changes?.length ? result.changes : ["Nothing: the image was taken as it is."];
   return make(

@@ -10,18 +10,18 @@ export const CLASSES = {
 
 const HYPOTHESES = { no: "smooth lens", sphere: "with point masses", vort: "with a line" };
 
-// By how much a line, or three points, lower chi2 of an image without substructure, in all but 1 % of 10,000 images of
-// common-test-i (the fits of `lens_residual`).
-const CHANCE = { sphere: 31, vort: 18 };
+// What a line, or three points, lower chi2 by in 1 of 100 lenses of common-test-i without substructure:
+// results/common-test-i/hypotheses/chance.json.
+export const CHANCE = { sphere: 31, vort: 18 };
 
 const MAPS = {
-  image: "The image as the model received it.",
-  smooth: "The best smooth lens, without substructure.",
-  residual: "Image less smooth lens. Structure here is what a smooth lens cannot explain.",
-  evidence_point: "By how much a point mass at each place would better the fit; blue: a negative mass would.",
-  evidence_line: "The same, beside the fitted line. What stays here a line does not explain.",
-  line_residual: "What is left with the best line.",
-  point_residual: "What is left with the best point masses.",
+  image: "As the model received it.",
+  smooth: "The best one, without substructure.",
+  residual: "Structure here is what a smooth lens cannot explain.",
+  evidence_point: "Red: a mass there would better the fit. Blue: only a negative mass would.",
+  evidence_line: "The best of several lengths and directions, on a coarse grid.",
+  residual_points: "Noise alone, if points explain the image.",
+  residual_line: "Noise alone, if a line explains the image.",
   kappa: "Surface density of the lens in units of the critical one.",
   deflection_x: "By how much light is bent, to the right.",
   deflection_y: "By how much light is bent, upwards.",
@@ -140,11 +140,12 @@ export function seenOfMade(result, truth) {
   return over === right ? `${measured}, and ${judged}.` : `${measured}, but ${judged}.`;
 }
 
-/** Return a sentence on the suggested substructure, or null. */
+/** Return a sentence on the suggested substructure, or null; unfamiliar images get none. */
 export function suggestion(result) {
   const s = result.suggestion;
-  if (!s) return null;
-  const mass = Number.isFinite(s.mass) ? `, mass ${digits(s.mass, 3)} ${unit(s.units?.mass)}` : "";
+  if (!s || result.ood?.unfamiliar) return null;
+  const squared = Number.isFinite(s.theta_E_squared) ? `, mass ${digits(s.theta_E_squared, 3)} arcsec² (θ_E²)` : "";
+  const mass = Number.isFinite(s.mass) ? `, mass ${digits(s.mass, 3)} ${unit(s.units?.mass)}` : squared;
   const at = `(${signed(s.x, 2)}″, ${signed(s.y, 2)}″)`;
   return s.kind === "line"
     ? `Suggested: a line through ${at}, ${digits(s.length, 3)}″ long, at ${digits(s.angle, 3)}°${mass}.`

@@ -1,0 +1,98 @@
+"""Debian's chromium on the page of a real server, and what it must never do: ask another host, report an error."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+
+PATIENCE = 60_000  # ms, on a machine that other work shares
+_START = 120.0  # s
+
+
+def chromium():
+    """Return the browser's path, or None."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def is_needed():
+    """Return whether a missing browser is a failure: wherever it was promised."""
+    return "CI" in os.environ
+
+
+@contextmanager
+def browsing():
+    """Run chromium, without a window."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        try:
+            yield running
+        finally:
+            running.close()
+
+
+@contextmanager
+def serving(*words):
+    """Run `darklens serve WORDS` on a free port and yield its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "darklens.cli", "serve", *words, "--port", str(port)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    server = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
+    )
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/readyz", server)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        try:
+            server.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.communicate()
+
+
+def _wait_for(address, server):
+    until = time.monotonic() + _START
+    while time.monotonic() < until:
+        if server.poll() is not None:
+            raise RuntimeError(f"The server stopped: {server.stdout.read()}")
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise RuntimeError(f"No server after {_START:g} s at {address}.")
+
+
+class Watched:
+    """A page of its own context, with a record of requests to other hosts and of errors in the console."""
+
+    def __init__(self, browser, address, *, width=1400, theme="light"):
+        self.context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=theme, reduced_motion="reduce", accept_downloads=True
+        )
+        self.context.set_default_timeout(PATIENCE)
+        self.page = self.context.new_page()
+        self.elsewhere, self.errors = [], []
+        self.page.on("request", lambda request: self._note(request.url, address))
+        self.page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(address)
+        self.page.locator("#examples button").first.wait_for()
+
+    def _note(self, url, address):
+        if not url.startswith((address, "data:", "blob:")):
+            self.elsewhere.append(url)
+
+    def settle(self):
+        """Wait until nothing is being asked of the server."""
+        self.page.locator("#results[aria-busy=false]").wait_for()
