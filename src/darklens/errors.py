@@ -5,6 +5,7 @@ class DarklensError(Exception):
     """A problem the user can mend. The command line prints the message and exits with `exit_code`."""
 
     exit_code = 2
+    told_elsewhere = False  # by another process of the same training
 
 
 class ConfigError(DarklensError):

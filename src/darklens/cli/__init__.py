@@ -17,6 +17,9 @@ def main(arguments: list[str] | None = None) -> None:
     # torch's threads wait by spinning unless told otherwise before it is imported; beside another busy process that
     # made a training step 1.7 times as long (docs/decisions/0003-threads-and-memory.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "LOCAL_RANK" in os.environ or "SLURM_STEP_NUM_TASKS" in os.environ:
+        # Beside others, torch warns of every system whose stages all train all of it.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     # The parser takes a single "-" for an option without a name.
@@ -26,7 +29,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (DarklensError, CycloptsError) as error:
         if debug:
             raise
-        complain(" ".join(str(error).split()))
+        if not getattr(error, "told_elsewhere", _follows()):
+            complain(" ".join(str(error).split()))
         code = getattr(error, "exit_code", ConfigError.exit_code)
     except KeyboardInterrupt:
         complain("Interrupted; nothing half-written was left. Give the command again (train: with --resume) to go on.")
@@ -37,3 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
         complain(f"Unexpected {type(error).__name__}: {error}. Please report it with the output of --debug.")
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _follows() -> bool:
+    """Tell whether another process of the same launch has the same words before it, and so the same complaint."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0"

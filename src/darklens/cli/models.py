@@ -21,18 +21,25 @@ def train(
 
     Example: `darklens train sis_autoencoder2 --data stores/train --out runs/sis stages.1.epochs=30`
 
+    Several processes, one a GPU, train it together when `torchrun` or `srun` starts them: `torchrun --nproc-per-node 4
+    -m darklens.cli train ...`. The recipe's batch is shared out among them.
+
     Example without data: `darklens train resnet_simple --out runs/endless data.kind=stream
     data.population=common-test-i`
     """
     from darklens.data.store import Store
     from darklens.training import recipe as recipes
+    from darklens.training.processes import joined
     from darklens.training.run import fits_for
     from darklens.training.run import train as run
 
-    chosen_recipe, store = recipes.get(recipe, overrides), Store(data) if data else None
-    with progress("Fitting", len(store) if store else 0) as advance:
-        fits_for(chosen_recipe, store, advance=advance)
-    bundle = run(chosen_recipe, store, out, seed=seed, resume=resume)
+    with joined() as processes:
+        chosen_recipe, store = processes.agree(lambda: (recipes.get(recipe, overrides), Store(data) if data else None))
+        with progress("Fitting", len(store) if store else 0) as advance:
+            processes.first(lambda: fits_for(chosen_recipe, store, advance=advance))
+        bundle = run(chosen_recipe, store, out, seed=seed, resume=resume)
+        if not processes.leads:
+            return 0
     contract = bundle.contract
     chosen = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in contract.validation.items())
     print(

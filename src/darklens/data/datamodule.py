@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from darklens import rng
+from darklens.data.part import WHOLE, Part
 from darklens.data.store import Store
 from darklens.errors import InputError
 
@@ -60,9 +61,14 @@ class StoreDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 class BatchOrder(Sampler[list[int]]):
-    """Batches of image numbers; with shuffling, another order each epoch, the same for the same seed and epoch."""
+    """Batches of image numbers; with shuffling, another order each epoch, the same for the same seed and epoch.
 
-    def __init__(self, indices: Indices, batch_size: int, *, shuffle: bool, seed: int = 0) -> None:
+    Of several processes each has its `part` of every batch, so that together they see what one would. Without shuffling
+    a batch may be smaller than the number of processes; those that have nothing of it leave it out.
+    """
+
+    def __init__(self, indices: Indices, batch_size: int, *, shuffle: bool, seed: int = 0, part: Part = WHOLE) -> None:
+        self._part = part
         self._indices = indices
         self._batch_size = batch_size
         self._shuffle = shuffle
@@ -75,14 +81,17 @@ class BatchOrder(Sampler[list[int]]):
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self._indices), self._batch_size)
-        return whole + bool(rest and not (self._shuffle and whole))
+        if rest and not (self._shuffle and whole):
+            return whole + bool(range(rest)[self._part.of(rest)])
+        return whole
 
     def __iter__(self) -> Iterator[list[int]]:
         order = self._indices
         if self._shuffle:
             order = rng.generator(self._seed, "order", self._epoch).permutation(order)
         for i in range(len(self)):
-            yield [int(j) for j in order[i * self._batch_size : (i + 1) * self._batch_size]]
+            batch = order[i * self._batch_size : (i + 1) * self._batch_size]
+            yield [int(j) for j in batch[self._part.of(len(batch))]]
 
 
 def loader(store: Store, order: BatchOrder) -> DataLoader[tuple[torch.Tensor, torch.Tensor]]:

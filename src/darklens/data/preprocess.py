@@ -4,11 +4,11 @@ The same `Preprocess` is part of a bundle's contract, so training, evaluation an
 """
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -17,6 +17,28 @@ from darklens.errors import ConfigError
 
 Images = Float[Tensor, "b c n n"]
 Prepared = Float[Tensor, "b c m m"]
+
+
+class Draws(NamedTuple):
+    """Random numbers of a batch of images, or of a part of one: those that the part's images have in the whole.
+
+    Attributes:
+        generator: Where they come from.
+        first: Place of the part's first image in the whole batch.
+        total: Images in the whole batch; None if this is the whole.
+    """
+
+    generator: torch.Generator
+    first: int = 0
+    total: int | None = None
+
+    def uniform(self, n: int) -> Float[Tensor, " n"]:
+        """Return a number in [0, 1) for each of n images."""
+        return torch.rand(self.total or n, generator=self.generator)[self.first : self.first + n]
+
+    def integers(self, n: int, high: int) -> Int[Tensor, " n"]:
+        """Return an integer from 0 to high - 1 for each of n images."""
+        return torch.randint(0, high, (self.total or n,), generator=self.generator)[self.first : self.first + n]
 
 
 class Preprocess(Frozen):
@@ -54,13 +76,13 @@ class Preprocess(Frozen):
         """Crop and average images that are scaled already."""
         return self._bin(self._crop(images))
 
-    def augmented(self, images: Images, augment: "Augment", generator: torch.Generator) -> Prepared:
+    def augmented(self, images: Images, augment: "Augment", draws: Draws) -> Prepared:
         """Return what the model receives for randomly moved copies of these images."""
         images = self.normalise(images)
         if augment.kind == "affine":
-            moved = augment.apply(images, self.crop or images.shape[-1], generator)
+            moved = augment.apply(images, self.crop or images.shape[-1], draws)
         else:
-            moved = self._crop(augment.apply(images, generator)) if augment.kind == "dihedral" else self._crop(images)
+            moved = self._crop(augment.apply(images, draws)) if augment.kind == "dihedral" else self._crop(images)
         return self._bin(moved)
 
     def _crop(self, images: Tensor) -> Tensor:
@@ -84,9 +106,9 @@ class Dihedral(Frozen):
 
     kind: Literal["dihedral"] = "dihedral"
 
-    def apply(self, images: Images, generator: torch.Generator) -> Images:
+    def apply(self, images: Images, draws: Draws) -> Images:
         """Return each image moved by its own random element of the group."""
-        choice = torch.randint(0, 8, (images.shape[0],), generator=generator).to(images.device)
+        choice = draws.integers(images.shape[0], 8).to(images.device)
         out = torch.empty_like(images)
         for element in range(8):
             rows = torch.nonzero(choice == element)[:, 0]
@@ -112,15 +134,15 @@ class Affine(Frozen):
             raise ValueError(f"scale_low ({self.scale_low}) must not exceed scale_high ({self.scale_high})")
         return self
 
-    def apply(self, images: Images, size: int, generator: torch.Generator) -> Prepared:
+    def apply(self, images: Images, size: int, draws: Draws) -> Prepared:
         """Return the central `size` x `size` pixels of the moved images.
 
         Only the pixels kept are sampled, from the whole image, so a crop has real pixels in its corners.
         Where a moved image does not reach, it is continued by reflection.
         """
         batch = images.shape[0]
-        turn = (torch.rand(batch, generator=generator) * 2 - 1) * math.radians(self.rotation)
-        scale = self.scale_low + (self.scale_high - self.scale_low) * torch.rand(batch, generator=generator)
+        turn = (draws.uniform(batch) * 2 - 1) * math.radians(self.rotation)
+        scale = self.scale_low + (self.scale_high - self.scale_low) * draws.uniform(batch)
         # In grid_sample's units the whole image spans [-1, 1], so the kept part spans a fraction of it.
         shrink = size / images.shape[-1] / scale
         cos, sin = (torch.cos(turn) * shrink, torch.sin(turn) * shrink)

@@ -136,11 +136,12 @@ def fits_of(
     folder = store.path / "fits" / f"{config.digest(population)[:12]}-{VERSION}"
     spec = {"schema": 1, "version": VERSION, "channels": list(CHANNELS), "numbers": list(NUMBERS)}
     spec |= {"population": population.model_dump(mode="json", by_alias=True), "darklens": darklens.__version__}
-    write_json(folder / "fits.json", spec)
     text = population.model_dump_json(by_alias=True)
     starts = np.cumsum([0, *(shard.n for shard in store.index.shards)])
     needed = [i for i in range(len(store.index.shards)) if limit is None or starts[i] < limit]
     missing = [i for i in needed if not _file(folder, i, "maps").exists()]
+    if missing:
+        write_json(folder / "fits.json", spec)
     advance(sum(store.index.shards[i].n for i in set(needed) - set(missing)))
     tasks = ((str(store.path.resolve()), i, str(folder.resolve()), text, engine) for i in missing)
     workers = max(1, min(workers, len(missing)))

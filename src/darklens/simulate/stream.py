@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
+from darklens.data.part import Part
 from darklens.memory import keep_freed_memory
 from darklens.simulate.batch import simulate_batch
 from darklens.simulate.engine import EngineName
@@ -34,24 +35,22 @@ class Simulated(Dataset[tuple[Float[Tensor, "b 1 n n"], Int[Tensor, " b"]]]):
 
 
 class FreshBatches(Sampler[list[int]]):
-    """Batches of image numbers that no other batch, epoch or process has.
+    """Batches of image numbers that no other batch or epoch has, each shared out among the processes.
 
-    Epoch e of E batches takes batches e E to (e + 1) E - 1 of the endless sequence; process r of w takes every w-th
-    of them from the r-th. The classes take turns, so every batch is balanced as well as its size allows.
+    Epoch e of E batches takes batches e E to (e + 1) E - 1 of the endless sequence, whatever the number of processes;
+    each process has its part of every batch. The classes take turns, so parts are balanced as well as their size lets
+    them be.
 
     Args:
-        n_batches: Batches of an epoch, over all processes together.
-        batch_size: Images in a batch.
-        rank: This process's number; by default that of torch.distributed.
-        world_size: Number of processes; by default that of torch.distributed.
+        n_batches: Batches of an epoch.
+        batch_size: Images in a batch, over all processes together.
+        part: This process's; by default that of torch.distributed.
     """
 
-    def __init__(
-        self, n_batches: int, batch_size: int, *, rank: int | None = None, world_size: int | None = None
-    ) -> None:
-        self._rank, self._world = _place(rank, world_size)
-        if n_batches < self._world:
-            raise ValueError(f"an epoch of {n_batches} batches cannot be shared by {self._world} processes")
+    def __init__(self, n_batches: int, batch_size: int, *, part: Part | None = None) -> None:
+        self._part = part or Part(*_place(None, None))
+        if batch_size < self._part.world:
+            raise ValueError(f"a batch of {batch_size} images cannot be shared by {self._part.world} processes")
         self._n_batches, self._batch_size, self._epoch = n_batches, batch_size, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -59,18 +58,17 @@ class FreshBatches(Sampler[list[int]]):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        # The same on every process, as gradients are exchanged after every batch.
-        return self._n_batches // self._world
+        return self._n_batches
 
     def __iter__(self) -> Iterator[list[int]]:
         first = self._epoch * self._n_batches
         for i in range(len(self)):
-            start = (first + i * self._world + self._rank) * self._batch_size
-            yield list(range(start, start + self._batch_size))
+            start = (first + i) * self._batch_size
+            yield list(range(start, start + self._batch_size)[self._part.of(self._batch_size)])
 
 
 class Stream(IterableDataset[tuple[Float[Tensor, "b 1 n n"], Int[Tensor, " b"]]]):
-    """`Simulated` in the order of `FreshBatches`, for a training loop of one's own: endless, one epoch after another.
+    """`Simulated` for a training loop of one's own: endless, and process r of w takes every w-th batch from the r-th.
 
     Use it as `DataLoader(Stream(...), batch_size=None, num_workers=k)`; the k workers share the batches, and the
     loader gives them in the same order for every k.

@@ -3,16 +3,18 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from darklens import rng
-from darklens.data.preprocess import Dihedral
+from darklens.data.preprocess import Dihedral, Draws
 from darklens.evaluation.metrics import macro_auc
 from darklens.fit.table import Seen
 from darklens.models.autoencoder import reconstruction_error
+from darklens.training.processes import ALONE, Processes
 from darklens.training.recipe import DataConfig, OneCycle, Plateau, Stage
 
 Batch = Sequence[Any]  # images or their fits, and labels; torch's loader makes it a list
@@ -21,62 +23,82 @@ Batch = Sequence[Any]  # images or their fits, and labels; torch's loader makes 
 class Learner(pl.LightningModule):
     """Trains `network` for one stage.
 
-    Randomness is addressed by (seed, stage, epoch, batch), so a resumed run repeats the interrupted one.
+    Randomness is addressed by (seed, stage, epoch, batch), so a resumed run repeats the interrupted one. Of several
+    processes each has a part of every batch, of `batch_size` images in all; but for dropout's masks and what a system
+    makes of a whole batch, they learn what one would.
     """
 
-    def __init__(self, network: nn.Module, *, stage: Stage, number: int, data: DataConfig, seed: int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        stage: Stage,
+        number: int,
+        data: DataConfig,
+        seed: int,
+        batch_size: int,
+        processes: Processes = ALONE,
+    ) -> None:
         super().__init__()
+        self._batch_size, self._processes = batch_size, processes
         self.network = network
         self._stage = stage
         self._number = number
         self._data = data
         self._seed = seed
-        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._seen: list[list[Tensor]] = []
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Pre-process, and in training augment, a whole batch on the device."""
         images, labels = batch
         if isinstance(images, Seen):  # fits: the maps are as the images were, and the numbers do not turn
             if self.trainer.training and isinstance(self._data.augment, Dihedral):
-                images = images._replace(maps=self._data.augment.apply(images.maps, self._generator()))
+                images = images._replace(maps=self._data.augment.apply(images.maps, self._draws()))
             return images, labels
         if self.trainer.training or self._data.legacy_augmented_validation:
-            images = self._data.preprocess.augmented(images, self._data.augment, self._generator())
+            images = self._data.preprocess.augmented(images, self._data.augment, self._draws())
         else:
             images = self._data.preprocess(images)
         return images.contiguous(memory_format=torch.channels_last), labels
 
-    def _generator(self) -> torch.Generator:
+    def _draws(self) -> Draws:
         part = "train" if self.trainer.training else "validation"
         address = (part, self._number, self.current_epoch, self.global_step, len(self._seen))
-        return torch.Generator().manual_seed(rng.integer_seed(self._seed, "augment", *address))
+        generator = torch.Generator().manual_seed(rng.integer_seed(self._seed, "augment", *address))
+        if not self._processes.several:
+            return Draws(generator)
+        return Draws(generator, self._processes.part.of(self._batch_size).start, self._batch_size)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the batch's mean loss."""
         images, labels = batch
         # Dropout's randomness. Set at every step, since Lightning leaves out the epoch's start in a resumed run.
-        torch.manual_seed(rng.integer_seed(self._seed, "network", self._number, self.global_step))
+        who = (self._processes.place.rank,) if self._processes.several else ()
+        torch.manual_seed(rng.integer_seed(self._seed, "network", self._number, self.global_step, *who))
         # A system of several parts may have a loss of its own for each.
         own = getattr(self.network, "losses", None)
         loss = (own(images, labels) if own else self._losses(self.network(images), images, labels)).mean()
-        self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(labels))
+        # Gradients, and what is logged, are averaged over processes, whose parts may differ by an image.
+        loss = loss * (len(labels) * self._processes.place.world / self._batch_size)
+        self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=self._batch_size, sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keep the losses and, for a classifier, the probabilities."""
+        """Keep the losses, the labels and, for a classifier, the probabilities."""
         images, labels = batch
         output = self.network(images)
-        losses = self._losses(output, images, labels)
-        self.log("val_loss", losses.mean(), on_epoch=True, batch_size=len(labels))
-        if self._stage.task == "classify":
-            self._seen.append((output.double().softmax(1), labels))
+        seen = [self._losses(output, images, labels), labels]
+        self._seen.append([*seen, output.double().softmax(1)] if self._stage.task == "classify" else seen)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the macro one-vs-rest AUC of the validation images."""
-        if self._seen:
-            probabilities, labels = (torch.cat(parts).cpu().numpy() for parts in zip(*self._seen, strict=True))
-            self._seen.clear()
-            self.log("val_auc", macro_auc(labels, probabilities))
+        """Log the mean loss of the validation images, and a classifier's macro one-vs-rest AUC."""
+        own = [torch.cat(parts).cpu().numpy() for parts in zip(*self._seen, strict=True)]
+        self._seen.clear()
+        # Not logged image by image: Lightning means over processes, not over images, where they have unequally many.
+        losses, labels, *p = (np.concatenate(parts) for parts in zip(*self._processes.gather(own), strict=True))
+        self.log("val_loss", losses.mean(dtype=np.float64))
+        if p:
+            self.log("val_auc", macro_auc(labels, p[0]))
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser and schedule of the stage."""

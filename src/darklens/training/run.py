@@ -8,6 +8,7 @@ RUN/bundle/                the result
 
 import csv
 import logging
+import signal
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ import darklens
 from darklens import config, provenance, rng
 from darklens.bundle import Bundle, Contract, Output
 from darklens.data.store import Store, prepare_folder
-from darklens.errors import InputError
+from darklens.errors import ConfigError, InputError
 from darklens.evaluation.calibrate import Labelled, calibrated
 from darklens.executors import usable_cores
 from darklens.files import read_json, write_json, write_text
@@ -37,6 +38,8 @@ from darklens.models.lens_residual import LensResidualConfig
 from darklens.models.zoo import build, count_parameters
 from darklens.training.average import RunningMean
 from darklens.training.learner import Learner
+from darklens.training.normalisation import synchronised
+from darklens.training.processes import Processes, joined
 from darklens.training.recipe import Recipe, Stage
 from darklens.training.sources import Loader, Source, source_of
 
@@ -48,6 +51,8 @@ _FAMILIAR_IMAGES = 4000  # of the training images, to say what is familiar: enou
 def train(recipe: Recipe, store: Store | None, out: Path, *, seed: int = 0, resume: bool = False) -> Bundle:
     """Train a recipe on a store; write the run folder and return its bundle.
 
+    Under torchrun or Slurm's `srun` all processes call it and train together; see `darklens.training.processes`.
+
     Args:
         recipe: What to train and how.
         store: Training images, a part of which is held out for validation; None if the recipe simulates them.
@@ -58,36 +63,73 @@ def train(recipe: Recipe, store: Store | None, out: Path, *, seed: int = 0, resu
     Raises:
         InputError: If `out` is taken and `resume` is not set, or holds a run of another recipe, data or seed.
     """
-    _quiet()
-    keep_freed_memory()
-    source = source_of(recipe.data, recipe.stages, store, seed=seed, fits=fits_for(recipe, store))
+    with joined() as processes:
+        _quiet()
+        keep_freed_memory()
+        fits = processes.in_turn(lambda: fits_for(recipe, store))
+        source, network = processes.agree(lambda: _prepared(recipe, store, fits, seed, processes))
+        processes.first(lambda: _claim(out, recipe, source, seed, resume))
+        processes.agree(lambda: _require_seen(out))
+        validation = _run_stages(network, recipe, source, out, seed, processes)
+        processes.first(lambda: _finish(network, recipe, source, out, seed, validation))
+        return processes.agree(lambda: Bundle.load(out))
+
+
+def _prepared(
+    recipe: Recipe, store: Store | None, fits: Fits | None, seed: int, processes: Processes
+) -> tuple[Source, nn.Module]:
+    """Return the images, and the network with the weights it starts from."""
+    source = source_of(recipe.data, recipe.stages, store, seed=seed, fits=fits)
+    _require_enough(recipe, source, processes.place.world)
     pl.seed_everything(rng.integer_seed(seed, "weights") % 2**32, verbose=False)
-    n_pixels, pixel_scale = source.n_pixels, source.pixel_scale
     network: nn.Module = build(
         recipe.model,
-        n_pixels=recipe.data.preprocess.output_size(n_pixels),
-        pixel_scale=pixel_scale * recipe.data.preprocess.bin,
+        n_pixels=recipe.data.preprocess.output_size(source.n_pixels),
+        pixel_scale=source.pixel_scale * recipe.data.preprocess.bin,
         n_classes=len(source.classes),
     )
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     if recipe.pretrained is not None:
-        _load_autoencoder(network, recipe, n_pixels)
-    _claim(out, recipe, source, seed, resume)
+        _load_autoencoder(network, recipe, source.n_pixels)
+    return source, synchronised(network) if processes.several else network
 
+
+def _require_enough(recipe: Recipe, source: Source, world: int) -> None:
+    """Check that every process has something of every batch, and of the validation images."""
+    for i, stage in enumerate(recipe.stages):
+        if source.batch_size(stage) < world:
+            raise ConfigError(
+                f"stages.{i}.batch_size: a batch of {source.batch_size(stage)} images cannot be shared by {world} "
+                "processes; it is over all of them, so raise it or start fewer."
+            )
+    if source.validation_images < world:
+        raise ConfigError(f"{source.validation_images} validation images cannot be shared by {world} processes.")
+
+
+def _run_stages(
+    network: nn.Module, recipe: Recipe, source: Source, out: Path, seed: int, processes: Processes
+) -> dict[str, float]:
+    """Train all stages and return the validation metrics of the last."""
     validation: dict[str, float] = {}
     for number, stage in enumerate(recipe.stages):
         if stage.task == "reconstruct" and recipe.pretrained is not None:
             continue
-        validation = _run_stage(network, recipe, stage, number, source, out, seed)
+        validation = _run_stage(network, recipe, stage, number, source, out, seed, processes)
+    return validation
 
+
+def _finish(
+    network: nn.Module, recipe: Recipe, source: Source, out: Path, seed: int, validation: dict[str, float]
+) -> None:
+    """Calibrate the trained network and write its bundle."""
     seconds = sum(float(row["seconds"]) for row in _read_rows(out / "metrics.csv"))
     contract = Contract(
         recipe=recipe.name,
         recipe_sha256=config.digest(recipe),
         model=recipe.model,
         classes=source.classes,
-        n_pixels=n_pixels,
-        pixel_scale=pixel_scale,
+        n_pixels=source.n_pixels,
+        pixel_scale=source.pixel_scale,
         preprocess=recipe.data.preprocess,
         parameters=count_parameters(network),
         data=source.identity(),
@@ -105,7 +147,6 @@ def train(recipe: Recipe, store: Store | None, out: Path, *, seed: int = 0, resu
     if contract.task == "classify":
         bundle = _calibrated(bundle, source, recipe.stages, seed)
     bundle.save(out / "bundle")
-    return Bundle.load(out)
 
 
 def fits_for(recipe: Recipe, store: Store | None, *, advance: Callable[[int], None] = lambda _: None) -> Fits | None:
@@ -171,6 +212,7 @@ def _run_stage(
     source: Source,
     out: Path,
     seed: int,
+    processes: Processes,
 ) -> dict[str, float]:
     """Train one stage, leave its chosen weights in `network`, and return their validation metrics."""
     part: nn.Module = network
@@ -180,18 +222,18 @@ def _run_stage(
     last = folder / "last.ckpt"
     # Not ModelCheckpoint's save_last, which writes only when the best changes.
     keep_best, keep_last = _checkpoint(folder, "best", monitor="val_loss"), _checkpoint(folder, "last", monitor=None)
-    first_epoch = int(torch.load(last, map_location="cpu", weights_only=True)["epoch"]) + 1 if last.exists() else 0
-    rows = _EpochRows(out / "metrics.csv", stage, number)
+    first_epoch = processes.agree(lambda: _next_epoch(last))
+    rows = _EpochRows(out / "metrics.csv", stage, number, writes=processes.leads)
     rows.forget_from(first_epoch)
     trainer = pl.Trainer(
         max_epochs=stage.epochs,
-        accelerator="auto",
-        devices=1,
+        **processes.trainer_arguments(),
         precision=precision_of(recipe.precision),
         gradient_clip_val=stage.gradient_clip,
         callbacks=[
             *([RunningMean(stage.ema_decay)] if stage.ema_decay else []),
             *(rows, keep_best, keep_last),
+            *([_EndAtOnce()] if processes.several else []),
             *([RichProgressBar(leave=False)] if Console().is_terminal else []),
         ],
         enable_progress_bar=Console().is_terminal,
@@ -200,11 +242,19 @@ def _run_stage(
         log_every_n_steps=10**9,
         logger=False,
     )
-    learner = Learner(part, stage=stage, number=number, data=recipe.data, seed=seed)
+    learner = Learner(
+        part,
+        stage=stage,
+        number=number,
+        data=recipe.data,
+        seed=seed,
+        batch_size=source.batch_size(stage),
+        processes=processes,
+    )
     trainer.fit(
         learner,
-        *source.loaders(stage, number, first_epoch),
-        ckpt_path=str(last) if last.exists() else None,
+        *source.loaders(stage, number, first_epoch, processes.part),
+        ckpt_path=str(last) if first_epoch else None,
         weights_only=True,
     )
     if trainer.interrupted:
@@ -217,6 +267,11 @@ def _run_stage(
     return {name: float(row[name]) for name in ("epoch", "val_loss", "val_auc") if row[name]}
 
 
+def _next_epoch(last: Path) -> int:
+    """Return the epoch that follows a checkpoint, counted from 0."""
+    return int(torch.load(last, map_location="cpu", weights_only=True)["epoch"]) + 1 if last.exists() else 0
+
+
 def _checkpoint(folder: Path, name: str, *, monitor: str | None) -> ModelCheckpoint:
     return ModelCheckpoint(
         folder, filename=name, monitor=monitor, save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False
@@ -226,8 +281,8 @@ def _checkpoint(folder: Path, name: str, *, monitor: str | None) -> ModelCheckpo
 class _EpochRows(Callback):
     """Appends a row to metrics.csv after each epoch, and prints it where there is no progress bar."""
 
-    def __init__(self, path: Path, stage: Stage, number: int) -> None:
-        self._path, self._stage, self._number = path, stage, number
+    def __init__(self, path: Path, stage: Stage, number: int, *, writes: bool = True) -> None:
+        self._path, self._stage, self._number, self._writes = path, stage, number, writes
         self._started = 0.0
 
     def forget_from(self, epoch: int) -> None:
@@ -251,7 +306,7 @@ class _EpochRows(Callback):
         }
         self._started = time.perf_counter()
         self._write([*_read_rows(self._path), row])
-        if not Console().is_terminal:
+        if self._writes and not Console().is_terminal:
             auc = f", validation AUC {float(row['val_auc']):.4f}" if row["val_auc"] else ""
             print(
                 f"{self._stage.task}: epoch {trainer.current_epoch + 1}/{self._stage.epochs}, "
@@ -260,8 +315,23 @@ class _EpochRows(Callback):
             )
 
     def _write(self, rows: list[dict[str, str]]) -> None:
+        if not self._writes:
+            return
         lines = [",".join(_COLUMNS), *(",".join(row[name] for name in _COLUMNS) for row in rows)]
         write_text(self._path, "\n".join(lines) + "\n")
+
+
+class _EndAtOnce(Callback):
+    """Ends on SIGTERM without a word to the other processes, which are told to end too.
+
+    Lightning would have each exchange messages about it, at every step and amid whatever is exchanged then, which can
+    hang. Checkpoints are whole at any time.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take Lightning's handling away."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        setattr(trainer.fit_loop.epoch_loop, "_broadcast_sigterm_tensor", lambda: None)  # noqa: B010  # not public
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
@@ -269,6 +339,11 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
+
+
+def _require_seen(out: Path) -> None:
+    if not (out / _STATE).exists():
+        raise InputError(f"{out} is not seen from here; it must be on a file system that all processes share.")
 
 
 def _claim(out: Path, recipe: Recipe, source: Source, seed: int, resume: bool) -> None:
@@ -317,3 +392,5 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", ".*GPU available but not used.*")
     warnings.filterwarnings("ignore", ".*exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    warnings.filterwarnings("ignore", ".*sync_dist=True.*")
+    warnings.filterwarnings("ignore", ".*broadcast_buffers. is deprecated.*")  # torch 2.6 has no other name for it

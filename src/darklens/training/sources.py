@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from darklens import config, rng
 from darklens.data.datamodule import BatchOrder, loader, split
+from darklens.data.part import WHOLE, Part
 from darklens.data.store import Store
 from darklens.errors import ConfigError
 from darklens.fit.table import Fits, Seen
@@ -29,7 +30,7 @@ class StoreSource:
             store.labels, validation_fraction=data.validation_fraction, seed=seed, n_per_class=data.n_per_class
         )
         self.classes, self.n_pixels, self.pixel_scale = store.classes, store.index.n_pixels, store.index.pixel_scale
-        self.train_images = len(self._parts.train)
+        self.train_images, self.validation_images = len(self._parts.train), len(self._parts.validation)
 
     def identity(self) -> dict[str, Any]:
         """Return what the images are."""
@@ -41,14 +42,17 @@ class StoreSource:
             "n": len(store),
         }
 
-    def loaders(self, stage: Stage, number: int, first_epoch: int) -> tuple[Loader, Loader]:
-        """Return the loaders of a stage."""
-        order = BatchOrder(
-            self._parts.train, stage.batch_size, shuffle=True, seed=rng.integer_seed(self._seed, "stage", number)
-        )
+    def batch_size(self, stage: Stage) -> int:
+        """Return the number of images in each training batch of a stage, over all processes."""
+        return min(stage.batch_size, self.train_images)
+
+    def loaders(self, stage: Stage, number: int, first_epoch: int, part: Part = WHOLE) -> tuple[Loader, Loader]:
+        """Return the loaders of a stage, of this process's part of every batch."""
+        seed = rng.integer_seed(self._seed, "stage", number)
+        order = BatchOrder(self._parts.train, stage.batch_size, shuffle=True, seed=seed, part=part)
         # Lightning asks for the first batch before it tells the loader which epoch a resumed run is in.
         order.set_epoch(first_epoch)
-        held_out = BatchOrder(self._parts.validation, stage.batch_size, shuffle=False)
+        held_out = BatchOrder(self._parts.validation, stage.batch_size, shuffle=False, part=part)
         return self._loader(order), self._loader(held_out)
 
     def typical(self, stage: Stage, number: int, n: int) -> tuple[Loader, Loader]:
@@ -88,7 +92,8 @@ class StreamSource:
         self.classes = self._population.class_names
         self.n_pixels, self.pixel_scale = self._population.field.n_pixels, self._population.field.pixel_scale
         self.train_images = sum(stage.epochs * self._per_epoch(stage) for stage in stages)
-        self._held_out: dict[tuple[tuple[str, ...], int], Loader] = {}
+        self.validation_images = data.validation_images
+        self._held_out: dict[tuple[tuple[str, ...], int, Part], Loader] = {}
         for i, stage in enumerate(stages):
             self._check(stage, i)
 
@@ -101,11 +106,15 @@ class StreamSource:
             "n": self.train_images,
         }
 
-    def loaders(self, stage: Stage, number: int, first_epoch: int) -> tuple[Loader, Loader]:
-        """Return the loaders of a stage."""
+    def batch_size(self, stage: Stage) -> int:
+        """Return the number of images in each training batch of a stage, over all processes."""
+        return stage.batch_size
+
+    def loaders(self, stage: Stage, number: int, first_epoch: int, part: Part = WHOLE) -> tuple[Loader, Loader]:
+        """Return the loaders of a stage, of this process's part of every batch."""
         workers = self._data.workers
         images = self._simulated(stage, "stream", number)
-        order = FreshBatches(max(1, self._per_epoch(stage) // stage.batch_size), stage.batch_size)
+        order = FreshBatches(max(1, self._per_epoch(stage) // stage.batch_size), stage.batch_size, part=part)
         order.set_epoch(first_epoch)
         train: Loader = DataLoader(
             images,
@@ -116,7 +125,7 @@ class StreamSource:
             multiprocessing_context="spawn" if workers else None,
             persistent_workers=workers > 0,
         )
-        return train, self._validation(stage)
+        return train, self._validation(stage, part)
 
     def typical(self, stage: Stage, number: int, n: int) -> tuple[Loader, Loader]:
         """Return at most n images of those trained on, the first of the stage, and the validation images of a stage."""
@@ -124,7 +133,7 @@ class StreamSource:
         n = min(n, stage.epochs * self._per_epoch(stage))
         batches = [list(range(i, min(i + size, n))) for i in range(0, n, size)]
         familiar: Loader = DataLoader(images, sampler=batches, batch_size=None)
-        return familiar, self._validation(stage)
+        return familiar, self._validation(stage, WHOLE)
 
     def _per_epoch(self, stage: Stage) -> int:
         return stage.images_per_epoch or self._data.images_per_epoch
@@ -141,16 +150,17 @@ class StreamSource:
                 f"stages.{number}.overrides: field and class names must stay; change them in data.overrides."
             )
 
-    def _validation(self, stage: Stage) -> Loader:
+    def _validation(self, stage: Stage, part: Part) -> Loader:
         """Return images like the stage's own, so that the best epoch is the best at what the stage teaches."""
-        key = (stage.overrides, stage.batch_size)
+        key = (stage.overrides, stage.batch_size, part)
         if key not in self._held_out:
             images, n, size = (
                 self._simulated(stage, "stream validation"),
                 self._data.validation_images,
                 stage.batch_size,
             )
-            batches = [images[list(range(i, min(i + size, n)))] for i in range(0, n, size)]
+            whole = (range(i, min(i + size, n)) for i in range(0, n, size))
+            batches = [images[list(own)] for batch in whole if (own := batch[part.of(len(batch))])]
             self._held_out[key] = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]  # a list is a data set
         return self._held_out[key]
 

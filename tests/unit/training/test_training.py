@@ -240,6 +240,7 @@ def test_double_softmax_bounds_the_loss_from_below(store):
             number=0,
             data=data,
             seed=0,
+            batch_size=1,
         )
         assert float(learner._losses(sure, images, label)) == pytest.approx(expected, abs=1e-4)
 

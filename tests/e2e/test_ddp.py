@@ -1,0 +1,195 @@
+"""Two processes on gloo: they learn what one does, say an error once, and go on when one of them was killed."""
+
+import csv
+import os
+import signal
+import socket
+import subprocess
+import sys
+from multiprocessing import get_context
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from darklens.cli import main
+from darklens.simulate import populations
+from darklens.simulate.generate import generate
+
+WORLD = 2
+FIELD = "field.n_pixels=44"
+SMALL = ["data.preprocess.crop=44", "stages.0.epochs=3", "stages.0.batch_size=9"]
+STREAM = ["kind=stream", "population=common-test-i", f"overrides=[{FIELD}]", "images_per_epoch=27", "workers=0"]
+SYSTEMS = {
+    "resnet_simple": ["resnet_simple", *SMALL, "model.dropout=0"],
+    "running batch statistics": [
+        "resnet_18",
+        *SMALL,
+        "stages.0.ema_decay=0",
+        "data.augment.kind=dihedral",
+        "model.channels=[4,8,8,8]",
+    ],
+    "lens layer on a stream": [
+        "sis_autoencoder2",
+        "data.preprocess.crop=44",
+        "model.k_network.latent=8",
+        "model.classifier.dropout=0",
+        *(f"stages.{i}.{change}" for i in (0, 1) for change in ("epochs=1", "batch_size=9")),
+        *(f"data.{change}" for change in (*STREAM, "validation_images=7")),
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    path = tmp_path_factory.mktemp("stores") / "s"
+    generate(populations.get("deeplense-model-i", [FIELD]), path, n_per_class=13, seed=1, workers=1)
+    return path
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Processes that start with torch and Lightning imported and no thread of theirs running."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["darklens.training.run"])
+    return context
+
+
+def run_command(environment, words, log, killed_in):
+    """Run a command with its output in a file; the last process kills itself in one step of one epoch."""
+    os.environ |= environment
+    torch.set_num_threads(1)
+    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    if killed_in and environment.get("SLURM_PROCID") == str(WORLD - 1):
+        from darklens.training.learner import Learner
+
+        original = Learner.training_step
+
+        def step(self, batch, batch_idx):
+            if (self.current_epoch, batch_idx) == killed_in:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(self, batch, batch_idx)
+
+        Learner.training_step = step
+    main(words)
+
+
+def launch(processes, words, folder, *, world=WORLD, killed_in=None):
+    """Run a command as srun would; return exit codes and what each process said."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    started = []
+    for rank in range(world):
+        step = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_STEP_NUM_TASKS": world}
+        step |= {"SLURM_STEP_TASKS_PER_NODE": world, "SLURM_STEP_NODELIST": "127.0.0.1", "MASTER_PORT": port}
+        environment = {name: str(value) for name, value in step.items()} if world > 1 else {}
+        arguments = (environment, [str(word) for word in words], folder / f"log{rank}", killed_in)
+        started.append(processes.Process(target=run_command, args=arguments))
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(100)
+        if process.is_alive():
+            process.kill()
+            pytest.fail("a process hung")
+    return [p.exitcode for p in started], [(folder / f"log{rank}").read_text() for rank in range(world)]
+
+
+def command(system, store, out, *more):
+    data = [] if any(word.startswith("data.kind=stream") for word in system) else ["--data", store]
+    return ["train", *system, *data, "--out", out, "--seed", 5, *more]
+
+
+def rows(out):
+    with (out / "metrics.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def weights(out):
+    return load_file(out / "bundle" / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_two_processes_learn_what_one_does(name, store, processes, tmp_path):
+    for world, out in ((1, tmp_path / "one"), (WORLD, tmp_path / "two")):
+        codes, said = launch(processes, command(SYSTEMS[name], store, out), tmp_path, world=world)
+        assert codes == [0] * world, said
+    assert "validation loss" in said[0] and said[1] == ""
+    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
+    for a, b in zip(one, two, strict=True):
+        for column in ("train_loss", "val_loss", "val_auc", "lr"):
+            assert a[column] == b[column] or float(a[column]) == pytest.approx(float(b[column]), rel=2e-4), column
+    first, second = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for key, value in first.items():
+        # Adam divides by the gradient's size, so rounding in gradients near zero moves weights by a part of a step.
+        torch.testing.assert_close(second[key], value, rtol=1e-3, atol=3e-4)
+
+
+def test_a_killed_process_ends_the_others_and_resuming_gives_the_same_weights(store, processes, tmp_path):
+    system = ["resnet_simple", *SMALL]
+    assert launch(processes, command(system, store, tmp_path / "whole"), tmp_path)[0] == [0, 0]
+    cut = command(system, store, tmp_path / "cut", "--resume")
+    codes, said = launch(processes, cut, tmp_path, killed_in=(1, 2))
+    assert codes == [1, -signal.SIGKILL]
+    assert said[0].count("darklens:") == 1 and "--resume" in said[0] and "Traceback" not in said[0]
+    assert not (tmp_path / "cut" / "bundle").exists() and len(rows(tmp_path / "cut")) == 1
+    assert launch(processes, cut, tmp_path)[0] == [0, 0]
+    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+    assert [r["val_loss"] for r in rows(tmp_path / "whole")] == [r["val_loss"] for r in rows(tmp_path / "cut")]
+
+
+def test_a_store_is_fitted_once(store, processes, tmp_path):
+    system = ["lens_residual", "model.population=deeplense-model-i", f"model.overrides=[{FIELD}]"]
+    system += ["stages.0.epochs=1", "stages.0.batch_size=9"]
+    codes, said = launch(processes, command(system, store, tmp_path / "r"), tmp_path)
+    assert codes == [0, 0], said
+    assert all(np.isfinite(value.numpy()).all() for value in weights(tmp_path / "r").values())
+    fits = list((store / "fits").glob("*/*.maps.npy"))
+    written = [path.stat().st_mtime_ns for path in fits]
+    assert len(fits) == 1 and said[1] == ""
+    assert launch(processes, command(system, store, tmp_path / "again"), tmp_path)[0] == [0, 0]
+    assert [path.stat().st_mtime_ns for path in fits] == written
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["resnet_simple", "stages.0.epoch=3"], "did you mean 'epochs'"),
+        (["resnet_simple", "stages.0.batch_size=two"], "batch_size"),
+        (["resnet_simple", "data.preprocess.crop=96"], "cannot be cropped"),
+        (["resnet_simple", "--epochs", "3"], "--epochs"),
+    ],
+)
+def test_what_is_wrong_is_said_once(words, sentence, store, processes, tmp_path):
+    codes, said = launch(processes, command(words, store, tmp_path / "r"), tmp_path)
+    assert codes == [2, 2] and said[1] == ""
+    assert said[0].count("\n") == 1 and sentence in said[0]
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_batch_must_have_an_image_for_every_process(store, processes, tmp_path):
+    words = command(["resnet_simple", "stages.0.batch_size=2"], store, tmp_path / "r")
+    codes, said = launch(processes, words, tmp_path, world=3)
+    assert codes == [2, 2, 2] and "a batch of 2 images cannot be shared by 3 processes" in said[0]
+    assert said[1:] == ["", ""] and not (tmp_path / "r").exists()
+
+
+def test_torchrun_starts_a_training(store, tmp_path):
+    words = command([*SYSTEMS["resnet_simple"], "stages.0.epochs=1"], store, tmp_path / "r")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(WORLD), "--standalone"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, "-m", "darklens.cli", *map(str, words)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Bundle in") == 1 and done.stderr == ""
+    assert len(rows(tmp_path / "r")) == 1
