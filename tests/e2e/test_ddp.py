@@ -23,13 +23,7 @@ SMALL = ["data.preprocess.crop=44", "stages.0.epochs=3", "stages.0.batch_size=9"
 STREAM = ["kind=stream", "population=common-test-i", f"overrides=[{FIELD}]", "images_per_epoch=27", "workers=0"]
 SYSTEMS = {
     "resnet_simple": ["resnet_simple", *SMALL, "model.dropout=0"],
-    "running batch statistics": [
-        "resnet_18",
-        *SMALL,
-        "stages.0.ema_decay=0",
-        "data.augment.kind=dihedral",
-        "model.channels=[4,8,8,8]",
-    ],
+    "running statistics": ["resnet_simple", *SMALL, "model.dropout=0", "stages.0.ema_decay=0"],
     "lens layer on a stream": [
         "sis_autoencoder2",
         "data.preprocess.crop=44",
@@ -53,7 +47,9 @@ def processes():
     """Processes that start with torch and Lightning imported and no thread of theirs running."""
     context = get_context("forkserver")
     context.set_forkserver_preload(["darklens.training.run"])
-    return context
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")  # as the command line does, before torch is imported
+        yield context
 
 
 def run_command(environment, words, log, killed_in):
