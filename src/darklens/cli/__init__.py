@@ -5,7 +5,8 @@ import sys
 
 from cyclopts import CycloptsError
 
-from darklens.cli import images, judge, lists, models, serve  # noqa: F401  # each puts its commands into the application
+# Each puts its commands into the application.
+from darklens.cli import images, judge, lists, models, serve, tune  # noqa: F401
 from darklens.cli.app import app, complain
 from darklens.errors import ConfigError, DarklensError
 

@@ -11,9 +11,9 @@ import logging
 import signal
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
@@ -48,7 +48,31 @@ _STATE = "state.json"
 _FAMILIAR_IMAGES = 4000  # of the training images, to say what is familiar: enough for the covariance of 500 features
 
 
-def train(recipe: Recipe, store: Store | None, out: Path, *, seed: int = 0, resume: bool = False) -> Bundle:
+class EpochMetrics(NamedTuple):
+    """What an epoch came to; stage and epoch are counted from 0, `val_auc` is NaN where nothing is classified."""
+
+    stage: int
+    epoch: int
+    train_loss: float
+    val_loss: float
+    val_auc: float
+
+    @classmethod
+    def of(cls, row: Mapping[str, str]) -> "EpochMetrics":
+        """Return those of a row of metrics.csv."""
+        losses = (float(row[name] or "nan") for name in ("train_loss", "val_loss", "val_auc"))
+        return cls(int(row["stage"]), int(row["epoch"]), *losses)
+
+
+def train(
+    recipe: Recipe,
+    store: Store | None,
+    out: Path,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    watch: Callable[[EpochMetrics], None] = lambda _: None,
+) -> Bundle:
     """Train a recipe on a store; write the run folder and return its bundle.
 
     Under torchrun or Slurm's `srun` all processes call it and train together; see `darklens.training.processes`.
@@ -59,6 +83,7 @@ def train(recipe: Recipe, store: Store | None, out: Path, *, seed: int = 0, resu
         out: Run folder to write.
         seed: Decides weights, split, order and augmentation.
         resume: Go on with an interrupted run in `out`, from the last finished epoch.
+        watch: Called after each epoch; what it raises ends the training. Not for several processes.
 
     Raises:
         InputError: If `out` is taken and `resume` is not set, or holds a run of another recipe, data or seed.
@@ -70,7 +95,7 @@ def train(recipe: Recipe, store: Store | None, out: Path, *, seed: int = 0, resu
         source, network = processes.agree(lambda: _prepared(recipe, store, fits, seed, processes))
         processes.first(lambda: _claim(out, recipe, source, seed, resume))
         processes.agree(lambda: _require_seen(out))
-        validation = _run_stages(network, recipe, source, out, seed, processes)
+        validation = _run_stages(network, recipe, source, out, seed, processes, watch)
         processes.first(lambda: _finish(network, recipe, source, out, seed, validation))
         return processes.agree(lambda: Bundle.load(out))
 
@@ -107,14 +132,20 @@ def _require_enough(recipe: Recipe, source: Source, world: int) -> None:
 
 
 def _run_stages(
-    network: nn.Module, recipe: Recipe, source: Source, out: Path, seed: int, processes: Processes
+    network: nn.Module,
+    recipe: Recipe,
+    source: Source,
+    out: Path,
+    seed: int,
+    processes: Processes,
+    watch: Callable[[EpochMetrics], None],
 ) -> dict[str, float]:
     """Train all stages and return the validation metrics of the last."""
     validation: dict[str, float] = {}
     for number, stage in enumerate(recipe.stages):
         if stage.task == "reconstruct" and recipe.pretrained is not None:
             continue
-        validation = _run_stage(network, recipe, stage, number, source, out, seed, processes)
+        validation = _run_stage(network, recipe, stage, number, source, out, seed, processes, watch)
     return validation
 
 
@@ -122,7 +153,7 @@ def _finish(
     network: nn.Module, recipe: Recipe, source: Source, out: Path, seed: int, validation: dict[str, float]
 ) -> None:
     """Calibrate the trained network and write its bundle."""
-    seconds = sum(float(row["seconds"]) for row in _read_rows(out / "metrics.csv"))
+    seconds = sum(float(row["seconds"]) for row in read_rows(out / "metrics.csv"))
     contract = Contract(
         recipe=recipe.name,
         recipe_sha256=config.digest(recipe),
@@ -213,6 +244,7 @@ def _run_stage(
     out: Path,
     seed: int,
     processes: Processes,
+    watch: Callable[[EpochMetrics], None],
 ) -> dict[str, float]:
     """Train one stage, leave its chosen weights in `network`, and return their validation metrics."""
     part: nn.Module = network
@@ -223,7 +255,7 @@ def _run_stage(
     # Not ModelCheckpoint's save_last, which writes only when the best changes.
     keep_best, keep_last = _checkpoint(folder, "best", monitor="val_loss"), _checkpoint(folder, "last", monitor=None)
     first_epoch = processes.agree(lambda: _next_epoch(last))
-    rows = _EpochRows(out / "metrics.csv", stage, number, writes=processes.leads)
+    rows = _EpochRows(out / "metrics.csv", stage, number, watch, writes=processes.leads)
     rows.forget_from(first_epoch)
     trainer = pl.Trainer(
         max_epochs=stage.epochs,
@@ -262,7 +294,7 @@ def _run_stage(
     chosen = last if stage.legacy_last_epoch else folder / "best.ckpt"
     state = torch.load(chosen, map_location="cpu", weights_only=True)["state_dict"]
     part.load_state_dict({name.removeprefix("network."): value for name, value in state.items()})
-    own = [row for row in _read_rows(out / "metrics.csv") if int(row["stage"]) == number]
+    own = [row for row in read_rows(out / "metrics.csv") if int(row["stage"]) == number]
     row = own[-1] if stage.legacy_last_epoch else min(own, key=lambda r: float(r["val_loss"]))
     return {name: float(row[name]) for name in ("epoch", "val_loss", "val_auc") if row[name]}
 
@@ -281,13 +313,16 @@ def _checkpoint(folder: Path, name: str, *, monitor: str | None) -> ModelCheckpo
 class _EpochRows(Callback):
     """Appends a row to metrics.csv after each epoch, and prints it where there is no progress bar."""
 
-    def __init__(self, path: Path, stage: Stage, number: int, *, writes: bool = True) -> None:
-        self._path, self._stage, self._number, self._writes = path, stage, number, writes
+    def __init__(
+        self, path: Path, stage: Stage, number: int, watch: Callable[[EpochMetrics], None], *, writes: bool
+    ) -> None:
+        self._path, self._stage, self._number = path, stage, number
+        self._watch, self._writes = watch, writes
         self._started = 0.0
 
     def forget_from(self, epoch: int) -> None:
         """Drop this stage's rows from `epoch` on: a resumed run repeats those epochs."""
-        self._write([r for r in _read_rows(self._path) if int(r["stage"]) != self._number or int(r["epoch"]) < epoch])
+        self._write([r for r in read_rows(self._path) if int(r["stage"]) != self._number or int(r["epoch"]) < epoch])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the first epoch's clock."""
@@ -305,7 +340,7 @@ class _EpochRows(Callback):
             "seconds": f"{time.perf_counter() - self._started:.2f}",
         }
         self._started = time.perf_counter()
-        self._write([*_read_rows(self._path), row])
+        self._write([*read_rows(self._path), row])
         if self._writes and not Console().is_terminal:
             auc = f", validation AUC {float(row['val_auc']):.4f}" if row["val_auc"] else ""
             print(
@@ -313,6 +348,7 @@ class _EpochRows(Callback):
                 f"loss {float(row['train_loss']):.4f}, validation loss {float(row['val_loss']):.4f}{auc}",
                 flush=True,
             )
+        self._watch(EpochMetrics.of(row))
 
     def _write(self, rows: list[dict[str, str]]) -> None:
         if not self._writes:
@@ -334,7 +370,8 @@ class _EndAtOnce(Callback):
         setattr(trainer.fit_loop.epoch_loop, "_broadcast_sigterm_tensor", lambda: None)  # noqa: B010  # not public
 
 
-def _read_rows(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a metrics.csv; none where there is no such file."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as stream:

@@ -1,0 +1,56 @@
+"""What became of the trials of a search: a table, and which of them is the best."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from darklens.files import write_text
+
+Metric = Literal["val_loss", "val_auc"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial that has ended.
+
+    Attributes:
+        number: Counted from 0.
+        state: `complete`, `pruned` (stopped early, being worse than others at that epoch), `failed` (killed; it was
+            made again) or `refused` (its settings do not go together).
+        value: The metric; of a pruned trial that of its last epoch, None if it has none.
+        epochs: Of the last stage.
+        seconds: Wall time.
+        settings: What was tried, by key.
+        problem: Why it was refused or stopped.
+    """
+
+    number: int
+    state: Literal["complete", "pruned", "failed", "refused"]
+    value: float | None
+    epochs: int
+    seconds: float
+    settings: dict[str, Any]
+    problem: str
+
+
+def best_of(trials: Sequence[Trial], metric: Metric) -> Trial | None:
+    """Return the best whole trial; None if there is none."""
+    whole = [trial for trial in trials if trial.state == "complete"]
+    sign = 1 if metric == "val_loss" else -1
+    return min(whole, key=lambda trial: sign * (trial.value or 0.0), default=None)
+
+
+def write_table(path: Path, trials: Sequence[Trial], metric: Metric) -> None:
+    """Write trials.csv."""
+    keys = list(dict.fromkeys(key for trial in trials for key in trial.settings))
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["trial", "state", metric, "epochs", "seconds", *keys, "problem"])
+    for trial in trials:
+        value = "" if trial.value is None else f"{trial.value:.6g}"
+        settings = [trial.settings.get(key, "") for key in keys]
+        writer.writerow([trial.number, trial.state, value, trial.epochs, trial.seconds, *settings, trial.problem])
+    write_text(path, stream.getvalue())
