@@ -40,6 +40,22 @@ def models() -> int:
     return 0
 
 
+@app.command
+def cite(
+    subject: Annotated[
+        str, Parameter(help="Run or bundle folder, shipped model, hub repository, or recipe (name or YAML file).")
+    ],
+) -> int:
+    """Print BibTeX of the physics, methods and software that a run, a model or a recipe used.
+
+    Example: `darklens cite runs/sis > references.bib`
+    """
+    from darklens.cite.bibtex import cite as bibtex
+
+    print(bibtex(subject), end="")
+    return 0
+
+
 @config_app.command
 def show(
     recipe: Recipe,

@@ -1,0 +1,121 @@
+"""BibTeX of what a recipe, run or model used."""
+
+import re
+from collections.abc import Iterable
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import darklens
+from darklens import provenance
+from darklens.bundle import Bundle, Contract, is_model, locate
+from darklens.cite import used
+from darklens.cite.used import Use
+from darklens.errors import ConfigError
+from darklens.models.ensemble import first_of
+from darklens.simulate import populations
+from darklens.simulate.populations import Population
+from darklens.training import recipe as recipes
+from darklens.training.recipe import Recipe
+
+
+@cache
+def entries() -> dict[str, str]:
+    """Return the entries of references.bib by their keys."""
+    text = (resources.files("darklens") / "cite" / "references.bib").read_text(encoding="utf-8")
+    return {match[1]: match[0] for match in re.finditer(r"^@\w+\{(\w+),\n.*?^\}", text, re.MULTILINE | re.DOTALL)}
+
+
+def cite(subject: str) -> str:
+    """Return BibTeX, each entry under a line that says what it was used for.
+
+    Args:
+        subject: Run folder, bundle, shipped model or hub repository; or a recipe, by name or as a YAML file.
+
+    Raises:
+        ConfigError: If it is none of these.
+    """
+    if is_model(Path(subject)) and not Path(subject).is_file():
+        return _of_model(Path(subject))
+    try:
+        recipe = recipes.get(subject)
+    except ConfigError:
+        raise ConfigError(
+            f"{subject} is neither a run, a bundle, a shipped model nor a recipe; see `darklens models` and "
+            "`darklens recipes`."
+        ) from None
+    return _of_recipe(recipe)
+
+
+def _of_recipe(recipe: Recipe) -> str:
+    population = populations.get(recipe.data.population, recipe.data.overrides) if recipe.data.population else None
+    classifies = recipe.stages[-1].task == "classify"
+    own = {"version": darklens.__version__, "commit": provenance.commit()}
+    return _text(f"recipe {recipe.name}", recipe.model, recipe, population, classifies, own)
+
+
+def _of_model(path: Path) -> str:
+    folder = locate(path)
+    contract = Bundle.load(folder).contract
+    config = folder.parent / "config.yaml"
+    if config.exists():
+        recipe: Recipe | None = recipes.get(str(config))
+    else:
+        recipe = recipes.get(contract.recipe) if contract.recipe in recipes.names() else None
+    return _text(
+        f"{contract.recipe} on {contract.data.get('population') or 'imported images'}",
+        contract.model,
+        recipe,
+        _known_population(contract),
+        contract.calibration is not None,
+        contract.provenance,
+    )
+
+
+def _known_population(contract: Contract) -> Population | None:
+    """Return the population that a bundle was trained on, if this installation has it."""
+    name = str(contract.data.get("population"))
+    fitted = getattr(first_of(contract.model), "population", None)
+    if isinstance(fitted, Population) and fitted.name == name:
+        return fitted
+    return populations.get(name) if name in populations.names() else None
+
+
+def _text(
+    title: str,
+    model: Any,
+    recipe: Recipe | None,
+    population: Population | None,
+    calibrated: bool,
+    own: dict[str, Any],
+) -> str:
+    uses: list[Use] = [*used.of_system(model)]
+    uses += used.of_population(population) if population else []
+    uses += used.of_training(recipe.stages) if recipe else [("falcon2019", "training")]
+    uses += used.of_calibration() if calibrated else []
+    uses += used.of_software()
+    parts = [f"% What {title} used.", f"% darklens itself\n{_darklens(own)}", *_entries(uses)]
+    parts += [f"% Brought by a plug-in: {text}" for text in (used.other_profiles(population) if population else [])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _entries(uses: Iterable[Use]) -> list[str]:
+    purposes: dict[str, list[str]] = {}
+    for key, purpose in uses:
+        known = purposes.setdefault(key, [])
+        if purpose not in known:
+            known.append(purpose)
+    return [f"% {', '.join(what)}\n{entries()[key]}" for key, what in purposes.items()]
+
+
+def _darklens(own: dict[str, Any]) -> str:
+    version, commit = str(own.get("version", "unknown")), str(own.get("commit", "unknown"))
+    return (
+        "@software{darklens,\n"
+        "  author = {{The darklens developers}},\n"
+        "  title = {darklens: physics-informed classification of dark-matter substructure in strong-lens images},\n"
+        f"  version = {{{version}}},\n"
+        f"  note = {{commit {commit}}},\n"
+        "}"
+    )

@@ -1,0 +1,130 @@
+"""Which works a system, its training and its images follow; the keys are those of references.bib."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from darklens.models.ensemble import EnsembleConfig
+from darklens.physics.profiles import PROFILES
+from darklens.simulate.lights import SersicLight
+from darklens.simulate.populations import (
+    InstrumentNoise,
+    LineMass,
+    Masses,
+    MassTheta,
+    PointMasses,
+    Population,
+    Subhaloes,
+)
+
+Use = tuple[str, str]
+"""Key of a work, and what it was used for."""
+
+_PROFILES = {
+    "sis": ["schneider1992"],
+    "sie": ["kormann1994"],
+    "shear": ["schneider1992"],
+    "point": ["schneider1992"],
+    "line": ["alexander2020"],
+    "epl": ["tessore2015"],
+    "nfw": ["navarro1997", "bartelmann1996", "wright2000"],
+    "tnfw": ["baltz2009", "navarro1997", "wright2000"],
+}
+_INSTRUMENTS = {"hst": "windhorst2011", "euclid": "euclidvis2025", "lsst": "ivezic2019", "rubin": "ivezic2019"}
+_NETWORKS = {
+    "resnet_simple": ["he2016"],
+    "resnet_18": ["he2016"],
+    "autoencoder_resnet_simple": ["he2016"],
+    "transformer": ["dosovitskiy2021"],
+}
+
+
+def of_population(population: Population) -> Iterator[Use]:
+    """Yield the works that images of a population follow."""
+    lens = population.lens
+    yield from _of_profile("sis" if lens.round else "sie", "smooth lens")
+    yield from _of_profile("shear", "external shear")
+    if isinstance(lens.theta_E, MassTheta):
+        yield "astropy2022", "distances"
+    for name, substructure in population.classes.items():
+        what = f"substructure of class {name}"
+        if isinstance(substructure, PointMasses):
+            yield from _of_profile("point", what)
+        elif isinstance(substructure, LineMass):
+            yield from _of_profile("line", what)
+        elif isinstance(substructure, Subhaloes):
+            yield from _of_profile("tnfw", what)
+            yield "astropy2022", "distances"
+        elif isinstance(substructure, Masses):
+            yield from _of_profile(substructure.profile, what)
+    if isinstance(population.source, SersicLight) or population.lens_light is not None:
+        yield "graham2005", "light of galaxies"
+        yield "ciotti1999", "light of galaxies"
+    if isinstance(population.noise, InstrumentNoise):
+        for part, key in _INSTRUMENTS.items():
+            if part in population.noise.name:
+                yield key, "instrument"
+    yield "salmon2011", "random numbers"
+    yield "giles2016", "Poisson noise"
+    yield "virtanen2020", "priors"
+
+
+def other_profiles(population: Population) -> list[str]:
+    """Return the references of profiles that plug-ins brought, as their cards give them."""
+    names = {s.profile for s in population.classes.values() if isinstance(s, Masses)} - set(_PROFILES)
+    return [f"{name}: {PROFILES[name].reference}" for name in sorted(names)]
+
+
+def of_system(config: Any) -> Iterator[Use]:
+    """Yield the works that a system follows, those of its parts included."""
+    if isinstance(config, EnsembleConfig):
+        yield "lakshminarayanan2017", "deep ensemble"
+        for member in config.members:
+            yield from of_system(member)
+        return
+    population = getattr(config, "population", None)
+    if isinstance(population, Population):
+        yield "marquardt1963", "fits of lenses"
+        yield from _of_profile("sis" if population.lens.round else "sie", "fits of lenses")
+        yield from _of_profile("point", "fits of lenses")
+        yield from _of_profile("line", "fits of lenses")
+    if config.kind.startswith("sis_"):
+        yield "alexander2020", "classes of substructure"
+        yield from _of_profile("sis", "lens step")
+    for part in (config, *(getattr(config, name, None) for name in ("classifier", "k_network", "first", "specialist"))):
+        for key in _NETWORKS.get(getattr(part, "kind", ""), []):
+            yield key, "network"
+
+
+def of_training(stages: Any) -> Iterator[Use]:
+    """Yield the works that the stages of a recipe follow."""
+    for stage in stages:
+        yield ("loshchilov2019" if stage.optimiser.kind == "adamw" else "kingma2015"), "optimiser"
+        if stage.schedule.kind == "one_cycle":
+            yield "smith2017", "learning rate"
+        if stage.ema_decay:
+            yield "polyak1992", "running mean of weights"
+            yield "izmailov2018", "running mean of weights"
+        if stage.overrides:
+            yield "bengio2009", "easier images first"
+    yield "falcon2019", "training"
+
+
+def of_calibration() -> Iterator[Use]:
+    """Yield the works that calibrated probabilities, sets, promised risks and unfamiliar images follow."""
+    yield "guo2017", "temperature"
+    yield "sadinle2019", "prediction sets"
+    yield "romano2020", "prediction sets"
+    yield "angelopoulos2021", "promised risks"
+    yield "lee2018", "unfamiliar images"
+    yield "ledoit2004", "unfamiliar images"
+
+
+def of_software() -> Iterator[Use]:
+    """Yield the packages that everything runs on."""
+    yield "ansel2024", "tensors and gradients"
+    yield "harris2020", "arrays"
+
+
+def _of_profile(name: str, what: str) -> Iterator[Use]:
+    for key in _PROFILES.get(name, []):
+        yield key, what
