@@ -20,6 +20,8 @@ app = App(
     suppress_keyboard_interrupt=False,  # main says how to go on
 )
 
+app.register_install_completion_command(help="Install completion of commands and options for your shell.")
+
 SOME_INPUTS_BAD = 3
 Positive = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 Recipe = Annotated[str, Parameter(help="A name from `darklens recipes`, or a YAML file.")]

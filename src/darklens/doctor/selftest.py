@@ -1,17 +1,20 @@
 """What runs here and whether its physics holds: versions, device, and a few laws checked within seconds."""
 
+import os
 import platform
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
 
 import darklens
-from darklens import provenance, rng
+from darklens import plugins, provenance, rng
 from darklens.bundle import DEFAULT_MODEL, Bundle
 from darklens.physics import optics, splat
 from darklens.physics.grid import Grid
@@ -19,9 +22,20 @@ from darklens.physics.profiles import PROFILES
 from darklens.simulate import populations
 from darklens.simulate.batch import simulate_batch
 from darklens.simulate.draw import Truth, draw
+from darklens.simulate.engine import compiler
 from darklens.simulate.populations import PoissonNoise, Population
 from darklens.simulate.render import render
 
+_PACKAGES = ("torch", "numpy", "scipy", "astropy", "pytorch-lightning")
+_EXTRAS = {
+    "serve": ("fastapi", "uvicorn", "python_multipart"),
+    "hub": ("huggingface_hub",),
+    "hdf5": ("h5py",),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "explain": ("captum",),
+    "cluster": ("distributed", "dask_jobqueue"),
+    "tune": ("optuna",),
+}
 _PARAMETERS = {
     "theta_E": 1.2,
     "e1": 0.1,
@@ -59,11 +73,35 @@ class Check:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that decide results, and the hardware."""
+    """Return what decides results: versions, hardware, memory, compiler, extras and plug-ins."""
     found = {"darklens": f"{darklens.__version__} ({provenance.commit()})", "python": platform.python_version()}
-    found |= {name: version(name) for name in ("torch", "numpy", "scipy", "pytorch-lightning")}
+    found |= {name: version(name) for name in _PACKAGES}
     device = f"cuda, {torch.version.cuda}" if torch.cuda.is_available() else "cpu"
-    return found | {"device": f"{device}; {provenance.hardware()}", "threads": str(torch.get_num_threads())}
+    found |= {"device": f"{device}; {provenance.hardware()}", "threads": str(torch.get_num_threads())}
+    found["memory"] = ", ".join(_memory()) or "unknown"
+    found["compiler"] = compiler() or "none: --engine compiled needs one, such as g++"
+    missing = missing_extras()
+    present = [name for name in _EXTRAS if name not in missing]
+    found["extras"] = ", ".join(present) or "none"
+    if missing:
+        found["extras"] += f"; without {', '.join(missing)} (pip install 'darklens[{missing[0]}]')"
+    loaded = plugins.load()
+    return found | ({"plug-ins": ", ".join(f"{name} ({origin})" for name, origin in loaded.items())} if loaded else {})
+
+
+def missing_extras() -> list[str]:
+    """Return the extras of which a package is not installed, without importing any."""
+    return [name for name, modules in _EXTRAS.items() if any(find_spec(module) is None for module in modules)]
+
+
+def _memory() -> list[str]:
+    """Return the machine's memory and the GPU's, where they can be asked for."""
+    found = []
+    with suppress(AttributeError, OSError, ValueError):  # Windows
+        found.append(f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB")
+    if torch.cuda.is_available():
+        found.append(f"{torch.cuda.get_device_properties(0).total_memory / 2**30:.1f} GiB on the GPU")
+    return found
 
 
 def run() -> list[Check]:

@@ -46,9 +46,15 @@ class Engine:
         return self.convolve(optics.integrate_pixels(brightness, population.field.supersample), psf_of(population))
 
 
+def compiler() -> str | None:
+    """Return the path of the C++ compiler that torch.compile would take; None if there is none."""
+    names = (os.environ.get("CXX", "g++"), "g++", "clang++", "cl")
+    return next((path for path in map(shutil.which, names) if path), None)
+
+
 def check(name: EngineName) -> None:
     """Raise ConfigError if "compiled" is asked for where there is no C++ compiler."""
-    if name == "compiled" and not any(shutil.which(c) for c in (os.environ.get("CXX", "g++"), "g++", "clang++", "cl")):
+    if name == "compiled" and compiler() is None:
         raise ConfigError("The compiled engine needs a C++ compiler such as g++: install one, or use engine eager.")
 
 

@@ -60,13 +60,10 @@ def test_all_references_parse_and_are_complete():
     for key, fields in found.items():
         assert {"author", "title", "year"} | NEEDED[fields["kind"]] <= set(fields), key
         assert (
-            (re.fullmatch(r"(19|20)\d\d", fields["year"])
-            and fields["year"] == re.sub(r"\D", "", key)[-4:])
-            or key
-            in (
-                "astropy2022",
-                "euclidvis2025",
-            )
+            re.fullmatch(r"(19|20)\d\d", fields["year"]) and fields["year"] == re.sub(r"\D", "", key)[-4:]
+        ) or key in (
+            "astropy2022",
+            "euclidvis2025",
         )
         assert re.fullmatch(r"10\.\d{4,}/\S+", fields.get("doi", "10.1000/x")), key
         assert re.fullmatch(r"\d{4}\.\d{4,5}", fields.get("eprint", "0000.0000")), key

@@ -39,4 +39,27 @@ def test_wrong_physics_is_noticed(monkeypatch):
 
 
 def test_versions_name_what_decides_results():
-    assert {"darklens", "python", "torch", "numpy", "device"} <= set(selftest.versions())
+    found = selftest.versions()
+    assert {"darklens", "python", "torch", "numpy", "device", "memory", "compiler", "extras"} <= set(found)
+    assert "GiB" in found["memory"] or found["memory"] == "unknown"
+
+
+def test_extras_that_are_not_installed_are_named(monkeypatch):
+    monkeypatch.setattr(selftest, "find_spec", lambda name: None if name in ("captum", "h5py") else object())
+    assert selftest.missing_extras() == ["hdf5", "explain"]
+    extras = selftest.versions()["extras"]
+    assert extras == "serve, hub, onnx, cluster, tune; without hdf5, explain (pip install 'darklens[hdf5]')"
+
+
+def test_extras_are_those_of_the_package():
+    import tomllib
+    from pathlib import Path
+
+    project = Path(__file__).resolve().parent.parent.parent.parent / "pyproject.toml"
+    extras = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert set(selftest._EXTRAS) == set(extras) - {"dev", "docs", "bench", "parity"}
+
+
+def test_a_compiler_that_is_not_there_is_said(monkeypatch):
+    monkeypatch.setattr("darklens.simulate.engine.shutil.which", lambda _: None)
+    assert selftest.versions()["compiler"].startswith("none")
