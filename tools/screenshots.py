@@ -17,7 +17,7 @@ from commands import ROOT
 
 HEIGHTS = {400: 4000, 1400: 3600}  # pixels of a report, by the width of the window
 NARROWEST = 500  # of a headless window; the report is framed, so that it can be narrower
-PAGE_HEIGHTS = {400: 3400, 1400: 1600}
+PAGE_HEIGHTS = {400: 3400, 1400: 2100}
 PATIENCE = 120_000  # ms
 
 

@@ -84,8 +84,13 @@ async function classifyWith(model, signal) {
   for (const group of api.inGroups(sent, state.limits)) {
     if (sent.length > 1) progress(`${done} of ${sent.length} files`);
     try {
-      const answer = await api.predict(model, group, { maps: state.files.length === 1, pixelScale: pixelScale(), signal });
-      group.forEach((file, i) => (byFile.get(file).results[model] = answer.images[i]));
+      const maps = state.files.length === 1;
+      const answer = await api.predict(model, group, { maps, pixelScale: pixelScale(), signal });
+      group.forEach((file, i) => {
+        const item = byFile.get(file);
+        item.results[model] = answer.images[i];
+        if (maps) item.asked.add(model);
+      });
     } catch (error) {
       if (!(error instanceof api.ServerError) || error.code === 401 || error.code === 0) throw error;
       for (const file of group) byFile.get(file).results[model] = refused(error.message);
@@ -98,10 +103,10 @@ async function classifyWith(model, signal) {
 /** Fetch the maps of an image of a batch once it is looked at. */
 async function withMaps(item, signal) {
   if (!item?.file) return;
-  const missing = chosenModels().filter((m) => item.results[m]?.status === "ok" && !item.results[m].maps && !item.asked?.has(m));
+  const missing = chosenModels().filter((m) => item.results[m]?.status === "ok" && !item.results[m].maps && !item.asked.has(m));
   for (const model of missing) {
     const answer = await api.predict(model, [item.file], { maps: true, pixelScale: pixelScale(), signal });
-    (item.asked ??= new Set()).add(model);
+    item.asked.add(model);
     item.results[model] = answer.images[0];
   }
   if (missing.length) render();
@@ -123,9 +128,9 @@ function pixelScale() {
 
 function takeFiles(given) {
   const files = [...given];
-  if (!files.length) return;
+  if (!files.length || !state.models.length) return;
   select("files");
-  Object.assign(state, { files: files.map((file) => ({ name: file.name, file, results: {} })), chosen: 0 });
+  Object.assign(state, { files: files.map((file) => ({ name: file.name, file, results: {}, asked: new Set() })), chosen: 0 });
   classify();
 }
 
@@ -202,8 +207,7 @@ function render() {
     make(
       "article",
       { class: "told", "aria-label": `${item.name}, ${model}` },
-      summary(model, item.results[model], item.truth),
-      details(item.results[model]),
+      ...[summary(model, item.results[model], item.truth), details(item.results[model])].filter(Boolean),
     ),
   );
   byId("shown").className = models.length > 1 ? "two" : "one";

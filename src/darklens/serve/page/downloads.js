@@ -2,7 +2,7 @@
 
 import { PAPER, heightOf } from "./maps.js";
 import { probability } from "./numbers.js";
-import { verdict } from "./words.js";
+import { unit, verdict } from "./words.js";
 
 /** Return what the server said of each image, model by model, as text. */
 export function toJson(items) {
@@ -65,7 +65,7 @@ export function toPng(name, columns) {
     text(context, "13px system-ui, sans-serif", `${verdict(result).headline} (${odds})`, gap, top + 40);
     views.forEach((view, i) => {
       const [x, y] = [gap + (i % across) * (width + gap), top + head + Math.floor(i / across) * row];
-      text(context, "600 13px system-ui, sans-serif", view.map.label + (view.map.unit ? `, ${view.map.unit}` : ""), x + 4, y + 8);
+      text(context, "600 13px system-ui, sans-serif", view.map.label + (view.map.unit ? `, ${unit(view.map.unit)}` : ""), x + 4, y + 8);
       context.save();
       context.translate(x, y + 16);
       view.drawOn(context, width, PAPER);

@@ -3,7 +3,7 @@
 import { STRETCHES, colourMap } from "./colours.js";
 import { make } from "./dom.js";
 import { digits, signed, tickLabels, ticks } from "./numbers.js";
-import { captionOf, mapText } from "./words.js";
+import { captionOf, mapText, unit } from "./words.js";
 
 const LIGHT = new Set(["image", "smooth", "source"]);
 const SYMMETRIC = /residual|evidence|deflection/;
@@ -68,7 +68,7 @@ export class MapView {
     this.pixels = this.#paint();
     this.canvas = make("canvas", { role: "img", tabindex: "0", "aria-label": this.#label(), class: "map" });
     this.readout = make("output", { class: "readout", text: this.#resting() });
-    const unit = map.unit ? make("span", { class: "unit", text: `, ${map.unit}` }) : null;
+    const units = map.unit ? make("span", { class: "unit", text: `, ${unit(map.unit)}` }) : null;
     this.element = make(
       "figure",
       { class: "map-figure", "data-map": name },
@@ -77,7 +77,7 @@ export class MapView {
         {},
         model ? make("p", { class: "whose", text: model }) : null,
         make("strong", { text: map.label }),
-        unit,
+        units,
         make("p", { text: captionOf(name) }),
       ),
       this.canvas,
@@ -261,7 +261,7 @@ export class MapView {
     const row = Math.floor(((place.y - y0) / (y1 - y0)) * h);
     const inside = row >= 0 && row < h && column >= 0 && column < w;
     const value = inside ? digits(this.map.values[row * w + column], 3) : "outside";
-    return `x ${signed(place.x, 2)}″, y ${signed(place.y, 2)}″: ${value}${inside && this.map.unit ? ` ${this.map.unit}` : ""}`;
+    return `x ${signed(place.x, 2)}″, y ${signed(place.y, 2)}″: ${value}${inside && this.map.unit ? ` ${unit(this.map.unit)}` : ""}`;
   }
 
   #resting() {

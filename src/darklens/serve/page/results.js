@@ -36,7 +36,14 @@ export function summary(model, result, truth) {
     bars(result),
     told ? make("p", { class: "seen", text: told }) : null,
     ...[words.suggestion(result), ...notes].filter(Boolean).map((line) => make("p", { class: "note", text: line })),
+    changesOf(result),
   );
+}
+
+function changesOf(result) {
+  const changes = result.changes?.length ? result.changes : ["Nothing: the image was taken as it is."];
+  const list = make("ul", {}, ...changes.map((change) => make("li", { text: change })));
+  return make("div", { class: "changes" }, make("h4", { text: "What was done to the image" }), list);
 }
 
 const heading = (model) => make("h3", { class: "model", text: model });
@@ -85,9 +92,9 @@ function legendOf(marks) {
   return made ? `${meaning} Click into the image to move it.` : meaning;
 }
 
-/** Return tables of what was fitted and a list of what was done to the image. */
+/** Return tables of what was fitted, or null. */
 export function details(result) {
-  if (result.status !== "ok") return make("div", {});
+  if (result.status !== "ok" || !(result.fit || result.hypotheses)) return null;
   const parameters = Object.entries(result.fit?.parameters ?? {}).map(([name, p]) => [
     NAMES[name] ?? name.replaceAll("_", " "),
     withError(p.value, p.error),
@@ -97,13 +104,11 @@ export function details(result) {
   const chi2 = Number.isFinite(result.fit?.chi2_per_pixel)
     ? make("p", { class: "note", text: `χ² per pixel of the smooth fit: ${digits(result.fit.chi2_per_pixel, 3)}, near 1 where a smooth lens is all there is.` })
     : null;
-  const changes = result.changes?.length ? result.changes : ["Nothing: the image was taken as it is."];
   return make(
     "div",
     { class: "card details" },
     parameters.length ? table("Fitted lens, value ± standard error", ["parameter", "value", "unit"], parameters) : null,
     compared.length ? table("Explanations compared", ["explanation", "χ²", "better than smooth by"], compared) : null,
     chi2,
-    make("div", { class: "changes" }, make("h4", { text: "What was done to the image" }), make("ul", {}, ...changes.map((c) => make("li", { text: c })))),
   );
 }

@@ -25,24 +25,27 @@ export function pointOf(kind, mass, result) {
   };
 }
 
+const mass = (point) => `${digits(point.mass, 2)} M☉`;
+
 /** Return the sentence on the smallest mass that is found. */
 export function told(points, kind) {
   const thing = kind === "vort" ? "line" : "clump";
   const missed = points.findLastIndex(({ found }) => !found);
   if (missed === -1) return `The ${thing} is found at every mass that was tried.`;
-  if (missed === points.length - 1) {
-    const any = points.some(({ found }) => found);
-    return any
-      ? `The ${thing} is found at some masses, but not at the largest: such a lens may be unlike those the model was trained on.`
-      : `The ${thing} is found at no mass that was tried: it is too far from the ring, or the exposure is too short.`;
+  const last = points.findLastIndex(({ found }) => found);
+  if (last === -1) {
+    return `The ${thing} is found at no mass that was tried: it is too far from the ring, or the exposure is too short.`;
   }
-  return `At this place and exposure the ${thing} is found from ${digits(points[missed + 1].mass, 2)} M☉ on, in this one draw of the noise.`;
+  if (missed === points.length - 1) {
+    return `The ${thing} is not found above ${mass(points[last])}: heavier ones make a lens unlike those the model was trained on. The smallest that is found has ${mass(points.find(({ found }) => found))}.`;
+  }
+  return `At this place and exposure the ${thing} is found from ${mass(points[missed + 1])} on, in this one draw of the noise.`;
 }
 
 /** Return the sweep as a card: sentence, chart, table. */
 export function sweepCard(points, kind, model) {
-  const rows = points.map(({ mass, p, gain: by, found }) => [
-    digits(mass, 2),
+  const rows = points.map(({ mass: m, p, gain: by, found }) => [
+    digits(m, 2),
     probability(p),
     by === null ? "–" : signed(by, 0),
     found ? "yes" : "no",
@@ -52,11 +55,10 @@ export function sweepCard(points, kind, model) {
     { class: "card sweep", "aria-label": "Masses tried" },
     make("h3", { text: "From which mass on is it found?" }),
     make("p", { class: "seen", text: told(points, kind) }),
-    chart(points, `Probability of ${kind} by ${model} against mass; filled: found.`),
     make(
-      "details",
-      {},
-      make("summary", { text: "The same as a table" }),
+      "div",
+      { class: "sweep-body" },
+      chart(points, `Probability of ${kind} by ${model} against mass; filled: found.`),
       table(`Masses tried with ${model}`, ["mass, M☉", `p(${kind})`, "χ² raised by", "found"], rows),
     ),
   );

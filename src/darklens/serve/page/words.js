@@ -155,7 +155,7 @@ export function suggestion(result) {
 /** Return a unit as it is printed. */
 export function unit(name) {
   if (!name) return "";
-  return { "M_sun": "M☉", "arcsec^2": "arcsec²", "arcsec": "″", "deg": "°", "degrees": "°" }[name] ?? name;
+  return { "M_sun": "M☉", "arcsec^2": "arcsec²", "arcsec": "″", "deg": "°", "degrees": "°", "standard deviations": "σ" }[name] ?? name;
 }
 
 /** Return a unit as it stands in a table. */
