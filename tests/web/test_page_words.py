@@ -176,14 +176,16 @@ def test_files_go_in_groups_that_the_limits_allow(call):
 
 
 def test_the_smallest_mass_that_is_found(call):
-    def told(*found):
-        return call("sweep", "told", [{"mass": 10.0 ** (7 + i), "found": f} for i, f in enumerate(found)], "sphere")
+    def told(*found, unfamiliar=False):
+        points = [{"mass": 10.0 ** (7 + i), "found": f, "unfamiliar": unfamiliar} for i, f in enumerate(found)]
+        return call("sweep", "told", points, "sphere")
 
     assert "found from 10⁸" in told(False, True, True).replace("1 × ", "")
     assert "at every mass" in told(True, True)
     assert "at no mass" in told(False, False)
     upper = told(False, True, False).replace("1 × ", "")
-    assert "not found above 10⁸" in upper and "smallest that is found has 10⁸" in upper
+    assert "not found above 10⁸ M☉: there the model" in upper and "smallest that is found has 10⁸" in upper
+    assert "unlike those the model was trained on" in told(False, True, False, unfamiliar=True)
     masses = call("sweep", "massesBetween", 1e7, 1e10)
     assert masses[0] == 1e7 and masses[-1] == 1e10 and masses == sorted(masses)
 

@@ -22,6 +22,7 @@ export function pointOf(kind, mass, result) {
     p: known ? result.probabilities[kind] : 0,
     gain: known ? gain(result, kind) : null,
     found: known && foundIn(result, kind),
+    unfamiliar: Boolean(result.ood?.unfamiliar),
   };
 }
 
@@ -37,7 +38,9 @@ export function told(points, kind) {
     return `The ${thing} is found at no mass that was tried: it is too far from the ring, or the exposure is too short.`;
   }
   if (missed === points.length - 1) {
-    return `The ${thing} is not found above ${mass(points[last])}: heavier ones make a lens unlike those the model was trained on. The smallest that is found has ${mass(points.find(({ found }) => found))}.`;
+    const strange = points.slice(last + 1).every(({ unfamiliar }) => unfamiliar);
+    const why = strange ? "heavier ones make a lens unlike those the model was trained on" : "there the model does not stand by an answer";
+    return `The ${thing} is not found above ${mass(points[last])}: ${why}. The smallest that is found has ${mass(points.find(({ found }) => found))}.`;
   }
   return `At this place and exposure the ${thing} is found from ${mass(points[missed + 1])} on, in this one draw of the noise.`;
 }
