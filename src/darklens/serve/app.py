@@ -1,7 +1,6 @@
 """The application: routes to the service, problems to JSON."""
 
 import asyncio
-import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
@@ -9,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import PlainTextResponse, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
@@ -189,7 +188,8 @@ def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
 
 
 def _multipart(settings: Settings) -> dict[str, Any]:
-    files = {"type": "array", "minItems": 1, "maxItems": settings.max_files, "description": "images"}
+    # Not maxItems: too many files are an answer of its own, 413.
+    files: dict[str, Any] = {"type": "array", "minItems": 1, "description": f"up to {settings.max_files} images"}
     files["items"] = {"type": "string", "format": "binary"}
     schema = {"type": "object", "required": [FIELD], "properties": {FIELD: files}, "additionalProperties": False}
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
@@ -197,7 +197,8 @@ def _multipart(settings: Settings) -> dict[str, Any]:
 
 def _json_body(model: type[BaseModel], names: list[str]) -> dict[str, Any]:
     schema = model.model_json_schema(by_alias=True)
-    schema["properties"]["model"] = _one_of(schema["properties"]["model"], names)
+    named = _one_of(schema["properties"]["model"], names)
+    schema["properties"]["model"] = named | {"type": ["string", "null"], "enum": [*names, None]}
     return {"required": True, "content": {"application/json": {"schema": schema}}}
 
 
@@ -259,12 +260,17 @@ async def _refused(_: Request, error: Exception) -> Response:
     return Response(error.body, error.code, error.headers, "application/json")
 
 
-async def _of_framework(_: Request, error: Exception) -> Response:
+async def _of_framework(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = error.status_code if error.status_code in REASONS else 400
     text = {404: "There is no such address; GET /docs lists them.", 405: "This address takes other methods."}
     refusal = Refusal(code, text.get(code, f"{str(error.detail).rstrip('.')}."))
-    return JSONResponse(json.loads(refusal.body), code, headers={**refusal.headers, **(error.headers or {})})
+    headers = {**refusal.headers, **(error.headers or {})}
+    if code == 405:  # Starlette names the methods of the first route that has the address
+        there = request.scope["path"]
+        routes = [route for route in request.app.routes if getattr(route, "path", None) == there]
+        headers["Allow"] = ", ".join(sorted({method for route in routes for method in route.methods}))
+    return Response(refusal.body, code, headers, "application/json")
 
 
 async def _invalid(_: Request, error: Exception) -> Response:

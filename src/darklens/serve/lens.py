@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float32
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from darklens.serve.answers import Example, Slider, Sliders
 from darklens.simulate import populations
@@ -57,6 +57,11 @@ def _number(name: str) -> Any:
     return Field(default=slider.default, ge=slider.min, le=slider.max, description=slider.label + unit)
 
 
+def _whole(value: Any) -> Any:
+    """JSON knows one kind of number: 3.0 is 3."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class LensRequest(BaseModel):
     """A lens to simulate and classify; what is left out has its slider's default."""
 
@@ -75,7 +80,9 @@ class LensRequest(BaseModel):
     length: float = _number("length")
     angle: float = _number("angle")
     exposure: float = _number("exposure")
-    seed: int = Field(default=0, ge=0, le=9999, description="fixes the shape of the source, and the noise")
+    seed: Annotated[int, BeforeValidator(_whole)] = Field(
+        default=0, ge=0, le=9999, description="fixes the shape of the source, and the noise"
+    )
 
     def truth(self) -> dict[str, float | int | str]:
         """Return what the lens is made from; numbers of substructure that it does not have are left out."""

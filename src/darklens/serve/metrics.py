@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 Labels = tuple[str, ...]
 SECONDS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
-SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
 
 class Counter:
@@ -17,7 +17,7 @@ class Counter:
         self._values: dict[Labels, float] = {} if labels else {(): 0.0}
         self._lock = threading.Lock()
 
-    def add(self, *values: str, amount: float = 1) -> None:
+    def add(self, *values: str, amount: float = 1.0) -> None:
         """Add to the number with these values of the labels."""
         with self._lock:
             self._values[values] = self._values.get(values, 0) + amount

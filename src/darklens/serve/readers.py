@@ -18,7 +18,7 @@ import numpy as np
 from darklens.data.prepare import Prepared
 from darklens.serve.reading import serve_files
 
-_START_SECONDS = 120  # imports, on a busy machine
+_START_SECONDS = 120.0  # imports, on a busy machine
 
 
 @dataclass(frozen=True)

@@ -28,20 +28,22 @@ class _Server(uvicorn.Server):
             shown = f"[{host}]" if ":" in host else host
             print(f"Serving {', '.join(self._service.names)} at http://{shown}:{port}/ (Ctrl-C stops it)", flush=True)
 
+    async def on_tick(self, counter: int) -> bool:
+        return self._service.failure is not None or await super().on_tick(counter)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._service.gate.is_open = False
         super().handle_exit(sig, frame)
 
 
-def run(app: FastAPI, settings: Settings, port: int) -> None:
-    """Serve until SIGTERM or Ctrl-C; then finish the requests that were accepted.
+def server_of(app: FastAPI, settings: Settings, port: int) -> uvicorn.Server:
+    """Return a server that is not running yet.
 
     Args:
         app: From `create_app`.
         settings: Its settings.
         port: 0: any that is free.
     """
-    service: Service = app.state.service
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -53,9 +55,18 @@ def run(app: FastAPI, settings: Settings, port: int) -> None:
         http="h11",
         timeout_graceful_shutdown=int(settings.timeout + settings.receive_timeout) + _LATER,
     )
+    return _Server(config, app.state.service)
+
+
+def run(app: FastAPI, settings: Settings, port: int) -> None:
+    """Serve until SIGTERM or Ctrl-C; then finish the requests that were accepted. Arguments as for `server_of`."""
     # uvicorn raises the signal again when it has stopped, which would make a stop that was asked for look like a crash.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    _Server(config, service).run()
-    accepted, answered = (int(counter.total()) for counter in (service.metrics.accepted, service.metrics.requests))
+    server_of(app, settings, port).run()
+    service: Service = app.state.service
+    if service.failure is not None:
+        raise service.failure
+    metrics = service.metrics
+    accepted, answered = (int(counter.total()) for counter in (metrics.accepted, metrics.requests))
     print(f"Stopped: {answered} of {accepted} accepted requests answered.", file=sys.stderr)

@@ -61,6 +61,7 @@ class Service:
         self._models: dict[str, Model] = {}
         self._readers: Readers | None = None
         self._ready = threading.Event()
+        self.failure: Exception | None = None
 
     @property
     def names(self) -> list[str]:
@@ -81,8 +82,8 @@ class Service:
             batcher = Batcher(
                 Judge(bundle),
                 most=settings.batch,
-                on_batch=lambda n, name=card.name: metrics.batches.see(n, name),  # type: ignore[misc]
-                on_drop=lambda n: metrics.dropped.add(amount=n),
+                on_batch=lambda n, name=card.name: metrics.batches.see(float(n), name),  # type: ignore[misc]
+                on_drop=lambda n: metrics.dropped.add(amount=float(n)),
             )
             self._models[card.name] = Model(card, bundle, batcher)
         threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
@@ -101,7 +102,7 @@ class Service:
         Raises:
             Refusal: 422 if there is none of that name, 503 if the models are not ready.
         """
-        chosen = name or self.default
+        chosen = self.default if name is None else name
         if chosen not in self.names:
             raise Refusal(422, f"model: this server has {', '.join(self.names)}.", field="model")
         if not self._ready.is_set():
@@ -178,6 +179,14 @@ class Service:
         return result
 
     def _warm_up(self) -> None:
+        try:
+            self._try_once()
+        except Exception as error:  # the server ends itself when it sees this
+            self.failure = error
+        else:
+            self._ready.set()
+
+    def _try_once(self) -> None:
         """Do once what is slow the first time: the banks of the fits, and the imports of the readers."""
         pixels = lens.simulate(lens.LensRequest())
         jobs = []
@@ -194,7 +203,6 @@ class Service:
             job.result.result()
         assert self._readers is not None
         self._readers.wait_until_ready()
-        self._ready.set()
 
 
 async def _within(work: Awaitable[T], until: float) -> T:

@@ -1,0 +1,302 @@
+"""Load on `darklens serve`: are answers lost or wrong, how long do they take, does memory stay flat?
+
+    python benchmarks/serve_load.py --model runs/resnet
+
+Starts a server, has 50 clients (addresses of their own, where the system has 127.0.0.2) send 2,000 requests of one to
+four files, one in five of them broken, and compares every answer with what the bundle says in this process. Meanwhile
+some clients trickle their bodies, some leave before the answer, and bursts fill the queue. At the end SIGTERM comes
+under load. Writes results/serve_load.json. Without --model: a small network that nobody trained, so that the server and
+not the classifier is what is timed.
+"""
+
+import argparse
+import asyncio
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import torch
+
+from darklens import __version__, provenance
+from darklens.bundle import Bundle, Contract
+from darklens.data.preprocess import Preprocess
+from darklens.files import write_json
+from darklens.models.resnet_simple import ResNetSimpleConfig
+
+OUT = Path(__file__).parent.parent / "results" / "serve_load.json"
+PATIENCE, TOLERANCE, IMAGES = 300.0, 1e-5, 24
+BROKEN = (
+    b"",
+    b"no image",
+    b"\x89PNG\r\n\x1a\n",
+    b"\x80\x04K\x01.",
+    b"SIMPLE  =" + b" " * 3000,
+    b"PK\x03\x04" + b"\0" * 40,
+)
+
+
+@dataclass
+class Tally:
+    """What became of requests."""
+
+    codes: Counter = field(default_factory=Counter)
+    wrong: int = 0
+    lost: int = 0
+    bad_files: int = 0
+    seconds: list = field(default_factory=list)
+    memory: list = field(default_factory=list)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--out", type=Path, default=OUT)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        model = given.model or untrained(Path(scratch) / "untrained")
+        bundle = Bundle.load(model)
+        n = bundle.contract.n_pixels
+        images = np.random.default_rng(0).poisson(20, (IMAGES, 1, n, n)).astype(np.float32)
+        load = Load([npy(image[0]) for image in images], bundle.probabilities(images), given)
+        server = subprocess.Popen(
+            [sys.executable, "-m", "darklens.cli", "serve", str(model), "--port", "0", "--queue", "128"],
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+        )
+        try:
+            load.address = server.stdout.readline().split(" at ")[1].split("/ ")[0]
+            asyncio.run(load.run(server))
+            _, said = server.communicate(timeout=PATIENCE)
+        finally:
+            server.kill()
+    answered, accepted = map(int, re.search(r"Stopped: (\d+) of (\d+) accepted", said).groups())
+    result = load.report() | {
+        "model": given.model.name if given.model else "untrained resnet_simple",
+        "stop": load.stop | {"exit_code": server.returncode, "accepted": accepted, "answered": answered},
+        "provenance": {"version": __version__, "commit": provenance.commit(), "hardware": provenance.hardware()},
+    }
+    write_json(given.out, result)
+    print(result)
+    clean = result["lost"] == result["wrong"] == 0 and answered == accepted and server.returncode == 0
+    sys.exit(0 if clean and load.stop["lost"] == 0 else 1)
+
+
+class Load:
+    """Clients of one server."""
+
+    def __init__(self, good, expected, given):
+        self.good, self.expected, self.given = good, expected, given
+        self.tally, self.others, self.stop = Tally(), Counter(), {}
+        self.left = iter(range(given.requests))
+        self.done, self.address = asyncio.Event(), ""
+
+    async def run(self, server):
+        process = psutil.Process(server.pid)
+        while (await self.get("/readyz")).status_code != 200:
+            await asyncio.sleep(0.2)
+        began = time.perf_counter()
+        nuisances = [self.watch(process), self.trickle(), self.leave(), self.burst()]
+        running = [asyncio.create_task(each) for each in nuisances]
+        await asyncio.gather(*(self.client(i) for i in range(self.given.clients)))
+        self.wall = time.perf_counter() - began
+        self.done.set()
+        await asyncio.gather(*running)
+        self.still_well = (await self.get("/readyz")).status_code
+        await self.terminate(server)
+
+    async def get(self, path):
+        async with httpx.AsyncClient(timeout=PATIENCE) as session:
+            return await session.get(self.address + path)
+
+    async def client(self, i):
+        random = np.random.default_rng(i + 1)
+        async with httpx.AsyncClient(timeout=PATIENCE, transport=transport(i)) as session:
+            for _ in self.left:
+                await self.one(session, random)
+
+    async def one(self, session, random):
+        """Send a request until it is let in, and look at the answer."""
+        chosen = [int(k) for k in random.integers(0, IMAGES, random.integers(1, 5))]
+        broken = random.random(len(chosen)) < 0.2
+        files = [
+            ("files", (f"{k}.npy", BROKEN[k % len(BROKEN)] if bad else self.good[k]))
+            for k, bad in zip(chosen, broken, strict=True)
+        ]
+        while True:
+            began = time.perf_counter()
+            try:
+                response = await session.post(f"{self.address}/v1/predict", files=files)
+            except httpx.TransportError:
+                self.tally.lost += 1
+                return
+            self.tally.codes[response.status_code] += 1
+            if response.status_code not in (429, 503):
+                break
+            await asyncio.sleep(float(response.headers["retry-after"]) * random.random())
+        self.tally.seconds.append(time.perf_counter() - began)
+        self.tally.wrong += response.status_code != 200 or not self.right(response.json()["images"], chosen, broken)
+        self.tally.bad_files += int(broken.sum())
+
+    def right(self, results, chosen, broken):
+        if len(results) != len(chosen):
+            return False
+        for result, k, bad in zip(results, chosen, broken, strict=True):
+            if bad != (result["status"] == "error") or (bad and not result["message"]):
+                return False
+            if not bad and np.abs(np.array([*result["probabilities"].values()]) - self.expected[k]).max() > TOLERANCE:
+                return False
+        return True
+
+    async def watch(self, process):
+        """Note the memory of the server with its readers."""
+        while not self.done.is_set():
+            family = [process, *process.children(recursive=True)]
+            self.tally.memory.append(sum(each.memory_info().rss for each in family) / 1e6)
+            await asyncio.sleep(0.5)
+
+    async def trickle(self):
+        """A client that sends a byte now and then; the server lets it go."""
+        host, port = self.address.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        head = f"POST /v1/predict HTTP/1.1\r\nHost: {host}\r\nContent-Type: multipart/form-data; boundary=a\r\n"
+        part = '--a\r\nContent-Disposition: form-data; name="files"; filename="a.npy"\r\n\r\n'
+        writer.write(f"{head}Content-Length: 100000\r\n\r\n{part}".encode())
+        answer = asyncio.create_task(reader.read(12))
+        while not answer.done() and not self.done.is_set():
+            writer.write(b"x")
+            await asyncio.sleep(0.2)
+        if answer.done():
+            self.others[f"slow client: {answer.result()[9:].decode()}"] += 1
+        else:
+            answer.cancel()
+            self.others["slow client: still sending when the others had done"] += 1
+        writer.close()
+
+    async def leave(self):
+        """Clients that are killed after they have sent their files."""
+        while not self.done.is_set():
+            async with httpx.AsyncClient(timeout=0.05, transport=transport(200)) as session:
+                try:
+                    await session.post(f"{self.address}/v1/predict", files=[("files", ("a.npy", self.good[0]))] * 8)
+                except httpx.TimeoutException:
+                    self.others["killed clients"] += 1
+                except httpx.TransportError:
+                    self.others["killed clients that the server cut off"] += 1
+            await asyncio.sleep(0.3)
+
+    async def burst(self):
+        """Requests of so many images that the queue is full now and then."""
+        async with httpx.AsyncClient(timeout=PATIENCE, transport=transport(201)) as session:
+            while not self.done.is_set():
+                some = [("files", (f"{i}.npy", self.good[i % IMAGES])) for i in range(60)]
+                answers = await asyncio.gather(
+                    *(session.post(f"{self.address}/v1/predict", files=some) for _ in range(4)), return_exceptions=True
+                )
+                for answer in answers:
+                    failed = isinstance(answer, Exception)
+                    self.others[f"burst: {type(answer).__name__ if failed else answer.status_code}"] += 1
+                await asyncio.sleep(1)
+
+    async def terminate(self, server):
+        """Send SIGTERM while clients send without a pause: what was let in is answered in full."""
+        told, counts = asyncio.Event(), Counter()
+
+        async def client(i):
+            random = np.random.default_rng(1000 + i)
+            async with httpx.AsyncClient(timeout=PATIENCE, transport=transport(i)) as session:
+                while True:
+                    k = int(random.integers(IMAGES))
+                    try:
+                        response = await session.post(
+                            f"{self.address}/v1/predict", files=[("files", ("a.npy", self.good[k]))]
+                        )
+                    except httpx.TransportError:  # not let in, or lost: the server's own count tells
+                        counts["refused" if told.is_set() else "lost"] += 1
+                        return
+                    if response.status_code == 503 and told.is_set():
+                        counts["told that the server stops"] += 1
+                        return
+                    if response.status_code == 200:
+                        counts["answered"] += 1
+                        counts["wrong"] += not self.right(response.json()["images"], [k], [False])
+
+        async def tell():
+            await asyncio.sleep(2)
+            told.set()
+            server.send_signal(signal.SIGTERM)
+
+        await asyncio.gather(tell(), *(client(i) for i in range(self.given.clients)))
+        self.stop = {"lost": 0, "wrong": 0} | counts
+
+    def report(self):
+        tally, seconds = self.tally, np.array(self.tally.seconds)
+        memory = np.array(tally.memory)
+        quarter = max(1, len(memory) // 4)
+        return {
+            "schema": 1,
+            "requests": len(seconds),
+            "clients": self.given.clients,
+            "lost": tally.lost,
+            "wrong": tally.wrong,
+            "bad_files": tally.bad_files,
+            "codes": {str(code): n for code, n in sorted(tally.codes.items())},
+            "others": dict(self.others),
+            "ready_afterwards": self.still_well == 200,
+            "requests_per_second": len(seconds) / self.wall,
+            "seconds": {f"p{p}": float(np.percentile(seconds, p)) for p in (50, 95, 99)},
+            "memory_mb": {
+                "first_quarter": float(np.median(memory[:quarter])),
+                "last_quarter": float(np.median(memory[-quarter:])),
+                "largest": float(memory.max()),
+            },
+        }
+
+
+def transport(i):
+    """Clients with an address each, where the loopback network has several."""
+    address = f"127.0.1.{i % 250 + 1}" if sys.platform == "linux" else None
+    return httpx.AsyncHTTPTransport(local_address=address, retries=0)
+
+
+def untrained(folder):
+    contract = Contract(
+        recipe="resnet_simple",
+        recipe_sha256="",
+        model=ResNetSimpleConfig(),
+        classes=["no", "sphere", "vort"],
+        n_pixels=64,
+        pixel_scale=0.1,
+        preprocess=Preprocess(),
+        parameters=0,
+        data={},
+        validation={},
+        provenance={},
+    )
+    torch.manual_seed(0)
+    Bundle(contract, contract.build()).save(folder)
+    return folder
+
+
+def npy(image):
+    stream = io.BytesIO()
+    np.save(stream, image)
+    return stream.getvalue()
+
+
+if __name__ == "__main__":
+    main()

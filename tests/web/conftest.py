@@ -1,0 +1,86 @@
+"""Servers for tests, with a small network that nobody trained: it answers at once, and always the same."""
+
+import contextlib
+import threading
+import time
+
+import pytest
+import torch
+
+from darklens.bundle import Bundle, Contract
+from darklens.data.preprocess import Preprocess
+from darklens.models.resnet_simple import ResNetSimpleConfig
+from darklens.serve.app import create_app
+from darklens.serve.run import server_of
+from darklens.serve.settings import Settings
+
+N, SCALE = 44, 0.15
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A classifier of images of 44 x 44 pixels of 0.15 arcsec."""
+    contract = Contract(
+        recipe="resnet_simple",
+        recipe_sha256="",
+        model=ResNetSimpleConfig(),
+        classes=["no", "sphere", "vort"],
+        n_pixels=N,
+        pixel_scale=SCALE,
+        preprocess=Preprocess(),
+        parameters=7,
+        data={"population": "common-test-i"},
+        validation={},
+        provenance={},
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = contract.build()
+    for module in network.modules():  # untrained logits are all alike
+        if isinstance(module, torch.nn.Linear):
+            module.weight.data *= 30
+    return Bundle(contract, network)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def running(tiny):
+    """Run a server in a thread: `with running(queue=3) as (address, service)`."""
+
+    @contextlib.contextmanager
+    def run(**changed):
+        chosen = Settings(**({"readers": 1} | changed))
+        app = create_app({"tiny": tiny}, {"tiny": "0" * 64}, chosen)
+        server = server_of(app, chosen, 0)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            service = app.state.service
+            _wait(lambda: (server.started and service.is_ready) or not thread.is_alive())
+            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", service
+        finally:
+            server.should_exit = True
+            thread.join(60)
+            assert not thread.is_alive()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def live(running):
+    """Address of a server with the usual limits."""
+    with running(readers=2) as (address, _):
+        yield address
+
+
+def _wait(condition, seconds=120):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
