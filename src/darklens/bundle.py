@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -36,9 +36,11 @@ from darklens.models import lens_residual
 from darklens.models.ensemble import Ensemble, EnsembleConfig, System, fitted_population
 from darklens.models.lens_residual import LensResidual
 from darklens.models.zoo import Task, build, has_k_network, last_layer, task_of
+from darklens.simulate.engine import EngineName
 
 WEIGHTS, FAMILIAR, CONTRACT = "model.safetensors", "ood.safetensors", "bundle.json"
 BATCH_SIZE = 64
+AT_ONCE = 16  # images that a processor's network is shown together: its layers then stay in the cache
 SHIPPED = resources.files("darklens") / "weights"
 DEFAULT_MODEL = "lens_residual"
 
@@ -85,6 +87,13 @@ class Contract(Frozen):
         return build(self.model, n_pixels=n_pixels, pixel_scale=pixel_scale, n_classes=len(self.classes))
 
 
+class Answer(NamedTuple):
+    """Logits (b, classes), and what the last layer makes them of (b, f), on the network's device."""
+
+    logits: Tensor
+    inner: Tensor
+
+
 class Output(NamedTuple):
     """Logits (b, classes) before calibration, and features (b, f) by which unfamiliar images are known; float64."""
 
@@ -103,6 +112,17 @@ class Classified(NamedTuple):
     maps: dict[str, np.ndarray]
     features: np.ndarray
     shown: Tensor | Seen
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """What does the arithmetic of a bundle; a bundle does its own."""
+
+    def see(self, images: Float[np.ndarray, "b 1 n n"]) -> Tensor | Seen:
+        """Return what the network is shown of images."""
+
+    def answer(self, shown: Tensor | Seen) -> Answer:
+        """Return what the network says to it."""
 
 
 class Bundle:
@@ -189,26 +209,50 @@ class Bundle:
         return received, self.network(received.contiguous(memory_format=torch.channels_last))
 
     @torch.inference_mode()
-    def see(self, images: Float[np.ndarray, "b 1 n n"]) -> Tensor | Seen:
-        """Return what the network is shown of images: them, pre-processed, or the fits of lenses to them."""
+    def see(self, images: Float[np.ndarray, "b 1 n n"], *, engine: EngineName = "eager") -> Tensor | Seen:
+        """Return what the network is shown of images: them, pre-processed, or the fits of lenses to them.
+
+        Args:
+            images: In any linear scale of brightness.
+            engine: How lenses are fitted, see `weigh_hypotheses`.
+        """
         raw = torch.from_numpy(images).to(self._device)
         if isinstance(self.network, LensResidual | Ensemble) and self.fits_lenses:
-            seen: Seen = self.network.see(raw)
+            seen: Seen = self.network.see(raw, engine=engine)
             return seen
         return self.contract.preprocess(raw).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def output(self, shown: Tensor | Seen) -> Output:
-        """Return logits and features of what `see` returns; each image's do not depend on the others."""
-        own = self.network.members[0] if isinstance(self.network, Ensemble) else self.network
+    def answer(self, shown: Tensor | Seen) -> Answer:
+        """Return logits, and what the last layer makes them of, for what `see` returns."""
+        if isinstance(shown, Tensor) and shown.device.type == "cpu" and len(shown) > AT_ONCE:
+            return Answer(
+                *map(torch.cat, zip(*(self.answer(some) for some in torch.split(shown, AT_ONCE)), strict=True))
+            )
         caught: list[Tensor] = []
-        handle = last_layer(own).register_forward_pre_hook(lambda _, given: caught.append(given[0]))
+        handle = self.last_layer.register_forward_pre_hook(lambda _, given: caught.append(given[0]))
         try:
             logits = self.network(shown)
+            return Answer(logits, caught[0])
         finally:
             handle.remove()
+
+    @property
+    def last_layer(self) -> nn.Linear:
+        """The layer that makes the logits; of an ensemble its first member's."""
+        return last_layer(self.network.members[0] if isinstance(self.network, Ensemble) else self.network)
+
+    @torch.inference_mode()
+    def output(self, shown: Tensor | Seen, answer: Answer | None = None) -> Output:
+        """Return logits and features of what `see` returns; each image's do not depend on the others.
+
+        Args:
+            shown: What the network is shown.
+            answer: What the network says to it, where that is known already.
+        """
+        logits, inner = answer or self.answer(shown)
         looks = [shown.maps[:, :1], lens_residual.unusual(shown.numbers)] if isinstance(shown, Seen) else [shown]
-        features = torch.cat([caught[0].double(), appearance(looks[0]), *(v.double() for v in looks[1:])], 1)
+        features = torch.cat([inner.double(), appearance(looks[0]), *(v.double() for v in looks[1:])], 1)
         return Output(logits.double().cpu().numpy(), features.cpu().numpy())
 
     def calibrated(self, logits: Float[np.ndarray, "b classes"]) -> Float[np.ndarray, "b classes"]:
@@ -219,10 +263,16 @@ class Bundle:
         """Return calibrated class probabilities of a batch; each image's do not depend on the others."""
         return self.calibrated(self.output(self.see(images)).logits)
 
-    def classify(self, images: Float[np.ndarray, "b 1 n n"]) -> Classified:
-        """Return probabilities, and of a system that fits lenses what it found, a column for each name."""
-        shown = self.see(images)
-        logits, features = self.output(shown)
+    def classify(self, images: Float[np.ndarray, "b 1 n n"], engine: Engine | None = None) -> Classified:
+        """Return probabilities, and of a system that fits lenses what it found, a column for each name.
+
+        Args:
+            images: In any linear scale of brightness.
+            engine: Does the arithmetic in place of `see` and `answer`.
+        """
+        how = engine or self
+        shown = how.see(images)
+        logits, features = self.output(shown, how.answer(shown))
         if not isinstance(shown, Seen):
             return Classified(self.calibrated(logits), {}, {}, features, shown)
         maps = dict(zip(CHANNELS, shown.maps.cpu().numpy().swapaxes(0, 1), strict=True))
@@ -261,6 +311,11 @@ class Bundle:
         received = self.contract.preprocess(torch.from_numpy(images).to(self._device))
         found = {"image": received[:, 0], **self.network.maps(received)}  # type: ignore[operator]  # Informed has it
         return {name: value.float().cpu().numpy() for name, value in found.items()}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self._device
 
     @property
     def card(self) -> str:

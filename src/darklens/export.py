@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +57,15 @@ def export_onnx(bundle: Bundle, path: Path) -> float:
             f"{bundle.contract.recipe} fits lenses to each image step by step, which ONNX cannot say; "
             "use `darklens predict`, or Bundle.classify from Python."
         )
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401  # torch's exporter needs it
-    except ImportError as error:
-        raise ConfigError(f"ONNX export needs {error.name}; install it with: pip install 'darklens[onnx]'.") from None
+    require_onnx("ONNX export")
+    import onnx
+    import onnxruntime
+
     model = _WithPreprocessing(bundle).eval()
     images = _test_images(bundle.contract.n_pixels)
     output_name = "probability" if bundle.contract.task == "classify" else "reconstruction"
     with atomic_path(path) as temporary:
-        _program(model, images[:2], output_name).save(str(temporary), external_data=False)
+        onnx_program(model, images[:2], [output_name]).save(str(temporary), external_data=False)
         proto = onnx.load(str(temporary))
         entry = proto.metadata_props.add()
         entry.key, entry.value = "darklens", bundle.contract.model_dump_json(by_alias=True)
@@ -87,8 +86,22 @@ def export_onnx(bundle: Bundle, path: Path) -> float:
     return difference
 
 
-def _program(model: nn.Module, images: Tensor, output_name: str) -> Any:
-    """Return torch's ONNX program for any number of images, without its chatter."""
+def require_onnx(what: str) -> None:
+    """Check that the packages of the `onnx` extra are there.
+
+    Raises:
+        ConfigError: If one is missing; `what` needs it.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401  # torch's exporter needs it
+    except ImportError as error:
+        raise ConfigError(f"{what} needs {error.name}; install it with: pip install 'darklens[onnx]'.") from None
+
+
+def onnx_program(model: nn.Module, images: Float[Tensor, "b c n n"], output_names: Sequence[str]) -> Any:
+    """Return torch's ONNX program, with the input `image`, for any number of images, without its chatter."""
     chatty = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in chatty]
     for logger in chatty:
@@ -102,7 +115,7 @@ def _program(model: nn.Module, images: Tensor, output_name: str) -> Any:
                 dynamo=True,
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
                 input_names=["image"],
-                output_names=[output_name],
+                output_names=list(output_names),
                 verbose=False,
             )
     finally:

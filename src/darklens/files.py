@@ -53,6 +53,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a full disk, or a place where writing is forbidden, into one sentence.
+
+    Raises:
+        InputError: If that is what goes wrong inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL | _FORBIDDEN | {errno.ENOTDIR, errno.EEXIST}:
+            raise _unwritable(path, error) from None
+        raise
+
+
 def _unwritable(path: Path, error: OSError) -> InputError:
     if error.errno in _FULL:
         what, remedy = "the disk or the quota is full", "free some space and give the same command again"

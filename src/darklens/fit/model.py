@@ -13,6 +13,7 @@ from darklens.fit import masses
 from darklens.fit.detector import Detector
 from darklens.fit.noise import Gain, Maps
 from darklens.fit.smooth import PSF, SmoothLens
+from darklens.simulate.engine import fuse
 
 Unknown = Float[Tensor, "b q"]
 Kind = Literal["smooth", "points", "line"]
@@ -112,4 +113,4 @@ def brightness_and_slopes(
 
 @cache
 def _fused() -> Callable[..., Tensor]:
-    return torch.compile(brightness_and_slopes, dynamic=True, fullgraph=True)
+    return fuse(brightness_and_slopes, dynamic=True)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from darklens.config import Frozen, OneOf
 from darklens.models.lens_residual import LensResidual, LensResidualConfig
 from darklens.models.zoo import SYSTEMS, ModelConfig, build
+from darklens.simulate.engine import EngineName
 from darklens.simulate.populations import Population
 
 
@@ -50,11 +51,11 @@ class Ensemble(nn.Module):
         )
         self.register_buffer("temperatures", torch.ones(len(config.members)))
 
-    def see(self, images: Float[Tensor, "b 1 n n"]) -> Any:
+    def see(self, images: Float[Tensor, "b 1 n n"], *, engine: EngineName = "eager") -> Any:
         """Return the fits of images, which all members are shown; only of members that fit lenses."""
         first = self.members[0]
         assert isinstance(first, LensResidual)
-        return first.see(images)
+        return first.see(images, engine=engine)
 
     def forward(self, images: Any) -> Float[Tensor, "b classes"]:
         """Return the logarithm of the mean probabilities."""

@@ -12,6 +12,7 @@ from darklens.fit.hypotheses import N_POINTS
 from darklens.fit.table import CHANNELS, NUMBERS, Seen, see
 from darklens.models.tower import Tower
 from darklens.simulate import populations
+from darklens.simulate.engine import EngineName
 from darklens.simulate.populations import Population
 
 # Maps are in standard deviations, the image from 0 to 1: to the size that a network likes.
@@ -79,10 +80,10 @@ class LensResidual(nn.Module):
         # One since the calibration is a record of the bundle; bundles from before have theirs here.
         self.register_buffer("temperature", torch.ones(()))
 
-    def see(self, images: Float[Tensor, "b 1 n n"]) -> Seen:
-        """Return the fits of images."""
+    def see(self, images: Float[Tensor, "b 1 n n"], *, engine: EngineName = "eager") -> Seen:
+        """Return the fits of images; `engine` as for `weigh_hypotheses`."""
         with torch.autocast(images.device.type, enabled=False):
-            return see(images[:, 0].float(), self._config.population)
+            return see(images[:, 0].float(), self._config.population, engine=engine)
 
     def forward(self, images: Tensor | Seen) -> Float[Tensor, "b classes"]:
         """Return logits; where the fit failed, those of the image alone."""

@@ -96,8 +96,8 @@ def _make(name: EngineName, population: Population, present: Present, device: to
         return Engine(own_scene, own_brightness, convolve, expand, at_once=eager_at_once)
     # Two kernels, not one: fused into the second, the first would be computed anew for every pixel.
     return Engine(
-        torch.compile(own_scene, **_OPTIONS),
-        torch.compile(own_brightness, **_OPTIONS),
+        fuse(own_scene),
+        fuse(own_brightness),
         convolve,
         expand,
         at_once=_COMPILED_AT_ONCE[device.type],
@@ -107,10 +107,15 @@ def _make(name: EngineName, population: Population, present: Present, device: to
 
 @cache
 def _fused(law: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(law, **_OPTIONS)
+    return fuse(law)
 
 
-# Without a full graph, or beyond its limit of kernels, torch would quietly go on uncompiled, with other last bits.
-_OPTIONS: dict[str, Any] = {"dynamic": False, "fullgraph": True}
-torch._dynamo.config.recompile_limit = _MOST_KERNELS
-torch._dynamo.config.accumulated_recompile_limit = _MOST_KERNELS
+def fuse(law: Callable[..., Any], *, dynamic: bool = False, frozen: bool = False) -> Callable[..., Any]:
+    """Return a law as fused code: `dynamic` for arrays of any size, `frozen` with a network's weights as constants."""
+    # Without a full graph, or beyond its limit of kernels, torch would quietly go on uncompiled, with other last bits.
+    # Not set when this module is imported: that would import the compiler, which takes a second.
+    torch._dynamo.config.recompile_limit = _MOST_KERNELS
+    torch._dynamo.config.accumulated_recompile_limit = _MOST_KERNELS
+    options: dict[str, bool | int | str | Callable[..., Any]] | None = {"freezing": True} if frozen else None
+    fused: Callable[..., Any] = torch.compile(law, dynamic=dynamic, fullgraph=True, options=options)
+    return fused

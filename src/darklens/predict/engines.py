@@ -1,0 +1,233 @@
+"""How the arithmetic of a bundle is run: operation by operation, fused by torch.compile, or by ONNX Runtime.
+
+All but `int8` give the same classes, and probabilities that agree to `TOLERANCE`.
+"""
+
+import copy
+import logging
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from darklens.bundle import AT_ONCE, Answer, Bundle, Engine
+from darklens.errors import ConfigError, DarklensError
+from darklens.export import onnx_program, require_onnx
+from darklens.files import atomic_path
+from darklens.fit.table import Seen
+from darklens.simulate import engine as arithmetic
+
+EngineChoice = Literal["auto", "eager", "compiled", "onnx", "int8"]
+ENGINES: tuple[EngineChoice, ...] = get_args(EngineChoice)
+
+TOLERANCE = 1e-4  # of probabilities, between engines
+WORTH_IT = 4096  # images from which the half minute of preparation is made up for
+_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+_LARGEST_SHIFT = 0.05  # of a probability by int8, in the mean over the images it was calibrated on
+
+
+def choose(asked: EngineChoice, bundle: Bundle, n: int) -> EngineChoice:
+    """Return the engine to use for `n` images, after checking that it can be used.
+
+    `auto` is `onnx` for many images where that is installed, else `eager`; also for systems that fit lenses, since a
+    compiled fit may, once in thousands of images, end elsewhere. It is never `int8`, which is less exact.
+
+    Raises:
+        ConfigError: If the system cannot run on the engine asked for, or what that needs is not installed.
+    """
+    if asked == "auto":
+        if n < WORTH_IT or bundle.fits_lenses or bundle.device.type != "cpu":
+            return "eager"
+        return "onnx" if all(find_spec(name) for name in _PACKAGES) else "eager"
+    if asked == "compiled":
+        arithmetic.check("compiled")
+    if asked in ("onnx", "int8"):
+        if bundle.fits_lenses:
+            raise ConfigError(
+                f"{bundle.contract.recipe} fits lenses to each image step by step, which ONNX cannot say; use engine "
+                "eager or compiled."
+            )
+        require_onnx("That engine")
+    return asked
+
+
+def engine_of(name: EngineChoice, bundle: Bundle, model: Path | None = None) -> Engine:
+    """Return an engine for a bundle.
+
+    Args:
+        name: From `choose`.
+        bundle: Whose arithmetic is to be run.
+        model: For onnx and int8 the file that `write_model` wrote.
+    """
+    if name == "eager":
+        return bundle
+    if name == "compiled":
+        return _CompiledFits(bundle) if bundle.fits_lenses else _CompiledNetwork(bundle)
+    assert model is not None
+    return _OnnxNetwork(bundle, model)
+
+
+def write_model(name: EngineChoice, bundle: Bundle, path: Path, images: Float[np.ndarray, "b 1 n n"]) -> None:
+    """Write the file of an engine that needs one, after checking it against torch on some images.
+
+    Args:
+        name: From `choose`; eager and compiled need no file.
+        bundle: Whose network it is.
+        path: File to write.
+        images: Some of the images to come; int8 takes the range of each layer's values from them.
+
+    Raises:
+        ConfigError: If ONNX cannot say what the network does.
+        DarklensError: If probabilities differ by more than `TOLERANCE`, or for int8 by much in the mean.
+    """
+    if name not in ("onnx", "int8"):
+        return
+    shown = bundle.see(images)
+    assert isinstance(shown, Tensor)
+    exact = bundle.calibrated(bundle.output(shown).logits)
+    try:
+        program = onnx_program(_WithInner(bundle), torch.rand(2, *shown.shape[1:]), ["logits", "inner"])
+    except Exception as error:  # of many kinds, by what the network holds
+        raise ConfigError(
+            f"{bundle.contract.recipe} cannot be written as ONNX ({type(error).__name__}); use engine eager."
+        ) from None
+    with atomic_path(path) as temporary:
+        program.save(str(temporary), external_data=False)
+        if name == "int8":
+            _quantise(temporary, shown.contiguous().numpy())
+        found = bundle.calibrated(bundle.output(shown, _OnnxNetwork(bundle, temporary).answer(shown)).logits)
+        difference = np.abs(found - exact)
+        if name == "onnx" and not difference.max() <= TOLERANCE:
+            raise DarklensError(
+                f"ONNX Runtime and torch differ by {difference.max():.2g} for {bundle.contract.recipe}, more than "
+                f"{TOLERANCE:g}; use engine eager, and please report it."
+            )
+        if name == "int8" and not difference.mean() <= _LARGEST_SHIFT:
+            raise DarklensError(
+                f"8-bit numbers move the probabilities of {bundle.contract.recipe} by {difference.mean():.2g} in the "
+                "mean, which is too much to be of use; use another engine."
+            )
+
+
+class _WithInner(nn.Module):
+    """A network that also gives what its last layer makes the logits of."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__()
+        # A copy, since the hook stays: compilers do not take one that is put on in `forward`.
+        own = Bundle(bundle.contract, copy.deepcopy(bundle.network), device=bundle.device)
+        self.network, self._caught = own.network, list[Tensor]()
+        own.last_layer.register_forward_pre_hook(lambda _, given: self._caught.append(given[0]))
+
+    def forward(self, shown: Tensor) -> tuple[Tensor, Tensor]:
+        self._caught.clear()
+        logits = self.network(shown)
+        return logits, self._caught[0]
+
+
+class _CompiledFits:
+    """Lenses are fitted by fused code; the network that looks at the fits is a small part of the work."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+
+    def see(self, images: Float[np.ndarray, "b 1 n n"]) -> Tensor | Seen:
+        return self._bundle.see(images, engine="compiled")
+
+    def answer(self, shown: Tensor | Seen) -> Answer:
+        return self._bundle.answer(shown)
+
+
+class _CompiledNetwork:
+    """A network as fused code for batches of one size, to which others are filled up."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._network = arithmetic.fuse(_WithInner(bundle).eval(), frozen=True)
+
+    def see(self, images: Float[np.ndarray, "b 1 n n"]) -> Tensor | Seen:
+        return self._bundle.see(images)
+
+    @torch.inference_mode()
+    def answer(self, shown: Tensor | Seen) -> Answer:
+        assert isinstance(shown, Tensor)
+        try:
+            return _joined([self._network(some) for some in _filled(shown)], len(shown))
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise ConfigError(
+                f"{self._bundle.contract.recipe} cannot be compiled ({type(error).__name__}); use engine eager."
+            ) from None
+
+
+class _OnnxNetwork:
+    """A network in ONNX Runtime."""
+
+    def __init__(self, bundle: Bundle, path: Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        # Threads that wait by spinning take the processor from those that read the next images.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._bundle = bundle
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def see(self, images: Float[np.ndarray, "b 1 n n"]) -> Tensor | Seen:
+        return self._bundle.see(images)
+
+    def answer(self, shown: Tensor | Seen) -> Answer:
+        assert isinstance(shown, Tensor)
+        parts = []
+        for some in torch.split(shown, AT_ONCE):
+            found = self._session.run(["logits", "inner"], {"image": some.contiguous().cpu().numpy()})
+            parts.append(tuple(torch.from_numpy(np.asarray(value)) for value in found))
+        return _joined(parts, len(shown))
+
+
+def _filled(shown: Tensor) -> Iterator[Tensor]:
+    for some in torch.split(shown, AT_ONCE):
+        missing = AT_ONCE - len(some)
+        filled = torch.cat([some, some[-1:].expand(missing, -1, -1, -1)]) if missing else some
+        yield filled.contiguous(memory_format=torch.channels_last)
+
+
+def _joined(parts: Any, n: int) -> Answer:
+    return Answer(*(torch.cat(list(each))[:n] for each in zip(*parts, strict=True)))
+
+
+def _quantise(path: Path, shown: Float[np.ndarray, "b c m m"]) -> None:
+    """Turn the file of a network into one with 8-bit weights and activations."""
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Blocks(quantization.CalibrationDataReader):  # type: ignore[misc]  # no stubs
+        def __init__(self) -> None:
+            self._blocks = iter(np.split(shown, range(AT_ONCE, len(shown), AT_ONCE)))
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            block = next(self._blocks, None)
+            return None if block is None else {"image": block}
+
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        quant_pre_process(str(path), str(path), skip_symbolic_shape=True)
+        # Weights keep 7 bits: without VNNI, sums of two products of 8 bits each overflow 16.
+        quantization.quantize_static(
+            str(path),
+            str(path),
+            Blocks(),
+            quant_format=quantization.QuantFormat.QOperator,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            per_channel=True,
+            reduce_range=True,
+        )
+    finally:
+        logging.disable(level)

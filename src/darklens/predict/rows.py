@@ -1,0 +1,163 @@
+"""Image files to rows of a table, in order, bad files included."""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from darklens.bundle import BATCH_SIZE, Bundle, Classified, Engine
+from darklens.data.prepare import Prepared, prepare, require_near
+from darklens.data.readers import read_image
+from darklens.errors import DarklensError
+from darklens.evaluation import judgement
+from darklens.fit.table import NUMBERS
+from darklens.models import lens_residual
+
+Use = Callable[[Sequence[Path], Float[np.ndarray, "b 1 n n"], Classified], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of predictions.csv; an error has no probabilities and a message.
+
+    Attributes:
+        path: As it was given.
+        probabilities: One a class.
+        message: Why there are none.
+        findings: Further columns.
+        changes: What was done to the image before the model saw it, in words.
+    """
+
+    path: str
+    probabilities: list[float] = field(default_factory=list)
+    message: str = ""
+    findings: dict[str, str] = field(default_factory=dict)
+    changes: tuple[str, ...] = ()
+
+
+def predict(
+    bundle: Bundle,
+    paths: Sequence[Path],
+    *,
+    pixel_scale: float | None = None,
+    name: str | None = None,
+    use: Use = lambda _, __, ___: None,
+    advance: Callable[[int], None] = lambda _: None,
+    engine: Engine | None = None,
+    folder: Path = Path(),
+) -> list[Row]:
+    """Classify image files, one row each, in their order; a bad file becomes an error row and the others go on.
+
+    Args:
+        bundle: A classifier.
+        paths: Files that `read_image` reads.
+        pixel_scale: Pixel scale of the images in arcsec, in place of what the files say. Images of another scale than
+            the model's are resampled; where neither says one, it is taken to be the model's.
+        name: Which image of files that hold several.
+        use: Called with the files of each batch that could be read, their images, and what was found of them.
+        advance: Called with the number of files just finished.
+        engine: Does the arithmetic in place of the bundle, see `engine_of`.
+        folder: Where relative paths begin; by default the working folder.
+
+    Raises:
+        InputError: If the bundle does not classify, or `pixel_scale` differs by more than a factor of 4 from the one it
+            was trained for.
+    """
+    require_usable(bundle, pixel_scale)
+    rows: list[Row] = []
+    for start in range(0, len(paths), BATCH_SIZE):
+        block = paths[start : start + BATCH_SIZE]
+        read = {path: read_one(path, bundle, pixel_scale=pixel_scale, name=name, folder=folder) for path in block}
+        good = {path: image for path, image in read.items() if isinstance(image, Prepared)}
+        found = _rows(bundle, good, use, engine) if good else {}
+        rows += [found.get(path) or Row(str(path), message=str(read[path]), findings={"changes": ""}) for path in block]
+        advance(len(block))
+    return rows
+
+
+def require_usable(bundle: Bundle, pixel_scale: float | None) -> None:
+    """Check that a bundle classifies images of a pixel scale.
+
+    Raises:
+        InputError: If it does not.
+    """
+    bundle.require_classifier("predict")
+    if pixel_scale is not None:
+        require_near(pixel_scale, bundle.contract.pixel_scale, "The images")
+
+
+def read_one(
+    path: Path, bundle: Bundle, *, pixel_scale: float | None = None, name: str | None = None, folder: Path = Path()
+) -> Prepared | str:
+    """Return the image of a file as the bundle takes it, or the sentence that says why there is none."""
+    size, scale, whole = bundle.contract.n_pixels, bundle.contract.pixel_scale, folder / path
+    try:
+        image = read_image(whole, name=name)
+        return prepare(image, n_pixels=size, pixel_scale=scale, own_scale=pixel_scale, name=str(path))
+    except DarklensError as error:
+        return str(error).replace(str(whole), str(path))
+
+
+def _rows(bundle: Bundle, prepared: dict[Path, Prepared], use: Use, engine: Engine | None) -> dict[Path, Row]:
+    paths, images = list(prepared), np.stack([image.pixels for image in prepared.values()])[:, None]
+    found = bundle.classify(images, engine)
+    use(paths, images, found)
+    further = judgement.columns(bundle, found.probabilities, found.features) | found.findings
+    return {
+        path: Row(
+            str(path),
+            probabilities=[float(p) for p in found.probabilities[i]],
+            findings={"changes": "; ".join(image.changes)} | {name: column[i] for name, column in further.items()},
+            changes=image.changes,
+        )
+        for i, (path, image) in enumerate(prepared.items())
+    }
+
+
+def columns_of(bundle: Bundle) -> list[str]:
+    """Return the names of the columns after `message` that a bundle's rows have."""
+    classes = len(bundle.contract.classes)
+    features = 0 if bundle.familiar is None else len(bundle.familiar.centre)
+    judged = judgement.columns(bundle, np.zeros((0, classes)), np.zeros((0, features)))
+    fits = lens_residual.findings(torch.zeros(0, len(NUMBERS))) if bundle.fits_lenses else {}
+    return ["changes", *judged, *fits]
+
+
+def header(classes: Sequence[str], further: Sequence[str]) -> str:
+    """Return the first line of predictions.csv."""
+    return _line(["path", "status", "predicted", *(f"p_{name}" for name in classes), "message", *further])
+
+
+def lines(rows: Sequence[Row], classes: Sequence[str], further: Sequence[Sequence[object]]) -> str:
+    """Return the lines of rows, each with its values of further columns at the end."""
+    text = []
+    for row, values in zip(rows, further, strict=True):
+        if row.message:
+            text.append(_line([row.path, "error", "", *[""] * len(classes), row.message, *values]))
+        else:
+            predicted = classes[int(np.argmax(row.probabilities))]
+            numbers = [f"{p:.9g}" for p in row.probabilities]
+            text.append(_line([row.path, "ok", predicted, *numbers, "", *values]))
+    return "".join(text)
+
+
+def to_csv(rows: Sequence[Row], classes: Sequence[str], extra: dict[str, Sequence[object]] | None = None) -> str:
+    """Return the text of predictions.csv, with what was found and further columns at the end."""
+    found = dict.fromkeys(name for row in rows for name in row.findings)
+    extra = extra or {}
+    values = [
+        [*(row.findings.get(name, "") for name in found), *(column[i] for column in extra.values())]
+        for i, row in enumerate(rows)
+    ]
+    return header(classes, [*found, *extra]) + lines(rows, classes, values)
+
+
+def _line(values: Sequence[object]) -> str:
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerow(values)
+    return stream.getvalue()

@@ -1,0 +1,208 @@
+"""One table on any number of processes, on a Dask cluster or after being killed: the same bytes; and what can fail."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from archives import fill, small_bundle
+from commandline import darklens, rows_of
+
+from darklens.errors import StoppedError
+from darklens.predict import find_images, predict_table, problems_in, table
+
+N, BAD = 500, {5, 400}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A model, an archive, and the table that one process makes of it."""
+    work = tmp_path_factory.mktemp("archive")
+    small_bundle().save(work / "model")
+    fill(work / "files", N, bad=BAD)
+    predict_table(work / "model", files_of(work), work / "whole.csv", workers=1)
+    return work
+
+
+def files_of(work, folder="files"):
+    return [str(path) for path in find_images([work / folder])]
+
+
+def whole(work):
+    return (work / "whole.csv").read_bytes()
+
+
+def stopped_after(blocks, monkeypatch, error):
+    """Let the work end with `error` once so many blocks are done."""
+    done = []
+
+    def make_block(*task):
+        if len(done) == blocks:
+            raise error
+        done.append(task)
+        return make(*task)
+
+    make = table.make_block
+    monkeypatch.setattr(table, "make_block", make_block)
+
+
+def test_rows_are_in_the_order_of_the_files_and_bad_ones_are_named(work, tmp_path, capsys):
+    assert darklens("predict", work / "model", work / "files", "--out", tmp_path / "t.csv") == 3
+    assert (tmp_path / "t.csv").read_bytes() == whole(work)
+    rows = rows_of(tmp_path / "t.csv")
+    assert [row["path"] for row in rows] == files_of(work)
+    assert {i for i, row in enumerate(rows) if row["status"] == "error"} == BAD
+    assert len({row["p_no"][:6] for row in rows}) == 21  # twenty different images, and none
+    captured = capsys.readouterr()
+    assert captured.err.count("is not an npy") == 2 and f"{N - 2} of {N} images classified" in captured.out
+    assert list(problems_in(tmp_path / "t.csv")) == [row["message"] for row in rows if row["message"]]
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+
+
+def test_more_bad_files_than_anyone_reads_are_counted(work, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("darklens.cli.judge._MOST_LISTED", 1)
+    assert darklens("predict", work / "model", work / "files", "--out", tmp_path / "t.csv") == 3
+    complaints = capsys.readouterr().err.splitlines()
+    assert len(complaints) == 2 and complaints[1].startswith("darklens: 1 more files could not be used")
+
+
+def test_two_processes_and_a_cluster_of_two_make_the_same_bytes(work, tmp_path, monkeypatch):
+    from distributed import LocalCluster
+
+    monkeypatch.chdir(work)  # workers are elsewhere; relative paths begin here all the same
+    expected = whole(work).replace(f"{work}/".encode(), b"")
+    assert darklens("predict", "model", "files", "--out", tmp_path / "two.csv", "--workers", 2) == 3
+    assert (tmp_path / "two.csv").read_bytes() == expected
+    quiet = {"dashboard_address": "127.0.0.1:0", "silence_logs": logging.CRITICAL}
+    with LocalCluster(n_workers=2, threads_per_worker=1, **quiet) as cluster:
+        words = ["predict", "model", "files", "--out", tmp_path / "c.csv", "--cluster", cluster.scheduler_address]
+        assert darklens(*words) == 3
+    assert (tmp_path / "c.csv").read_bytes() == expected
+
+
+def test_a_run_killed_in_the_middle_goes_on_to_the_same_bytes(work, tmp_path, capsys):
+    out = tmp_path / "t.csv"
+    command = [sys.executable, "-m", "darklens.cli", "predict", work / "model", work / "files", "--out", out]
+    run = subprocess.Popen([*map(str, command), "--workers", "1"], stderr=subprocess.PIPE)
+    rows = tmp_path / "t.csv.unfinished" / "rows"
+    give_up = time.monotonic() + 100
+    while not (rows.exists() and rows.stat().st_size):
+        assert run.poll() is None and time.monotonic() < give_up
+        time.sleep(0.001)
+    os.kill(run.pid, signal.SIGKILL)
+    run.communicate()
+    assert not out.exists(), "it was finished before it was killed"
+    assert darklens("predict", work / "model", work / "files", "--out", out) == 3
+    assert out.read_bytes() == whole(work)
+    kept = int(capsys.readouterr().out.split()[0])
+    assert 0 < kept < N and kept % 64 == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+
+
+def test_ctrl_c_is_one_sentence_and_the_same_command_goes_on(work, tmp_path, monkeypatch, capsys):
+    words = ["predict", work / "model", work / "files", "--out", tmp_path / "t.csv", "--workers", 1]
+    with monkeypatch.context() as patch:
+        stopped_after(3, patch, KeyboardInterrupt())
+        assert darklens(*words) == 130
+    said = capsys.readouterr().err
+    assert said.startswith("darklens: Interrupted") and said.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv.unfinished"]
+    assert darklens(*words) == 3
+    assert "192 images were classified before" in capsys.readouterr().out
+    assert (tmp_path / "t.csv").read_bytes() == whole(work)
+
+
+def test_a_run_that_failed_before_its_first_block_leaves_nothing(work, tmp_path, monkeypatch):
+    stopped_after(0, monkeypatch, StoppedError("a worker was killed"))
+    with pytest.raises(StoppedError):
+        predict_table(work / "model", files_of(work), tmp_path / "t.csv", workers=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def interrupted(work, files, out, monkeypatch, blocks=4):
+    with monkeypatch.context() as patch:
+        stopped_after(blocks, patch, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            predict_table(work / "model", files, out, workers=1)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-7], lambda b: b[:-7] + b"9" + b[-6:], lambda b: b + b'{"block": 5,'])
+def test_what_was_being_written_is_made_again(work, tmp_path, monkeypatch, damage):
+    out, files = tmp_path / "t.csv", files_of(work)
+    interrupted(work, files, out, monkeypatch)
+    rows = tmp_path / "t.csv.unfinished" / "rows"
+    rows.write_bytes(damage(rows.read_bytes()))
+    interrupted(work, files, out, monkeypatch, blocks=2)  # and goes on after that from a file cut off there
+    assert predict_table(work / "model", files, out, workers=1).kept >= 5 * 64
+    assert out.read_bytes() == whole(work)
+
+
+def test_another_model_list_or_option_starts_anew_and_says_so(work, tmp_path, monkeypatch):
+    out, files, said = tmp_path / "t.csv", files_of(work)[:300], []
+    small_bundle(seed=1).save(tmp_path / "other")
+    for change, told in (
+        ({"model": tmp_path / "other"}, "model"),
+        ({"files": files[1:]}, "list of files"),
+        ({"pixel_scale": 0.051}, "pixel scale"),
+    ):
+        interrupted(work, files, out, monkeypatch, blocks=2)
+        arguments = {"model": work / "model", "files": files, "workers": 1} | change
+        assert predict_table(out=out, say=said.append, **arguments).kept == 0
+        assert told in said[-1].split("differs in: ")[1] and "starts anew" in said[-1]
+        resumed = out.read_bytes()
+        predict_table(out=tmp_path / "again.csv", **arguments)
+        assert resumed == (tmp_path / "again.csv").read_bytes()
+
+
+def test_a_file_that_was_mended_in_between_is_read_again(work, tmp_path, monkeypatch):
+    fill(tmp_path / "files", 200, bad={3})
+    out, files = tmp_path / "t.csv", [str(path) for path in find_images([tmp_path / "files"])]
+    interrupted(work, files, out, monkeypatch, blocks=2)
+    (tmp_path / "files" / "000003.npy").write_bytes((tmp_path / "files" / "000004.npy").read_bytes())
+    done = predict_table(work / "model", files, out, workers=1)
+    assert done.bad == 0 and done.kept == 64
+
+
+def test_wrong_use_is_one_sentence_and_nothing_is_written(work, tmp_path, capsys, monkeypatch):
+    good = sorted((work / "files").iterdir())[0]
+    (tmp_path / "file").write_text("")
+    words = ["predict", work / "model", good, "--out"]
+    for more, said in (
+        ([tmp_path / "t.csv", "--workers", 2, "--cluster", "tcp://127.0.0.1:1"], "give one of them"),
+        ([tmp_path / "t.csv", "--maps", tmp_path / "m", "--workers", 2], "--maps are made by one process"),
+        ([tmp_path / "t.csv", "--maps", tmp_path / "m", "--engine", "onnx"], "--maps are made by one process"),
+        ([tmp_path / "t.csv", "--pixel-scale", 5], "too far to resample"),
+        ([tmp_path / "t.csv", "--engine", "int8"], "needs two images that can be read"),
+        ([tmp_path / "file" / "t.csv"], "cannot be written"),
+    ):
+        assert darklens(*words, *more) == 2
+        captured = capsys.readouterr().err.strip().splitlines()
+        assert len(captured) == 1 and said in captured[0], captured
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_two_commands_do_not_write_one_table(work, tmp_path):
+    from darklens.errors import InputError
+    from darklens.files import locked
+
+    (tmp_path / "t.csv.unfinished").mkdir()
+    with (
+        locked(tmp_path / "t.csv.unfinished" / "lock"),
+        pytest.raises(InputError, match="Another process is at work"),
+    ):
+        predict_table(work / "model", files_of(work), tmp_path / "t.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv.unfinished"]
+
+
+def test_a_worker_that_sees_another_model_or_version_says_so(work):
+    task = table.Task(model=str(work / "model"), bundle_sha256="0", engine="eager", folder=str(work))
+    for change, said in (
+        ({}, "is another one"),
+        ({"model": str(work / "none")}, "cannot see"),
+        ({"version": "0"}, "has darklens"),
+    ):
+        with pytest.raises(table.InputError, match=said):
+            table.make_block(task.model_copy(update=change).model_dump_json(), 0, ["files/000000.npy"])
