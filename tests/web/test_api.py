@@ -370,6 +370,15 @@ class TestOthers:
                 each.close()
             _wait(lambda: service.gate._clients.total() == 0)
 
+    def test_a_connection_that_asks_for_nothing_is_closed(self, running, monkeypatch):
+        monkeypatch.setattr("darklens.serve.run.HEAD_SECONDS", 0.5)
+        with running() as (address, _):
+            host, port = address.removeprefix("http://").split(":")
+            with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
+                connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: ")
+                assert connection.recv(100) == b""
+            assert post(address, npy(image())).status_code == 200
+
     def test_the_work_of_a_client_that_left_is_dropped(self, running):
         with running() as (address, service):
             slow = Slow()

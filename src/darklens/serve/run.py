@@ -1,5 +1,6 @@
 """Running the application: a stop that was asked for finishes what was accepted."""
 
+import asyncio
 import signal
 import socket
 import sys
@@ -7,10 +8,12 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from darklens.serve.service import Service
 from darklens.serve.settings import Settings
 
+HEAD_SECONDS = 10.0  # in which the head of a connection's first request has to arrive
 _LATER = 10  # seconds beyond the time limit of requests that a stop waits for them
 
 
@@ -36,6 +39,18 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
+class _Protocol(H11Protocol):
+    """Closes connections that are opened and then ask for nothing; uvicorn would hold them for ever."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.loop.call_later(HEAD_SECONDS, self._close_if_silent)
+
+    def _close_if_silent(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()
+
+
 def server_of(app: FastAPI, settings: Settings, port: int) -> uvicorn.Server:
     """Return a server that is not running yet.
 
@@ -52,7 +67,7 @@ def server_of(app: FastAPI, settings: Settings, port: int) -> uvicorn.Server:
         access_log=False,
         server_header=False,
         ws="none",
-        http="h11",
+        http=_Protocol,
         timeout_graceful_shutdown=int(settings.timeout + settings.receive_timeout) + _LATER,
     )
     return _Server(config, app.state.service)
