@@ -106,7 +106,7 @@ class Noise:
         number = faint.sum((1, 2)).clamp_min(1)
         mean, of_rate = (excess * faint).sum((1, 2)) / number, (rate * faint).sum((1, 2)) / number
         shown = (mean - _DOUBT * of_rate * (2 / number).sqrt()) / self.area
-        in_counts = step / gain[:, 0].exp()
+        in_counts = step * self.exposure.mean((1, 2)) / gain[:, 0].exp()
         # A step of one count is the counting itself.
         rounding = torch.where(in_counts > _COUNT, in_counts**2 / 12, 0.0)
         return replace(self, extra=torch.where(step > 0, rounding, shown.clamp_min(0)))

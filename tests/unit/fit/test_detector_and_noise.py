@@ -105,6 +105,15 @@ def test_rounding_and_read_noise_are_counted_as_noise_and_pure_counts_have_none(
         assert float(found.mean()) == pytest.approx(expected_extra[name], abs=0.15 * expected_extra[name] + 1e-3)
 
 
+@pytest.mark.parametrize("depth", [0.1, 1.0, 10.0])
+def test_single_photons_of_any_exposure_are_no_rounding(depth):
+    own, _, expected, gain = smooth(4)
+    counts = torch.poisson(expected * depth, generator=torch.Generator().manual_seed(6))
+    pixels, noise = own.on_fine(counts / depth, torch.full_like(counts, depth))
+    step = torch.full((4,), 1 / depth)
+    assert noise.with_extra(pixels, own.fine.combine(expected), gain, step).extra.tolist() == [0.0] * 4
+
+
 def test_noise_that_is_not_of_counts_is_estimated_from_the_image():
     own = fitter(populations.get("deeplense-model-i"))
     images, _ = simulate_batch(own.population, 1, [0])
