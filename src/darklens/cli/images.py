@@ -1,5 +1,6 @@
 """Commands that make, take in and examine images."""
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -106,27 +107,33 @@ def import_(
     source: Annotated[
         Path,
         Parameter(
-            help="DeepLense folder: no/, sphere/, vort/ with .npy files, or an index.csv; or what --format says."
+            help="Folder with no/, sphere/, vort/ of image files (npy, npz, FITS, HDF5, PNG, TIFF), or an index.csv of "
+            "files and labels, or images.npy and labels.npy; an npz or HDF5 file with images and labels; what --format "
+            "says."
         ),
     ],
     *,
     out: Annotated[Path, Parameter(help="Store to write.")],
     format: Annotated[str, Parameter(help="deeplense, or the name of a plug-in's importer.")] = "deeplense",
-    pixel_scale: Annotated[float, Parameter(help="Pixel scale of the images, arcsec.")] = 0.05,
+    pixel_scale: Annotated[
+        float | None, Parameter(help="Pixel scale of the images, arcsec; by default what they say, or 0.05.")
+    ] = None,
 ) -> int:
-    """Import labelled images into a store; bad files are listed and left out.
+    """Import labelled images into a store; bad ones are listed and left out, and the exit code is then 3.
 
     Example: `darklens import data/Common_Test_I/train --out stores/train`
     """
     import darklens.data.deeplense  # noqa: F401  # registers itself
     from darklens.data.importers import IMPORTERS, import_images, list_entries
 
-    if pixel_scale <= 0:
+    if pixel_scale is not None and not 0 < pixel_scale < math.inf:
         raise InputError(f"--pixel-scale must be positive (arcsec), got {pixel_scale}.")
     importer = IMPORTERS[format]
     entries = list_entries(importer, source)
     with progress("Importing", len(entries)) as advance:
         report = import_images(importer, source, out, pixel_scale=pixel_scale, entries=entries, advance=advance)
+    for warning in report.warnings:
+        print(f"Warning: {warning}", file=sys.stderr)
     print(f"{len(report.store)} images in {out}")
     return list_problems(report.problems)
 

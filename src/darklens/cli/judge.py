@@ -12,8 +12,8 @@ from darklens.errors import ConfigError, InputError
 
 _MOST_LISTED = 1000  # bad files; beyond, the table has them
 FILES = (
-    "Images (npy, npz, FITS, HDF5), folders of them, patterns in quotes, @LIST.txt with one path a line, or - for such "
-    "lines on standard input."
+    "Images (npy, npz, FITS, HDF5, PNG, TIFF), folders of them, patterns in quotes, @LIST.txt with one path a line, or "
+    "- for such lines on standard input."
 )
 PixelScale = Annotated[
     float | None,

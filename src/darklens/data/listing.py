@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from darklens.data.readers import SUFFIXES
+from darklens.data.readers import MEASUREMENTS, SUFFIXES
 from darklens.errors import InputError
 
 _STANDARD_INPUT = ("-", "@-")
@@ -16,7 +16,8 @@ _MAX_LIST_BYTES = 100_000_000
 def find_images(arguments: Sequence[Path | str]) -> list[Path]:
     """Return the files that the arguments name.
 
-    A folder stands for the image files in it and below, told by their suffix; links to folders are not followed.
+    A folder stands for the image files in it and below, told by their suffix; links to folders are not followed, and
+    pictures (PNG, TIFF) that lie beside measurements are left out.
     `*`, `?`, `[...]` and `**` are patterns, `@list.txt` is a text file with one argument a line, and `-` or `@-` stands
     for such lines on standard input. A file that exists under such a name is that file.
 
@@ -46,7 +47,7 @@ def _files(argument: str, *, in_list: bool) -> Iterator[Path]:
     elif argument.startswith("@") and not in_list:
         yield from _lines(_text(Path(argument[1:])), argument[1:])
     elif glob.has_magic(argument):
-        fitting = sorted(glob.glob(argument, recursive=True))
+        fitting = _fitting(argument)
         if not fitting:
             raise InputError(f"{argument}: no file fits this pattern.")
         for path in fitting:
@@ -58,10 +59,35 @@ def _files(argument: str, *, in_list: bool) -> Iterator[Path]:
         yield Path(argument)
 
 
-def _inside(folder: str) -> list[Path]:
-    found = sorted(
-        Path(where) / name for where, _, names in os.walk(folder) for name in names if name.lower().endswith(SUFFIXES)
+def images_in(folder: Path | str) -> list[Path]:
+    """Return the image files in a folder and below, in the order of their names; pictures only without measurements."""
+    found: list[Path] = []
+    for where, _, names in os.walk(folder):
+        measured = [name for name in names if name.lower().endswith(MEASUREMENTS)]
+        chosen = measured or [name for name in names if name.lower().endswith(SUFFIXES)]
+        found += [Path(where) / name for name in chosen]
+    return sorted(found)
+
+
+def _fitting(pattern: str) -> list[str]:
+    """Return the paths that fit a pattern; `**` does not follow links to folders, or a loop would never end."""
+    if "**" not in pattern:
+        return sorted(glob.glob(pattern))
+    parts = Path(pattern).parts
+    first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    start, rest = Path(*parts[:first]), "/".join(parts[first:])
+    rests = [rest, f"{rest}/*"] if parts[-1] == "**" else [rest]  # ** alone is of folders before Python 3.13
+    try:
+        found = {path for pattern in rests for path in start.glob(pattern)}
+    except (OSError, ValueError):
+        return []
+    return sorted(
+        str(path) for path in found if not any(p.startswith(".") and p != ".." for p in path.relative_to(start).parts)
     )
+
+
+def _inside(folder: str) -> list[Path]:
+    found = images_in(folder)
     if not found:
         raise InputError(f"{folder} holds no images ({', '.join(SUFFIXES)}).")
     return found

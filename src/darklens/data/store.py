@@ -218,6 +218,12 @@ def shard_file(store: Path, shard: int, suffix: str) -> Path:
     return store / "shards" / f"{shard:05d}.{suffix}"
 
 
+def is_shard(path: Path) -> bool:
+    """Tell whether a file of a store's `shards` folder is named as a shard's is, or as one that is not finished."""
+    number, _, suffix = path.name.partition(".")
+    return is_temporary(path) or (number.isdecimal() and suffix in (IMAGES, TRUTH))
+
+
 def write_shard(
     store: Path, shard: int, images: Float[np.ndarray, "k 1 n n"], truth: Mapping[str, np.ndarray]
 ) -> Shard:

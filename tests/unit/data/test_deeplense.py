@@ -45,7 +45,7 @@ def test_an_index_decides_what_is_imported_and_cannot_leave_the_folder(folder, t
         ("../x.npy,0\n", "outside"),
         ("no/1.npy\n", "line 1"),
         ("no/1.npy,0\nno/2.npy,5\n", "line 2"),
-        ("", "lists no images"),
+        ("\n", "lists no images"),
     ):
         (folder / "index.csv").write_text(text)
         with pytest.raises(InputError, match=sentence):

@@ -38,6 +38,22 @@ def test_one_argument(files, argument, found):
     assert [str(path) for path in find_images([argument])] == found.split()
 
 
+def test_links_that_lead_back_do_not_multiply(files):
+    for name in ("again", "and_again", "once_more"):
+        (files / "deep" / name).symlink_to(files / "deep")
+    assert len(find_images(["deep/**/*.h5"])) == 1
+    assert [str(path) for path in find_images([f"{files}/**/d.*"])] == [str(files / "deep" / "d.h5")]
+
+
+def test_pictures_beside_measurements_are_previews(files):
+    (files / "deep" / "d.png").write_bytes(b"x")
+    (files / "seen").mkdir()
+    for name in ("b.tif", "a.PNG"):
+        (files / "seen" / name).write_bytes(b"x")
+    assert "deep/d.png" not in [str(path) for path in find_images(["deep"])]
+    assert [str(path) for path in find_images(["seen"])] == ["seen/a.PNG", "seen/b.tif"]
+
+
 def test_lists_keep_their_order_and_say_nothing_of_what_is_absent(files, monkeypatch):
     (files / "list.txt").write_text("# mine\nb.FITS\n\n  a.npy\nabsent.npy\ndeep/er\n@list.txt\n-\n")
     expected = ["b.FITS", "a.npy", "absent.npy", "deep/er/f.npz", "@list.txt", "-"]

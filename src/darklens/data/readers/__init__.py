@@ -2,6 +2,7 @@
 
 import os
 import stat
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,34 +14,38 @@ from darklens.data.readers.fits import read_fits
 from darklens.data.readers.hdf5 import read_hdf5
 from darklens.data.readers.image import MAX_BYTES, Image, check_pixels
 from darklens.data.readers.npy import read_npy, read_npz
+from darklens.data.readers.picture import read_picture
 from darklens.errors import InputError
 
-__all__ = ["SUFFIXES", "Image", "check_pixels", "read_image", "read_whole"]
+__all__ = ["MEASUREMENTS", "PICTURES", "SUFFIXES", "Image", "check_pixels", "read_image", "read_whole", "require_file"]
 
-SUFFIXES = (".npy", ".npz", ".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fts.gz", ".h5", ".hdf5")
+_FITS = (".fits", ".fit", ".fts")
+MEASUREMENTS = (".npy", ".npz", *(f"{s}{packed}" for packed in ("", ".gz", ".bz2") for s in _FITS), ".h5", ".hdf5")
+PICTURES = (".png", ".tif", ".tiff")
+SUFFIXES = MEASUREMENTS + PICTURES
 _MAGIC: dict[bytes, Callable[[Path, str | None], Image]] = {
     b"\x93NUMPY": lambda path, _: read_npy(path),
     b"PK\x03\x04": read_npz,
     b"SIMPLE  =": read_fits,
     b"\x1f\x8b": read_fits,
+    b"BZh": read_fits,
     b"\x89HDF\r\n\x1a\n": read_hdf5,
 }
+_PICTURES = {b"\x89PNG": "PNG", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF"}
 _FOREIGN = {
-    b"\x89PNG": "a PNG picture",
     b"\xff\xd8\xff": "a JPEG picture",
     b"GIF8": "a GIF picture",
-    b"II*\0": "a TIFF picture",
-    b"MM\0*": "a TIFF picture",
     b"%PDF": "a PDF document",
     b"\x80": "a Python pickle, which is never loaded",
 }
+_quietly = threading.Lock()  # warnings.catch_warnings changes what all threads share
 
 
 def read_image(path: Path, *, name: str | None = None) -> Image:
-    """Read an image file: npy, npz, FITS (also with gzip) or HDF5.
+    """Read an image file: npy, npz, FITS (also with gzip or bzip2), HDF5, or a grey PNG or TIFF picture.
 
     Nothing in the file is executed, nothing outside it is read, and no memory is taken for what a header announces
-    before it is known to be sensible. NaN pixels stay; `prepare` fills or refuses them.
+    before it is known to be sensible. NaN pixels stay; `prepare` fills or refuses them. Threads wait for each other.
 
     Args:
         path: The file.
@@ -49,12 +54,24 @@ def read_image(path: Path, *, name: str | None = None) -> Image:
     Raises:
         InputError: One sentence that names the file, what is wrong with it, and what to do.
     """
-    head = _head(path)
+    read = _reader(path, require_file(path))
+    with _quietly, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return read(path, name)
+
+
+def _reader(path: Path, head: bytes) -> Callable[[Path, str | None], Image]:
     for magic, read in _MAGIC.items():
         if head.startswith(magic):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return read(path, name)
+            return read
+    for magic, kind in _PICTURES.items():
+        if head.startswith(magic):
+            if path.name.lower().endswith(MEASUREMENTS):
+                raise InputError(
+                    f"{path}: is a {kind} picture, whatever its name says; give the measured image, or rename the "
+                    "picture if it is meant."
+                )
+            return read_picture
     for magic, what in _FOREIGN.items():
         if head.startswith(magic):
             raise InputError(f"{path}: is {what}; give the measured image as npy, npz, FITS or HDF5.")
@@ -73,8 +90,12 @@ def read_whole(path: Path) -> Float32[np.ndarray, "n m"]:
     return pixels
 
 
-def _head(path: Path) -> bytes:
-    """Return the first bytes of a regular file of sensible size."""
+def require_file(path: Path, *, most: int = MAX_BYTES) -> bytes:
+    """Return the first bytes of a regular file of sensible size.
+
+    Raises:
+        InputError: If it is none, or cannot be read.
+    """
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
@@ -83,7 +104,7 @@ def _head(path: Path) -> bytes:
             raise InputError(f"{path}: is no regular file; save the image to one.")
         if status.st_size == 0:
             raise InputError(f"{path}: the file is empty; copy or make it again.")
-        if status.st_size > MAX_BYTES:
+        if status.st_size > most:
             raise InputError(f"{path}: has {status.st_size / 1e9:.1f} GB; cut out the lens first.")
         with path.open("rb") as stream:
             return stream.read(16)

@@ -1,5 +1,6 @@
 """FITS files. Headers are walked here and not by astropy, which trusts their numbers (a huge NAXIS never returns)."""
 
+import bz2
 import gzip
 import io
 import math
@@ -14,14 +15,18 @@ from darklens.data.readers.image import MAX_BYTES, Image, choose, damaged, requi
 from darklens.errors import InputError
 
 BLOCK, CARD = 2880, 80
-MAX_HEADER_BLOCKS, MAX_UNITS, MAX_AXES = 500, 200, 999
+MAX_HEADER_BLOCKS, MAX_UNITS, MAX_AXES = 1000, 200, 999  # blocks of all headers of a file
+PACKED = {
+    b"\x1f\x8b": (gzip.GzipFile, 8),
+    b"BZ": (bz2.BZ2File, 16),
+}  # may unpack to MAX_BYTES over so much; bzip2 is slow
 TYPES = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 ARCSEC = {"": 3600.0, "deg": 3600.0, "arcmin": 60.0, "arcsec": 1.0, "mas": 1e-3, "rad": math.degrees(3600.0)}
 CELESTIAL = ("RA", "DEC", "GLON", "GLAT", "ELON", "ELAT")
 
 
 def read_fits(path: Path, name: str | None = None) -> Image:
-    """Read an image of a FITS file, plain or packed with gzip.
+    """Read an image of a FITS file, plain or packed with gzip or bzip2.
 
     BSCALE, BZERO and BLANK are applied. The pixel scale is that of the celestial coordinates in the header.
 
@@ -53,33 +58,41 @@ def read_fits(path: Path, name: str | None = None) -> Image:
 
 
 def _opened(path: Path) -> io.BufferedIOBase:
-    stream = path.open("rb")
-    if stream.read(2) != b"\x1f\x8b":
-        stream.seek(0)
-        return stream
-    stream.close()
-    with gzip.open(path) as unpacked:
-        data = unpacked.read(MAX_BYTES // 4 + 1)
-    if len(data) > MAX_BYTES // 4:
-        raise InputError(f"{path}: unpacks to more than {MAX_BYTES // 4_000_000} MB; cut out the lens first.")
-    return io.BytesIO(data)
+    with path.open("rb") as stream:
+        head = stream.read(2)
+    if head not in PACKED:
+        return path.open("rb")
+    unpack, part = PACKED[head]
+    limit = MAX_BYTES // part
+    data = io.BytesIO()
+    with unpack(path) as unpacked:
+        while piece := unpacked.read(1_000_000):  # room would be made for as many bytes as are asked for
+            data.write(piece)
+            if data.tell() > limit:
+                raise InputError(f"{path}: unpacks to more than {limit / 1e6:.3g} MB; cut out the lens first.")
+    data.seek(0)
+    return data
 
 
 def _units(path: Path, stream: io.BufferedIOBase) -> Iterator[tuple[int, Any, int]]:
     """Yield number, header and size of the data in bytes of each header unit; the stream is then at its data."""
     from astropy.io.fits import Header
 
+    end, blocks = "END".ljust(CARD), 0
     for number in range(MAX_UNITS):
         cards: list[str] = []
-        while "END".ljust(CARD) not in cards:
+        new: list[str] = []
+        while end not in new:
             block = stream.read(BLOCK)
             if number and not cards and not block.strip(b"\0 "):
                 return
-            if len(block) < BLOCK or len(cards) > MAX_HEADER_BLOCKS * BLOCK // CARD:
+            blocks += 1
+            if len(block) < BLOCK or blocks > MAX_HEADER_BLOCKS:
                 raise InputError(f"{path}: the FITS file is truncated or damaged; copy or make it again.")
             text = block.decode("ascii")
-            cards += [text[i : i + CARD] for i in range(0, BLOCK, CARD)]
-        header = Header.fromstring("".join(cards[: cards.index("END".ljust(CARD))]))
+            new = [text[i : i + CARD] for i in range(0, BLOCK, CARD)]
+            cards += new
+        header = Header.fromstring("".join(cards[: cards.index(end)]))
         yield number, header, _data_size(path, header)
 
 
@@ -123,7 +136,13 @@ def _pixels(path: Path, stream: io.BufferedIOBase, header: Any, shape: list[int]
     pixels = stored.reshape(height, width).astype(np.float64)
     if dtype.kind in "iu" and "BLANK" in header:
         pixels[stored.reshape(height, width) == int(header["BLANK"])] = np.nan
-    return pixels * float(header.get("BSCALE", 1.0)) + float(header.get("BZERO", 0.0))
+    scale, zero = float(header.get("BSCALE", 1.0)), float(header.get("BZERO", 0.0))
+    if not (math.isfinite(scale) and math.isfinite(zero) and scale):
+        raise InputError(f"{path}: a FITS header has BSCALE = {scale}, BZERO = {zero}; copy or make the file again.")
+    with np.errstate(over="ignore", invalid="ignore"):
+        pixels *= scale
+        pixels += zero
+    return pixels
 
 
 def _pixel_scale(path: Path, header: Any) -> float | None:

@@ -22,10 +22,12 @@ class Image:
     Attributes:
         pixels: Finite numbers, or NaN where the file has no measurement; row 0 is lowest.
         pixel_scale: Side of a pixel in arcsec, if the file says so.
+        changes: What reading it did to the numbers, or what is known to have been done before, in words.
     """
 
     pixels: Float[np.ndarray, "n m"]
     pixel_scale: float | None = None
+    changes: tuple[str, ...] = ()
 
 
 @contextmanager

@@ -53,10 +53,10 @@ def only_image(data: bytes) -> Float[np.ndarray, "n m"]:
     top = _run(data)
     if not (isinstance(top, _Made) and top.kind == _ARRAY and len(top.state) == 5 and isinstance(top.state[4], list)):
         raise ForeignError
-    planes = [_plane(item) for item in top.state[4] if isinstance(item, _Made) and item.kind == _ARRAY]
-    if len(planes) != 1:
+    arrays = [item for item in top.state[4] if isinstance(item, _Made) and item.kind == _ARRAY]
+    if len(arrays) != 1:  # before any is made: one may stand there ten thousand times
         raise ForeignError
-    return planes[0]
+    return _plane(arrays[0])
 
 
 def _plane(made: _Made) -> Float[np.ndarray, "n m"]:

@@ -61,6 +61,44 @@ def test_anything_else_is_refused_and_not_done(tmp_path, monkeypatch, payload):
     assert not (tmp_path / "owned").exists()
 
 
+def test_an_image_that_stands_there_ten_thousand_times_is_not_made_even_once(tmp_path, monkeypatch):
+    array = np.empty(3, dtype=object)
+    array[:] = [None, None, None]
+    outer, plane = pickle.dumps(array, protocol=3), pickle.dumps(GOOD, protocol=3)[2:-1]
+    start, end = outer.index(b"(NNNe"), outer.index(b"(NNNe") + 5
+    payload = outer[:start] + b"(" + plane + b"q\xf0" + b"h\xf0" * 9000 + b"e" + outer[end:]
+    monkeypatch.setattr("darklens.data.readers.objects._plane", lambda made: pytest.fail("made"))
+    (tmp_path / "x").write_bytes(as_npy(payload))
+    with pytest.raises(InputError, match="pickled Python objects"):
+        read_image(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"\x80\x04" + b"(" * 9000 + b".",
+        b"\x80\x04)" + b"\x85" * 9000 + b".",
+        b"\x80\x04]" + b"q\x00h\x00a" * 3000 + b".",
+        b"\x80\x04K\x01" + b"2" * 9000 + b".",
+        b"\x80\x04" + b"N" * 20_000 + b".",
+        b"\x80\x04cnumpy\ndtype\nX\x0b\0\0\0V4000000000\x85R.",
+        b"\x80\x04cnumpy.f2py\n__import__\n.",
+        b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x0bmkdir owned\x85R.",
+        b"\x80\x04cnumpy\nndarray\n)\x81.",
+        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncos\nsystem\nK\0\x85U\x01b\x87R.",
+        b"(S'a'\nios\nsystem\n.",
+    ],
+)
+def test_attacks_by_opcodes(tmp_path, monkeypatch, payload):
+    monkeypatch.chdir(tmp_path)
+    for name in ("Unpickler", "load", "loads"):
+        monkeypatch.setattr(pickle, name, None)
+    (tmp_path / "x").write_bytes(as_npy(payload))
+    with pytest.raises(InputError, match="pickled Python objects, which are never loaded"):
+        read_image(tmp_path / "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
 def test_damage_is_one_sentence(tmp_path):
     path, rng, refused = tmp_path / "x", np.random.default_rng(8), 0
     good = as_npy(pickle.dumps(pair(GOOD[:4, :4], 1e-23), protocol=4))

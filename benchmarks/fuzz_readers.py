@@ -1,0 +1,637 @@
+"""Mutated files through every reader: `python benchmarks/fuzz_readers.py --inputs 100000`.
+
+Small valid files of each kind are made here, then changed: bits, bytes, numbers, lengths, cuts, splices, and by kind
+header fields, cards, chunks, members and opcodes, with checksums mended so that the change is not caught at the door.
+A worker process that may take 1 GB of memory in all reads each, and prepares for a model what can be read, within 2 s
+of CPU time. It must be accepted or refused with one sentence. Anything else is a finding: another exception, a sentence
+of several lines, too much time or memory, a crash, a file opened besides the input, a process or connection started, a
+class looked up for unpickling. The lens is looked for in two of a thousand images only, since that takes a second.
+Findings are written to --keep. The same --seed gives the same inputs.
+
+Writes results/fuzz.json; parts of a run that are given one after another with --first are added up.
+"""
+
+import argparse
+import base64
+import bz2
+import gzip
+import io
+import json
+import os
+import pickle
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+import zipfile
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU_SECONDS, MEMORY, WALL_SECONDS = 2.0, 1_000_000_000, 120
+NUMBERS = [
+    0,
+    1,
+    2,
+    3,
+    7,
+    8,
+    127,
+    128,
+    255,
+    256,
+    32767,
+    32768,
+    65535,
+    65536,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**63 - 1,
+    2**64 - 1,
+]
+TEXTS = [
+    "0",
+    "1",
+    "-1",
+    "2",
+    "3",
+    "99",
+    "-32",
+    "64",
+    "999999",
+    "2147483648",
+    "9223372036854775808",
+    "1e308",
+    "NaN",
+    "Inf",
+    "T",
+    "F",
+    "''",
+    "()",
+    ",",
+    "4000",
+    "16000000",
+    "-0",
+    "None",
+]
+IMAGE = np.arange(64.0).reshape(8, 8)
+
+
+def seeds():
+    """Return valid files by kind, most readers having several."""
+    import h5py
+    from astropy.io import fits
+    from PIL import Image
+
+    def saved(write, *arguments, **options):
+        stream = io.BytesIO()
+        write(stream, *arguments, **options)
+        return stream.getvalue()
+
+    def hdf5(libver="earliest", **options):
+        stream = io.BytesIO()
+        with h5py.File(stream, "w", libver=libver) as file:
+            file.create_dataset("image_data", data=IMAGE, **options)
+            file["deep/exposure"], file["transform_pix2angle"] = IMAGE.astype("f4"), np.diag([0.05, 0.05])
+            file.attrs["pixel_scale"] = 0.05
+        return stream.getvalue()
+
+    def picture(array, kind, **options):
+        return saved(lambda stream: Image.fromarray(array).save(stream, format=kind, **options))
+
+    sky = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CDELT1": -1.4e-5, "CDELT2": 1.4e-5, "BUNIT": "e-/s"}
+    primary = fits.PrimaryHDU(IMAGE.astype("f4"), fits.Header(sky))
+    table = fits.BinTableHDU.from_columns([fits.Column("a", "E", array=[1.0])])
+    counts = fits.ImageHDU(IMAGE.astype(np.int16), name="CTS")
+    counts.header["BLANK"], counts.header["BSCALE"] = 99, 0.5
+    plain = [saved(primary.writeto), saved(fits.HDUList([fits.PrimaryHDU(), table, counts]).writeto)]
+    pair = np.empty(2, dtype=object)
+    pair[0], pair[1] = IMAGE, 1e-23
+    return {
+        "npy": [
+            saved(np.save, IMAGE),
+            saved(np.save, IMAGE[None].astype(">i2")),
+            saved(np.save, np.asfortranarray(IMAGE)),
+        ],
+        "objects": [objects(pickle.dumps(pair, protocol=p)) for p in (3, 4)],
+        "npz": [
+            saved(np.savez, image=IMAGE, pixel_scale=0.05),
+            saved(np.savez_compressed, image=IMAGE, other=IMAGE[:4]),
+        ],
+        "fits": plain,
+        "fits.gz": [gzip.compress(content) for content in plain],
+        "fits.bz2": [bz2.compress(content) for content in plain],
+        "hdf5": [
+            hdf5(),
+            hdf5("latest"),
+            hdf5(chunks=(4, 4), compression="gzip", shuffle=True),
+            hdf5("latest", chunks=(4, 8), compression="gzip", fletcher32=True),
+        ],
+        "png": [
+            picture(IMAGE.astype(np.uint8), "PNG"),
+            picture(IMAGE.astype(np.uint16) * 900, "PNG"),
+            picture(np.repeat(IMAGE.astype(np.uint8)[..., None], 3, 2), "PNG"),
+        ],
+        "tiff": [
+            picture(IMAGE.astype(np.uint8), "TIFF"),
+            picture(IMAGE.astype(np.uint16), "TIFF", compression="tiff_lzw"),
+            picture(IMAGE.astype(np.float32), "TIFF", compression="tiff_adobe_deflate"),
+        ],
+    }
+
+
+def objects(payload):
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "|O", "fortran_order": False, "shape": (2,)})
+    return stream.getvalue() + payload
+
+
+def mutated(kind, every, g):
+    """Return one mutated file of a kind, from the generator `g`."""
+    content = every[kind][g.integers(len(every[kind]))]
+    if g.random() < 0.5 and kind in BY_KIND:
+        content = BY_KIND[kind](content, every, g)
+        if g.random() < 0.7:
+            return content
+    for _ in range(g.choice([1, 1, 1, 2, 4, 16])):
+        content = generic(content, every, g)
+    return content
+
+
+def generic(content, every, g):
+    """Change bits, bytes or numbers, cut, repeat, leave out, or put in a piece of another file."""
+    data = bytearray(content)
+    if len(data) < 8:
+        return bytes(data)
+    reach = min(len(data), int(g.choice([64, 200, 600, 3000, len(data)])))
+    at, how = int(g.integers(reach)), g.integers(9)
+    if how == 0:
+        data[at] ^= 1 << int(g.integers(8))
+    elif how == 1:
+        data[at] = int(g.choice([0, 1, 32, 45, 57, 127, 128, 255, g.integers(256)]))
+    elif how in (2, 3):
+        size = int(g.choice([1, 2, 4, 8]))
+        number = NUMBERS[g.integers(len(NUMBERS))] % 256**size
+        at -= at % size if g.random() < 0.5 else 0
+        data[at : at + size] = number.to_bytes(size, "little" if how == 2 else "big")
+    elif how == 4:
+        del data[at:]
+    elif how == 5:
+        del data[at : at + int(g.integers(1, 64))]
+    elif how == 6:
+        piece = data[at : at + int(g.integers(1, 64))]
+        data[at:at] = piece * int(g.choice([1, 2, 50]))
+    elif how == 7:
+        kind = list(every)[g.integers(len(every))]
+        other = every[kind][g.integers(len(every[kind]))]
+        start = int(g.integers(len(other)))
+        data[at : at + int(g.integers(64))] = other[start : start + int(g.integers(1, 300))]
+    else:
+        data[at : at + 8] = bytes(g.integers(0, 256, 8, dtype=np.uint8))
+    return bytes(data)
+
+
+def npy_header(content, every, g):
+    """Write a header of our own: any shape and type, an order that is none, lengths that lie."""
+    shape = tuple(int(g.choice([0, 1, 2, 8, 64, -1, 4000, 10**9, 2**62])) for _ in range(g.integers(0, 5)))
+    types = [
+        "<f8",
+        ">f4",
+        "|u1",
+        "<i8",
+        "|b1",
+        "<c16",
+        "|O",
+        "<U4",
+        "|S9",
+        "<f2",
+        "<f16",
+        "|V8",
+        "<M8[s]",
+        "f8,f4",
+        "(2,2)f8",
+        "(100000,100000)f8",
+        "<U999999999",
+        "x",
+        "8",
+    ]
+    fields = {"descr": types[g.integers(len(types))], "fortran_order": bool(g.integers(2)), "shape": shape}
+    if g.random() < 0.2:
+        fields["descr"] = [("a", "<f8"), ("b", "<f8", shape)]
+    text = repr(fields)
+    if g.random() < 0.2:
+        text = g.choice(
+            ["(" * 3000, "{'a':" * 900, "[" * 90 + "]" * 90, "-" * 9000 + "1", "__import__('os')", text[:-1], text * 2]
+        )
+    version = int(g.choice([1, 1, 2, 3, 4, 0]))
+    length = len(text) if g.random() < 0.8 else int(g.choice([0, 1, 65535, 2**31, 2**32 - 1]))
+    packed = struct.pack("<H", length % 65536) if version == 1 else struct.pack("<I", length)
+    return b"\x93NUMPY" + bytes([version, 0]) + packed + text.encode() + bytes(int(g.choice([0, 8, 512, 4096])))
+
+
+def pickle_steps(content, every, g):
+    """Put opcodes of our own in front of, into or after a pickle, or have one repeated."""
+    steps = [
+        b"0",
+        b"2",
+        b"(",
+        b")",
+        b"]",
+        b"}",
+        b"a",
+        b"e",
+        b"t",
+        b"R",
+        b"b",
+        b"N",
+        b"\x88",
+        b"K\x05",
+        b"q\x00",
+        b"h\x00",
+        b"\x94",
+        b"\x85",
+        b"\x86",
+        b"\x87",
+        b"cos\nsystem\n",
+        b"cbuiltins\neval\n",
+        b"X\x02\x00\x00\x00ls",
+        b"\x81",
+        b"i",
+        b"cnumpy\nndarray\n",
+        b"cnumpy\ndtype\n",
+        b"\x8c\x05posix\x8c\x06system\x93",
+        b"B\xff\xff\xff\x7f",
+        b"\x8e" + b"\xff" * 8,
+        b"\x8b\xff\xff\xff\x7f",
+        b"I9999999999999\n",
+        b"j\xff\xff\xff\xff",
+        b"r\xff\xff\xff\xff",
+        b"P1\n",
+        b"\x82\x01",
+        b".",
+    ]
+    start = content.index(b"\n") + 1
+    data = bytearray(content)
+    for _ in range(g.integers(1, 5)):
+        at = int(g.integers(start, len(data)))
+        data[at:at] = steps[g.integers(len(steps))] * int(g.choice([1, 1, 2, 2000]))
+    return bytes(data)
+
+
+def zip_members(content, every, g):
+    """Pack mutated arrays, more of them, other packings, and lies about sizes."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(content if hasattr(content, "read") else io.BytesIO(content)) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    packing = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+    with warnings.catch_warnings(), zipfile.ZipFile(stream, "w", packing[g.integers(len(packing))]) as archive:
+        warnings.simplefilter("ignore")
+        for name, data in members.items():
+            how = g.random()
+            changed = npy_header(data, every, g) if how < 0.3 else generic(data, every, g) if how < 0.7 else data
+            archive.writestr(name if g.random() < 0.9 else g.choice(["../x.npy", "x", "/", "a" * 9999, name]), changed)
+            if g.random() < 0.05:
+                archive.writestr("bomb.npy", bytes(10_000_000))
+        archive.comment = bytes(int(g.choice([0, 0, 0, 30])))
+    data = bytearray(stream.getvalue())
+    for signature, fields in ((b"PK\x01\x02", (20, 24, 42)), (b"PK\x03\x04", (18, 22)), (b"PK\x05\x06", (8, 12, 16))):
+        at = data.find(signature)
+        if at >= 0 and g.random() < 0.2:
+            field = at + int(g.choice(fields))
+            data[field : field + 4] = (NUMBERS[g.integers(len(NUMBERS))] % 2**32).to_bytes(4, "little")
+    return bytes(data)
+
+
+def fits_cards(content, every, g):
+    """Change values of cards, or add, repeat, move and leave out cards."""
+    blocks = bytearray(content)
+    cards = [i for i in range(0, len(blocks) - 79, 80) if blocks[i : i + 8].strip() and blocks[i + 8 : i + 10] == b"= "]
+    known = [
+        "NAXIS",
+        "NAXIS1",
+        "NAXIS2",
+        "NAXIS3",
+        "BITPIX",
+        "BSCALE",
+        "BZERO",
+        "BLANK",
+        "PCOUNT",
+        "GCOUNT",
+        "CDELT1",
+        "CD1_1",
+        "CTYPE1",
+        "CUNIT1",
+        "XTENSION",
+        "EXTNAME",
+        "ZIMAGE",
+        "SIMPLE",
+        "END",
+        "CONTINUE",
+        "HIERARCH",
+        "PC1_1",
+    ]
+    for _ in range(g.integers(1, 4)):
+        at, how = cards[g.integers(len(cards))], g.random()
+        text = TEXTS[g.integers(len(TEXTS))]
+        if how < 0.5:
+            blocks[at + 10 : at + 80] = text.rjust(20).ljust(70).encode()
+        elif how < 0.8:
+            blocks[at : at + 80] = f"{known[g.integers(len(known))]:8s}= {text:>20s}".ljust(80).encode()
+        elif how < 0.9:
+            other = cards[g.integers(len(cards))]
+            blocks[at : at + 80] = blocks[other : other + 80]
+        else:
+            blocks[at : at + 80] = b"END".ljust(80) if g.random() < 0.3 else b" " * 80
+    return bytes(blocks)
+
+
+def packed_fits(pack, unpack):
+    def change(content, every, g):
+        inner = fits_cards(unpack(content), every, g)
+        return pack(inner + (bytes(4_000_000) if g.random() < 0.02 else b""))
+
+    return change
+
+
+def png_chunks(content, every, g):
+    """Change a chunk and mend its checksum, unpack and change the pixels, or repeat, move and add chunks."""
+    chunks, at = [], 8
+    while at + 12 <= len(content):
+        size = int.from_bytes(content[at : at + 4], "big")
+        chunks.append((content[at + 4 : at + 8], content[at + 8 : at + 8 + size]))
+        at += 12 + size
+    where = int(g.integers(len(chunks)))
+    name, data = chunks[where]
+    how = g.random()
+    if name == b"IHDR" or how < 0.3:
+        header = bytearray(chunks[0][1])
+        field = int(g.choice([0, 4, 8, 9, 10, 11, 12]))
+        size = 4 if field < 8 else 1
+        header[field : field + size] = (NUMBERS[g.integers(len(NUMBERS))] % 256**size).to_bytes(size, "big")
+        chunks[0] = (b"IHDR", bytes(header))
+    elif how < 0.5:
+        pixels = generic(zlib.decompress(chunks[1][1]), every, g) if chunks[1][0] == b"IDAT" else b""
+        chunks[1] = (b"IDAT", zlib.compress(pixels + (bytes(20_000_000) if g.random() < 0.02 else b"")))
+    elif how < 0.7:
+        kinds = [
+            b"tEXt",
+            b"zTXt",
+            b"iTXt",
+            b"iCCP",
+            b"PLTE",
+            b"tRNS",
+            b"gAMA",
+            b"acTL",
+            b"fcTL",
+            b"fdAT",
+            b"eXIf",
+            b"pHYs",
+            b"IDAT",
+        ]
+        own = (
+            zlib.compress(bytes(3_000_000))
+            if g.random() < 0.2
+            else bytes(g.integers(0, 256, int(g.integers(40)), dtype=np.uint8))
+        )
+        chunks.insert(int(g.integers(1, len(chunks) + 1)), (kinds[g.integers(len(kinds))], b"a\0\0" + own))
+    elif how < 0.85:
+        chunks[where] = (name, generic(data, every, g))
+    else:
+        chunks.insert(int(g.integers(len(chunks))), chunks.pop(where))
+    packed = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+    return content[:8] + b"".join(packed)
+
+
+def tiff_fields(content, every, g):
+    """Change tag, type, number or value of the fields of the first directory."""
+    data = bytearray(content)
+    directory = int.from_bytes(data[4:8], "little")
+    n = int.from_bytes(data[directory : directory + 2], "little")
+    tags = [256, 257, 258, 259, 262, 273, 277, 278, 279, 317, 322, 323, 324, 325, 330, 339, 34665, 34675, 700, 32997]
+    for _ in range(g.integers(1, 4)):
+        at = directory + 2 + 12 * int(g.integers(n))
+        field, size = [(0, 2), (2, 2), (4, 4), (8, 4)][g.integers(4)]
+        value = tags[g.integers(len(tags))] if field == 0 else NUMBERS[g.integers(len(NUMBERS))]
+        value = int(g.integers(18)) if field == 2 else value
+        data[at + field : at + field + size] = (value % 256**size).to_bytes(size, "little")
+    return bytes(data)
+
+
+BY_KIND = {
+    "npy": npy_header,
+    "objects": pickle_steps,
+    "npz": zip_members,
+    "fits": fits_cards,
+    "fits.gz": packed_fits(lambda data: gzip.compress(data, 1), gzip.decompress),
+    "fits.bz2": packed_fits(bz2.compress, bz2.decompress),
+    "png": png_chunks,
+    "tiff": tiff_fields,
+}
+KINDS = ["npy", "objects", "npz", "fits", "fits.gz", "fits.bz2", "hdf5", "png", "tiff"]
+
+
+def input_of(seed, i, every):
+    """Return kind and content of input number i."""
+    g = np.random.default_rng([seed, i])
+    kind = KINDS[i % len(KINDS)]
+    return kind, mutated(kind, every, g)
+
+
+class TooLongError(BaseException):
+    """Not an Exception, so that no reader takes it for damage."""
+
+
+def work(seed, first, last, folder):
+    """Read inputs first to last - 1 and print a line of JSON for each; the parent restarts us after a crash."""
+    from darklens.data import prepare as preparing
+    from darklens.data.readers import read_image
+    from darklens.errors import DarklensError
+
+    every, path, seen, find_lens = seeds(), Path(folder) / "input", [], preparing.find_lens
+    find_lens(np.eye(20), 0.05)  # imports what it needs
+
+    def judge(content):
+        path.write_bytes(content)
+        seen.clear()
+        started = time.process_time()
+        verdict = "accepted"
+        try:
+            signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+            preparing.prepare(read_image(path), n_pixels=8, pixel_scale=0.05, name=str(path))
+        except DarklensError as error:
+            verdict = "refused"
+            if "\n" in str(error) or not str(error).startswith(f"{path}: "):
+                verdict = f"finding: not one sentence: {str(error)[:200]!r}"
+            if isinstance(error.__context__, MemoryError):
+                verdict = "finding: out of memory"
+        except BaseException as error:
+            verdict = f"finding: {type(error).__name__}: {str(error)[:200]}"
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+        return f"finding: {seen[0]}" if seen else verdict, time.process_time() - started
+
+    def too_long(*_):
+        raise TooLongError(f"more than {CPU_SECONDS} s of CPU time")
+
+    def audit(event, arguments):
+        if event == "open" and arguments[0] != str(path) and not isinstance(arguments[0], int):
+            seen.append(f"opened {arguments[0]}")
+        elif event.split(".")[0] in {"subprocess", "socket", "pickle", "ctypes"} or event in STARTS:
+            seen.append(event)
+
+    signal.signal(signal.SIGPROF, too_long)
+    preparing.find_lens = lambda *_: (1.0, -2.0)
+    for kind in KINDS:  # what is imported when first used
+        for content in every[kind]:
+            verdict = judge(content)[0]
+            if verdict != "accepted":
+                raise SystemExit(f"the valid {kind} is not read: {verdict}")
+        for i in range(KINDS.index(kind), 40 * len(KINDS), len(KINDS)):
+            judge(input_of(seed + 1, i, every)[1])
+    # What is mapped so far is libraries, most of which is never touched; what is resident counts towards 1 GB.
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    room = mapped + MEMORY - resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    resource.setrlimit(resource.RLIMIT_AS, (room, room))
+    sys.addaudithook(audit)
+    for i in range(first, last):
+        print(json.dumps({"start": i}), flush=True)
+        kind, content = input_of(seed, i, every)
+        preparing.find_lens = find_lens if i % 1000 < 2 else lambda *_: (1.0, -2.0)
+        verdict, seconds = judge(content)
+        found = {"i": i, "kind": kind, "verdict": verdict, "seconds": seconds, "bytes": len(content)}
+        if verdict.startswith("finding"):
+            found["content"] = base64.b64encode(content).decode()
+        print(json.dumps(found | {"rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}), flush=True)
+
+
+STARTS = {
+    "os.system",
+    "os.exec",
+    "os.fork",
+    "os.forkpty",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.remove",
+    "os.rename",
+    "os.mkdir",
+}
+
+
+def run(seed, first, last, seconds, keep):
+    """Return counts by kind, findings, and where the run ended."""
+    counts, findings, slowest, peak = {kind: Counter() for kind in KINDS}, [], (0.0, -1), 0
+    deadline, done, every = time.monotonic() + seconds, first, seeds()
+    while done < last and time.monotonic() < deadline:
+        with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+            words = [
+                sys.executable,
+                __file__,
+                "--worker",
+                folder,
+                "--seed",
+                seed,
+                "--first",
+                done,
+                "--inputs",
+                last - done,
+            ]
+            environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+            process = subprocess.Popen(
+                [str(w) for w in words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+            )
+            signal.signal(signal.SIGALRM, lambda *_, process=process: process.kill())
+            started = None
+            try:
+                while line := process.stdout.readline():
+                    signal.alarm(WALL_SECONDS)
+                    entry = json.loads(line)
+                    started = entry.get("start", started)
+                    if "i" not in entry:
+                        continue
+                    done = entry["i"] + 1
+                    counts[entry["kind"]][entry["verdict"].split(":")[0]] += 1
+                    slowest, peak = max(slowest, (entry["seconds"], entry["i"])), max(peak, entry["rss"])
+                    if entry["verdict"].startswith("finding"):
+                        findings.append(entry)
+                    if time.monotonic() > deadline:
+                        process.kill()
+                        break
+            finally:
+                signal.alarm(0)
+                process.kill()
+                code = process.wait()
+            if done < last and time.monotonic() < deadline:
+                if started is None or started < done:
+                    raise SystemExit(f"the worker ended without a word (exit code {code}) after input {done - 1}")
+                kind, content = input_of(seed, done, every)
+                counts[kind]["finding"] += 1
+                entry = {"i": done, "kind": kind, "verdict": f"finding: the process ended, exit code {code}"}
+                findings.append(entry | {"content": base64.b64encode(content).decode()})
+                done += 1
+    for entry in findings:
+        content = base64.b64decode(entry.pop("content"))
+        keep.mkdir(parents=True, exist_ok=True)
+        (keep / f"{seed}-{entry['i']}.{entry['kind']}").write_bytes(content)
+        print(entry)
+    return counts, findings, slowest, peak, done
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--inputs", type=int, default=100_000)
+    parser.add_argument("--first", type=int, default=0, help="number of the first input; the result is added to --out")
+    parser.add_argument("--seconds", type=float, default=1e9, help="stop after so long")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, default=Path(tempfile.gettempdir()) / "fuzz-findings")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "fuzz.json")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.worker:
+        work(given.seed, given.first, given.first + given.inputs, given.worker)
+        return
+
+    from darklens import __version__
+    from darklens.files import read_json, write_json
+    from darklens.provenance import commit, hardware
+
+    counts, findings, slowest, peak, done = run(
+        given.seed, given.first, given.first + given.inputs, given.seconds, given.keep
+    )
+    before = read_json(given.out) if given.first and given.out.exists() else {}
+    if before and (before["seed"] != given.seed or before["next"] != given.first):
+        raise SystemExit(f"{given.out} ends before input {before['next']} of seed {before['seed']}; go on from there.")
+    readers = {
+        kind: {
+            name: own[name] + before.get("readers", {}).get(kind, {}).get(name, 0)
+            for name in ("accepted", "refused", "finding")
+        }
+        for kind, own in counts.items()
+    }
+    slow = max(slowest, tuple(before.get("slowest", {"cpu_seconds": 0.0, "input": -1}).values()))
+    about = {"version": __version__, "commit": commit(), "hardware": hardware()}
+    result = {
+        "schema": 1,
+        "seed": given.seed,
+        "inputs": sum(sum(own.values()) for own in readers.values()),
+        "next": done,
+        "findings": len(findings) + before.get("findings", 0),
+        "readers": readers,
+        "slowest": {"cpu_seconds": round(slow[0], 4), "input": slow[1]},
+        "peak_rss_bytes": max(peak, before.get("peak_rss_bytes", 0)),
+        "limits": {"cpu_seconds": CPU_SECONDS, "memory_bytes": MEMORY},
+        "provenance": about,
+    }
+    write_json(given.out, result)
+    print(json.dumps({key: result[key] for key in ("inputs", "next", "findings", "slowest", "peak_rss_bytes")}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,17 @@
+"""The classes of DeepLense, by all the names and numbers that its files give them."""
+
+CLASSES = ["no", "sphere", "vort"]
+ALIASES = {
+    "no": 0, "no_sub": 0, "nosub": 0, "no_substructure": 0,
+    "sphere": 1, "cdm": 1, "subhalo": 1,
+    "vort": 2, "vortex": 2, "axion": 2,
+}  # fmt: skip
+
+
+def label_of(name: str) -> int | None:
+    """Return the number of the class that a name or a number stands for; none, if it is no class."""
+    text = name.strip().lower()
+    if text.removesuffix(".0").isdecimal() and len(text) < 9:
+        number = int(text.removesuffix(".0"))
+        return number if number < len(CLASSES) else None
+    return ALIASES.get(text)

@@ -1,0 +1,85 @@
+"""Grey pictures are read with a warning; colours, films and bombs are not."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image as pillow
+
+from darklens.data.prepare import prepare
+from darklens.data.readers import read_image
+from darklens.errors import InputError
+
+GREY = np.arange(120).reshape(10, 12)
+COLOURED = np.stack([GREY, GREY, GREY + 1], 2).astype(np.uint8)
+
+
+def as_picture(array, kind, **options):
+    stream = io.BytesIO()
+    pillow.fromarray(array).save(stream, format=kind, **options)
+    return stream.getvalue()
+
+
+def png_of(width, height, *chunks):
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    parts = [(b"IHDR", header), *chunks, (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32])
+@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"})])
+def test_grey_of_any_depth_with_its_upper_row_last(tmp_path, dtype, kind, options):
+    if kind == "PNG" and dtype in (np.int32, np.float32):
+        pytest.skip("PNG has no such pixels")
+    path = tmp_path / f"x.{kind.lower()}"
+    path.write_bytes(as_picture(GREY.astype(dtype), kind, **options))
+    image = read_image(path)
+    np.testing.assert_array_equal(image.pixels, GREY[::-1])
+    assert image.changes == (f"a {kind} picture, whose pixels have usually lost their linearity",)
+    assert prepare(image, n_pixels=10, pixel_scale=0.05).changes[0] == image.changes[0]
+
+
+def test_colours_that_are_all_grey_are_grey(tmp_path):
+    for i, array in enumerate((np.stack([GREY] * 3, 2), np.stack([GREY, GREY, GREY, 0 * GREY + 255], 2))):
+        path = tmp_path / f"{i}.png"
+        path.write_bytes(as_picture(array.astype(np.uint8), "PNG"))
+        np.testing.assert_array_equal(read_image(path).pixels, GREY[::-1])
+
+
+TILES = as_picture(GREY.astype(np.uint8), "TIFF")
+BAD = {
+    "colours.png": (as_picture(COLOURED, "PNG"), "a picture in colours; give one band"),
+    "colours.tif": (as_picture(COLOURED, "TIFF"), "a picture in colours; give one band"),
+    "clear.png": (as_picture(np.stack([GREY] * 4, 2).astype(np.uint8), "PNG"), "a picture in colours"),
+    "jpeg.tif": (as_picture(GREY.astype(np.uint8), "TIFF", compression="jpeg"), "is packed by jpeg"),
+    "film.tif": (
+        as_picture(
+            GREY.astype(np.uint8), "TIFF", save_all=True, append_images=[pillow.fromarray(GREY.astype(np.uint8))]
+        ),
+        "holds several pictures",
+    ),
+    "enormous.png": (png_of(60_000, 60_000, (b"IDAT", zlib.compress(bytes(100)))), "has too many pixels; cut out"),
+    "large.png": (png_of(9000, 9000, (b"IDAT", zlib.compress(bytes(100)))), "9000 x 9000 pixels; cut out"),
+    "short.png": (as_picture(GREY.astype(np.uint8), "PNG")[:45], "truncated or damaged"),
+    "text.png": (
+        png_of(8, 8, (b"zTXt", b"a\0\0" + zlib.compress(bytes(90_000_000))), (b"IDAT", b"")),
+        "truncated or damaged",
+    ),
+    "nothing.tif": (b"II*\0\x08\0\0\0", "damaged"),
+    "wrong.npy": (as_picture(GREY.astype(np.uint8), "PNG"), "is a PNG picture, whatever its name says"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_others_get_one_sentence(tmp_path, name):
+    content, sentence = BAD[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_image(tmp_path / name)
+    assert sentence in str(caught.value)
+    assert str(caught.value).startswith(f"{tmp_path / name}: ") and "\n" not in str(caught.value)
