@@ -1,6 +1,8 @@
 """Files of every kind through the command line, good ones and broken ones together."""
 
 import io
+import os
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -78,6 +80,57 @@ def test_the_given_scale_and_image_go_before_what_the_file_says(run, folder, tmp
     assert "all pixels have the same value" in by_name(tmp_path / "p.csv")["b.h5"]["message"]
     assert darklens("predict", run, folder / "b.h5", *words[:2], "--out", tmp_path / "p.csv") == 0
     assert by_name(tmp_path / "p.csv")["b.h5"]["changes"] == "cropped from 56 x 56 to 44 x 44 pixels"
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """Files that want to be executed, to fill memory or to never end, and one good one, in a folder for a class."""
+    folder = tmp_path / "hostile" / "no"
+    folder.mkdir(parents=True)
+    array = np.empty(1, dtype=object)
+    array[0] = Touch(tmp_path / "owned")
+    np.save(folder / "a_pickle.npy", array, allow_pickle=True)
+    with zipfile.ZipFile(folder / "b_bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for i in range(3):
+            with archive.open(f"{i}.npy", "w") as stream:
+                for _ in range(400):
+                    stream.write(bytes(1_000_000))
+    with (folder / "c_sparse.npy").open("wb") as stream:
+        stream.truncate(10_000_000_000)
+    fits.PrimaryHDU(np.ones((44, 44))).writeto(folder / "d_negative.fits")
+    content = (folder / "d_negative.fits").read_bytes()
+    axes = b"NAXIS   =                    2"
+    (folder / "d_negative.fits").write_bytes(content.replace(axes, axes.replace(b" 2", b"-2")))
+    (folder / "e_picture.npy").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99))
+    (folder / "f_loop.npy").symlink_to(folder / "f_loop.npy")
+    os.mkfifo(folder / "g_pipe.npy")
+    (folder / "h.npy").mkdir()
+    (folder / "h.npy" / "back").symlink_to(folder)
+    np.save(folder / "z_good.npy", np.random.default_rng(0).normal(size=(44, 44)))
+    return folder.parent
+
+
+class Touch:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("command", ["predict", "import"])
+def test_hostile_files_get_one_line_each_and_harm_nothing(run, hostile, tmp_path, capsys, command):
+    out = tmp_path / ("p.csv" if command == "predict" else "store")
+    words = ["predict", run, hostile] if command == "predict" else ["import", hostile]
+    assert darklens(*words, "--out", out) == 3
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("darklens: ")]
+    named = [next(n for n in "abcdefg" if f"/{n}_" in line) for line in lines]
+    assert named == list("abcdefg")
+    assert not (tmp_path / "owned").exists()
+    if command == "predict":
+        assert [row["status"] for row in rows_of(out)] == ["error"] * 7 + ["ok"]
+    else:
+        assert darklens("inspect", out, "--verify") == 0 and "no: 1" in capsys.readouterr().out
 
 
 def test_python_gets_the_changes_too(run, folder):

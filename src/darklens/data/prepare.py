@@ -15,6 +15,7 @@ MAX_FACTOR = 4.0  # between pixel scales; beyond, a ring is a few pixels or the 
 LEAST_COVERED = 0.8  # of the side of the model's field
 MOST_MISSING = 1e-3  # of the pixels
 NEAR_MIDDLE = 0.1  # arcsec of the lens from the middle, up to which it is left there; `find_lens` is no better
+LEAST_FIELD = 4.0  # arcsec along a side of an image in which the lens is looked for
 _LOBES, _KAISER = 6, 7.0  # half-width, in pixels, and shape of the window that ends the interpolating function
 
 
@@ -31,9 +32,9 @@ def prepare(
 ) -> Prepared:
     """Cut, mend and resample an image for a model.
 
-    An image that already has the model's size and pixel scale is left as it is. A wider one is cut about the lens, if
-    that is found more than 0.1 arcsec from the middle. Where neither the file nor the caller gives a pixel scale, it is
-    taken to be the model's.
+    An image that already has the model's size and pixel scale is left as it is. A wider one of at least 4 arcsec is
+    cut about the lens, if that is found more than 0.1 arcsec from the middle. Where neither the file nor the caller
+    gives a pixel scale, it is taken to be the model's.
 
     Args:
         image: What a reader gave.
@@ -107,12 +108,14 @@ def resample(image: Float[np.ndarray, "h w"], *, n_pixels: int, factor: float) -
     return np.asarray(down @ image.astype(np.float64) @ across.T)
 
 
-def interpolation(n_in: int, n_out: int, factor: float) -> Float[np.ndarray, "n_out n_in"]:
-    """Return what each of n_in pixels gives to each of n_out, `factor` times as long, of equal centre.
+def interpolation(n_in: int, n_out: int, factor: float, *, offset: float = 0.0) -> Float[np.ndarray, "n_out n_in"]:
+    """Return what each of n_in pixels gives to each of n_out, `factor` times as long.
+
+    The centre of these lies `offset` of the n_in pixels beyond that of those.
 
     The rows add up to `factor`. The window: Kaiser and Schafer 1980, IEEE Trans. ASSP 28, 105.
     """
-    centres = factor * (np.arange(n_out) - (n_out - 1) / 2) + (n_in - 1) / 2
+    centres = factor * (np.arange(n_out) - (n_out - 1) / 2) + (n_in - 1) / 2 + offset
     distance = (centres[:, None] - np.arange(n_in)) / max(1.0, factor)
     window = np.i0(_KAISER * np.sqrt(np.clip(1 - (distance / _LOBES) ** 2, 0, None))) * (np.abs(distance) < _LOBES)
     weights = np.sinc(distance) * window
@@ -153,7 +156,7 @@ def _side(n_in: int, length: float) -> int:
 def _off_middle(pixels: Float[np.ndarray, "h w"], to: tuple[int, int], scale: float) -> tuple[int, int]:
     """Return by how many pixels up and to the right of the middle to cut, so that the lens comes to the middle."""
     spare = [max(0, n - m) for n, m in zip(pixels.shape, to, strict=True)]
-    found = find_lens(pixels, scale) if max(spare) > 1 else None
+    found = find_lens(pixels, scale) if max(spare) > 1 and min(pixels.shape) * scale >= LEAST_FIELD else None
     if found is None or math.hypot(*found) * scale <= NEAR_MIDDLE:
         return 0, 0
     up, right = (max(-(n // 2), min(n - n // 2, round(at))) for n, at in zip(spare, found, strict=True))
