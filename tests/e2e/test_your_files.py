@@ -82,19 +82,26 @@ def test_the_given_scale_and_image_go_before_what_the_file_says(run, folder, tmp
     assert by_name(tmp_path / "p.csv")["b.h5"]["changes"] == "cropped from 56 x 56 to 44 x 44 pixels"
 
 
+@pytest.fixture(scope="module")
+def bomb(tmp_path_factory):
+    """A file of five megabytes that unpacks to more than a gigabyte."""
+    path = tmp_path_factory.mktemp("bomb") / "bomb.npz"
+    packed = zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1)
+    with packed as archive, archive.open("image.npy", "w") as stream:
+        for _ in range(101):
+            stream.write(bytes(10_000_000))
+    return path
+
+
 @pytest.fixture
-def hostile(tmp_path):
+def hostile(tmp_path, bomb):
     """Files that want to be executed, to fill memory or to never end, and one good one, in a folder for a class."""
     folder = tmp_path / "hostile" / "no"
     folder.mkdir(parents=True)
     array = np.empty(1, dtype=object)
     array[0] = Touch(tmp_path / "owned")
     np.save(folder / "a_pickle.npy", array, allow_pickle=True)
-    with zipfile.ZipFile(folder / "b_bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
-        for i in range(3):
-            with archive.open(f"{i}.npy", "w") as stream:
-                for _ in range(400):
-                    stream.write(bytes(1_000_000))
+    (folder / "b_bomb.npz").write_bytes(bomb.read_bytes())
     with (folder / "c_sparse.npy").open("wb") as stream:
         stream.truncate(10_000_000_000)
     fits.PrimaryHDU(np.ones((44, 44))).writeto(folder / "d_negative.fits")
