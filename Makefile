@@ -12,11 +12,9 @@ demo: setup  ## simulate, train two systems, evaluate, compare, open the report 
 test: setup-test lint  ## set-up, then all tests
 	$(BIN)/python -m pytest -n 2
 
-bench: setup-test  ## side-by-side speed and memory (some 20 minutes); writes results/bench.json
+bench: setup-test  ## side-by-side speed and memory (about 40 minutes); prints one table, writes results/bench.json
 	@$(PYTHON) tools/setup_venv.py dev parity bench
-	$(BIN)/python benchmarks/simulate.py --images 240 --json results/bench.json
-	$(BIN)/python benchmarks/stream.py --json results/bench.json
-	$(BIN)/python benchmarks/simulate_memory.py --json results/bench.json
+	$(BIN)/python benchmarks/bench.py
 
 reproduce: setup  ## the study's table, ours and the ablation at full size (days on a laptop; give it again to go on)
 	$(BIN)/python tools/reproduce.py --ablation

@@ -5,7 +5,7 @@
 Both fit the same images of common-test-i at 150 x 150 pixels, scipy one at a time with numerical derivatives of the
 same model: once from our starts, and once from lenses drawn from the population, one after the other until its deviance
 is ours to 1 %, as one must who has no bank of starts. With --store, a store that lens_residual has fitted, it also says
-how often the peak of the evidence map is at a true subhalo. Writes results/common-test-i/fit/fit.json too.
+how often the peak of the evidence map is at a true subhalo. Writes OUT/fit.json too.
 """
 
 import argparse
@@ -38,6 +38,7 @@ MEDIAN_OF_NORMAL = 0.6745  # of |x|, in standard deviations
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "results" / NAME / "fit")
     parser.add_argument("--images", type=int, default=900, help="for precision and convergence")
     parser.add_argument("--scipy-images", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
@@ -48,8 +49,7 @@ def main() -> None:
     if given.store:
         result["localisation"] = localisation(Store(given.store))
     result["provenance"] = {"version": __version__, "commit": provenance.commit(), "hardware": provenance.hardware()}
-    out = Path(__file__).parent.parent / "results" / NAME / "fit"
-    write_json(out / "fit.json", result)
+    write_json(given.out / "fit.json", result)
     print(result)
     if given.json:
         kept = ("vs_scipy", "vs_scipy_from_drawn_starts", "images_per_s")

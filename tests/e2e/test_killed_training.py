@@ -42,6 +42,7 @@ def overrides_of(name, source):
     last = len(recipes.get(name).stages) - 1
     for i in range(last + 1):
         changes += [f"stages.{i}.epochs={1 + (i == last)}", f"stages.{i}.batch_size=8", f"stages.{i}.overrides=[]"]
+        changes.append(f"stages.{i}.bin=1")
     if source == "store":
         return [*changes, "data.population=null"]
     stream = ["population=common-test-i", f"overrides=[{FIELD}]", "engine=eager", "workers=0"]

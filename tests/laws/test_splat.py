@@ -34,6 +34,12 @@ def test_light_that_stays_inside_is_conserved(seed):
     torch.testing.assert_close(weight.sum((1, 2, 3)), torch.full((2,), float(N * N)), rtol=FLUX, atol=0)
 
 
+def test_the_light_alone_is_the_same_to_the_last_bit():
+    image = torch.rand(2, 1, N, N, generator=torch.Generator().manual_seed(1))
+    beta_x, beta_y = (p.float() for p in positions(2, 0.7))
+    assert torch.equal(splat.summed(image, beta_x, beta_y, GRID), splat.bilinear(image, beta_x, beta_y, GRID)[0])
+
+
 def test_light_that_leaves_is_lost_and_does_not_wrap():
     image = torch.ones(1, 1, N, N)
     far = torch.full((1, N, N), 5.0)

@@ -91,7 +91,7 @@ class LensLayer(nn.Module):
             return splat.gather(images, beta_x, beta_y, self.grid)
         if self._collide == "normalised":
             return splat.normalised(images, beta_x, beta_y, self.grid)
-        return splat.bilinear(images, beta_x, beta_y, self.grid)[0]
+        return splat.summed(images, beta_x, beta_y, self.grid)
 
     def _rounded(self, beta: Tensor) -> Tensor:
         half = (self.grid.n_pixels - 1) / 2

@@ -12,7 +12,7 @@ from darklens.errors import ConfigError
 from darklens.models.resnet_simple import ResidualBlock, conv_block
 
 _WIDTHS = (64, 128, 256, 512)
-_SMALLEST = 33  # pixels: below, the last stage has a single pixel whatever it sees
+SMALLEST = 33  # pixels: below, the last stage has a single pixel whatever it sees
 
 
 class ResNet18Config(Frozen):
@@ -56,9 +56,9 @@ class ResNet18(nn.Module):
 
     def __init__(self, config: ResNet18Config, *, n_pixels: int, n_classes: int, in_channels: int = 1) -> None:
         super().__init__()
-        if n_pixels < _SMALLEST:
+        if n_pixels < SMALLEST:
             raise ConfigError(
-                f"Images of {n_pixels} pixels are too small for this network; at least {_SMALLEST} are needed."
+                f"Images of {n_pixels} pixels are too small for this network; at least {SMALLEST} are needed."
             )
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, _WIDTHS[0], 7, stride=2, padding=3, bias=False),

@@ -102,6 +102,11 @@ def fits_lenses(config: Any) -> bool:
     return isinstance(config, OnPopulation)
 
 
+def takes_any_size(config: Any) -> bool:
+    """Return whether one set of weights takes images of several sizes, so that training can begin on small ones."""
+    return isinstance(config, ResNet18Config)
+
+
 def last_layer(network: nn.Module) -> nn.Linear:
     """Return the layer that makes the logits, whose input is what a classifier makes of an image.
 

@@ -17,7 +17,7 @@ Position = Float[Tensor, "b n n"]
 
 
 def bilinear(image: Image, beta_x: Position, beta_y: Position, grid: Grid) -> tuple[Image, Float[Tensor, "b 1 n n"]]:
-    """Sum the light of all pixels at their positions in the source plane.
+    """Sum the light of all pixels at their positions in the source plane, and their weights.
 
     Args:
         image: Images.
@@ -29,11 +29,17 @@ def bilinear(image: Image, beta_x: Position, beta_y: Position, grid: Grid) -> tu
         The summed light, and the summed weight (how many image pixels landed in each source pixel). Light that
         lands outside the grid is lost; all other light is conserved.
     """
+    total = summed(torch.cat([image, torch.ones_like(image[:, :1])], dim=1), beta_x, beta_y, grid)
+    return total[:, :-1], total[:, -1:]
+
+
+def summed(image: Image, beta_x: Position, beta_y: Position, grid: Grid) -> Image:
+    """Return the summed light of `bilinear` alone, at half its cost for one channel."""
     n = grid.n_pixels
     column, row = grid.to_pixels(beta_x), grid.to_pixels(beta_y)
     left, low = column.detach().floor(), row.detach().floor()
     right_share, high_share = column - left, row - low
-    values = torch.cat([image, torch.ones_like(image[:, :1])], dim=1).flatten(2)
+    values = image.flatten(2)
     total = torch.zeros_like(values)
     for at_row, row_share in ((low, 1 - high_share), (low + 1, high_share)):
         for at_column, column_share in ((left, 1 - right_share), (left + 1, right_share)):
@@ -41,8 +47,7 @@ def bilinear(image: Image, beta_x: Position, beta_y: Position, grid: Grid) -> tu
             target = torch.where(inside, at_row * n + at_column, 0.0).long().flatten(1)
             share = torch.where(inside, row_share * column_share, 0.0).flatten(1)
             total = total.scatter_add(2, target[:, None].expand_as(values), values * share[:, None])
-    total = total.reshape(*total.shape[:2], n, n)
-    return total[:, :-1], total[:, -1:]
+    return total.reshape(image.shape)
 
 
 def normalised(image: Image, beta_x: Position, beta_y: Position, grid: Grid) -> Image:

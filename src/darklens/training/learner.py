@@ -59,6 +59,8 @@ class Learner(pl.LightningModule):
             images = self._data.preprocess.augmented(images, self._data.augment, self._draws())
         else:
             images = self._data.preprocess(images)
+        if self._stage.bin > 1:
+            images = nn.functional.avg_pool2d(images, self._stage.bin)
         return images.contiguous(memory_format=torch.channels_last), labels
 
     def _draws(self) -> Draws:
@@ -104,7 +106,8 @@ class Learner(pl.LightningModule):
         """Return the optimiser and schedule of the stage."""
         settings, stage = self._stage.optimiser, self._stage
         make = torch.optim.AdamW if settings.kind == "adamw" else torch.optim.Adam
-        optimiser = make(self.network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        # Fused: one pass over the weights a step, not one an operation.
+        optimiser = make(self.network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
         if isinstance(stage.schedule, OneCycle):
             steps = int(self.trainer.estimated_stepping_batches)
             one_cycle = torch.optim.lr_scheduler.OneCycleLR(

@@ -12,7 +12,8 @@ from pydantic import Field, model_validator
 from darklens.config import Frozen, load
 from darklens.data.preprocess import Affine, Augment, Preprocess
 from darklens.errors import ConfigError
-from darklens.models.zoo import ModelConfig, fits_lenses, has_k_network, task_of
+from darklens.models.resnet_18 import SMALLEST
+from darklens.models.zoo import ModelConfig, fits_lenses, has_k_network, takes_any_size, task_of
 from darklens.registry import Registry, unknown
 from darklens.simulate.engine import EngineName
 
@@ -63,6 +64,12 @@ class Stage(Frozen):
         description="stream: further changes to the population in this stage, so that easy lenses come first",
     )
     images_per_epoch: int | None = Field(default=None, ge=2, description="stream: in place of data.images_per_epoch")
+    bin: int = Field(
+        default=1,
+        ge=1,
+        le=8,
+        description="side of further blocks of pixels to average in this stage: small images first",
+    )
     legacy_double_softmax: bool = Field(default=False, description="softmax before a loss that applies it again")
     legacy_last_epoch: bool = Field(default=False, description="keep the last epoch's weights, not the best's")
 
@@ -111,6 +118,7 @@ class Recipe(Frozen):
         default=None, description="run or bundle of an autoencoder; stands in for the `reconstruct` stages"
     )
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = Field(default=False, description="fuse the network's passes in training; needs a C++ compiler")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
@@ -129,7 +137,26 @@ class Recipe(Frozen):
         for i, stage in enumerate(self.stages):
             if self.data.kind == "store" and (stage.overrides or stage.images_per_epoch):
                 raise ValueError(f"stages.{i}: overrides and images_per_epoch are for data.kind stream")
+            if stage.bin > 1 and not takes_any_size(self.model):
+                raise ValueError(f"stages.{i}.bin: {self.model.kind} takes images of one size; use data.preprocess.bin")
+        if self.stages[-1].bin > 1:
+            raise ValueError("stages: the last must have bin 1, the size that the system is used at")
         return self
+
+    def check_sizes(self, n_pixels: int) -> None:
+        """Refuse stages whose blocks do not divide what the network receives for images of `n_pixels`.
+
+        Raises:
+            ConfigError: With the stage and the numbers.
+        """
+        size = self.data.preprocess.output_size(n_pixels)
+        for i, stage in enumerate(self.stages):
+            if size % stage.bin:
+                raise ConfigError(f"stages.{i}.bin: {size} pixels cannot be divided in blocks of {stage.bin}.")
+            if stage.bin > 1 and size // stage.bin < SMALLEST:
+                raise ConfigError(
+                    f"stages.{i}.bin: {size // stage.bin} pixels are left; at least {SMALLEST} are needed."
+                )
 
 
 RECIPES: Registry[Traversable] = Registry("recipe", extensible=True)

@@ -37,6 +37,7 @@ from darklens.memory import keep_freed_memory
 from darklens.models.lens_residual import LensResidualConfig
 from darklens.models.zoo import build, count_parameters
 from darklens.training.average import RunningMean
+from darklens.training.fusion import fuse
 from darklens.training.learner import Learner
 from darklens.training.normalisation import synchronised
 from darklens.training.processes import Processes, joined
@@ -106,6 +107,7 @@ def _prepared(
     """Return the images, and the network with the weights it starts from."""
     source = source_of(recipe.data, recipe.stages, store, seed=seed, fits=fits)
     _require_enough(recipe, source, processes.place.world)
+    recipe.check_sizes(source.n_pixels)
     pl.seed_everything(rng.integer_seed(seed, "weights") % 2**32, verbose=False)
     network: nn.Module = build(
         recipe.model,
@@ -250,6 +252,8 @@ def _run_stage(
     part: nn.Module = network
     if stage.task == "reconstruct" and isinstance(child := getattr(network, "k_network", None), nn.Module):
         part = child
+    if recipe.compile:
+        fuse(part)
     folder = out / "checkpoints" / f"stage{number}-{stage.task}"
     last = folder / "last.ckpt"
     # Not ModelCheckpoint's save_last, which writes only when the best changes.

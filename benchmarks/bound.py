@@ -1,0 +1,91 @@
+"""How near a training step is to what the processor can do: `python benchmarks/bound.py [--json results/bench.json]`.
+
+For each network: floating-point operations of a step (torch's counter), the rate that products of matrices reach, the
+images a second that this rate would allow if nothing else took time, what is reached, and the share of the step's time
+in convolutions and matrix products (torch.profiler). The processor's time is measured, which other work disturbs less.
+`bfloat16_over_float32` is the time of a product of matrices in bfloat16 over that in float32.
+"""
+
+import argparse
+import json
+import statistics
+import time
+
+import torch
+from record import record
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from darklens.memory import keep_freed_memory
+from darklens.models.zoo import build
+from darklens.training.recipe import get
+
+NETWORKS = {"resnet_simple": 64, "sis_autoencoder2": 32, "resnet_18": 15}  # and the study's batch
+PIXELS, SIDE = 150, 1024
+PRODUCTS = ("convolution", "mm", "addmm", "bmm")
+
+
+def seconds(work, rounds):
+    work()
+    times = []
+    for _ in range(rounds):
+        started = time.process_time()
+        work()
+        times.append(time.process_time() - started)
+    return times
+
+
+def matrix_rate(dtype, rounds):
+    """Return the best rate (GFLOP/s of one thread) of products of two square matrices."""
+    a, b = (torch.randn(SIDE, SIDE).to(dtype) for _ in range(2))
+    return 2 * SIDE**3 / min(seconds(lambda: a @ b, rounds)) / 1e9
+
+
+def bound(name, batch, peak, rounds):
+    network = build(get(name).model, n_pixels=PIXELS, pixel_scale=0.05, n_classes=3)
+    network = network.to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(network.parameters(), fused=True)
+    images = torch.rand(batch, 1, PIXELS, PIXELS).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, 3, (batch,))
+
+    def step():
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(network(images), labels).backward()
+        optimiser.step()
+
+    step()
+    with FlopCounterMode(display=False) as counter:
+        step()
+    operations = counter.get_total_flops() / batch
+    took = statistics.median(seconds(step, rounds)) / batch
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        step()
+    events = profiled.key_averages()
+    products = sum(e.self_cpu_time_total for e in events if any(word in e.key for word in PRODUCTS))
+    return {
+        "mflop_per_image": round(operations / 1e6),
+        "cpu_ms_per_image": round(1e3 * took, 2),
+        "cpu_ms_at_matrix_rate": round(operations / peak / 1e6, 2),
+        "share_of_matrix_rate": round(operations / peak / 1e9 / took, 3),
+        "time_in_products": round(products / sum(e.self_cpu_time_total for e in events), 3),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json")
+    asked = parser.parse_args()
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    peak, half = (matrix_rate(dtype, asked.rounds) for dtype in (torch.float32, torch.bfloat16))
+    found = {"matrix_gflops_of_a_thread": round(peak, 1), "bfloat16_over_float32": round(peak / half, 1)}
+    for name in asked.networks:
+        found[name] = bound(name, NETWORKS[name], peak, asked.rounds)
+    print(json.dumps(found, indent=2))
+    record(asked.json, "bound", found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The table of the benchmarks, the study's way, and the clock of time to quality."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import time_to_quality
+import torch
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_has_a_line_for_what_was_measured_and_no_other():
+    bench = {
+        "hardware": "a laptop",
+        "commits": {"train": "abc"},
+        "train": {"resnet_18": {"vs_study": 1.5, "ours_ms_per_image": 80.0}},
+        "infer": {"lens_residual": {"images_per_s": 12.0}, "batch": 64},
+        "gpu": {"device": "H100", "resnet_18": {"train_images_per_s": 9000.0, "infer_images_per_s": 30000.0}},
+    }
+    lines = script("table").table(bench).splitlines()
+    assert "a laptop; GPU: H100" in lines[0]
+    body = lines[4:]
+    assert len(body) == 4
+    assert body[0].split() == ["train", "resnet_18", "the", "study's", "way", "1.50", "80", "ms", "an", "image", "abc"]
+
+
+def test_the_study_moves_one_image_at_a_time_and_keeps_its_range(tmp_path):
+    study_way = script("study_way")
+    image = np.zeros((1, 40, 40), np.float32)
+    image[0, 18:22, 18:22] = np.arange(16).reshape(4, 4) + 5
+    np.save(tmp_path / "0.npy", image)
+    as_it_is, label = study_way.ImageFiles(tmp_path, [2], moved=False)[0]
+    assert label == 2 and as_it_is.min() == 0 and as_it_is.max() == 1
+    torch.manual_seed(0)
+    moved = [study_way.ImageFiles(tmp_path, [2])[0][0] for _ in range(4)]
+    assert all(set(m.unique().tolist()) <= set(as_it_is.unique().tolist()) for m in moved)  # nearest pixel
+    lit = [int((m > 0).sum()) for m in moved]
+    assert len(set(lit)) > 1 and all(16 * 0.8**2 * 0.6 < n < 16 * 1.2**2 * 1.4 for n in lit)
+
+
+def test_processor_time_is_read_at_each_epoch(tmp_path, monkeypatch):
+    metrics = tmp_path / "metrics.csv"
+    program = (
+        "import sys, time\n"
+        "rows = ['stage,epoch,val_auc', '0,0,', '1,0,0.6', '1,1,0.7']\n"
+        "for k in range(2, 5):\n"
+        "    end = time.process_time() + 0.3\n"
+        "    while time.process_time() < end: pass\n"
+        "    open(sys.argv[1], 'w').write('\\n'.join(rows[:k]) + '\\n')\n"
+        "    time.sleep(0.8)\n"
+    )
+    monkeypatch.setattr(time_to_quality, "ROOT", tmp_path)
+    points = time_to_quality.watched([sys.executable, "-c", program, str(metrics)], metrics, spent=60.0)
+    assert [p["val_auc"] for p in points] == [0.6, 0.7]
+    minutes = [p["cpu_minutes"] for p in points]
+    assert 1 + 0.55 / 60 < minutes[0] < minutes[1] < 1.5
+
+
+def test_every_part_of_the_bench_is_a_script():
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        parts = script("bench").PARTS
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    assert set(parts) >= {"simulate", "train", "infer", "fit", "loader", "memory", "startup"}
+    assert all((BENCHMARKS / name).exists() for name, _, _ in parts.values() if name != "infer.py")
