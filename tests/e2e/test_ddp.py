@@ -6,9 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from multiprocessing import get_context
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -186,3 +188,21 @@ def test_torchrun_starts_a_training(store, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Bundle in") == 1 and done.stderr == ""
     assert len(rows(tmp_path / "r")) == 1
+
+
+def test_torchrun_starts_anew_when_a_process_was_killed(store, tmp_path):
+    out = tmp_path / "r"
+    words = command([*SYSTEMS["resnet_simple"], "stages.0.epochs=8"], store, out, "--resume")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(WORLD), "--standalone"]
+    words = [*torchrun, "--max-restarts", "1", "-m", "darklens.cli", *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as launcher:
+        try:
+            while launcher.poll() is None and not (out / "metrics.csv").exists():
+                time.sleep(0.05)
+            workers = psutil.Process(launcher.pid).children()
+            next(worker for worker in workers if worker.environ().get("RANK") == "1").kill()
+            assert launcher.wait(100) == 0
+        finally:
+            launcher.terminate()
+    assert [row["epoch"] for row in rows(out)] == [str(i) for i in range(8)] and (out / "bundle").exists()

@@ -18,6 +18,8 @@ import torch.distributed as dist
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.strategies import DDPStrategy
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from darklens.data.part import Part
 from darklens.errors import ConfigError, DarklensError, StoppedError
@@ -236,7 +238,12 @@ def _meet(place: Place) -> Processes:
     if cuda:
         torch.cuda.set_device(place.local_rank)
     try:
-        dist.init_process_group("nccl" if cuda else "gloo", rank=place.rank, world_size=place.world, timeout=_EXCHANGE)
+        # Where torchrun starts all anew, its store still has the addresses of the dead.
+        store, _, _ = next(rendezvous("env://", place.rank, place.world, timeout=_EXCHANGE))
+        own = PrefixStore(f"start{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(
+            "nccl" if cuda else "gloo", store=own, rank=place.rank, world_size=place.world, timeout=_EXCHANGE
+        )
         return Processes(place, dist.new_group(backend="gloo", timeout=_PATIENCE))
     except (dist.DistError, RuntimeError, OSError) as error:
         said = StoppedError(

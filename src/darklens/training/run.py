@@ -97,7 +97,7 @@ def train(
         processes.first(lambda: _claim(out, recipe, source, seed, resume))
         processes.agree(lambda: _require_seen(out))
         validation = _run_stages(network, recipe, source, out, seed, processes, watch)
-        processes.first(lambda: _finish(network, recipe, source, out, seed, validation))
+        processes.first(lambda: _finish(network, recipe, source, out, seed, validation, processes.place.world))
         return processes.agree(lambda: Bundle.load(out))
 
 
@@ -152,7 +152,13 @@ def _run_stages(
 
 
 def _finish(
-    network: nn.Module, recipe: Recipe, source: Source, out: Path, seed: int, validation: dict[str, float]
+    network: nn.Module,
+    recipe: Recipe,
+    source: Source,
+    out: Path,
+    seed: int,
+    validation: dict[str, float],
+    world: int,
 ) -> None:
     """Calibrate the trained network and write its bundle."""
     seconds = sum(float(row["seconds"]) for row in read_rows(out / "metrics.csv"))
@@ -174,6 +180,7 @@ def _finish(
             "seed": seed,
             "train_seconds": round(seconds, 1),
             "train_images": source.train_images,
+            **({"processes": world} if world > 1 else {}),
         },
     )
     bundle = Bundle(contract, network)
