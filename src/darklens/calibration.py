@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from darklens.config import Frozen
+from darklens.errors import InputError
 
 
 class ConformalThresholds(Frozen):
@@ -34,11 +35,27 @@ class FamiliarThresholds(Frozen):
     p99: float
 
 
+class Curve(Frozen):
+    """How often a class is true where it was given a probability; straight lines between points, see `isotonic`."""
+
+    given: tuple[float, ...] = Field(min_length=1, description="probabilities, rising")
+    meant: tuple[float, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _one_to_one(self) -> "Curve":
+        if len(self.given) != len(self.meant) or any(np.diff(self.given) <= 0):
+            raise ValueError("given must rise and have as many numbers as meant")
+        if not all(0 < value < 1 for value in self.meant):
+            raise ValueError("meant must be above 0 and below 1")
+        return self
+
+
 class Calibration(Frozen):
     """Fitted on images that no weight was fitted to: the temperature on one half, all thresholds on the other."""
 
     temperature: float = Field(default=1.0, gt=0, description="logits are divided by it")
     temperature_images: int = Field(default=0, ge=0, description="0: too few to fit it")
+    curves: tuple[Curve, ...] = Field(default=(), description="of each class, after the temperature; none: that alone")
     threshold_images: int = Field(default=0, ge=0)
     images: str = Field(default="", description="where the images come from")
     conformal: tuple[ConformalThresholds, ...] = ()
@@ -46,8 +63,21 @@ class Calibration(Frozen):
     ood: FamiliarThresholds | None = None
 
     def probabilities(self, logits: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:
-        """Return softmax(logits / temperature), float64."""
-        return softmax(logits / self.temperature)
+        """Return softmax(logits / temperature), passed through the curves if there are any, float64."""
+        plain = softmax(logits / self.temperature)
+        if not self.curves:
+            return plain
+        columns = [np.interp(p, c.given, c.meant) for p, c in zip(plain.T, self.curves, strict=True)]
+        meant = np.stack(columns, 1)
+        return np.asarray(meant / meant.sum(1, keepdims=True))
+
+    def require_temperature_alone(self, purpose: str) -> None:
+        """Raise `InputError` if there are curves, which not everything that takes logits can follow."""
+        if self.curves:
+            raise InputError(
+                f"The model is calibrated by curves, and {purpose} takes a temperature alone; "
+                "calibrate it again without --method isotonic."
+            )
 
 
 def softmax(logits: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:

@@ -34,6 +34,9 @@ def ensemble(members: Sequence[Bundle]) -> Bundle:
                 f"{member.contract.recipe} and {first.recipe} differ in classes, image size, pixel scale, "
                 "pre-processing or fitted population; an ensemble needs models that take the same images."
             )
+    records = [member.contract.calibration or Calibration() for member in members]
+    for record in records:
+        record.require_temperature_alone("an ensemble")
     config = EnsembleConfig.model_validate({"members": [member.contract.model for member in members]})
     ood = first.calibration.ood if first.calibration else None
     contract = first.model_copy(
@@ -52,7 +55,6 @@ def ensemble(members: Sequence[Bundle]) -> Bundle:
     assert isinstance(network, Ensemble)
     for own, member in zip(network.members, members, strict=True):
         own.load_state_dict(member.network.state_dict())
-    records = [member.contract.calibration or Calibration() for member in members]
     network.temperatures.copy_(torch.tensor([record.temperature for record in records]))
     return Bundle(contract, network, familiar=members[0].familiar)
 

@@ -50,6 +50,7 @@ def export_onnx(bundle: Bundle, path: Path) -> float:
 
     Raises:
         ConfigError: If the system fits lenses, or the packages of the `onnx` extra are missing.
+        InputError: If the bundle is calibrated by curves.
         DarklensError: If the two differ by more than 1e-4; nothing is written then.
     """
     if fits_lenses(bundle.contract.model):
@@ -57,6 +58,7 @@ def export_onnx(bundle: Bundle, path: Path) -> float:
             f"{bundle.contract.recipe} fits lenses to each image step by step, which ONNX cannot say; "
             "use `darklens predict`, or Bundle.classify from Python."
         )
+    (bundle.contract.calibration or Calibration()).require_temperature_alone("an ONNX file")
     require_onnx("ONNX export")
     import onnx
     import onnxruntime

@@ -88,3 +88,18 @@ def test_an_ensemble_stands_where_a_model_does_and_is_calibrated_on_what_no_memb
     assert "" not in {row["set"] for row in told["calibrated"]}
     assert darklens("export", joint, "--onnx", tmp_path / "joint.onnx") == 0
     assert darklens("ensemble", runs[0], "--out", tmp_path / "one") == 2
+
+
+def test_curves_are_fitted_of_enough_images_and_travel_in_the_bundle(work, tmp_path, capsys):
+    few = ["calibrate", work / "run0", work / "held-out", "--out", tmp_path / "few", "--method", "isotonic"]
+    assert darklens(*few) == 2 and "600 held-out images of each class" in capsys.readouterr().err
+    assert not (tmp_path / "few").exists()
+    many = ["field.n_pixels=44", "--n-per-class", 600, "--seed", 7]
+    assert darklens("simulate", "common-test-i", "--out", tmp_path / "many", *many) == 0
+    words = [work / "run0", tmp_path / "many", "--out", tmp_path / "curved", "--method", "isotonic"]
+    assert darklens("calibrate", *words) == 0
+    bundle = Bundle.load(tmp_path / "curved")
+    assert len(bundle.contract.calibration.curves) == 3
+    assert darklens("evaluate", tmp_path / "curved", work / "test", "--out", tmp_path / "e") == 0
+    assert darklens("ensemble", tmp_path / "curved", work / "run1", "--out", tmp_path / "both") == 2
+    assert "takes a temperature alone" in capsys.readouterr().err

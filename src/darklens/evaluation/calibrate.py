@@ -7,19 +7,21 @@ epoch before; what that costs shows in the coverage on fresh test images, which 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
 from darklens import rng
 from darklens.bundle import Bundle, Output
-from darklens.calibration import Calibration, softmax
+from darklens.calibration import Calibration, Curve, softmax
 from darklens.data.store import Store
 from darklens.errors import InputError
-from darklens.evaluation import conformal, ood, selective
+from darklens.evaluation import conformal, isotonic, ood, selective
 from darklens.evaluation.evaluate import check_compatible, trained_on
 from darklens.evaluation.temperature import FEWEST, fit_temperature
+
+Method = Literal["temperature", "isotonic"]
 
 
 class Labelled(NamedTuple):
@@ -44,7 +46,13 @@ def halves(labels: Int[np.ndarray, " n"], *, seed: int) -> tuple[Int[np.ndarray,
 
 
 def calibrated(
-    bundle: Bundle, held_out: Labelled, *, trained_on: Labelled | None = None, images: str, seed: int = 0
+    bundle: Bundle,
+    held_out: Labelled,
+    *,
+    trained_on: Labelled | None = None,
+    images: str,
+    seed: int = 0,
+    method: Method = "temperature",
 ) -> Bundle:
     """Return the bundle with a calibration and with what familiar images look like.
 
@@ -54,31 +62,44 @@ def calibrated(
         trained_on: Images, typical of those trained on, that are familiar; None takes the first half of the others.
         images: A sentence on where the held-out images come from, for the record.
         seed: Of the halves and of randomised sets.
+        method: isotonic fits a curve for each class after the temperature.
+
+    Raises:
+        InputError: If curves are asked for and a class has too few images for them.
     """
     rows = halves(held_out.labels, seed=seed)
     first, second = (held_out.part(half) for half in rows)
     typical = first if trained_on is None else trained_on
     fitted = len(first.labels) if len(first.labels) >= FEWEST else 0
     temperature = fit_temperature(first.output.logits, first.labels) if fitted else 1.0
-    tried, tested = (softmax(half.output.logits / temperature) for half in (first, second))
+    curves: tuple[Curve, ...] = ()
+    if method == "isotonic":
+        if min(np.bincount(first.labels, minlength=len(bundle.contract.classes))) < isotonic.FEWEST:
+            raise InputError(
+                f"Curves need {2 * isotonic.FEWEST} held-out images of each class, half of which fit them; "
+                "simulate more, or calibrate without --method isotonic."
+            )
+        curves = isotonic.fit_curves(softmax(first.output.logits / temperature), first.labels)
+    honest = Calibration(temperature=temperature, temperature_images=fitted, curves=curves)
+    tried, tested = (honest.probabilities(half.output.logits) for half in (first, second))
     confidence, right, n = tested.max(1), tested.argmax(1) == second.labels, len(second.labels)
     familiar = ood.fit(typical.output.features, typical.labels, len(bundle.contract.classes))
-    record = Calibration(
-        temperature=temperature,
-        temperature_images=fitted,
-        threshold_images=n,
-        images=images,
-        conformal=tuple(conformal.fit(tested, second.labels, level, seed=seed) for level in conformal.LEVELS),
-        selective=tuple(
-            selective.fit(
-                confidence,
-                right,
-                selective.candidates(tried.max(1), n, risk=risk, certainty=selective.CERTAINTY),
-                risk=risk,
-            )
-            for risk in selective.RISKS
-        ),
-        ood=ood.thresholds(ood.scores(familiar, second.output.features)),
+    record = honest.model_copy(
+        update={
+            "threshold_images": n,
+            "images": images,
+            "conformal": tuple(conformal.fit(tested, second.labels, level, seed=seed) for level in conformal.LEVELS),
+            "selective": tuple(
+                selective.fit(
+                    confidence,
+                    right,
+                    selective.candidates(tried.max(1), n, risk=risk, certainty=selective.CERTAINTY),
+                    risk=risk,
+                )
+                for risk in selective.RISKS
+            ),
+            "ood": ood.thresholds(ood.scores(familiar, second.output.features)),
+        }
     )
     contract = bundle.contract.model_copy(update={"calibration": record})
     return Bundle(contract, bundle.network, familiar=familiar)
@@ -89,6 +110,7 @@ def calibrate_on(
     store: Store,
     *,
     seed: int = 0,
+    method: Method = "temperature",
     workers: int = 1,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Bundle:
@@ -100,11 +122,13 @@ def calibrate_on(
         bundle: A classifier; a calibration that it has is replaced.
         store: At least four images of each class; of some hundreds of each, thresholds are good to a per cent.
         seed: Of the halves and of randomised sets.
+        method: isotonic fits a curve for each class after the temperature, of 600 images a class or more.
         workers: Processes of a system that fits lenses.
         advance: Called with the number of images just finished.
 
     Raises:
-        InputError: If the bundle was trained on such images, or classes or images are not those it was made for.
+        InputError: If the bundle was trained on such images, or classes or images are not those it was made for, or
+            they are too few.
     """
     bundle.require_classifier("calibrate")
     check_compatible(bundle, store)
@@ -117,4 +141,4 @@ def calibrate_on(
         raise InputError(f"{store.path} has a class of fewer than 4 images; calibrate on some hundreds of each class.")
     found = Labelled(bundle.outputs_of(store, workers=workers, advance=advance), store.labels)
     name = f"{store.population_name}, seed {store.index.seed}, which no network was trained on"
-    return calibrated(bundle, found, images=name, seed=seed)
+    return calibrated(bundle, found, images=name, seed=seed, method=method)
