@@ -35,7 +35,7 @@ from darklens.model_card import model_card
 from darklens.models import lens_residual
 from darklens.models.ensemble import Ensemble, EnsembleConfig, System, fitted_population
 from darklens.models.lens_residual import LensResidual
-from darklens.models.zoo import Task, build, has_k_network, last_layer, task_of
+from darklens.models.zoo import Task, build, fits_lenses, has_k_network, last_layer, task_of
 from darklens.simulate.engine import EngineName
 
 WEIGHTS, FAMILIAR, CONTRACT = "model.safetensors", "ood.safetensors", "bundle.json"
@@ -337,6 +337,12 @@ class Bundle:
     def fits_lenses(self) -> bool:
         """Whether the system fits lenses to images."""
         return fitted_population(self.contract.model) is not None
+
+    @property
+    def fits_on_the_way(self) -> bool:
+        """Whether a lens is fitted to each image before or inside the network, step by step, which ONNX cannot say."""
+        model = self.contract.model
+        return any(fits_lenses(own) for own in (model.members if isinstance(model, EnsembleConfig) else [model]))
 
     @property
     def fit_pixel_scale(self) -> float:

@@ -15,7 +15,6 @@ from darklens.bundle import Bundle
 from darklens.calibration import Calibration
 from darklens.errors import ConfigError, DarklensError
 from darklens.files import atomic_path
-from darklens.models.zoo import fits_lenses
 
 TOLERANCE = 1e-4
 
@@ -53,7 +52,7 @@ def export_onnx(bundle: Bundle, path: Path) -> float:
         InputError: If the bundle is calibrated by curves.
         DarklensError: If the two differ by more than 1e-4; nothing is written then.
     """
-    if fits_lenses(bundle.contract.model):
+    if bundle.fits_on_the_way:
         raise ConfigError(
             f"{bundle.contract.recipe} fits lenses to each image step by step, which ONNX cannot say; "
             "use `darklens predict`, or Bundle.classify from Python."

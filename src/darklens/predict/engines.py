@@ -41,13 +41,13 @@ def choose(asked: EngineChoice, bundle: Bundle, n: int) -> EngineChoice:
         ConfigError: If the system cannot run on the engine asked for, or what that needs is not installed.
     """
     if asked == "auto":
-        if n < WORTH_IT or bundle.fits_lenses or bundle.device.type != "cpu":
+        if n < WORTH_IT or bundle.fits_on_the_way or bundle.device.type != "cpu":
             return "eager"
         return "onnx" if all(find_spec(name) for name in _PACKAGES) else "eager"
     if asked == "compiled":
         arithmetic.check("compiled")
     if asked in ("onnx", "int8"):
-        if bundle.fits_lenses:
+        if bundle.fits_on_the_way:
             raise ConfigError(
                 f"{bundle.contract.recipe} fits lenses to each image step by step, which ONNX cannot say; use engine "
                 "eager or compiled."

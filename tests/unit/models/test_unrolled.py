@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from darklens.bundle import Bundle
 from darklens.config import load
 from darklens.errors import ConfigError
+from darklens.export import export_onnx
 from darklens.fit.macro import fit_macro
 from darklens.models.unrolled import UnrolledResidualConfig
 from darklens.models.zoo import build
+from darklens.predict.engines import choose
 from darklens.simulate.batch import simulate_batch
 from darklens.training.recipe import Recipe, get
 
@@ -93,3 +96,13 @@ def test_its_recipe_takes_whole_images_only():
 def test_images_of_another_size_are_refused():
     with pytest.raises(ValueError, match="100 x 100 pixels, got 64 x 64"):
         make()(torch.rand(1, 1, 64, 64))
+
+
+def test_it_is_neither_exported_nor_run_by_onnx(tmp_path):
+    contract = Bundle.load("lens_residual").contract.model_copy(update={"model": CONFIG, "recipe": "unrolled_residual"})
+    bundle = Bundle(contract, make())
+    with pytest.raises(ConfigError, match="fits lenses to each image step by step"):
+        export_onnx(bundle, tmp_path / "x.onnx")
+    with pytest.raises(ConfigError, match="fits lenses to each image step by step"):
+        choose("onnx", bundle, 3)
+    assert choose("auto", bundle, 10**6) == "eager"
