@@ -131,7 +131,7 @@ def job_bare(wheel: Path, work: Path) -> None:
         print(f"bare: {found['imported']} modules imported, {len(found['failed'])} need an extra", flush=True)
         lens, known = classify(darklens, work / "bare-predict"), run([*darklens, "--help"], cwd=work)
         for extra, words in {
-            "onnx": ["export", "lens_residual", "--onnx", "x.onnx"],
+            "onnx": ["export", str(untrained(python, work)), "--onnx", "x.onnx"],
             "hub": ["predict", "owner/name", str(lens), "--out", "x.csv"],
             "explain": ["explain", "lens_residual", str(lens), "--out", "why"],
             "cluster": ["simulate", "common-test-i", "--out", "s", "--cluster", "tcp://localhost:1"],
@@ -183,6 +183,12 @@ def simulated(darklens: list[str], work: Path) -> Path:
     """Return a store of three small images."""
     run([*darklens, "simulate", "common-test-i", "field.n_pixels=48", "--out", "store", "--n-per-class", "1"], cwd=work)
     return work / "store"
+
+
+def untrained(python: Path, work: Path) -> Path:
+    """Return a bundle of a network with fresh weights: the shipped models fit lenses, which ONNX cannot say."""
+    run([str(python), "-c", _UNTRAINED], cwd=work)
+    return work / "untrained"
 
 
 def hdf5(work: Path) -> Path:
@@ -250,6 +256,15 @@ def require(held: bool, what: str) -> None:
         sys.exit(f"Not so: {what}")
 
 
+_UNTRAINED = """
+from pathlib import Path
+from darklens.bundle import Bundle
+from darklens.models.resnet_simple import ResNetSimpleConfig
+contract = Bundle.load("lens_residual").contract.model_copy(
+    update={"recipe": "resnet_simple", "model": ResNetSimpleConfig(), "calibration": None, "ood_sha256": ""}
+)
+Bundle(contract, contract.build()).save(Path("untrained"))
+"""
 _IMPORT_ALL = """
 import importlib, json, pkgutil, darklens
 failed, imported = {}, 0
