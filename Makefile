@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test bench reproduce lint release-check setup setup-test constraints clean
+.PHONY: help demo test bench reproduce docs lint release-check setup setup-test constraints clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,10 @@ bench: setup-test  ## side-by-side speed and memory (about 40 minutes); prints o
 
 reproduce: setup  ## the study's table, ours and the ablation at full size (days on a laptop; give it again to go on)
 	$(BIN)/python tools/reproduce.py --ablation
+
+docs: setup  ## the documentation, every notebook executed, no network; open docs/_build/html/index.html
+	@$(PYTHON) tools/setup_venv.py docs
+	$(BIN)/python -m sphinx -W --keep-going -E -q -b html docs docs/_build/html
 
 lint: setup-test  ## style, types, direction of imports
 	$(BIN)/ruff check .
