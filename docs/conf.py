@@ -9,6 +9,7 @@ sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent / "src"), str(HERE.parent / 
 # Cells of notebooks call `darklens` as a user does: the one beside this Python, on this source.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent / "src"), os.environ.get("PYTHONPATH", "")])
+os.environ["TTY_COMPATIBLE"] = "0"  # IPython asks for colours, and rich would draw bars that move
 os.environ.setdefault("COLUMNS", "100")
 
 import darklens  # noqa: E402
@@ -31,7 +32,7 @@ nitpicky = True
 # What is outside this package has no page here: no network, so no inventories of others.
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!darklens\.).*"),
-    (r"py:.*", r"darklens\.(bundle\.Contract|.*\.(Familiar|Seen))"),
+    (r"py:.*", r"darklens\.(bundle\.(Contract|Engine)|.*\.(Familiar|Seen|EpochMetrics))"),
 ]
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
