@@ -17,7 +17,7 @@ class Fit(BaseModel):
     """The fit of the smooth lens."""
 
     converged: bool
-    chi2_per_pixel: float = Field(description="deviance per block of pixels of the best hypothesis")
+    chi2_per_pixel: float = Field(description="deviance per block of pixels that the smooth lens alone leaves")
     parameters: dict[str, Quantity]
     message: str | None = Field(default=None, description="what is wrong with the fit")
 
