@@ -36,7 +36,7 @@ setup:  ## .venv with darklens
 	@$(PYTHON) tools/setup_venv.py
 
 setup-test:  ## .venv with all that tests and lint need
-	@$(PYTHON) tools/setup_venv.py dev parity
+	@$(PYTHON) tools/setup_venv.py dev parity docs
 
 constraints: setup-test  ## rewrite constraints.txt from the installed versions
 	@head -n 1 constraints.txt > constraints.new

@@ -15,8 +15,8 @@ import torch
 from record import record
 
 from darklens.models.zoo import build
+from darklens.training.precision import precision_of
 from darklens.training.recipe import get
-from darklens.training.run import precision_of
 
 NETWORKS = ("resnet_simple", "sis_autoencoder2", "resnet_18")
 PIXELS = 150

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from record import record
 
-from darklens.bundle import DEFAULT_MODEL, Bundle, Contract
-from darklens.data.preprocess import Preprocess
-from darklens.models import zoo
+from darklens.bundle import Bundle
+from darklens.contract import Contract
+from darklens.locate import DEFAULT_MODEL
 from darklens.models.informed import SISAutoencoder2Config
 from darklens.models.resnet_18 import ResNet18Config
 from darklens.models.resnet_simple import ResNetSimpleConfig
@@ -65,21 +65,9 @@ def main():
 
 def bundle_of(config, images):
     """An untrained network, whose normalisation has seen the images."""
-    size = {"n_pixels": PIXELS, "pixel_scale": 0.05}
     torch.manual_seed(0)
-    network = zoo.build(config, n_classes=3, **size)
-    contract = Contract(
-        recipe=config.kind,
-        recipe_sha256="",
-        model=config,
-        classes=["no", "sphere", "vort"],
-        preprocess=Preprocess(),
-        parameters=0,
-        data={},
-        validation={},
-        provenance={},
-        **size,
-    )
+    contract = Contract.untrained(config, n_pixels=PIXELS, pixel_scale=0.05)
+    network = contract.build()
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None

@@ -46,24 +46,12 @@ def main():
 def model(path, pixels):
     import torch
 
-    from darklens.bundle import Bundle, Contract
-    from darklens.data.preprocess import Preprocess
+    from darklens.bundle import Bundle
+    from darklens.contract import Contract
     from darklens.models.resnet_simple import ResNetSimpleConfig
 
     torch.manual_seed(0)
-    contract = Contract(
-        recipe="resnet_simple",
-        recipe_sha256="",
-        model=ResNetSimpleConfig(),
-        classes=["no", "sphere", "vort"],
-        n_pixels=pixels,
-        pixel_scale=0.05,
-        preprocess=Preprocess(),
-        parameters=0,
-        data={},
-        validation={},
-        provenance={},
-    )
+    contract = Contract.untrained(ResNetSimpleConfig(), n_pixels=pixels, pixel_scale=0.05)
     Bundle(contract, contract.build()).save(path)
 
 

@@ -29,8 +29,8 @@ import psutil
 import torch
 
 from darklens import __version__, provenance
-from darklens.bundle import Bundle, Contract
-from darklens.data.preprocess import Preprocess
+from darklens.bundle import Bundle
+from darklens.contract import Contract
 from darklens.files import write_json
 from darklens.models.resnet_simple import ResNetSimpleConfig
 
@@ -274,19 +274,7 @@ def transport(i):
 
 
 def untrained(folder):
-    contract = Contract(
-        recipe="resnet_simple",
-        recipe_sha256="",
-        model=ResNetSimpleConfig(),
-        classes=["no", "sphere", "vort"],
-        n_pixels=64,
-        pixel_scale=0.1,
-        preprocess=Preprocess(),
-        parameters=0,
-        data={},
-        validation={},
-        provenance={},
-    )
+    contract = Contract.untrained(ResNetSimpleConfig(), n_pixels=64, pixel_scale=0.1)
     torch.manual_seed(0)
     Bundle(contract, contract.build()).save(folder)
     return folder

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from darklens.bundle import shipped
+from darklens.locate import shipped
 from darklens.simulate import populations
 from darklens.simulate.priors import Constant, LogNormal, Normal, PowerLaw, Uniform
 

@@ -7,84 +7,38 @@ BUNDLE/bundle.json          how to build the network, what it takes and gives, i
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from pydantic import Field, ValidationError, field_validator
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file as load_numpy
 from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from darklens import hub
 from darklens.calibration import Calibration, Familiar
-from darklens.config import Frozen
+from darklens.contract import Contract
 from darklens.data.appearance import appearance
-from darklens.data.preprocess import Preprocess
 from darklens.data.store import Store
 from darklens.errors import InputError
 from darklens.files import atomic_path, read_json, sha256_of, write_json, write_text
 from darklens.fit.fitter import fitter
 from darklens.fit.table import CHANNELS, Seen, fits_of
+from darklens.locate import CONTRACT, locate
 from darklens.model_card import model_card
 from darklens.models import lens_residual
-from darklens.models.ensemble import Ensemble, EnsembleConfig, System, fitted_population
+from darklens.models.ensemble import Ensemble, EnsembleConfig, fitted_population
 from darklens.models.lens_residual import LensResidual
-from darklens.models.zoo import Task, build, fits_lenses, has_k_network, last_layer, task_of
+from darklens.models.zoo import fits_lenses, has_k_network, last_layer
 from darklens.simulate.engine import EngineName
 
-WEIGHTS, FAMILIAR, CONTRACT = "model.safetensors", "ood.safetensors", "bundle.json"
+WEIGHTS, FAMILIAR = "model.safetensors", "ood.safetensors"
 BATCH_SIZE = 64
 AT_ONCE = 16  # images that a processor's network is shown together: its layers then stay in the cache
-SHIPPED = resources.files("darklens") / "weights"
-DEFAULT_MODEL = "lens_residual"
-
-
-class Contract(Frozen):
-    """What a bundle takes, gives, and where it came from."""
-
-    schema_: Literal[1] = Field(default=1, alias="schema")
-    recipe: str
-    recipe_sha256: str
-    model: System
-    classes: list[str]
-    n_pixels: int = Field(ge=8, le=4096, description="pixels along a side of the images it takes")
-    pixel_scale: float = Field(description="arcsec, of the images it takes")
-    preprocess: Preprocess
-    parameters: int
-    weights_sha256: str = ""
-    calibration: Calibration | None = Field(default=None, description="what held-out images taught; none: nothing")
-    ood_sha256: str = Field(default="", description="of ood.safetensors; empty: there is none")
-    data: dict[str, Any] = Field(description="the training data: population, seed, sha256")
-    validation: dict[str, float] = Field(description="metrics of the chosen epoch on the validation images")
-    provenance: dict[str, Any] = Field(description="version, commit, hardware, seed, train_seconds, train_images")
-    licence: str = "MIT"
-
-    @field_validator("model", mode="before")
-    @classmethod
-    def _by_contents(cls, tree: Any) -> Any:
-        """Refuse a population by name: a name can be the path of a file, and a bundle reads no file but its own."""
-        members = (tree.get("members") or [tree]) if isinstance(tree, dict) else []
-        if any(isinstance(m, dict) and isinstance(m.get("population"), str) for m in members):
-            raise ValueError("population must be given by its contents")
-        return tree
-
-    @property
-    def task(self) -> Task:
-        """`classify` or `reconstruct`."""
-        return task_of(self.model)
-
-    def build(self) -> nn.Module:
-        """Return the network with fresh weights."""
-        n_pixels, pixel_scale = self.preprocess.output_size(self.n_pixels), self.pixel_scale * self.preprocess.bin
-        if isinstance(self.model, EnsembleConfig):
-            return Ensemble(self.model, n_pixels=n_pixels, pixel_scale=pixel_scale, n_classes=len(self.classes))
-        return build(self.model, n_pixels=n_pixels, pixel_scale=pixel_scale, n_classes=len(self.classes))
 
 
 class Answer(NamedTuple):
@@ -401,49 +355,6 @@ def _read_familiar(folder: Path, contract: Contract) -> Familiar | None:
         return Familiar(**load_numpy(path))
     except (SafetensorError, TypeError):
         raise InputError(f"{path} does not hold what its contract says; train or download it again.") from None
-
-
-def shipped() -> list[str]:
-    """Return the names of the models that come with the package."""
-    if not SHIPPED.is_dir():
-        return []
-    return sorted(item.name for item in SHIPPED.iterdir() if (item / CONTRACT).is_file())
-
-
-def is_model(path: Path) -> bool:
-    """Return whether `locate` finds a bundle there, or could ask the hub for one."""
-    if hub.is_repository(path):
-        return True
-    try:
-        locate(path)
-    except InputError:
-        return False
-    return True
-
-
-def locate(path: Path) -> Path:
-    """Return the bundle folder that `path` is, holds, or is the name of; a repository's is fetched from the hub.
-
-    Raises:
-        InputError: If there is none.
-    """
-    folders = [path, path / "bundle"]
-    if str(path) == path.name:  # a bare name
-        folders.append(Path(str(SHIPPED)) / path.name)
-    for folder in folders:
-        if (folder / CONTRACT).exists():
-            return folder
-    if hub.is_repository(path):
-        fetched = hub.fetch(path.as_posix())
-        if (fetched / CONTRACT).exists():
-            return fetched
-        raise InputError(f"{path.as_posix()} on the Hugging Face hub holds no {CONTRACT}, so it is no darklens bundle.")
-    if not path.exists():
-        known = ", ".join(shipped()) or "none"
-        raise InputError(
-            f"{path} does not exist; give a run folder, a bundle folder, or the name of a shipped model ({known})."
-        )
-    raise InputError(f"{path} holds no {CONTRACT}; give a run folder of a finished training, or a bundle folder.")
 
 
 def sha256_of_bundle(folder: Path) -> str:

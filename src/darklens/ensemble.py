@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 
-from darklens.bundle import Bundle, Contract
+from darklens.bundle import Bundle
 from darklens.calibration import Calibration
 from darklens.config import digest
+from darklens.contract import Contract
 from darklens.errors import InputError
 from darklens.models.ensemble import Ensemble, EnsembleConfig, fitted_population
 

@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +94,14 @@ def require_onnx(what: str) -> None:
     Raises:
         ConfigError: If one is missing; `what` needs it.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401  # torch's exporter needs it
-    except ImportError as error:
-        raise ConfigError(f"{what} needs {error.name}; install it with: pip install 'darklens[onnx]'.") from None
+    missing = missing_packages()
+    if missing:
+        raise ConfigError(f"{what} needs {missing[0]}; install it with: pip install 'darklens[onnx]'.")
+
+
+def missing_packages() -> list[str]:
+    """Return those packages of the `onnx` extra that are not installed; onnxscript is what torch's exporter needs."""
+    return [name for name in ("onnx", "onnxruntime", "onnxscript") if not find_spec(name)]
 
 
 def onnx_program(model: nn.Module, images: Float[Tensor, "b c n n"], output_names: Sequence[str]) -> Any:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 if TYPE_CHECKING:
-    from darklens.bundle import Contract
+    from darklens.contract import Contract
 
 _TAGS = ["gravitational-lensing", "dark-matter", "strong-lensing", "astronomy", "physics-informed", "pytorch"]
 _METRICS = {"val_auc": ("Macro AUC", "roc_auc"), "val_loss": ("Cross-entropy", "loss")}

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from commandline import darklens, rows_of
 
-from darklens.bundle import CONTRACT, FAMILIAR, Bundle
+from darklens.bundle import FAMILIAR, Bundle
+from darklens.locate import CONTRACT
 
 SMALL = ["field.n_pixels=44", "--n-per-class", 24]
 TRAIN = ["stages.0.epochs=1", "data.augment.kind=dihedral", "data.validation_fraction=0.5"]

@@ -7,13 +7,13 @@ import socket
 import subprocess
 import sys
 import time
-from multiprocessing import get_context
 
 import numpy as np
 import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from spawning import prepared_processes
 
 from darklens.cli import main
 from darklens.simulate import populations
@@ -43,10 +43,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def processes():
-    """Processes that start with torch and Lightning imported and no thread of theirs running."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["darklens.training.run"])
-    return context
+    return prepared_processes()
 
 
 def run_command(environment, words, log, killed_in):

@@ -2,13 +2,14 @@
 
 import os
 import signal
-from multiprocessing import get_context
 
 import numpy as np
 import pytest
 import torch
+from spawning import prepared_processes
 
 from darklens.data.store import Store
+from darklens.models.zoo import fits_lenses
 from darklens.simulate import populations
 from darklens.simulate.generate import generate
 from darklens.training import recipe as recipes
@@ -27,16 +28,13 @@ def store_path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def processes():
-    """Processes that start with torch and Lightning imported and no thread of theirs running."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["darklens.training.run"])
-    return context
+    return prepared_processes()
 
 
 def overrides_of(name, source):
     """One epoch of few batches for each stage and two for the last, images from a store or from a stream."""
     changes = ["data.preprocess.crop=44", "data.preprocess.bin=1", f"data.kind={source}"]
-    if recipes.get(name).model.kind == "lens_residual":
+    if fits_lenses(recipes.get(name).model):
         changes = [f"data.kind={source}", "data.augment.kind=dihedral", "data.engine=eager"]
         changes += [f"model.overrides=[{FIELD}]"]
     last = len(recipes.get(name).stages) - 1

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from commandline import darklens, rows_of
 
-from darklens.bundle import DEFAULT_MODEL, Bundle, shipped
+from darklens.bundle import Bundle
 from darklens.fit.table import CHANNELS
+from darklens.locate import DEFAULT_MODEL, shipped
 
 SMALL = ["field.n_pixels=100", "--n-per-class", "8"]
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "common-test-i"

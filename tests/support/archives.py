@@ -5,8 +5,8 @@ import os
 import numpy as np
 import torch
 
-from darklens.bundle import Bundle, Contract
-from darklens.data.preprocess import Preprocess
+from darklens.bundle import Bundle
+from darklens.contract import Contract
 from darklens.models.lens_residual import LensResidualConfig
 from darklens.models.resnet_simple import ResNetSimpleConfig
 
@@ -15,19 +15,8 @@ PIXELS = 44
 
 def small_bundle(config=None, *, seed=0, n_pixels=PIXELS):
     """Return a bundle with random weights."""
-    contract = Contract(
-        recipe="small",
-        recipe_sha256="",
-        model=config or ResNetSimpleConfig(),
-        classes=["no", "sphere", "vort"],
-        n_pixels=n_pixels,
-        pixel_scale=0.05,
-        preprocess=Preprocess(),
-        parameters=0,
-        data={},
-        validation={},
-        provenance={},
-    )
+    model = config or ResNetSimpleConfig()
+    contract = Contract.untrained(model, n_pixels=n_pixels, pixel_scale=0.05, recipe="small")
     torch.manual_seed(seed)
     network = contract.build()
     if not isinstance(contract.model, LensResidualConfig):

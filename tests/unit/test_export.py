@@ -8,7 +8,8 @@ import onnxruntime
 import pytest
 import torch
 
-from darklens.bundle import Bundle, Contract
+from darklens.bundle import Bundle
+from darklens.contract import Contract
 from darklens.data.preprocess import Preprocess
 from darklens.errors import ConfigError, DarklensError
 from darklens.export import export_onnx
@@ -16,19 +17,8 @@ from tests.unit.models.test_models import CONFIGS
 
 
 def bundle_of(config):
-    contract = Contract(
-        recipe="r",
-        recipe_sha256="",
-        model=config,
-        classes=["no", "sphere", "vort"],
-        n_pixels=100,
-        pixel_scale=0.05,
-        preprocess=Preprocess(crop=96, bin=2),
-        parameters=0,
-        data={},
-        validation={},
-        provenance={},
-    )
+    size = {"n_pixels": 100, "pixel_scale": 0.05, "preprocess": Preprocess(crop=96, bin=2)}
+    contract = Contract.untrained(config, **size, recipe="r")
     torch.manual_seed(0)
     return Bundle(contract, contract.build())
 

@@ -13,10 +13,11 @@ from huggingface_hub import ModelCard, constants
 from safetensors.numpy import save
 
 from darklens import hub
-from darklens.bundle import SHIPPED, Bundle, is_model, locate
+from darklens.bundle import Bundle
 from darklens.calibration import Calibration
 from darklens.errors import ConfigError, InputError
 from darklens.files import sha256_of
+from darklens.locate import SHIPPED, is_model, locate
 
 FOLDER = Path(str(SHIPPED)) / "lens_residual"
 OWN = {name: (FOLDER / name).read_bytes() for name in ("bundle.json", "model.safetensors", "ood.safetensors")}

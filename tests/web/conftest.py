@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
-from darklens.bundle import Bundle, Contract
-from darklens.data.preprocess import Preprocess
+from darklens.bundle import Bundle
+from darklens.contract import Contract
 from darklens.models.resnet_simple import ResNetSimpleConfig
 from darklens.serve.app import create_app
 from darklens.serve.run import server_of
@@ -20,19 +20,8 @@ N, SCALE = 44, 0.15
 @pytest.fixture(scope="session")
 def tiny():
     """A classifier of images of 44 x 44 pixels of 0.15 arcsec."""
-    contract = Contract(
-        recipe="resnet_simple",
-        recipe_sha256="",
-        model=ResNetSimpleConfig(),
-        classes=["no", "sphere", "vort"],
-        n_pixels=N,
-        pixel_scale=SCALE,
-        preprocess=Preprocess(),
-        parameters=7,
-        data={"population": "common-test-i"},
-        validation={},
-        provenance={},
-    )
+    known = {"parameters": 7, "data": {"population": "common-test-i"}}
+    contract = Contract.untrained(ResNetSimpleConfig(), n_pixels=N, pixel_scale=SCALE, **known)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = contract.build()

@@ -9,10 +9,12 @@ from typing import Any
 
 import darklens
 from darklens import provenance
-from darklens.bundle import Bundle, Contract, is_model, locate
+from darklens.bundle import Bundle
 from darklens.cite import used
 from darklens.cite.used import Use
+from darklens.contract import Contract
 from darklens.errors import ConfigError
+from darklens.locate import is_model, locate
 from darklens.models.ensemble import first_of
 from darklens.simulate import populations
 from darklens.simulate.populations import Population

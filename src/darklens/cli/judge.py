@@ -39,10 +39,11 @@ def evaluate(
 
     Example: `darklens evaluate runs/sis stores/test --out results/sis`
     """
-    from darklens.bundle import Bundle, locate
+    from darklens.bundle import Bundle
     from darklens.data.store import Store
     from darklens.evaluation.evaluate import evaluate as judge
     from darklens.executors import usable_cores
+    from darklens.locate import locate
     from darklens.report.evaluation import write_evaluation
 
     opened, bundle = Store(store), Bundle.load(model)
@@ -132,9 +133,9 @@ def predict(
     from itertools import islice
 
     from darklens import executors
-    from darklens.bundle import DEFAULT_MODEL, is_model, locate
     from darklens.data.listing import is_listing
     from darklens.data.readers import SUFFIXES
+    from darklens.locate import DEFAULT_MODEL, is_model, locate
     from darklens.predict import find_images, predict_table, problems_in
 
     given = list(files or [])

@@ -31,7 +31,8 @@ def populations() -> int:
 @app.command
 def models() -> int:
     """List the systems that a recipe's `model.kind` can name, what they take and give, and the trained ones."""
-    from darklens.bundle import Bundle, shipped
+    from darklens.bundle import Bundle
+    from darklens.locate import shipped
     from darklens.models.zoo import descriptions
 
     list_described(iter(descriptions().items()))

@@ -1,5 +1,6 @@
 """The command that serves models on the web."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -41,15 +42,11 @@ def serve(
 
     Example: `darklens serve`, then open http://127.0.0.1:8000/
     """
-    try:
-        import fastapi  # noqa: F401
-        import python_multipart  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError:
-        raise ConfigError(_EXTRA) from None
+    if not all(find_spec(name) for name in ("fastapi", "python_multipart", "uvicorn")):
+        raise ConfigError(_EXTRA)
     from pydantic import ValidationError
 
-    from darklens.bundle import DEFAULT_MODEL, shipped
+    from darklens.locate import DEFAULT_MODEL, shipped
     from darklens.serve.settings import Settings
 
     try:

@@ -75,7 +75,9 @@ def list_images(source: Path) -> list[tuple[Path, int]]:
         InputError: If the folder is missing, has neither class folders nor index.csv, or the index is malformed.
     """
     if not source.is_dir():
-        raise InputError(f"{source} is not a folder." if source.exists() else f"{source}: there is no such folder.")
+        raise InputError(
+            f"{source} is not a folder{'' if source.exists() else ', nor is there such a file'}; see the path."
+        )
     if (source / "index.csv").exists():
         return _from_index(source)
     folders = sorted(folder for folder in source.iterdir() if folder.is_dir())

@@ -15,7 +15,8 @@ import torch
 
 import darklens
 from darklens import plugins, provenance, rng
-from darklens.bundle import DEFAULT_MODEL, Bundle
+from darklens.bundle import Bundle
+from darklens.locate import DEFAULT_MODEL
 from darklens.physics import optics, splat
 from darklens.physics.grid import Grid
 from darklens.physics.profiles import PROFILES

@@ -1,5 +1,6 @@
 """A transformer that makes a map from an image: patches, attention between all of them, and back to pixels."""
 
+import math
 from typing import Literal
 
 import torch
@@ -95,9 +96,7 @@ def sinusoids(side: int, width: int) -> Float[Tensor, "t w"]:
         width: Numbers for each, a multiple of 4.
     """
     place = torch.linspace(-1, 1, side) if side > 1 else torch.zeros(1)
-    frequency = (
-        torch.pi / 2 * 2 ** torch.linspace(0, max(1.0, torch.log2(torch.tensor(float(side))).item()), width // 4)
-    )
+    frequency = math.pi / 2 * 2 ** torch.linspace(0, max(1.0, math.log2(side)), width // 4)
     phase = place[:, None] * frequency
     one = torch.cat([phase.sin(), phase.cos()], 1)
     along_y, along_x = one[:, None].expand(-1, side, -1), one[None].expand(side, -1, -1)

@@ -6,7 +6,6 @@ All but `int8` give the same classes, and probabilities that agree to `TOLERANCE
 import copy
 import logging
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from darklens.bundle import AT_ONCE, Answer, Bundle, Engine
 from darklens.errors import ConfigError, DarklensError
-from darklens.export import onnx_program, require_onnx
+from darklens.export import missing_packages, onnx_program, require_onnx
 from darklens.files import atomic_path
 from darklens.fit.table import Seen
 from darklens.simulate import engine as arithmetic
@@ -27,7 +26,6 @@ ENGINES: tuple[EngineChoice, ...] = get_args(EngineChoice)
 
 TOLERANCE = 1e-4  # of probabilities, between engines
 WORTH_IT = 4096  # images from which the half minute of preparation is made up for
-_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 _LARGEST_SHIFT = 0.05  # of a probability by int8, in the mean over the images it was calibrated on
 
 
@@ -43,7 +41,7 @@ def choose(asked: EngineChoice, bundle: Bundle, n: int) -> EngineChoice:
     if asked == "auto":
         if n < WORTH_IT or bundle.fits_on_the_way or bundle.device.type != "cpu":
             return "eager"
-        return "onnx" if all(find_spec(name) for name in _PACKAGES) else "eager"
+        return "onnx" if not missing_packages() else "eager"
     if asked == "compiled":
         arithmetic.check("compiled")
     if asked in ("onnx", "int8"):

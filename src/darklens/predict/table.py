@@ -27,11 +27,12 @@ from pydantic import Field, ValidationError
 
 import darklens
 from darklens import executors
-from darklens.bundle import BATCH_SIZE, SHIPPED, Bundle, Engine, locate, sha256_of_bundle
+from darklens.bundle import BATCH_SIZE, Bundle, Engine, sha256_of_bundle
 from darklens.config import Frozen
 from darklens.data.prepare import Prepared
 from darklens.errors import ConfigError, DarklensError, InputError
 from darklens.files import atomic_path, locked, read_json, write_json, writing
+from darklens.locate import SHIPPED, locate
 from darklens.memory import keep_freed_memory
 from darklens.predict.engines import EngineChoice, choose, engine_of, write_model
 from darklens.predict.rows import columns_of, header, lines, predict, read_one, require_usable

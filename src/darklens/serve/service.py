@@ -10,9 +10,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from darklens.bundle import Bundle, locate, sha256_of_bundle
+from darklens.bundle import Bundle, sha256_of_bundle
 from darklens.data.prepare import Prepared, prepare
 from darklens.data.readers import Image
+from darklens.locate import locate
 from darklens.serve import lens
 from darklens.serve.answers import Input, ModelCard, Result
 from darklens.serve.batching import Batcher, Job

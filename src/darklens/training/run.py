@@ -6,14 +6,11 @@ RUN/checkpoints/STAGE/     last.ckpt and best.ckpt, for resuming only
 RUN/bundle/                the result
 """
 
-import csv
 import logging
 import signal
-import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
@@ -26,7 +23,8 @@ from torch import nn
 
 import darklens
 from darklens import config, provenance, rng
-from darklens.bundle import Bundle, Contract, Output
+from darklens.bundle import Bundle, Output
+from darklens.contract import Contract
 from darklens.data.store import Store, prepare_folder
 from darklens.errors import ConfigError, InputError
 from darklens.evaluation.calibrate import Labelled, calibrated
@@ -40,29 +38,14 @@ from darklens.training.average import RunningMean
 from darklens.training.fusion import fuse
 from darklens.training.learner import Learner
 from darklens.training.normalisation import synchronised
+from darklens.training.precision import precision_of
 from darklens.training.processes import Processes, joined
 from darklens.training.recipe import Recipe, Stage
+from darklens.training.rows import EpochMetrics, EpochRows, read_rows
 from darklens.training.sources import Loader, Source, source_of
 
-_COLUMNS = ["stage", "task", "epoch", "train_loss", "val_loss", "val_auc", "lr", "seconds"]
 _STATE = "state.json"
 _FAMILIAR_IMAGES = 4000  # of the training images, to say what is familiar: enough for the covariance of 500 features
-
-
-class EpochMetrics(NamedTuple):
-    """What an epoch came to; stage and epoch are counted from 0, `val_auc` is NaN where nothing is classified."""
-
-    stage: int
-    epoch: int
-    train_loss: float
-    val_loss: float
-    val_auc: float
-
-    @classmethod
-    def of(cls, row: Mapping[str, str]) -> "EpochMetrics":
-        """Return those of a row of metrics.csv."""
-        losses = (float(row[name] or "nan") for name in ("train_loss", "val_loss", "val_auc"))
-        return cls(int(row["stage"]), int(row["epoch"]), *losses)
 
 
 def train(
@@ -96,7 +79,10 @@ def train(
         source, network = processes.agree(lambda: _prepared(recipe, store, fits, seed, processes))
         processes.first(lambda: _claim(out, recipe, source, seed, resume))
         processes.agree(lambda: _require_seen(out))
-        validation = _run_stages(network, recipe, source, out, seed, processes, watch)
+        validation: dict[str, float] = {}
+        for number, stage in enumerate(recipe.stages):
+            if stage.task != "reconstruct" or recipe.pretrained is None:
+                validation = _run_stage(network, recipe, stage, number, source, out, seed, processes, watch)
         processes.first(lambda: _finish(network, recipe, source, out, seed, validation, processes.place.world))
         return processes.agree(lambda: Bundle.load(out))
 
@@ -131,24 +117,6 @@ def _require_enough(recipe: Recipe, source: Source, world: int) -> None:
             )
     if source.validation_images < world:
         raise ConfigError(f"{source.validation_images} validation images cannot be shared by {world} processes.")
-
-
-def _run_stages(
-    network: nn.Module,
-    recipe: Recipe,
-    source: Source,
-    out: Path,
-    seed: int,
-    processes: Processes,
-    watch: Callable[[EpochMetrics], None],
-) -> dict[str, float]:
-    """Train all stages and return the validation metrics of the last."""
-    validation: dict[str, float] = {}
-    for number, stage in enumerate(recipe.stages):
-        if stage.task == "reconstruct" and recipe.pretrained is not None:
-            continue
-        validation = _run_stage(network, recipe, stage, number, source, out, seed, processes, watch)
-    return validation
 
 
 def _finish(
@@ -229,21 +197,6 @@ def _outputs(bundle: Bundle, images: Loader) -> Labelled:
     return Labelled(Output(*(np.concatenate(parts) for parts in zip(*outputs, strict=True))), np.concatenate(labels))
 
 
-def precision_of(setting: str) -> Literal["32-true", "bf16-mixed"]:
-    """Return Lightning's name of a precision; `auto` takes bfloat16 only where the hardware multiplies it natively."""
-    if setting == "auto":
-        setting = "bfloat16" if _native_bfloat16() else "float32"
-    return "bf16-mixed" if setting == "bfloat16" else "32-true"
-
-
-def _native_bfloat16() -> bool:
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # Without AMX or AVX512-BF16 a processor emulates bfloat16, slower than float32.
-    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
-
-
 def _run_stage(
     network: nn.Module,
     recipe: Recipe,
@@ -266,7 +219,7 @@ def _run_stage(
     # Not ModelCheckpoint's save_last, which writes only when the best changes.
     keep_best, keep_last = _checkpoint(folder, "best", monitor="val_loss"), _checkpoint(folder, "last", monitor=None)
     first_epoch = processes.agree(lambda: _next_epoch(last))
-    rows = _EpochRows(out / "metrics.csv", stage, number, watch, writes=processes.leads)
+    rows = EpochRows(out / "metrics.csv", stage, number, watch, writes=processes.leads)
     rows.forget_from(first_epoch)
     trainer = pl.Trainer(
         max_epochs=stage.epochs,
@@ -321,53 +274,6 @@ def _checkpoint(folder: Path, name: str, *, monitor: str | None) -> ModelCheckpo
     )
 
 
-class _EpochRows(Callback):
-    """Appends a row to metrics.csv after each epoch, and prints it where there is no progress bar."""
-
-    def __init__(
-        self, path: Path, stage: Stage, number: int, watch: Callable[[EpochMetrics], None], *, writes: bool
-    ) -> None:
-        self._path, self._stage, self._number = path, stage, number
-        self._watch, self._writes = watch, writes
-        self._started = 0.0
-
-    def forget_from(self, epoch: int) -> None:
-        """Drop this stage's rows from `epoch` on: a resumed run repeats those epochs."""
-        self._write([r for r in read_rows(self._path) if int(r["stage"]) != self._number or int(r["epoch"]) < epoch])
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the first epoch's clock."""
-        self._started = time.perf_counter()
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the epoch's row; validation has run by now."""
-        metrics = trainer.callback_metrics
-        row = {
-            "stage": str(self._number),
-            "task": self._stage.task,
-            "epoch": str(trainer.current_epoch),
-            **{name: f"{float(metrics[name]):.6g}" if name in metrics else "" for name in _COLUMNS[3:6]},
-            "lr": f"{trainer.optimizers[0].param_groups[0]['lr']:.4g}",
-            "seconds": f"{time.perf_counter() - self._started:.2f}",
-        }
-        self._started = time.perf_counter()
-        self._write([*read_rows(self._path), row])
-        if self._writes and not Console().is_terminal:
-            auc = f", validation AUC {float(row['val_auc']):.4f}" if row["val_auc"] else ""
-            print(
-                f"{self._stage.task}: epoch {trainer.current_epoch + 1}/{self._stage.epochs}, "
-                f"loss {float(row['train_loss']):.4f}, validation loss {float(row['val_loss']):.4f}{auc}",
-                flush=True,
-            )
-        self._watch(EpochMetrics.of(row))
-
-    def _write(self, rows: list[dict[str, str]]) -> None:
-        if not self._writes:
-            return
-        lines = [",".join(_COLUMNS), *(",".join(row[name] for name in _COLUMNS) for row in rows)]
-        write_text(self._path, "\n".join(lines) + "\n")
-
-
 class _EndAtOnce(Callback):
     """Ends on SIGTERM without a word to the other processes, which are told to end too.
 
@@ -379,14 +285,6 @@ class _EndAtOnce(Callback):
         """Take Lightning's handling away."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         setattr(trainer.fit_loop.epoch_loop, "_broadcast_sigterm_tensor", lambda: None)  # noqa: B010  # not public
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a metrics.csv; none where there is no such file."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
 
 
 def _require_seen(out: Path) -> None:

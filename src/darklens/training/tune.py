@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from darklens import config, rng
-from darklens.bundle import Contract
+from darklens.contract import Contract
 from darklens.data.store import Store, prepare_folder
 from darklens.errors import ConfigError, InputError
 from darklens.files import locked, read_json, write_json, write_text
 from darklens.training import space as spaces
 from darklens.training.processes import place_of
 from darklens.training.recipe import Recipe, get
-from darklens.training.run import EpochMetrics, read_rows, train
+from darklens.training.rows import EpochMetrics, read_rows
+from darklens.training.run import train
 from darklens.training.sources import source_of
 from darklens.training.trials import Metric, Trial, best_of, write_table
 

@@ -7,10 +7,11 @@ import pytest
 import yaml
 from commandline import darklens
 
-from darklens.bundle import SHIPPED, Bundle, shipped
+from darklens.bundle import Bundle
 from darklens.cite import bibtex
 from darklens.cite.bibtex import cite, entries
 from darklens.cite.used import _NETWORKS, _PROFILES, of_population
+from darklens.locate import SHIPPED, shipped
 from darklens.physics.profiles import PROFILES
 from darklens.simulate import populations
 from darklens.training import recipe as recipes

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from darklens.bundle import CONTRACT, FAMILIAR, Bundle, Contract
+from darklens.bundle import FAMILIAR, Bundle
 from darklens.calibration import Calibration, softmax
-from darklens.data.preprocess import Preprocess
+from darklens.contract import Contract
 from darklens.data.store import Store, StoreIndex, write_index, write_shard
 from darklens.ensemble import ensemble
 from darklens.errors import InputError
 from darklens.evaluation import judgement
 from darklens.evaluation.calibrate import calibrate_on, halves
 from darklens.export import export_onnx
+from darklens.locate import CONTRACT
 from darklens.models.autoencoder import AutoencoderConfig
 from darklens.models.resnet_18 import ResNet18Config
 from darklens.models.resnet_simple import ResNetSimpleConfig
@@ -25,18 +26,13 @@ N = 44
 def untrained(seed=0, config=None, **changes):
     values = {
         "recipe": "r",
-        "recipe_sha256": "",
-        "model": config or ResNetSimpleConfig(),
-        "classes": ["no", "sphere", "vort"],
         "n_pixels": N,
         "pixel_scale": 0.1,
-        "preprocess": Preprocess(),
         "parameters": 7,
         "data": {"population": "p", "seed": 1, "sha256": "abc"},
-        "validation": {},
         "provenance": {"train_seconds": 1.0, "train_images": 60, "commit": "c", "hardware": "h"},
     }
-    contract = Contract(**(values | changes))
+    contract = Contract.untrained(config or ResNetSimpleConfig(), **(values | changes))
     torch.manual_seed(seed)
     network = contract.build()
     for module in network.modules():  # untrained logits are all alike

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from darklens.bundle import Bundle, Contract
+from darklens.bundle import Bundle
+from darklens.contract import Contract
 from darklens.data.preprocess import Preprocess
 from darklens.errors import ConfigError, InputError
 from darklens.evaluation.explain import agreement, explain, with_random_weights
@@ -20,19 +21,8 @@ IMAGES = simulate_batch(populations.get("common-test-i", (f"field.n_pixels={N}",
 
 
 def bundle(model=None, seed=0, **preprocess):
-    contract = Contract(
-        recipe="test",
-        recipe_sha256="",
-        model=model or ResNetSimpleConfig(),
-        classes=["no", "sphere", "vort"],
-        n_pixels=N,
-        pixel_scale=0.05,
-        preprocess=Preprocess(**preprocess),
-        parameters=0,
-        data={},
-        validation={},
-        provenance={},
-    )
+    size = {"n_pixels": N, "pixel_scale": 0.05}
+    contract = Contract.untrained(model or ResNetSimpleConfig(), **size, preprocess=Preprocess(**preprocess))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Bundle(contract, contract.build())

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from darklens.bundle import Bundle
 from darklens.config import load
+from darklens.contract import Contract
 from darklens.errors import ConfigError
 from darklens.models.autoencoder import AutoencoderConfig
 from darklens.models.informed import Informed, SISAutoencoder2Config, SISAutoencoderConfig
@@ -70,6 +72,14 @@ class TestEverySystem:
         (own(rings(), torch.arange(6) % 3) if own else model(rings()).square()).sum().backward()
         idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
         assert idle == []
+
+    def test_a_bundle_of_it_can_be_loaded_again(self, kind, tmp_path):
+        contract = Contract.untrained(CONFIGS[kind], n_pixels=N, pixel_scale=0.1)
+        made = Bundle(contract, contract.build())
+        made.save(tmp_path)
+        received, output = made.run(rings().numpy())
+        assert torch.equal(Bundle.load(tmp_path).run(rings().numpy())[1], output)
+        assert received.shape == rings().shape
 
     def test_weights_survive_saving(self, kind):
         first, second = (

@@ -88,7 +88,7 @@ def test_auto_prepares_only_what_is_made_up_for(monkeypatch):
     bundle, few, many = small_bundle(), engines.WORTH_IT - 1, engines.WORTH_IT
     assert choose("auto", bundle, few) == "eager" and choose("auto", bundle, many) == "onnx"
     assert choose("eager", bundle, many) == "eager"
-    monkeypatch.setattr(engines, "find_spec", lambda _: None)
+    monkeypatch.setattr("darklens.export.find_spec", lambda _: None)
     assert choose("auto", bundle, many) == "eager"
     monkeypatch.setattr("darklens.simulate.engine.compiler", lambda: None)
     with pytest.raises(ConfigError, match=r"C\+\+ compiler"):

@@ -16,6 +16,7 @@ from darklens.errors import ConfigError, InputError
 from darklens.training import run as run_module
 from darklens.training.average import RunningMean, fit_normalisation
 from darklens.training.learner import Learner
+from darklens.training.precision import precision_of
 from darklens.training.recipe import get
 from darklens.training.run import train
 from darklens.training.sources import StreamSource
@@ -290,8 +291,8 @@ def test_mixed_precision_trains(store, tmp_path, name):
 
 
 def test_automatic_precision_is_one_that_lightning_knows():
-    assert run_module.precision_of("auto") in ("32-true", "bf16-mixed")
-    assert run_module.precision_of("bfloat16") == "bf16-mixed"
+    assert precision_of("auto") in ("32-true", "bf16-mixed")
+    assert precision_of("bfloat16") == "bf16-mixed"
 
 
 class TestBundle:

@@ -1,0 +1,69 @@
+"""What a bundle says of itself: what it takes and gives, where it comes from, how well it did."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+from torch import nn
+
+from darklens.calibration import Calibration
+from darklens.config import Frozen
+from darklens.data.preprocess import Preprocess
+from darklens.models.ensemble import Ensemble, EnsembleConfig, System
+from darklens.models.zoo import Task, build, task_of
+
+
+class Contract(Frozen):
+    """What a bundle takes, gives, and where it came from."""
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    recipe: str
+    recipe_sha256: str
+    model: System
+    classes: list[str]
+    n_pixels: int = Field(ge=8, le=4096, description="pixels along a side of the images it takes")
+    pixel_scale: float = Field(description="arcsec, of the images it takes")
+    preprocess: Preprocess
+    parameters: int
+    weights_sha256: str = ""
+    calibration: Calibration | None = Field(default=None, description="what held-out images taught; none: nothing")
+    ood_sha256: str = Field(default="", description="of ood.safetensors; empty: there is none")
+    data: dict[str, Any] = Field(description="the training data: population, seed, sha256")
+    validation: dict[str, float] = Field(description="metrics of the chosen epoch on the validation images")
+    provenance: dict[str, Any] = Field(description="version, commit, hardware, seed, train_seconds, train_images")
+    licence: str = "MIT"
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _by_contents(cls, tree: Any) -> Any:
+        """Refuse a population by name: a name can be the path of a file, and a bundle reads no file but its own."""
+        members = (tree.get("members") or [tree]) if isinstance(tree, dict) else []
+        if any(isinstance(m, dict) and isinstance(m.get("population"), str) for m in members):
+            raise ValueError("population must be given by its contents")
+        return tree
+
+    @classmethod
+    def untrained(cls, model: Any, *, n_pixels: int, pixel_scale: float, **known: Any) -> "Contract":
+        """Return the contract of a system that nobody trained, for measurements and tests of how it runs.
+
+        Args:
+            model: Settings of the system.
+            n_pixels: Pixels along a side of the images it takes.
+            pixel_scale: Of these, arcsec.
+            known: Further fields, such as `preprocess`; the classes are no, sphere and vort unless given.
+        """
+        nothing: dict[str, Any] = {"recipe_sha256": "", "parameters": 0, "data": {}, "validation": {}, "provenance": {}}
+        usual = {"recipe": model.kind, "classes": ["no", "sphere", "vort"], "preprocess": Preprocess()}
+        own = {"model": model, "n_pixels": n_pixels, "pixel_scale": pixel_scale}
+        return cls(**(nothing | usual | own | known))
+
+    @property
+    def task(self) -> Task:
+        """`classify` or `reconstruct`."""
+        return task_of(self.model)
+
+    def build(self) -> nn.Module:
+        """Return the network with fresh weights."""
+        n_pixels, pixel_scale = self.preprocess.output_size(self.n_pixels), self.pixel_scale * self.preprocess.bin
+        if isinstance(self.model, EnsembleConfig):
+            return Ensemble(self.model, n_pixels=n_pixels, pixel_scale=pixel_scale, n_classes=len(self.classes))
+        return build(self.model, n_pixels=n_pixels, pixel_scale=pixel_scale, n_classes=len(self.classes))
