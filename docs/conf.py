@@ -12,7 +12,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent / "src"), os.environ
 os.environ["TTY_COMPATIBLE"] = "0"  # IPython asks for colours, and rich would draw bars that move
 os.environ.setdefault("COLUMNS", "100")
 
-import darklens  # noqa: E402
+import darklens  # noqa: E402  # found by the path above
 
 project = "darklens"
 author = "The darklens developers"
@@ -32,7 +32,7 @@ nitpicky = True
 # What is outside this package has no page here: no network, so no inventories of others.
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!darklens\.).*"),
-    (r"py:.*", r"darklens\.(bundle\.(Contract|Engine)|.*\.(Familiar|Seen|EpochMetrics))"),
+    (r"py:.*", r"darklens\.(bundle\.Engine|contract\.Contract|.*\.(Familiar|Seen|EpochMetrics))"),
 ]
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
