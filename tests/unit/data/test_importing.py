@@ -115,7 +115,7 @@ def test_bad_ones_are_listed_and_the_others_imported(tmp_path):
         (lambda at: as_npz(at / "a.npz", np.array([{}] * 9)), "labels holds object values"),
         (lambda at: as_hdf5(at / "a.h5", images=IMAGES[:0], labels=LABELS[:0]), "has 0 images"),
         (lambda at: as_npz(at / "a.npz", images=np.asfortranarray(IMAGES)), "Fortran"),
-        (lambda at: at / "absent", "there is no such folder"),
+        (lambda at: at / "absent", "is not a folder, nor is there such a file"),
         (lambda at: class_folders(at / "d", lambda d, n, i: np.save(d.parent / "no" / f"{n}.npy", i)), "nothing"),
     ],
 )
