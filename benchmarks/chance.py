@@ -25,7 +25,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", type=Path)
     store = Store(parser.parse_args().store)
-    numbers = fits_of(store, populations.get(NAME), workers=usable_cores()).numbers
+    numbers = fits_of(store, populations.get(NAME), centred=False, workers=usable_cores()).numbers
     smooth = numbers[store.labels == store.classes.index("no")]
     gains = {"sphere": "point_gain_3", "vort": "line_gain"}
     result = {

@@ -161,7 +161,7 @@ def precision(n: int) -> dict[str, Any]:
 
 def localisation(store: Store) -> dict[str, Any]:
     """Return how often the evidence's peak is near a true subhalo, where one above 5e9 M_sun lies on the ring."""
-    fits = fits_of(store, populations.get(NAME))
+    fits = fits_of(store, populations.get(NAME), centred=False)
     squared, theta_E = store.truth("point_theta_E") ** 2, store.truth("theta_E")
     x, y = store.truth("point_x"), store.truth("point_y")
     heavy = squared / theta_E[:, None] ** 2 > 5e-3  # of a lens of 1e12 M_sun

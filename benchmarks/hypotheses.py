@@ -39,7 +39,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     store = Store(given.store)
-    numbers = fits_of(store, populations.get(NAME), engine="compiled", workers=usable_cores()).numbers
+    numbers = fits_of(store, populations.get(NAME), engine="compiled", centred=False, workers=usable_cores()).numbers
     value = dict(zip(NUMBERS, numbers.T, strict=True))
     best = (value["deviance"] - np.maximum(value["line_gain"], value["point_gain_3"])) / value["blocks"]
     labels = store.labels

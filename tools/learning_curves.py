@@ -121,7 +121,7 @@ def logistic(given: argparse.Namespace, train: Store, test: Store, n: int) -> di
     rows = np.concatenate([np.flatnonzero(train.labels == label)[:n] for label in range(len(train.classes))])
     found = []
     for store, limit in ((train, int(rows.max()) + 1), (test, None)):
-        fits = fits_of(store, population, engine=given.engine, workers=usable_cores(), limit=limit)
+        fits = fits_of(store, population, engine=given.engine, centred=False, workers=usable_cores(), limit=limit)
         found.append(np.log1p(np.maximum(fits.numbers[:, columns], 0)))
     model = make_pipeline(StandardScaler(), LogisticRegression(C=10, max_iter=5000))
     model.fit(found[0][rows], train.labels[rows])

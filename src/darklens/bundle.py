@@ -31,7 +31,7 @@ from darklens.fit.table import CHANNELS, Seen, fits_of
 from darklens.locate import CONTRACT, locate
 from darklens.model_card import model_card
 from darklens.models import lens_residual
-from darklens.models.ensemble import Ensemble, EnsembleConfig, fitted_population
+from darklens.models.ensemble import Ensemble, EnsembleConfig, fit_of
 from darklens.models.lens_residual import LensResidual
 from darklens.models.zoo import fits_lenses, has_k_network, last_layer
 from darklens.simulate.engine import EngineName
@@ -240,11 +240,11 @@ class Bundle:
             workers: Processes that fit.
             advance: Called with the number of images just finished.
         """
-        population = fitted_population(self.contract.model)
-        if population is None:
+        how = fit_of(self.contract.model)
+        if how is None:
             blocks = [self.output(self.see(images)) for images in batched(len(store), store.images, advance)]
         else:
-            fits = fits_of(store, population, workers=workers, advance=advance)
+            fits = fits_of(store, how.population, centred=how.centred, workers=workers, advance=advance)
             shown = (fits.seen(range(i, min(i + BATCH_SIZE, len(store)))) for i in range(0, len(store), BATCH_SIZE))
             blocks = [self.output(Seen(*(v.to(self._device) for v in seen))) for seen in shown]
         return Output(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
@@ -290,7 +290,7 @@ class Bundle:
     @property
     def fits_lenses(self) -> bool:
         """Whether the system fits lenses to images."""
-        return fitted_population(self.contract.model) is not None
+        return fit_of(self.contract.model) is not None
 
     @property
     def fits_on_the_way(self) -> bool:
@@ -301,9 +301,9 @@ class Bundle:
     @property
     def fit_pixel_scale(self) -> float:
         """Pixel scale of the maps of a system that fits lenses, arcsec."""
-        population = fitted_population(self.contract.model)
-        assert population is not None
-        return float(fitter(population).fine.pixel_scale)
+        how = fit_of(self.contract.model)
+        assert how is not None
+        return float(fitter(how.population, centred=how.centred).fine.pixel_scale)
 
     @property
     def map_pixel_scale(self) -> float:

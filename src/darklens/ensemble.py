@@ -10,7 +10,7 @@ from darklens.calibration import Calibration
 from darklens.config import digest
 from darklens.contract import Contract
 from darklens.errors import InputError
-from darklens.models.ensemble import Ensemble, EnsembleConfig, fitted_population
+from darklens.models.ensemble import Ensemble, EnsembleConfig, fit_of
 
 
 def ensemble(members: Sequence[Bundle]) -> Bundle:
@@ -61,8 +61,7 @@ def ensemble(members: Sequence[Bundle]) -> Bundle:
 
 
 def _takes(contract: Contract) -> Any:
-    population = fitted_population(contract.model)
-    return contract.classes, contract.n_pixels, contract.pixel_scale, contract.preprocess, population
+    return contract.classes, contract.n_pixels, contract.pixel_scale, contract.preprocess, fit_of(contract.model)
 
 
 def _provenance(members: Sequence[Contract]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from darklens.physics.grid import Grid
-from darklens.physics.profiles import PROFILES, _series, epl, line, nfw, point, sie, sis, tnfw
+from darklens.physics.profiles import PROFILES, _series, epl, line, nfw, point, shear, sie, sis, tnfw
 from darklens.physics.raytrace import k_map_deflection, point_masses_deflection, source_plane
 
 MILLIARCSEC = 1e-3
@@ -67,6 +67,20 @@ def test_deflection_is_the_gradient_of_the_potential_and_its_divergence_twice_ka
         torch.autograd.grad(alpha[0].sum(), x, retain_graph=True)[0] + torch.autograd.grad(alpha[1].sum(), y)[0]
     )
     torch.testing.assert_close(divergence / 2, profile.convergence(x, y, **p), rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "profile"), [("sis", sis), ("sie", sie), ("shear", shear)])
+@given(data=st.data(), polar=positions)
+@settings(max_examples=25, deadline=None)
+def test_the_hessian_is_the_gradient_of_the_deflection(name, profile, data, polar):
+    values = tensors(data.draw(parameters_of(name)))
+    x, y = (c.requires_grad_() for c in points(polar))
+    alpha_x, alpha_y = profile.deflection(x, y, **values)
+    xx, xy = torch.autograd.grad(alpha_x.sum(), (x, y), retain_graph=True)
+    yx, yy = torch.autograd.grad(alpha_y.sum(), (x, y))
+    found = torch.stack([v.expand_as(x) for v in profile.hessian(x, y, **values)])
+    torch.testing.assert_close(found, torch.stack([xx, xy, yy]), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(xy, yx, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ALL)

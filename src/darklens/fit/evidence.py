@@ -18,6 +18,7 @@ from darklens.fit.fitter import HALF_WIDTH, Fitter, Images, fitter
 from darklens.fit.macro import AT_ONCE, MacroFit, batches, check_exposure, check_images, joined, unit_range
 from darklens.fit.model import Model
 from darklens.fit.noise import Maps, steps_of
+from darklens.fit.smooth import CENTRE
 from darklens.physics.grid import Grid
 from darklens.physics.profiles import line, point
 from darklens.simulate.populations import Population
@@ -79,7 +80,7 @@ def evidence_maps(
         ConfigError: If the population does not vary the position of its source.
         ValueError: As `fit_macro`.
     """
-    own = fitter(population)
+    own = fitter(population, centred=not set(CENTRE) <= set(fit.names))
     check_images(images, own)
     check_exposure(exposure, images)
     templates = templates_of(own)

@@ -28,18 +28,23 @@ STARTS = 4
 class Fitter:
     """A population's smooth lenses and the detectors on which they are fitted.
 
+    Args:
+        population: Gives the family of lenses, the detector, the PSF and the noise.
+        compiled: Whether models are computed by fused code.
+        centred: Whether lenses are held at the middle of the image.
+
     Attributes:
         population: As given.
         lens: The family of its smooth lenses.
         coarse: Light is sampled once a block of pixels: fast, and good for a start.
         fine: Light is sampled as the population does, pixels are compared in blocks.
-        compiled: Whether models are computed by fused code.
+        compiled: As given.
     """
 
-    def __init__(self, population: Population, *, compiled: bool = False) -> None:
+    def __init__(self, population: Population, *, compiled: bool = False, centred: bool = True) -> None:
         field = population.field
         self.compiled = compiled
-        self.population, self.lens = population, SmoothLens(population)
+        self.population, self.lens = population, SmoothLens(population, centred=centred)
         small = coarser(field, _BLOCK)
         self._coarse_pixels = small.n_pixels
         crop = min(small.n_pixels, 2 * round(HALF_WIDTH / small.pixel_scale))
@@ -99,16 +104,17 @@ class Fitter:
         return parameters, mean, norm, centred / norm[:, None]
 
 
-def fitter(population: Population | str, engine: EngineName = "eager") -> Fitter:
-    """Return the fitter of a population or of its name, made once."""
+def fitter(population: Population | str, engine: EngineName = "eager", *, centred: bool = True) -> Fitter:
+    """Return the fitter of a population or of its name, made once; `centred` as for `fit_macro`."""
     chosen = populations.get(population) if isinstance(population, str) else population
-    return _fitter_of(chosen.model_dump_json(by_alias=True), engine)
+    return _fitter_of(chosen.model_dump_json(by_alias=True), engine, centred)
 
 
 @lru_cache(maxsize=8)
-def _fitter_of(population: str, engine: EngineName) -> Fitter:
+def _fitter_of(population: str, engine: EngineName, centred: bool) -> Fitter:
     check(engine)
-    return Fitter(Population.model_validate_json(population), compiled=engine == "compiled")
+    own = Population.model_validate_json(population)
+    return Fitter(own, compiled=engine == "compiled", centred=centred)
 
 
 def coarser(field: Field2D, arcsec: float) -> Field2D:

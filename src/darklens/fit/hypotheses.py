@@ -5,6 +5,7 @@ All deviances of an image are of the same counts, so their differences are twice
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,14 +22,14 @@ from darklens.simulate.engine import EngineName
 from darklens.simulate.populations import Population
 
 N_POINTS = 3
-_LINE_STARTS = 3
+_LINE_STARTS, _LINE_STARTS_FREE = 3, 6  # of lenses that are held, and of others, which have more valleys
 _APART = 0.45  # arcsec between the centres of lines that are tried
 # Blur of the line (arcsec) and most steps; the first of a line is on coarsely sampled light.
 _COARSE_LINE = (0.1, 8)
 _FINE_LINE = ((0.03, 5), (0.0, 3))
 _LINE_AGAIN = ((0.1, 6), (0.03, 4), (0.0, 3))
 # Gains by a point beside the line between which another line is tried: below, it is noise, and above, no line would do.
-_UNEXPLAINED, _HOPELESS = 16.0, 400.0
+_UNEXPLAINED, _HOPELESS, _HOPELESS_FREE = 16.0, 400.0, 3000.0
 _POINT_STEPS = 4
 _MASS = {"line": (1e-3, 0.15), "point": (1e-4, 0.02)}  # arcsec^2, of a start
 
@@ -41,7 +42,7 @@ class Hypotheses:
 
     Attributes:
         names: The p parameters of the smooth lens.
-        fixed: Those that the population never varies.
+        fixed: Those that the population never varies, and the place of a lens that is held.
         smooth: Those of the smooth lens alone (b, p).
         scale: Image units per unit of the population's brightness (b,).
         offset: Image units where there is no light (b,).
@@ -90,7 +91,12 @@ class Hypotheses:
 
 @torch.no_grad()
 def weigh_hypotheses(
-    images: Images, population: Population | str, *, exposure: Images | None = None, engine: EngineName = "eager"
+    images: Images,
+    population: Population | str,
+    *,
+    exposure: Images | None = None,
+    engine: EngineName = "eager",
+    centred: bool = True,
 ) -> Hypotheses:
     """Fit the smooth lens alone, with a line mass, and with one to three point masses.
 
@@ -99,12 +105,13 @@ def weigh_hypotheses(
         population: Gives the smooth lenses, the PSF and the noise; a name is looked up.
         exposure: Relative exposure of each pixel, where images are counts divided by it.
         engine: compiled takes two thirds of the time, after minutes of preparation (once a machine); last bits differ.
+        centred: As for `fit_macro`.
 
     Raises:
         ConfigError: If the population's light is not Sersic profiles, or its source never moves.
         ValueError: If the images are not of the population's size, or not finite, or the exposure is not theirs.
     """
-    own = fitter(population, engine)
+    own = fitter(population, engine, centred=centred)
     check_images(images, own)
     check_exposure(exposure, images)
     return joined([_weigh(some, own, its) for some, its in batches(images, exposure)])
@@ -189,32 +196,50 @@ def _weigh(images: Images, own: Fitter, exposure: Images | None) -> Hypotheses:
 
 def _line(scene: _Scene, fitted: Fitted) -> tuple[Fitted, Float[Tensor, "b n n"]]:
     """Return the fit with one line, and the gain by a point beside it at each place."""
-    b = len(fitted.unknown)
-    every = torch.arange(b, device=fitted.unknown.device)
     starts = _line_starts(scene, fitted)
-    blur, steps = _COARSE_LINE
-    rows = every.repeat(_LINE_STARTS)
-    tried = minimise(
-        scene.own.model("line", blur=blur, coarse=True),
-        scene.coarse_pixels[rows],
-        scene.coarse_noise.rows(rows),
-        starts,
-        steps=steps,
-        gain=scene.gain[rows],
-    )
-    order = tried.deviance.reshape(_LINE_STARTS, b).nan_to_num(torch.inf).argsort(0)
-    found = _anneal(scene, tried.unknown[order[0] * b + every], _FINE_LINE)
+    tried = _coarse_lines(scene, starts)
+    order, every = tried.deviance.argsort(0), torch.arange(len(fitted.unknown), device=starts.device)
+    found = _anneal(scene, tried.unknown[order[0], every], _FINE_LINE)
     evidence, _, _ = scene.evidence(found)
     left = evidence.amax((1, 2))
-    poor = torch.nonzero((left > _UNEXPLAINED) & (left < _HOPELESS))[:, 0]
+    held = scene.own.lens.centred
+    poor = torch.nonzero((left > _UNEXPLAINED) & (left < (_HOPELESS if held else _HOPELESS_FREE)))[:, 0]
     if len(poor):
-        again = _anneal(scene.rows(poor), starts[order[1][poor] * b + poor], _LINE_AGAIN)
+        if held:
+            start = starts[order[1, poor], poor]
+        else:
+            mirrored = scene.own.model("line").mirrored
+            further = _coarse_lines(scene.rows(poor), torch.stack([mirrored(own) for own in starts[:, poor]]))
+            start = further.unknown[further.deviance.argmin(0), torch.arange(len(poor), device=poor.device)]
+        again = _anneal(scene.rows(poor), start, _LINE_AGAIN)
         better = again.deviance < found.deviance[poor]
         if better.any():
             rows, again = poor[better], again.rows(better)
             found.put(rows, again)
             evidence[rows], _, _ = scene.rows(rows).evidence(again)
     return found, evidence
+
+
+class _Tried(NamedTuple):
+    """Where the fits of s starts of each of b images ended."""
+
+    unknown: Float[Tensor, "s b q"]
+    deviance: Float[Tensor, "s b"]
+
+
+def _coarse_lines(scene: _Scene, starts: Float[Tensor, "s b q"]) -> _Tried:
+    """Return where fits of a blurred line on coarsely sampled light end, a deviance that is no number as infinite."""
+    blur, steps = _COARSE_LINE
+    rows = torch.arange(starts.shape[1], device=starts.device).repeat(len(starts))
+    tried = minimise(
+        scene.own.model("line", blur=blur, coarse=True),
+        scene.coarse_pixels[rows],
+        scene.coarse_noise.rows(rows),
+        starts.flatten(0, 1),
+        steps=steps,
+        gain=scene.gain[rows],
+    )
+    return _Tried(tried.unknown.reshape(starts.shape), tried.deviance.reshape(starts.shape[:2]).nan_to_num(torch.inf))
 
 
 def _anneal(scene: _Scene, start: Unknown, schedule: tuple[tuple[float, int], ...]) -> Fitted:
@@ -224,7 +249,7 @@ def _anneal(scene: _Scene, start: Unknown, schedule: tuple[tuple[float, int], ..
     return fitted
 
 
-def _line_starts(scene: _Scene, fitted: Fitted) -> Unknown:
+def _line_starts(scene: _Scene, fitted: Fitted) -> Float[Tensor, "s b q"]:
     """Return the unknowns of the most promising lines, at places apart from each other, one after the other."""
     gain, mass = scene.templates.lines(scene.pixels - fitted.model, scene.weight(fitted), fitted.slopes)
     best, shape = gain.max(1)
@@ -232,7 +257,7 @@ def _line_starts(scene: _Scene, fitted: Fitted) -> Unknown:
     axis = torch.tensor(line_centres(), device=gain.device)
     x, y = axis.repeat(len(axis)), axis.repeat_interleave(len(axis))
     rows, starts = torch.arange(len(gain), device=gain.device), []
-    for _ in range(_LINE_STARTS):
+    for _ in range(_LINE_STARTS if scene.own.lens.centred else _LINE_STARTS_FREE):
         place = best.argmax(1)
         template = shape[rows, place]
         length, angle = shape_of(template)
@@ -241,7 +266,7 @@ def _line_starts(scene: _Scene, fitted: Fitted) -> Unknown:
         starts.append(torch.cat([fitted.unknown, line], 1))
         near = (x - x[place, None]) ** 2 + (y - y[place, None]) ** 2 < _APART**2
         best[near] = -torch.inf
-    return torch.cat(starts)
+    return torch.stack(starts)
 
 
 def _points(

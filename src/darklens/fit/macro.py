@@ -25,6 +25,7 @@ AT_ONCE = 16  # images; more do not fit a processor's cache
 _WHOLE_AT_ONCE = 4  # images of which all pixels are compared
 _COARSE_STEPS, _FINE_STEPS, _LAST_STEPS = 10, 8, 6
 _POOR = 5.0  # deviance per block after the coarse steps: the start was in another valley
+_DOUBTFUL = 1.25  # the same: the lens may be on the other side of the source, were it not held
 CONVERGED = 1.0  # of the deviance, what a further step may still promise
 
 
@@ -66,7 +67,12 @@ class MacroFit:
 
 @torch.no_grad()
 def fit_macro(
-    images: Images, population: Population | str, *, exposure: Images | None = None, engine: EngineName = "eager"
+    images: Images,
+    population: Population | str,
+    *,
+    exposure: Images | None = None,
+    engine: EngineName = "eager",
+    centred: bool = True,
 ) -> MacroFit:
     """Fit the smooth lens of a population to images in any linear scale: counts, rates, or scaled to 0..1.
 
@@ -75,12 +81,13 @@ def fit_macro(
         population: Gives the family of lenses, the PSF and the noise; a name is looked up.
         exposure: Relative exposure of each pixel, where images are counts divided by it.
         engine: As for `weigh_hypotheses`.
+        centred: Whether the lens is held at the middle of the image; if not, its place is fitted, within 0.3 arcsec.
 
     Raises:
         ConfigError: If the population's light is not Sersic profiles.
         ValueError: If the images are not of the population's size, or not finite, or the exposure is not theirs.
     """
-    own = fitter(population, engine)
+    own = fitter(population, engine, centred=centred)
     check_images(images, own)
     check_exposure(exposure, images)
     return joined([part for some, its in batches(images, exposure) for part in _finish(some, own, its)])
@@ -134,13 +141,18 @@ def coarse_fit(images: Images, own: Fitter, exposure: Images | None = None) -> F
     model = own.model(coarse=True)
     candidates = own.nearest(images)
     found = minimise(model, small, noise, candidates[0], steps=_COARSE_STEPS)
+
+    def retry(starts: Unknown, worst: float) -> None:
+        poor = torch.nonzero(~(found.deviance <= worst * small[0].numel()))[:, 0]
+        if len(poor):
+            again = minimise(model, small[poor], noise.rows(poor), starts[poor], steps=_COARSE_STEPS)
+            better = again.deviance < found.deviance[poor]
+            found.put(poor[better], again.rows(better))
+
     for candidate in candidates[1:]:
-        poor = torch.nonzero(~(found.deviance <= _POOR * small[0].numel()))[:, 0]
-        if not len(poor):
-            break
-        again = minimise(model, small[poor], noise.rows(poor), candidate[poor], steps=_COARSE_STEPS)
-        better = again.deviance < found.deviance[poor]
-        found.put(poor[better], again.rows(better))
+        retry(candidate, _POOR)
+    if not own.lens.centred:
+        retry(model.mirrored(found.unknown), _DOUBTFUL)
     return found
 
 

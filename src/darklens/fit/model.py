@@ -81,6 +81,11 @@ class Model:
             [self.lens.bounded(moved[:, :p]), moved[:, p : p + 2], self._bounded(moved[:, p + 2 :], names)], 1
         )
 
+    def mirrored(self, unknown: Unknown) -> Unknown:
+        """Return unknowns of the lens on the other side of its source, see `SmoothLens.mirrored`."""
+        p = self.smooth - 2
+        return torch.cat([self.lens.mirrored(unknown[:, :p]), unknown[:, p:]], 1)
+
     def _bounded(self, unknown: Unknown, names: tuple[str, ...]) -> Unknown:
         if not names:
             return unknown

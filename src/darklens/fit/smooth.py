@@ -27,6 +27,8 @@ _ROUND = 1e-6  # an ellipticity below which the direction of the major axis is a
 _LARGEST_ELLIPTICITY = 0.8
 _STEP = 2e-3  # of an ellipticity, of the differences for its slopes: exact to 1e-5, and compilers take them
 _SMALLEST_THETA_E = 0.05  # arcsec
+CENTRE = ("centre_x", "centre_y")
+_CENTRE_SPREAD, _CENTRE_REACH = 0.05, 0.3  # arcsec: what is expected of the lens' place, and how far it may go
 PSF = "psf_ln_width"
 _PSF_SPREAD, _PSF_REACH = 0.1, 0.35  # of ln width: what is expected, and how far it may go
 _BEYOND, _FAINTER = math.log(2), 3.0  # how far logarithms may leave the population's range; light may all but vanish
@@ -50,17 +52,19 @@ class SmoothLens:
     Free are the columns that the population varies. Axis ratio and direction of light are replaced by its ellipticity
     e1, e2 = (1 - q)/(1 + q) (cos 2 angle, sin 2 angle), which is smooth where light is round; effective radius and
     Sersic index by their logarithms, the brightness of the source is the image's scale and so not in here. The width
-    of a PSF that is not known is one more parameter, the logarithm of its ratio to the population's.
+    of a PSF that is not known is one more parameter, the logarithm of its ratio to the population's. The lens' place in
+    the image is two more unless it is held at the middle; all else that is smooth moves with it, masses do not.
 
     Args:
         population: Gives the free parameters, the values of the others, the detector and the PSF.
+        centred: Whether the lens is held at the middle of the image.
 
     Raises:
         ConfigError: If its light is not Sersic profiles.
     """
 
-    def __init__(self, population: Population) -> None:
-        self.population = population
+    def __init__(self, population: Population, *, centred: bool = True) -> None:
+        self.population, self.centred = population, centred
         self._lights: dict[str, SersicLight] = {}
         for prefix, spec in (("source", population.source), ("light", population.lens_light)):
             if isinstance(spec, SersicLight):
@@ -89,16 +93,22 @@ class SmoothLens:
             )
             if name in free
         }
+        if not centred:
+            self.names += CENTRE
+            self.spread = torch.cat([self.spread, torch.full((2,), _CENTRE_SPREAD)])
+            self._range |= dict.fromkeys(CENTRE, (-_CENTRE_REACH, _CENTRE_REACH))
         if not population.psf.known:
             self.names.append(PSF)
             self.spread = torch.cat([self.spread, torch.tensor([_PSF_SPREAD])])
             self._range[PSF] = (-_PSF_REACH, _PSF_REACH)
         self.fixed = {name: column.median() for name, column in natural.items() if name not in free}
+        if centred:
+            self.fixed |= dict.fromkeys(CENTRE, torch.zeros(()))
 
     def from_truth(self, truth: Mapping[str, object]) -> Parameters:
-        """Return the parameters of lenses given as the columns of `draw` or of a store, their PSF as given."""
+        """Return the parameters of lenses given as the columns of `draw` or of a store, PSF and place as given."""
         natural = self._natural(self._columns_of(truth))
-        natural[PSF] = torch.zeros_like(natural["theta_E"])
+        natural |= dict.fromkeys((PSF, *CENTRE), torch.zeros_like(natural["theta_E"]))
         return torch.stack([natural[name] for name in self.names], 1)
 
     def images(self, parameters: Parameters, field: Field2D | None = None) -> Float[Tensor, "b n n"]:
@@ -116,6 +126,8 @@ class SmoothLens:
             beside: Deflections of masses beside the smooth lens, arcsec, (b, s, s) each.
         """
         value = {name: v[:, None, None] for name, v in self._values(parameters).items()}
+        if not self.centred:
+            x, y = x - value["centre_x"], y - value["centre_y"]
         alphas, alpha_slopes = self._deflection(value, x, y)
         beta_x, beta_y = source_plane(x, y, [*alphas, *beside])
         image, slopes = self._light("source", value, beta_x, beta_y, {"x", "y"})
@@ -123,8 +135,15 @@ class SmoothLens:
         slopes |= {"source_x": -by_beta_x, "source_y": -by_beta_y}
         for name, (by_x, by_y) in alpha_slopes.items():
             slopes[name] = -(by_beta_x * by_x + by_beta_y * by_y)
+        if not self.centred:
+            xx, xy, yy = self._hessian(value, x, y)
+            slopes["centre_x"] = by_beta_x * (xx - 1) + by_beta_y * xy
+            slopes["centre_y"] = by_beta_x * xy + by_beta_y * (yy - 1)
         if "light" in self._lights:
-            own, its_slopes = self._light("light", value, x, y, set())
+            own, its_slopes = self._light("light", value, x, y, set() if self.centred else {"x", "y"})
+            if not self.centred:
+                slopes["centre_x"] = slopes["centre_x"] - its_slopes["light_x"]
+                slopes["centre_y"] = slopes["centre_y"] - its_slopes["light_y"]
             for name in {"light_x", "light_y"} & set(its_slopes):
                 its_slopes[name] = -its_slopes[name]
             image, slopes = image + own, slopes | its_slopes | {"light_ln_amplitude": own}
@@ -156,6 +175,15 @@ class SmoothLens:
                 slopes[name] = tuple((more - less) / (2 * _STEP) for more, less in zip(*ends, strict=True))
         slopes["theta_E"] = (main[0] / theta_E, main[1] / theta_E)
         return [external, main], {name: slope for name, slope in slopes.items() if name in self.names}
+
+    def _hessian(self, value: Mapping[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the second derivatives of the potential of lens and shear."""
+        if self.population.lens.round:
+            xx, xy, yy = sis.hessian(x, y, theta_E=value["theta_E"])
+        else:
+            xx, xy, yy = sie.hessian(x, y, **{name: value[name] for name in ("theta_E", "e1", "e2")})
+        external = shear.hessian(x, y, gamma1=value["gamma1"], gamma2=value["gamma2"])
+        return xx + external[0], xy + external[1], yy + external[2]
 
     def _light(
         self, prefix: str, value: Mapping[str, Tensor], x: Tensor, y: Tensor, besides: set[str]
@@ -195,10 +223,26 @@ class SmoothLens:
                 column[f"{prefix}e1"], column[f"{prefix}e2"] = e1 * shrink, e2 * shrink
         return torch.stack(list(column.values()), 1)
 
+    def mirrored(self, parameters: Parameters) -> Parameters:
+        """Return lenses whose source is on the other side and whose images are about where they were.
+
+        The two images of a source lie about centre + source, whichever of them the lens is nearer to: where the place
+        of the lens is not known, a fit may end on the wrong side. Only of lenses that are not held.
+        """
+        turned = parameters.clone()
+        for centre, source in zip(CENTRE, ("source_x", "source_y"), strict=True):
+            c, s = self.names.index(centre), self.names.index(source)
+            turned[:, c] = (parameters[:, c] + 2 * parameters[:, s]).clamp(-_CENTRE_REACH, _CENTRE_REACH)
+            turned[:, s] += parameters[:, c] - turned[:, c]
+        return turned
+
     def _brightness(self, parameters: Parameters, field: Field2D) -> Tensor:
         population = self.population.model_copy(update={"field": field})
         x, y = render.axes(field, parameters.dtype, parameters.device)
         value = self._columns(parameters)
+        if not self.centred:
+            cx, cy = (parameters[:, self.names.index(name), None, None] for name in CENTRE)
+            x, y = x - cx, y - cy
         return render.surface_brightness(population, (), render.scene(population, (), value, x, y), x, y)
 
     def _observed(self, brightness: Tensor, field: Field2D) -> Tensor:

@@ -1,5 +1,7 @@
 """What a classifier is shown of the fits, as arrays, and those of a whole store, kept beside its images.
 
+DIGEST is of the population; "-centred" follows VERSION where lenses were held at the middle of the image.
+
 STORE/fits/DIGEST-VERSION/fits.json            population, version, names of the numbers and channels
 STORE/fits/DIGEST-VERSION/00000.maps.npy       float16 (k, channels, m, m)
 STORE/fits/DIGEST-VERSION/00000.numbers.npy    float32 (k, numbers)
@@ -27,9 +29,9 @@ from darklens.memory import keep_freed_memory
 from darklens.simulate.engine import EngineName
 from darklens.simulate.populations import Population
 
-VERSION = 1  # of the fits: another number makes stores be fitted anew
+VERSION = 2  # of the fits: another number makes stores be fitted anew
 CHANNELS = ("image", "residual", "line_residual", "point_residual", "evidence", "line_evidence")
-_LENS = ("theta_E", "gamma1", "gamma2", "source_x", "source_y")
+_LENS = ("theta_E", "gamma1", "gamma2", "source_x", "source_y", "centre_x", "centre_y")
 NUMBERS = (
     *_LENS,
     *("blocks", "deviance", "converged", "extra_noise"),
@@ -47,9 +49,9 @@ class Seen(NamedTuple):
     numbers: Float[Tensor, "b k"]
 
 
-def see(images: Images, population: Population, *, engine: EngineName = "eager") -> Seen:
+def see(images: Images, population: Population, *, engine: EngineName = "eager", centred: bool = True) -> Seen:
     """Fit images and return what a classifier is shown; arguments as for `weigh_hypotheses`."""
-    return shown(weigh_hypotheses(images, population, engine=engine))
+    return shown(weigh_hypotheses(images, population, engine=engine, centred=centred))
 
 
 def shown(found: Hypotheses) -> Seen:
@@ -109,6 +111,7 @@ def fits_of(
     population: Population,
     *,
     engine: EngineName = "eager",
+    centred: bool = True,
     workers: int = 1,
     limit: int | None = None,
     advance: Callable[[int], None] = lambda _: None,
@@ -119,6 +122,7 @@ def fits_of(
         store: The images.
         population: Whose smooth lenses are fitted.
         engine: See `weigh_hypotheses`.
+        centred: See `fit_macro`.
         workers: Processes.
         limit: Fit only the shards that hold the first so many images.
         advance: Called with the number of images just finished.
@@ -133,9 +137,13 @@ def fits_of(
             f"{needed_field.n_pixels} of {needed_field.pixel_scale}; choose a population like the images "
             "(model.population, model.overrides)."
         )
-    folder = store.path / "fits" / f"{config.digest(population)[:12]}-{VERSION}"
+    folder = store.path / "fits" / f"{config.digest(population)[:12]}-{VERSION}{'-centred' if centred else ''}"
     spec = {"schema": 1, "version": VERSION, "channels": list(CHANNELS), "numbers": list(NUMBERS)}
-    spec |= {"population": population.model_dump(mode="json", by_alias=True), "darklens": darklens.__version__}
+    spec |= {
+        "population": population.model_dump(mode="json", by_alias=True),
+        "darklens": darklens.__version__,
+        "centred": centred,
+    }
     text = population.model_dump_json(by_alias=True)
     starts = np.cumsum([0, *(shard.n for shard in store.index.shards)])
     needed = [i for i in range(len(store.index.shards)) if limit is None or starts[i] < limit]
@@ -143,7 +151,7 @@ def fits_of(
     if missing:
         write_json(folder / "fits.json", spec)
     advance(sum(store.index.shards[i].n for i in set(needed) - set(missing)))
-    tasks = ((str(store.path.resolve()), i, str(folder.resolve()), text, engine) for i in missing)
+    tasks = ((str(store.path.resolve()), i, str(folder.resolve()), text, engine, centred) for i in missing)
     workers = max(1, min(workers, len(missing)))
     with executors.local(workers) if missing else nullcontext() as chosen:
         for n in executors.as_finished(chosen, _fit_shard, tasks):
@@ -151,14 +159,14 @@ def fits_of(
     return Fits(store, folder)
 
 
-def _fit_shard(path: str, shard: int, folder: str, population: str, engine: EngineName) -> int:
+def _fit_shard(path: str, shard: int, folder: str, population: str, engine: EngineName, centred: bool) -> int:
     torch.set_num_threads(1)
     keep_freed_memory()
     store = Store(path)
     start = sum(s.n for s in store.index.shards[:shard])
     rows = range(start, start + store.index.shards[shard].n)
     images = torch.from_numpy(store.images(rows))[:, 0]
-    found = see(images, Population.model_validate_json(population), engine=engine)
+    found = see(images, Population.model_validate_json(population), engine=engine, centred=centred)
     # The maps last: they say that the shard is done.
     for name, array in (("numbers", found.numbers.numpy()), ("maps", found.maps.numpy().astype(np.float16))):
         with atomic_path(_file(Path(folder), shard, name)) as temporary:

@@ -1,6 +1,6 @@
 """Several trained classifiers as one: the mean of their probabilities (Lakshminarayanan et al. 2017)."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -33,10 +33,17 @@ def first_of(config: Any) -> Any:
     return config.members[0] if isinstance(config, EnsembleConfig) else config
 
 
-def fitted_population(config: Any) -> Population | None:
-    """Return the population whose lenses a system fits to images; None if it fits none."""
+class LensFit(NamedTuple):
+    """How a system fits lenses: those of a population, held at the middle of the image or not."""
+
+    population: Population
+    centred: bool
+
+
+def fit_of(config: Any) -> LensFit | None:
+    """Return how a system fits lenses to images; None if it fits none."""
     first = first_of(config)
-    return first.population if isinstance(first, LensResidualConfig) else None
+    return LensFit(first.population, first.centred) if isinstance(first, LensResidualConfig) else None
 
 
 class Ensemble(nn.Module):

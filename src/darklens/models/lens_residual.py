@@ -31,6 +31,10 @@ class OnPopulation(Frozen):
     overrides: tuple[str, ...] = Field(
         default=(), description="changes to a population that is given by name, such as field.n_pixels=100"
     )
+    centred: bool = Field(
+        default=False,
+        description="hold lenses at the middle of the image; otherwise the fit finds their place, within 0.3 arcsec",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -83,7 +87,7 @@ class LensResidual(nn.Module):
     def see(self, images: Float[Tensor, "b 1 n n"], *, engine: EngineName = "eager") -> Seen:
         """Return the fits of images; `engine` as for `weigh_hypotheses`."""
         with torch.autocast(images.device.type, enabled=False):
-            return see(images[:, 0].float(), self._config.population, engine=engine)
+            return see(images[:, 0].float(), self._config.population, engine=engine, centred=self._config.centred)
 
     def forward(self, images: Tensor | Seen) -> Float[Tensor, "b classes"]:
         """Return logits; where the fit failed, those of the image alone."""
@@ -143,7 +147,7 @@ def findings(numbers: Float[Tensor, "b k"]) -> dict[str, list[str]]:
     """
     value = {name: _column(numbers, name) for name in NUMBERS}
     columns = {
-        "theta_E": value["theta_E"],
+        **{name: value[name] for name in ("theta_E", "centre_x", "centre_y")},
         "chi2": value["deviance"] / value["blocks"],
         "chi2_line": (value["deviance"] - value["line_gain"]) / value["blocks"],
         "chi2_points": (value["deviance"] - value[f"point_gain_{N_POINTS}"]) / value["blocks"],
@@ -180,7 +184,7 @@ def telling(numbers: Float[Tensor, "b k"]) -> Float[Tensor, "b t"]:
         _log((value["deviance"] - gains[-1] - value["blocks"]) / scatter),
         20 * value["line_mass"] / squared,
         value["line_length"],
-        torch.hypot(value["line_x"], value["line_y"]),
+        torch.hypot(value["line_x"] - value["centre_x"], value["line_y"] - value["centre_y"]),
         value["theta_E"],
         torch.hypot(value["gamma1"], value["gamma2"]),
         torch.hypot(value["source_x"], value["source_y"]),

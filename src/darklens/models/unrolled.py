@@ -70,7 +70,7 @@ class UnrolledResidual(nn.Module):
             return self._fit(images[:, 0].float())
 
     def _fit(self, images: Float[Tensor, "b n n"]) -> Float[Tensor, "b 3 m m"]:
-        own = fitter(self._config.population)
+        own = fitter(self._config.population, centred=self._config.centred)
         check_images(images, own)
         model = own.model()
         with torch.no_grad():

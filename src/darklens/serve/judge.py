@@ -14,9 +14,10 @@ from darklens.evaluation import judgement
 from darklens.fit.evidence import Evidence, evidence_maps
 from darklens.fit.hypotheses import N_POINTS, weigh_hypotheses
 from darklens.fit.macro import MacroFit, fit_macro
+from darklens.fit.smooth import CENTRE
 from darklens.fit.table import CHANNELS, NUMBERS, Seen, shown
 from darklens.models import lens_residual
-from darklens.models.ensemble import fitted_population
+from darklens.models.ensemble import fit_of
 from darklens.serve.answers import Familiarity, Fit, Map, Quantity, Result, Suggestion
 from darklens.serve.batching import Job
 from darklens.simulate.populations import LineMass, NoSubstructure, PointMasses, Population
@@ -24,8 +25,8 @@ from darklens.simulate.populations import LineMass, NoSubstructure, PointMasses,
 if TYPE_CHECKING:
     from torch import Tensor
 
-_ARCSEC = {"theta_E", "source_x", "source_y"}
-_SMOOTH = ("theta_E", "gamma1", "gamma2", "source_x", "source_y")
+_ARCSEC = {"theta_E", "source_x", "source_y", *CENTRE}
+_SMOOTH = ("theta_E", "gamma1", "gamma2", "source_x", "source_y", *CENTRE)
 _SIGMA = "standard deviations"
 _FAILED = "No hypothesis explains the image, so the class comes from the image alone."
 _FROM_CHANNELS = {  # name here: channel of the fits, label
@@ -46,7 +47,9 @@ class Judge:
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
-        self.population = fitted_population(bundle.contract.model)
+        how = fit_of(bundle.contract.model)
+        self.population: Population | None = how.population if how else None
+        self._centred = how is not None and how.centred
 
     def __call__(self, jobs: Sequence[Job]) -> list[Result]:
         """Return a result for each job."""
@@ -80,8 +83,8 @@ class Judge:
         if exposure == 1 or self.population is None:
             return self.bundle.see(images)
         plane = torch.from_numpy(images[:, 0])
-        found = weigh_hypotheses(plane, self.population, exposure=torch.full_like(plane, exposure))
-        return shown(found)
+        depth = torch.full_like(plane, exposure)
+        return shown(weigh_hypotheses(plane, self.population, exposure=depth, centred=self._centred))
 
     def _result(self, job: Job, probabilities: Float[np.ndarray, " c"], told: Mapping[str, str]) -> Result:
         contract = self.bundle.contract
@@ -154,7 +157,7 @@ class Judge:
         assert self.population is not None
         plane = torch.from_numpy(images[:, 0])
         depth = None if exposure == 1 else torch.full_like(plane, exposure)
-        macro = fit_macro(plane, self.population, exposure=depth)
+        macro = fit_macro(plane, self.population, exposure=depth, centred=self._centred)
         return macro, evidence_maps(plane, macro, self.population, exposure=depth)
 
 

@@ -175,6 +175,7 @@ def fits_for(recipe: Recipe, store: Store | None, *, advance: Callable[[int], No
         store,
         recipe.model.population,
         engine=recipe.data.engine,
+        centred=recipe.model.centred,
         workers=usable_cores(),
         limit=limit,
         advance=advance,

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from darklens.errors import ConfigError
+from darklens.fit.evidence import evidence_maps
 from darklens.fit.fitter import Fitter, fitter
 from darklens.fit.macro import fit_macro
 from darklens.fit.model import Model
-from darklens.fit.smooth import SmoothLens
+from darklens.fit.smooth import CENTRE, SmoothLens
 from darklens.simulate import populations, render
 from darklens.simulate.batch import simulate_batch
 
@@ -47,13 +48,17 @@ def test_its_images_are_those_of_the_simulator(name):
     torch.testing.assert_close(found * scale[:, None, None], expected, rtol=1e-4, atol=1e-4 * float(expected.max()))
 
 
+@pytest.mark.parametrize("name", ["common-test-i", "realistic-hst"])
 @pytest.mark.parametrize("kind", ["smooth", "points", "line"])
-def test_derivatives_are_those_of_finite_differences(kind, monkeypatch):
+@pytest.mark.parametrize("centred", [True, False])
+def test_derivatives_are_those_of_finite_differences(name, kind, centred, monkeypatch):
     monkeypatch.setattr("darklens.fit.masses._SOFT", 0.0)
-    own = Fitter(populations.get("realistic-hst", ["field.n_pixels=24"]))
+    own = Fitter(populations.get(name, ["field.n_pixels=24"]), centred=centred)
     _, truth = simulate_batch(own.population, 3, [0, 3])
     masses = {"smooth": [], "points": [0.01, 0.33, 0.21, 0.02, -0.4, 0.5], "line": [0.05, 0.1, 0.2, 0.7, 0.1]}[kind]
     smooth = own.lens.from_truth(truth).double()
+    if not centred:
+        smooth[:, [own.lens.names.index(axis) for axis in CENTRE]] = torch.tensor([0.11, -0.07]).double()
     beside = torch.tensor([[0.3, 0.1, *masses]], dtype=torch.float64).expand(2, -1)
     at, model = torch.cat([smooth, beside], 1), Model(own.lens, own.full, kind, blur=0.1)
     images, slopes = model.expected(at)
@@ -131,6 +136,46 @@ def test_galaxies_from_files_are_not_a_family(tmp_path):
     light = ImageLight.model_construct(kind="images")
     with pytest.raises(ConfigError, match="only Sersic light"):
         SmoothLens(population.model_copy(update={"source": light}))
+
+
+@pytest.fixture(scope="module")
+def moved():
+    """Smooth lenses two pixels off the middle along x and four along y, and the true columns."""
+    population = populations.get("common-test-i", ["stored=counts", "field.n_pixels=170"])
+    images, truth = simulate_batch(population, 93, range(0, 90, 3))
+    return torch.from_numpy(images)[:, 0, 6:156, 8:158].clone(), truth
+
+
+def test_the_place_of_a_lens_that_is_not_held_is_found(moved):
+    images, truth = moved
+    fit = fit_macro(images, "common-test-i", centred=False)
+    held = fit_macro(images, "common-test-i")
+    assert fit.converged.all() and float(fit.chi2.max()) < 1.04 < float(held.chi2.median())
+    for name, true in (("centre_x", 0.1), ("centre_y", 0.2), ("theta_E", truth["theta_E"])):
+        i = fit.names.index(name)
+        pull = (fit.parameters[:, i] - torch.as_tensor(true)) / fit.covariance[:, i, i].sqrt()
+        assert float(pull.abs().max()) < 4.5 and float(fit.covariance[:, i, i].max()) < 0.005**2
+
+
+def test_a_lens_on_the_other_side_of_its_source_has_its_images_between_the_same_places():
+    lens = SmoothLens(populations.get("common-test-i"), centred=False)
+    columns = [lens.names.index(name) for name in ("centre_x", "centre_y", "source_x", "source_y")]
+    parameters = torch.zeros(2, len(lens.names))
+    parameters[:, columns] = torch.tensor([[0.02, -0.05, 0.1, 0.05], [0.2, 0.0, 0.3, -0.4]])
+    turned = lens.mirrored(parameters)[:, columns]
+    torch.testing.assert_close(turned[0], torch.tensor([0.22, 0.05, -0.1, -0.05]))
+    torch.testing.assert_close(turned[1], torch.tensor([0.3, -0.3, 0.2, -0.1]))  # as far as a lens may go
+    torch.testing.assert_close(
+        turned[:, :2] + turned[:, 2:], parameters[:, columns][:, :2] + parameters[:, columns][:, 2:]
+    )
+    torch.testing.assert_close(lens.mirrored(lens.mirrored(parameters))[0], parameters[0])
+
+
+def test_evidence_beside_a_lens_that_is_not_held_is_in_the_fields_own_places(moved):
+    images, _ = moved
+    fit = fit_macro(images[:4], "common-test-i", centred=False)
+    found = evidence_maps(images[:4], fit, "common-test-i")
+    assert float(found.point_gain.amax()) < 25  # smooth lenses: noise
 
 
 @pytest.mark.parametrize("width", [0.9, 1.1])

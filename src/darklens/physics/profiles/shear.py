@@ -20,3 +20,8 @@ def deflection(x: Field, y: Field, *, gamma1: Field, gamma2: Field) -> tuple[Ten
 def convergence(x: Field, y: Field, *, gamma1: Field, gamma2: Field) -> Tensor:
     """Kappa = 0: a shear has no mass of its own."""
     return torch.zeros_like(x * y * gamma1 * gamma2)
+
+
+def hessian(x: Field, y: Field, *, gamma1: Field, gamma2: Field) -> tuple[Tensor, Tensor, Tensor]:
+    """Return psi_xx, psi_xy and psi_yy, dimensionless, the same everywhere and so of the shape of gamma."""
+    return gamma1, gamma2, -gamma1

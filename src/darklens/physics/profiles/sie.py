@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from darklens.physics.profiles.sis import isothermal_hessian
+
 Field = Float[Tensor, "*#shape"]
 
 # 1 - q^2 below which four terms of the series are exact in float64.
@@ -61,3 +63,8 @@ def convergence(x: Field, y: Field, *, theta_E: Field, e1: Field, e2: Field) -> 
     q, cos, sin = _axes(e1, e2)
     u, v = x * cos + y * sin, y * cos - x * sin
     return theta_E / (2 * torch.sqrt(q * u * u + v * v / q))
+
+
+def hessian(x: Field, y: Field, *, theta_E: Field, e1: Field, e2: Field) -> tuple[Tensor, Tensor, Tensor]:
+    """Return psi_xx, psi_xy and psi_yy, dimensionless; zero at the origin, where they are infinite."""
+    return isothermal_hessian(x, y, convergence(x, y, theta_E=theta_E, e1=e1, e2=e2))

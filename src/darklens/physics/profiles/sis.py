@@ -29,3 +29,19 @@ def deflection(x: Field, y: Field, *, theta_E: Field) -> tuple[Tensor, Tensor]:
 def convergence(x: Field, y: Field, *, theta_E: Field) -> Tensor:
     """Kappa = theta_E / (2 |theta|), dimensionless; infinite at the origin."""
     return theta_E / (2 * _radius(x, y))
+
+
+def hessian(x: Field, y: Field, *, theta_E: Field) -> tuple[Tensor, Tensor, Tensor]:
+    """Return psi_xx, psi_xy and psi_yy, dimensionless; zero at the origin, where they are infinite."""
+    return isothermal_hessian(x, y, convergence(x, y, theta_E=theta_E))
+
+
+def isothermal_hessian(x: Field, y: Field, kappa: Field) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the second derivatives of an isothermal potential, round or elliptical, from its convergence.
+
+    Psi is homogeneous of degree one, so alpha does not change along the radius: 2 kappa is all across it.
+    """
+    squared = x * x + y * y
+    away = squared > 0
+    across = torch.where(away, 2 * kappa / torch.where(away, squared, 1.0), 0.0)
+    return across * y * y, -across * x * y, across * x * x

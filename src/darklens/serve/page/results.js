@@ -10,7 +10,7 @@ const ORDER = [
   "source", "k", "kappa", "deflection_x", "deflection_y",
 ];
 const MARKED = /^(image|residual)$|^evidence/;
-const NAMES = { theta_E: "Einstein radius θ_E", gamma1: "shear γ₁", gamma2: "shear γ₂", source_x: "source x", source_y: "source y" };
+const NAMES = { theta_E: "Einstein radius θ_E", gamma1: "shear γ₁", gamma2: "shear γ₂", source_x: "source x", source_y: "source y", centre_x: "lens x", centre_y: "lens y" };
 
 /** Return the maps of a result, unpacked and in the order in which they are shown. */
 export function mapsOf(result) {
