@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -122,8 +123,21 @@ def cluster(address: str) -> Iterator[Executor]:
         yield client.get_executor(pure=False)
     except (distributed.KilledWorker, distributed.scheduler.NoWorkerError, distributed.comm.CommClosedError) as error:
         raise StoppedError(f"The cluster at {address} lost its workers ({type(error).__name__}); {_GO_ON}") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        if not _taken_for_an_error(error):
+            raise
+        raise StoppedError(f"The connection to the cluster at {address} was lost; {_GO_ON}") from None
     finally:
         client.close(timeout=_CONNECT_SECONDS)
+
+
+def _taken_for_an_error(error: Exception) -> bool:
+    """Return whether Dask unpacked a task's result as if it were an exception.
+
+    It looks at a task's state only after it has its result, and a connection that is lost in between changes the state.
+    """
+    where = traceback.extract_tb(error.__traceback__)
+    return bool(where) and where[-1].name == "_cascade_future" and re.search("unpack|traceback", str(error)) is not None
 
 
 def _connect(address: str) -> Any:
