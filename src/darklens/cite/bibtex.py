@@ -10,6 +10,7 @@ from typing import Any
 import darklens
 from darklens import provenance
 from darklens.bundle import Bundle
+from darklens.calibration import Calibration
 from darklens.cite import used
 from darklens.cite.used import Use
 from darklens.contract import Contract
@@ -52,9 +53,10 @@ def cite(subject: str) -> str:
 
 def _of_recipe(recipe: Recipe) -> str:
     population = populations.get(recipe.data.population, recipe.data.overrides) if recipe.data.population else None
-    classifies = recipe.stages[-1].task == "classify"
+    # At the end of its training a classifier is calibrated by a temperature.
+    calibration = Calibration() if recipe.stages[-1].task == "classify" else None
     own = {"version": darklens.__version__, "commit": provenance.commit()}
-    return _text(f"recipe {recipe.name}", recipe.model, recipe, population, classifies, own)
+    return _text(f"recipe {recipe.name}", recipe.model, recipe, population, calibration, own)
 
 
 def _of_model(path: Path) -> str:
@@ -70,7 +72,7 @@ def _of_model(path: Path) -> str:
         contract.model,
         recipe,
         _known_population(contract),
-        contract.calibration is not None,
+        contract.calibration,
         contract.provenance,
     )
 
@@ -89,13 +91,13 @@ def _text(
     model: Any,
     recipe: Recipe | None,
     population: Population | None,
-    calibrated: bool,
+    calibration: Calibration | None,
     own: dict[str, Any],
 ) -> str:
     uses: list[Use] = [*used.of_system(model)]
     uses += used.of_population(population) if population else []
     uses += used.of_training(recipe.stages) if recipe else [("falcon2019", "training")]
-    uses += used.of_calibration() if calibrated else []
+    uses += used.of_calibration(calibration) if calibration else []
     uses += used.of_software()
     parts = [f"% What {title} used.", f"% darklens itself\n{_darklens(own)}", *_entries(uses)]
     parts += [f"% Brought by a plug-in: {text}" for text in (used.other_profiles(population) if population else [])]

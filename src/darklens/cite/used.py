@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from darklens.calibration import Calibration
 from darklens.models.ensemble import EnsembleConfig
 from darklens.physics.profiles import PROFILES
 from darklens.simulate.lights import SersicLight
@@ -109,9 +110,11 @@ def of_training(stages: Any) -> Iterator[Use]:
     yield "falcon2019", "training"
 
 
-def of_calibration() -> Iterator[Use]:
+def of_calibration(calibration: Calibration) -> Iterator[Use]:
     """Yield the works that calibrated probabilities, sets, promised risks and unfamiliar images follow."""
     yield "guo2017", "temperature"
+    if calibration.curves:
+        yield "zadrozny2002", "curves of probabilities"
     yield "sadinle2019", "prediction sets"
     yield "romano2020", "prediction sets"
     yield "angelopoulos2021", "promised risks"

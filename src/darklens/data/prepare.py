@@ -12,7 +12,7 @@ from darklens.errors import InputError
 
 SAME_SCALE = 0.005  # relative difference up to which pixel scales are taken as equal
 MAX_FACTOR = 4.0  # between pixel scales; beyond, a ring is a few pixels or the noise one blur
-LEAST_COVERED = 0.8  # of the side of the model's field
+LEAST_COVERED = 0.6  # of the side of the model's field: 4.5 of 7.5 arcsec, within which rings and their masses lie
 MOST_MISSING = 1e-3  # of the pixels
 NEAR_MIDDLE = 0.1  # arcsec of the lens from the middle, up to which it is left there; `find_lens` is no better
 LEAST_FIELD = 4.0  # arcsec along a side of an image in which the lens is looked for

@@ -8,6 +8,7 @@ import yaml
 from commandline import darklens
 
 from darklens.bundle import Bundle
+from darklens.calibration import Curve
 from darklens.cite import bibtex
 from darklens.cite.bibtex import cite, entries
 from darklens.cite.used import _NETWORKS, _PROFILES, of_population
@@ -107,6 +108,18 @@ def test_a_shipped_model_cites_its_own_version(capsys):
     assert found["darklens"]["version"] == contract.provenance["version"]
     assert contract.provenance["commit"] in found["darklens"]["note"]
     assert {"marquardt1963", "guo2017", "schneider1992", "alexander2020", "loshchilov2019"} <= set(found)
+
+
+def test_curves_of_probabilities_cite_their_work_where_there_are_some(tmp_path):
+    bundle = Bundle.load("lens_residual")
+    assert "zadrozny2002" not in cite("lens_residual")
+    calibration = bundle.contract.calibration
+    curve = {"given": (0.0, 1.0), "meant": (0.01, 0.99)}
+    bundle.contract = bundle.contract.model_copy(
+        update={"calibration": calibration.model_copy(update={"curves": tuple(Curve(**curve) for _ in range(3))})}
+    )
+    bundle.save(tmp_path / "bundle")
+    assert "zadrozny2002" in parse(cite(str(tmp_path / "bundle")))
 
 
 def test_a_run_cites_the_recipe_it_was_trained_by(tmp_path):

@@ -117,7 +117,7 @@ def test_isolated_missing_pixels_are_filled_and_the_border_crop_comes_first():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda p: p[:40], "x: has 40 x 60 pixels; the model takes 60 x 60; give a wider cut-out."),
+        (lambda p: p[:35], "x: has 35 x 60 pixels; the model takes 60 x 60; give a wider cut-out."),
         (lambda p: np.where(p < np.partition(p.ravel(), 9)[9], np.nan, p), "x: 9 pixels are NaN; fill them first"),
         (lambda p: np.where(np.arange(60) // 2 == 4, np.where(np.arange(60)[:, None] == 3, np.nan, p), p), "2 pixels"),
         (lambda p: np.where(p == p.max(), np.inf, p), "1 pixels are NaN or infinite"),
@@ -133,4 +133,4 @@ def test_what_cannot_be_mended_is_refused(change, sentence):
 @pytest.mark.parametrize(("scale", "sentence"), [(0.3, "too far to resample"), (0.01, "too far"), (0.04, "which are")])
 def test_scales_and_fields_that_are_too_different_are_refused(scale, sentence):
     with pytest.raises(InputError, match=sentence):
-        prepare(Image(noise(50, 50), scale), n_pixels=60, pixel_scale=0.05)
+        prepare(Image(noise(44, 44), scale), n_pixels=60, pixel_scale=0.05)

@@ -11,6 +11,7 @@ from archives import PIXELS, fill, rings, small_bundle
 
 from darklens.errors import ConfigError, DarklensError
 from darklens.models.ensemble import EnsembleConfig
+from darklens.models.informed import SISAutoencoder2Config
 from darklens.models.lens_residual import LensResidualConfig
 from darklens.models.resnet_simple import ResNetSimpleConfig
 from darklens.predict import engines, predict_table
@@ -74,6 +75,15 @@ def test_int8_is_close_and_a_network_that_it_ruins_is_refused(program, tmp_path,
     with pytest.raises(DarklensError, match="too much to be of use"):
         write_model("int8", bundle, tmp_path / "n.onnx", images)
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_of_a_network_with_a_lens_step_int8_takes_the_products_alone(tmp_path):
+    bundle, images = small_bundle(SISAutoencoder2Config(), n_pixels=64), rings(24, 64)
+    write_model("int8", bundle, tmp_path / "m.onnx", images)
+    exact, found = bundle.classify(images), bundle.classify(images, engine_of("int8", bundle, tmp_path / "m.onnx"))
+    difference = np.abs(found.probabilities - exact.probabilities)
+    assert 0 < difference.max() < 0.1 and difference.mean() < 0.02
+    assert b"QLinearConv" in (tmp_path / "m.onnx").read_bytes()
 
 
 def test_an_onnx_file_that_differs_is_not_written(program, tmp_path, monkeypatch):
