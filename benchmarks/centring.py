@@ -1,8 +1,8 @@
 """How well lenses are found in a wider sky, and how well they must be: `python benchmarks/centring.py`.
 
 Lenses of the model's population are set into a sky of 50 pixels more, moved by up to 20 pixels along each side, and
-looked for. Others are moved by parts of a pixel, in an image of the model's size, and classified. Writes
-results/centring.json.
+looked for. Others are moved by parts of a pixel before photons are counted, in an image of the model's size, and
+classified, with lenses held at the middle beside. Writes results/centring.json.
 """
 
 import argparse
@@ -21,6 +21,8 @@ from darklens.files import write_json
 from darklens.provenance import commit, hardware
 from darklens.simulate import populations
 from darklens.simulate.batch import simulate_batch
+from darklens.simulate.draw import draw, label_of
+from darklens.simulate.render import render
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED, MOST = 92, 20
@@ -31,7 +33,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="lens_residual")
     parser.add_argument("--n", type=int, default=60, help="lenses to look for")
-    parser.add_argument("--n-moved", type=int, default=90, help="lenses to classify")
+    parser.add_argument("--n-moved", type=int, default=300, help="lenses to classify, at each distance")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "centring.json")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -69,19 +71,35 @@ def found(name, n):
 
 
 def moved(bundle, name, n):
-    """Return accuracy and AUC of lenses that are moved along x by parts of a pixel."""
-    side = bundle.contract.n_pixels
+    """Return accuracy and AUC of lenses that are moved along x by parts of a pixel, their place fitted or held."""
+    side, generator = bundle.contract.n_pixels, np.random.default_rng(SEED)
     population = populations.get(name, ["stored=counts", f"field.n_pixels={side + 20}"])
-    images, truth = simulate_batch(population, SEED, range(n))
+    truth = draw(population, SEED, range(n))
+    labels = np.array([label_of(population, i) for i in range(n)])
+    bright = render(population, truth).numpy().astype(float)
     rows = []
     for by in MOVED:
         plain, across = (interpolation(side + 20, side, 1.0, offset=d) for d in (0.0, by))
-        probabilities = bundle.probabilities((plain @ images.astype(np.float64) @ across.T).astype(np.float32))
-        judged = {"accuracy": float(accuracy(truth["label"], probabilities))}
-        judged["macro_auc"] = float(np.mean(class_auc(truth["label"], probabilities)))
-        rows.append({"pixels": by, "n": n, **judged})
-        print(rows[-1], flush=True)
+        counts = generator.poisson(np.maximum(plain @ bright @ across.T, 0) + population.noise.sky)
+        images = counts[:, None].astype(np.float32)
+        row = {"pixels": by, "n": n}
+        for how, held in (("fitted", False), ("held", True)):
+            own = placed(bundle, held)
+            probabilities = np.concatenate([own.probabilities(images[i : i + 30]) for i in range(0, n, 30)])
+            judged = {"accuracy": float(accuracy(labels, probabilities))}
+            row[how] = judged | {"macro_auc": float(np.mean(class_auc(labels, probabilities)))}
+        rows.append(row)
+        print(row, flush=True)
     return rows
+
+
+def placed(bundle, held):
+    """Return the model with lenses held at the middle or not."""
+    model = bundle.contract.model.model_copy(update={"centred": held})
+    contract = bundle.contract.model_copy(update={"model": model})
+    network = contract.build()
+    network.load_state_dict(bundle.network.state_dict())
+    return Bundle(contract, network)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,7 @@ def rows_of(bench):
         yield f"train {name}", "the study's way", entry.get("vs_study"), took, "train"
     for name, entry in infer.items():
         if isinstance(entry, dict):
-            rate = _of(entry.get("images_per_s"), "images/s")
-            yield f"infer {name}", "eager float32", entry.get("vs_eager_fp32"), rate, "infer"
+            yield from _infer_rows(name, entry)
     fit, load = bench.get("fit", {}), bench.get("loader", {})
     yield "fit the smooth lens", "scipy", fit.get("vs_scipy"), _of(fit.get("images_per_s"), "images/s"), "fit"
     rate = _of(load.get("images_per_s"), "images/s")
@@ -47,6 +46,21 @@ def rows_of(bench):
         if isinstance(entry, dict):
             for kind in ("train", "infer"):
                 yield f"{kind} {name} on the GPU", "", None, _of(entry[f"{kind}_images_per_s"], "images/s"), "gpu"
+
+
+def _infer_rows(name, entry):
+    """Yield a row of each engine that a network was run by, or one of a system that has no choice."""
+    rates = entry.get("images_per_s")
+    if "wall_s" in entry:
+        yield "first prediction of a new process", "", None, _of(entry["wall_s"], "s"), "infer"
+        return
+    if not isinstance(rates, dict):
+        yield f"infer {name}", "", None, _of(rates, "images/s"), "infer"
+        return
+    for size in ("batch_64", "batch_1"):
+        for engine, ratio in entry["ratios"][size].items():
+            against = f"eager float32, {size.replace('_', ' of ')}"
+            yield f"infer {name}, {engine}", against, ratio, _of(rates[engine], "images/s"), "infer"
 
 
 def table(bench):

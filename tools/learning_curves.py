@@ -104,7 +104,7 @@ def train_and_judge(
     nearest = min(EPOCHS, key=lambda size: abs(size - n))
     settings = [*changes, f"stages.0.epochs={given.epochs or EPOCHS[nearest]}", f"data.engine={given.engine}"]
     if recipe == "lens_residual":
-        settings.append(f"model.population={given.population}")
+        settings += [f"model.population={given.population}", "model.centred=true"]  # as its lenses are
     if n < 1000:
         settings.append("stages.0.batch_size=32")
     if not (run / "bundle" / "bundle.json").exists():
@@ -121,7 +121,7 @@ def logistic(given: argparse.Namespace, train: Store, test: Store, n: int) -> di
     rows = np.concatenate([np.flatnonzero(train.labels == label)[:n] for label in range(len(train.classes))])
     found = []
     for store, limit in ((train, int(rows.max()) + 1), (test, None)):
-        fits = fits_of(store, population, engine=given.engine, centred=False, workers=usable_cores(), limit=limit)
+        fits = fits_of(store, population, engine=given.engine, workers=usable_cores(), limit=limit)
         found.append(np.log1p(np.maximum(fits.numbers[:, columns], 0)))
     model = make_pipeline(StandardScaler(), LogisticRegression(C=10, max_iter=5000))
     model.fit(found[0][rows], train.labels[rows])

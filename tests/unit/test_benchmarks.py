@@ -23,13 +23,23 @@ def test_the_table_has_a_line_for_what_was_measured_and_no_other():
         "hardware": "a laptop",
         "commits": {"train": "abc"},
         "train": {"resnet_18": {"vs_study": 1.5, "ours_ms_per_image": 80.0}},
-        "infer": {"lens_residual": {"images_per_s": 12.0}, "batch": 64},
+        "infer": {
+            "resnet_18": {
+                "images_per_s": {"onnx": 20.0, "int8": 40.0, "eager_batch_64": 10.0},
+                "ratios": {"batch_64": {"onnx": 2.0, "int8": 4.0}, "batch_1": {"onnx": 3.0, "int8": 6.0}},
+            },
+            "lens_residual": {"images_per_s": 12.0},
+            "cold_predict": {"wall_s": 5.5},
+            "batch": 64,
+        },
         "gpu": {"device": "H100", "resnet_18": {"train_images_per_s": 9000.0, "infer_images_per_s": 30000.0}},
     }
     lines = script("table").table(bench).splitlines()
     assert "a laptop; GPU: H100" in lines[0]
     body = lines[4:]
-    assert len(body) == 4
+    assert len(body) == 9
+    assert "infer resnet_18, int8" in body[2] and body[2].split()[-3:] == ["4.00", "40", "images/s"]
+    assert body[6].split() == ["first", "prediction", "of", "a", "new", "process", "5.5", "s"]
     assert body[0].split() == ["train", "resnet_18", "the", "study's", "way", "1.50", "80", "ms", "an", "image", "abc"]
 
 
