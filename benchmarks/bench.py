@@ -28,6 +28,7 @@ PARTS = {
     "stream": ("stream.py", [], ["--images", "96", "--rounds", "1"]),
     "fit": ("fit.py", ["--rounds", "5"], ["--images", "9", "--scipy-images", "1", "--rounds", "1", "--out", SCRATCH]),
     "loader": ("loader.py", [], ["--few", "1024", "--many", "2048", "--rounds", "1"]),
+    "serve_lens": ("serve_lens.py", [], ["--requests", "3"]),
     "memory": ("simulate_memory.py", [], ["--few", "60", "--many", "600", "--pixels", "16"]),
     "gpu": ("accelerator.py", [], ["--batch", "8", "--steps", "1", "--rounds", "1"]),
 }

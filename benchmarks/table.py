@@ -39,6 +39,8 @@ def rows_of(bench):
     yield "memory, simulate 100,000", "1,000", memory.get("simulate_100k_over_1k"), peak, "memory"
     peak = _of(memory.get("train_peak_rss_mb"), "MB with cached pages")
     yield "memory, load from 100,000", "1,000", memory.get("train_100k_over_1k"), peak, "memory"
+    took = _of(bench.get("serve_lens", {}).get("p50_s"), "s")
+    yield "make a lens on the page, median", "", None, took, "serve_lens"
     start = bench.get("startup", {})
     yield "import darklens", "", None, _of(start.get("import_s"), "s"), "startup"
     yield "darklens --help", "", None, _of(start.get("help_s"), "s"), "startup"
