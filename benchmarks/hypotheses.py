@@ -23,12 +23,14 @@ from darklens.fit.table import NUMBERS, fits_of
 from darklens.simulate import populations
 
 NAME, PERCENTILES = "common-test-i", [0, 1, 5, 50, 95, 99, 100]
-# Population that is fitted, its overrides, and engine.
+# Population that is fitted, its overrides, engine, and whether lenses are held at the middle.
 TIMED = {
-    "eager": (NAME, [], "eager"),
-    "compiled": (NAME, [], "compiled"),
-    "eager, width of the PSF unknown": (NAME, ["psf.known=false"], "eager"),
-    "eager, common-test-i-wide": ("common-test-i-wide", [], "eager"),
+    "eager": (NAME, [], "eager", False),
+    "eager, place held": (NAME, [], "eager", True),
+    "compiled": (NAME, [], "compiled", False),
+    "compiled, place held": (NAME, [], "compiled", True),
+    "eager, place held, width of the PSF unknown": (NAME, ["psf.known=false"], "eager", True),
+    "eager, common-test-i-wide": ("common-test-i-wide", [], "eager", False),
 }
 
 
@@ -43,7 +45,8 @@ def main():
     value = dict(zip(NUMBERS, numbers.T, strict=True))
     best = (value["deviance"] - np.maximum(value["line_gain"], value["point_gain_3"])) / value["blocks"]
     labels = store.labels
-    noise = {name: value[name][labels == 0].max() for name in ("line_gain", "point_gain_3")}
+    # Not the largest gain of all, which one smooth fit in another valley decides.
+    noise = {name: np.percentile(value[name][labels == 0], 99.9) for name in ("line_gain", "point_gain_3")}
     silent = (value["line_gain"] <= noise["line_gain"]) & (value["point_gain_3"] <= noise["point_gain_3"])
     result = {
         "schema": 1,
@@ -54,7 +57,7 @@ def main():
             for i, name in enumerate(store.classes)
         },
         "largest_deviance_per_block_of_the_best_hypothesis": float(best.max()),
-        "sphere_with_no_gain_above_those_of_no": int((silent & (labels == 1)).sum()),
+        "sphere_with_no_gain_above_those_of_999_of_1000_no": int((silent & (labels == 1)).sum()),
         "vort_with_more_than_100_left_beside_the_line": int((value["beside_line"][labels == 2] > 100).sum()),
         **engines(store, given.images, given.rounds),
         "provenance": {"version": __version__, "commit": provenance.commit(), "hardware": provenance.hardware()},
@@ -67,14 +70,14 @@ def engines(store, n, rounds):
     """Return milliseconds an image of each kind of fit, medians of rounds on one thread."""
     torch.set_num_threads(1)
     images = torch.from_numpy(store.images(range(n)))[:, 0]
-    chosen = {what: (populations.get(name, changes), engine) for what, (name, changes, engine) in TIMED.items()}
+    chosen = {what: (populations.get(name, changes), *how) for what, (name, changes, *how) in TIMED.items()}
     found = {what: [] for what in chosen}
-    for population, engine in chosen.values():
-        weigh_hypotheses(images, population, engine=engine)
+    for population, engine, centred in chosen.values():
+        weigh_hypotheses(images, population, engine=engine, centred=centred)
     for _ in range(rounds):
-        for what, (population, engine) in chosen.items():
+        for what, (population, engine, centred) in chosen.items():
             began = time.perf_counter()
-            weigh_hypotheses(images, population, engine=engine)
+            weigh_hypotheses(images, population, engine=engine, centred=centred)
             found[what].append((time.perf_counter() - began) / n)
     return {"milliseconds_an_image": {what: 1e3 * float(np.median(s)) for what, s in found.items()}}
 
