@@ -172,7 +172,7 @@ def test_a_bad_file_gets_a_row_and_the_others_go_on(work, images, tmp_path, caps
         (images / "no" / f"bad-{name}.npy").write_bytes(content)
     spoiled = good.copy()
     spoiled[..., :20, :20] = np.nan  # too many to mend
-    arrays = {"nan": spoiled, "constant": np.ones((64, 64)), "shape": np.zeros((3, 64, 64)), "size": np.eye(50)}
+    arrays = {"nan": spoiled, "constant": np.ones((64, 64)), "shape": np.zeros((3, 64, 64)), "size": np.eye(36)}
     for name, array in arrays.items():
         np.save(images / "no" / f"bad-{name}.npy", array)
     np.save(images / "no" / "bad-object.npy", np.array([{}], dtype=object), allow_pickle=True)

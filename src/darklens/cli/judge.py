@@ -122,7 +122,7 @@ def predict(
 ) -> int:
     """Classify image files. A bad file gets an error row; the others go on, and the exit code is 3.
 
-    Images of another size or pixel scale are cropped, padded by up to a fifth, or resampled about their centre; the
+    Images of another size or pixel scale are cropped, padded by up to two fifths, or resampled about their centre; the
     column `changes` says so. An interrupted run goes on when the command is given again.
 
     Example: `darklens predict my-lens.npy more-lenses/ --out predictions.csv --maps maps`
