@@ -9,7 +9,8 @@ threads. A ratio is the median over rounds of images a second, ours over the stu
 processor's time in place of the wall's, which other work on the machine disturbs less.
 
 The curves have equal initial weights, images and order, Adam at the study's rate, no augmentation and no dropout, so
-what differs is rounding. The noise is the study's way against itself from weights moved by 1e-6 of their size.
+what differs is rounding: `ours` in float32, `ours_auto` in the precision that a run takes by itself. The noise is the
+study's way against itself from weights moved by 1e-6 of their size.
 """
 
 import argparse
@@ -179,6 +180,7 @@ def curves(store_path, files, name, asked):
     from darklens import rng
     from darklens.data.datamodule import BatchOrder, split
     from darklens.data.store import Store
+    from darklens.training.precision import precision_of
 
     batch = asked.batch or study_way.BATCH[name]
     changes = [*AS_STUDIED, *NO_DROPOUT[name]]
@@ -195,20 +197,22 @@ def curves(store_path, files, name, asked):
     found = {}
     for key, side in (
         ("ours", lambda: Side(our_side, *common)),
+        ("ours_auto", lambda: Side(our_side, *common[:-1], [*changes, "precision=auto"])),
         ("study", lambda: Side(study_side, *common, files, order, 0.0)),
         ("study_moved", lambda: Side(study_side, *common, files, order, 1e-6)),
     ):
         running = side()
         found[key] = running.steps(asked.steps)[2]
         running.close()
-    ours, study, moved = (np.array(found[key]) for key in ("ours", "study", "study_moved"))
-    rms = {"ours_against_study": ours - study, "study_against_itself": moved - study}
+    losses = {key: np.array(values) for key, values in found.items()}
+    study = losses.pop("study")
+    away = {key: values - study for key, values in losses.items()}
     return {
         "batch": batch,
         "steps": asked.steps,
-        "rms_difference": {key: float(np.sqrt(np.mean(v**2))) for key, v in rms.items()},
-        "difference_of_the_mean_of_the_last_50": float(np.mean((ours - study)[-50:])),
-        "noise_of_that": float(abs(np.mean((moved - study)[-50:]))),
+        "precision_auto": precision_of("auto"),
+        "rms_difference_from_study": {key: float(np.sqrt(np.mean(v**2))) for key, v in away.items()},
+        "difference_of_the_mean_of_the_last_50": {key: float(np.mean(v[-50:])) for key, v in away.items()},
         "scatter_from_batch_to_batch": float(np.std(np.diff(study)) / np.sqrt(2)),
         "losses": {key: [round(v, 6) for v in losses] for key, losses in found.items()},
     }
@@ -228,7 +232,11 @@ def draw_curves(found, path):
     from darklens.report.figures import to_png
 
     figure = Figure(figsize=(4 * len(found), 3.2), layout="constrained")
-    styles = {"study": ("0.6", 3.0, "the study's way"), "ours": ("C0", 1.0, "ours")}
+    styles = {
+        "study": ("0.6", 3.0, "the study's way"),
+        "ours": ("C0", 1.0, "ours"),
+        "ours_auto": ("C1", 1.0, "ours, precision auto"),
+    }
     for axes, (name, entry) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
         for key, (colour, width, label) in styles.items():
             axes.plot(entry["losses"][key], color=colour, linewidth=width, label=label)

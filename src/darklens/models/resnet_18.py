@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from darklens.config import Frozen
 from darklens.errors import ConfigError
-from darklens.models.resnet_simple import ResidualBlock, conv_block
+from darklens.models.resnet_simple import ResidualBlock, conv_block, normalised_conv, pooled
 
 _WIDTHS = (64, 128, 256, 512)
 SMALLEST = 33  # pixels: below, the last stage has a single pixel whatever it sees
@@ -33,12 +33,10 @@ class Bottleneck(nn.Module):
         outputs = self.expansion * width
         self.first = conv_block(inputs, width, kernel=1)
         self.second = conv_block(width, width, padding=1, stride=stride)
-        self.third = nn.Sequential(nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+        self.third = normalised_conv(width, outputs, kernel=1)
         self.shortcut: nn.Module = nn.Identity()
         if inputs != outputs or stride > 1:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            self.shortcut = normalised_conv(inputs, outputs, kernel=1, stride=stride)
         self.activation = nn.ReLU(inplace=True)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d p q"]:
@@ -60,12 +58,8 @@ class ResNet18(nn.Module):
             raise ConfigError(
                 f"Images of {n_pixels} pixels are too small for this network; at least {SMALLEST} are needed."
             )
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, _WIDTHS[0], 7, stride=2, padding=3, bias=False),
-            nn.BatchNorm2d(_WIDTHS[0]),
-            nn.ReLU(inplace=True),
-            nn.MaxPool2d(3, stride=2, padding=1),
-        )
+        stem = normalised_conv(in_channels, _WIDTHS[0], kernel=7, padding=3, stride=2)
+        self.stem = stem.extend(pooled(3, padding=1))
         blocks: list[nn.Module] = []
         inputs = _WIDTHS[0]
         for i, width in enumerate(_WIDTHS):

@@ -17,13 +17,22 @@ class ResNetSimpleConfig(Frozen):
     dropout: float = Field(default=0.3, ge=0, lt=1)
 
 
-def conv_block(inputs: int, outputs: int, *, kernel: int = 3, padding: int = 0, stride: int = 1) -> nn.Sequential:
-    """Convolution, batch normalisation, ReLU. The normalisation's shift makes a bias of the convolution idle."""
+def normalised_conv(inputs: int, outputs: int, *, kernel: int = 3, padding: int = 0, stride: int = 1) -> nn.Sequential:
+    """Convolution, batch normalisation. The normalisation's shift makes a bias of the convolution idle."""
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
+        nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, bias=False), nn.BatchNorm2d(outputs)
     )
+
+
+def conv_block(inputs: int, outputs: int, *, kernel: int = 3, padding: int = 0, stride: int = 1) -> nn.Sequential:
+    """Convolution, batch normalisation, ReLU."""
+    block = normalised_conv(inputs, outputs, kernel=kernel, padding=padding, stride=stride)
+    return block.append(nn.ReLU(inplace=True))
+
+
+def pooled(kernel: int = 2, *, stride: int = 2, padding: int = 0) -> nn.Sequential:
+    """Maximum, then ReLU: the numbers and gradients of ReLU then maximum, from a quarter of the memory's traffic."""
+    return nn.Sequential(nn.MaxPool2d(kernel, stride=stride, padding=padding), nn.ReLU(inplace=True))
 
 
 class ResidualBlock(nn.Module):
@@ -32,12 +41,10 @@ class ResidualBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, *, stride: int = 1) -> None:
         super().__init__()
         self.first = conv_block(inputs, outputs, padding=1, stride=stride)
-        self.second = nn.Sequential(nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs))
+        self.second = normalised_conv(outputs, outputs, padding=1)
         self.shortcut: nn.Module = nn.Identity()
         if inputs != outputs or stride > 1:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            self.shortcut = normalised_conv(inputs, outputs, kernel=1, stride=stride)
         self.activation = nn.ReLU(inplace=True)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d p q"]:
@@ -57,13 +64,13 @@ class Trunk(nn.Module):
     def __init__(self, in_channels: int = 1) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            conv_block(in_channels, 16, kernel=5, padding=2),
-            nn.MaxPool2d(2),
-            conv_block(16, 32),
-            nn.MaxPool2d(2),
+            normalised_conv(in_channels, 16, kernel=5, padding=2),
+            pooled(),
+            normalised_conv(16, 32),
+            pooled(),
             conv_block(32, 32),
-            conv_block(32, 32),
-            nn.MaxPool2d(2),
+            normalised_conv(32, 32),
+            pooled(),
             ResidualBlock(32, 64),
             ResidualBlock(64, 64),
             conv_block(64, self.channels),

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from darklens.models.resnet_simple import conv_block
+from darklens.models.resnet_simple import conv_block, normalised_conv, pooled
 
 
 class Tower(nn.Module):
@@ -14,11 +14,11 @@ class Tower(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             conv_block(inputs, w, kernel=5, padding=2, stride=2),
-            conv_block(w, w + w // 2, padding=1),
-            nn.MaxPool2d(2),
+            normalised_conv(w, w + w // 2, padding=1),
+            pooled(),
             conv_block(w + w // 2, 2 * w, padding=1),
-            conv_block(2 * w, 2 * w, padding=1),
-            nn.MaxPool2d(2),
+            normalised_conv(2 * w, 2 * w, padding=1),
+            pooled(),
             conv_block(2 * w, 3 * w, padding=1),
         )
 

@@ -12,7 +12,7 @@ from darklens.models.autoencoder import AutoencoderConfig
 from darklens.models.informed import Informed, SISAutoencoder2Config, SISAutoencoderConfig
 from darklens.models.lens_layer import KRange, LensLayer
 from darklens.models.resnet_18 import ResNet18Config
-from darklens.models.resnet_simple import ResNetSimpleConfig
+from darklens.models.resnet_simple import ResNetSimpleConfig, pooled
 from darklens.models.transformer import TransformerConfig
 from darklens.models.two_stage import TwoStage, TwoStageConfig
 from darklens.models.zoo import build, count_parameters, kinds, task_of
@@ -139,6 +139,22 @@ def test_resnet_18_takes_any_size_with_the_same_weights(n, legacy):
 def test_images_too_small_for_the_trunk_are_refused():
     with pytest.raises(ConfigError, match="too small"):
         make(ResNetSimpleConfig(), n_pixels=30)
+
+
+@pytest.mark.parametrize(("kernel", "padding"), [(2, 0), (3, 1)])
+def test_the_maximum_before_relu_is_relu_before_the_maximum_to_the_bit(kernel, padding):
+    x = torch.randn(4, 3, 21, 21, generator=torch.Generator().manual_seed(0)).round(decimals=1)  # has ties and zeros
+    found = []
+    for layers in (
+        pooled(kernel, padding=padding),
+        nn.Sequential(nn.ReLU(), nn.MaxPool2d(kernel, stride=2, padding=padding)),
+    ):
+        images = x.clone().requires_grad_()
+        out = layers(images)
+        out.square().sum().backward()
+        found.append((out, images.grad))
+    assert all(torch.equal(ours, usual) for ours, usual in zip(*found, strict=True))
+    assert found[0][1].count_nonzero() > 100
 
 
 class TestTwoStage:
