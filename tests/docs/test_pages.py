@@ -8,6 +8,7 @@ from pathlib import Path
 import cards
 import numpy as np
 import pytest
+import results
 
 from darklens.cli import app
 from darklens.cli import main as command
@@ -118,6 +119,10 @@ def test_reference_pages_name_everything():
     assert (
         "## lens_residual" in pages["reference/recipes.md"] and "## realistic-hst" in pages["reference/populations.md"]
     )
+
+
+def test_the_table_of_results_is_made_of_what_lies_below_it():
+    assert (results.RESULTS / "README.md").read_text(encoding="utf-8") == results.page()
 
 
 def test_the_guide_to_a_measured_psf_runs(tmp_path, monkeypatch):

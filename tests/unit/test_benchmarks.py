@@ -1,6 +1,8 @@
 """The table of the benchmarks, the study's way, and the clock of time to quality."""
 
 import importlib.util
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +18,17 @@ def script(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_no_benchmark_is_taken_for_a_library():
+    """numba looks for one called coverage, and a script's own folder is searched first."""
+    found = subprocess.run(
+        [sys.executable, "-c", "import numba, torch, lenstronomy"],
+        env=os.environ | {"PYTHONPATH": str(BENCHMARKS)},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stderr
 
 
 def test_the_table_has_a_line_for_what_was_measured_and_no_other():

@@ -1,10 +1,10 @@
 """95 % intervals of single metrics, which stay inside the range that the metric has.
 
 Percentiles of a bootstrap hold too rarely where a metric is close to its end: with 300 images, they held a class' AUC
-of 0.998 in 84 to 86 % of experiments, these intervals in 94 % (benchmarks/coverage.py, results/coverage.json). So the
-bootstrap only gives the standard error, and the interval is normal in the logit. Fractions of images, which are
-binomial, have Wilson's interval. The calibration error is biased upwards by scatter in its bins and its interval with
-it: where the truth is near zero it is not held at all.
+of 0.998 in 84 to 86 % of experiments, these intervals in 94 % (benchmarks/interval_coverage.py,
+results/coverage.json). So the bootstrap only gives the standard error, and the interval is normal in the logit.
+Fractions of images, which are binomial, have Wilson's interval. The calibration error is biased upwards by scatter in
+its bins and its interval with it: where the truth is near zero it is not held at all.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""How often the 95 % intervals of `darklens evaluate` hold the truth: `python benchmarks/coverage.py`.
+"""How often the 95 % intervals of `darklens evaluate` hold the truth: `python benchmarks/interval_coverage.py`.
 
 An experiment draws test images of three classes, whose logits are normal with unit scatter about `skill` for the true
 class and zero for the others, times `sharpness`: at sharpness = skill the probabilities are the true ones, beyond it
