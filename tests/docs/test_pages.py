@@ -8,8 +8,8 @@ from pathlib import Path
 import cards
 import numpy as np
 import pytest
-import results
 
+import results
 from darklens.cli import app
 from darklens.cli import main as command
 from darklens.data.store import Store

@@ -49,7 +49,7 @@ def test_unweighted_scalars_are_the_plain_metrics():
 
 @pytest.mark.parametrize("skill", [1.0, 3.0])
 def test_intervals_cover_the_truth_about_as_often_as_they_say(skill):
-    """benchmarks/interval_coverage.py does the same at length; at skill 3 plain percentiles hold the AUC in some 83 %."""
+    """benchmarks/interval_coverage.py does it at length; at skill 3 plain percentiles hold the AUC in some 83 %."""
     truth = scalars(*sample(60_000, skill=skill, seed=99))
     names, covered = ("auc", "auc_1", "average_precision_2", "recall_0", "accuracy", "brier"), Counter()
     for seed in range(100):
