@@ -7,13 +7,20 @@ from pathlib import Path
 
 
 def commit() -> str:
-    """Return the git commit of the source tree, with `-dirty` if it was changed; `unknown` outside a checkout."""
-    folder = Path(__file__).parent
+    """Return the git commit of the source tree, `unknown` outside a checkout.
+
+    It ends in `-dirty` if a file that git knows was changed, but for those in results/, which are what runs write.
+    """
     try:
-        git = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        return subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        name = _git("rev-parse", "--short=12", "HEAD")
+        return name + ("-dirty" if _git("diff", "--name-only", "HEAD", "--", ":/", ":(top,exclude)results") else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+def _git(*words: str) -> str:
+    git = ["git", "-C", str(Path(__file__).parent), *words]
+    return subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
 
 def hardware() -> str:
