@@ -48,7 +48,7 @@ def main():
     for own in given.scales:
         area, wide = (own / scale) ** 2, int(np.ceil(side * scale / own - 1e-6))
         field = [f"field.n_pixels={wide + (wide - side) % 2}", f"field.pixel_scale={own}"]
-        light = [f"source.amplitude={native.source.amplitude * area}", f"noise.sky={native.noise.sky * area}"]
+        light = [f"source.amplitude={native.source.amplitude.value * area}", f"noise.sky={native.noise.sky * area}"]
         theirs, same = simulate_batch(populations.get(name, ["stored=counts", *field, *light]), SEED, range(given.n))
         assert np.array_equal(same["theta_E"], truth["theta_E"])
         ways = {"prepared": as_files(theirs, own, side, scale), "area": shared_out(theirs, side, scale / own)}
