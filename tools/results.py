@@ -40,7 +40,7 @@ HEAD = """# Results
 Made by `python tools/results.py` from the eval.json files below this folder. AUC is one-vs-rest from probabilities,
 brackets are 95 % bootstrap intervals over test images, each row is one training of one seed. Only rows of one table
 saw as many training images and were judged on the same test images. Legacy AUC is the 2024 study's metric, on which
-chance scores about 0.87."""
+probabilities drawn at random score 0.87."""
 # ../docs/legacy.md; the estimates of the honest AUC are from a toy curve of AUC against accuracy.
 STUDY = """## The 2024 study, as published
 

@@ -33,9 +33,9 @@ def test_predict_writes_maps_that_agree_with_each_other(work, tmp_path):
     table, maps = tmp_path / "t.csv", tmp_path / "maps"
     assert darklens("predict", work / "sis", *files, bad, "--out", table, "--maps", maps) == 3
     assert sorted(p.name for p in maps.iterdir()) == [
-        f"1{n}.{kind}" for n in ("-2", "-3", "") for kind in ("npz", "png")
+        f"{name}-1.{kind}" for name in ("no", "sphere", "vort") for kind in ("npz", "png")
     ]
-    found = np.load(maps / "1.npz")
+    found = np.load(maps / "no-1.npz")
     assert found["pixel_scale"] == 0.05
     assert all(found[name].shape == (60, 60) for name in ("image", "k", "alpha_x", "alpha_y", "source"))
     # The study's ansatz: alpha = k theta / |theta|.
@@ -43,19 +43,26 @@ def test_predict_writes_maps_that_agree_with_each_other(work, tmp_path):
     r = np.hypot(axis[None], axis[:, None])
     np.testing.assert_allclose(found["alpha_x"], found["k"] * axis[None] / r, atol=1e-5)
     np.testing.assert_allclose(found["alpha_y"], found["k"] * axis[:, None] / r, atol=1e-5)
-    assert (maps / "1.png").read_bytes().startswith(b"\x89PNG")
+    assert (maps / "no-1.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_files_of_one_name_and_odd_names_each_keep_their_maps(work, tmp_path):
     image = sorted((work / "files").rglob("1.npy"))[0].read_bytes()
-    names = ["a/lens.npy", "b/lens.npy", "b/lens-2.npy", "c/$x_{$.npy"]
+    names = ["a/lens.npy", "b/lens.npy", "b/lens.fits.npy", "c/b-lens.npy", "c/$x_{$.npy", "d/b/lens.npy"]
     for name in names:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(image)
     maps = tmp_path / "maps"
     files = [tmp_path / name for name in names]
     assert darklens("predict", work / "sis", *files, "--out", tmp_path / "t.csv", "--maps", maps) == 0
-    assert sorted(p.stem for p in maps.glob("*.npz")) == ["$x_{$", "lens", "lens-2", "lens-2-2"]
+    assert sorted(p.stem for p in maps.glob("*.npz")) == [
+        "$x_{$",
+        "a-lens",
+        "b-lens",
+        "b-lens-2",
+        "b-lens-3",
+        "lens.fits",
+    ]
 
 
 def test_a_system_without_a_lens_step_and_a_folder_in_use_are_refused(work, tmp_path, capsys):

@@ -83,10 +83,8 @@ def compare(
 def predict(
     model: Annotated[
         Path,
-        Parameter(
-            help="Run folder, bundle folder, or a shipped model's name (`darklens models`); left out, lens_residual."
-        ),
-    ],
+        Parameter(help="Run folder, bundle folder, or a shipped model's name (`darklens models`); may be left out."),
+    ] = Path("lens_residual"),  # locate.DEFAULT_MODEL
     files: Annotated[list[Path] | None, Parameter(help=FILES)] = None,
     *,
     out: Annotated[Path, Parameter(help="Table to write (.csv).")],
@@ -115,8 +113,8 @@ def predict(
         Parameter(
             help="New folder for what a system made of each image, as FILE.npz and FILE.png. lens_residual: image, "
             "residual, line_residual, point_residual, evidence, line_evidence (sigma); a system with a lens step: "
-            "image, k, alpha_x, alpha_y (arcsec), source; both: pixel_scale (arcsec). A second file of one name "
-            "becomes FILE-2. One process makes them, from the start."
+            "image, k, alpha_x, alpha_y (arcsec), source; both: pixel_scale (arcsec). Files of one name have their "
+            "folder's in front. One process makes them, from the start."
         ),
     ] = None,
 ) -> int:
@@ -188,9 +186,9 @@ def _predict_with_maps(
 
     bundle = Bundle.load(model)
     bundle.require_classifier("predict")
-    writer = MapWriter(bundle, maps)
+    given = [Path(path) for path in paths]
+    writer = MapWriter(bundle, maps, given)
     with progress("Predicting", len(paths)) as advance:
-        given = [Path(path) for path in paths]
         rows = predict(bundle, given, pixel_scale=pixel_scale, name=image, advance=advance, use=writer)
     write_text(out, to_csv(rows, bundle.contract.classes))
     return sum(bool(row.message) for row in rows)
@@ -229,7 +227,7 @@ def explain(
     classes = bundle.contract.classes
     if label is not None and label not in classes:
         raise InputError(f"--label: the model knows {', '.join(classes)}, not {label}.")
-    writer = ExplanationWriter(bundle, out, method=method, label=None if label is None else classes.index(label))
+    writer = ExplanationWriter(bundle, out, paths, method=method, label=None if label is None else classes.index(label))
     with progress("Explaining", len(paths)) as advance:
         rows = predict(bundle, paths, pixel_scale=pixel_scale, name=image, use=writer, advance=advance)
     write_text(out / "predictions.csv", to_csv(rows, classes))

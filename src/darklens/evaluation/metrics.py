@@ -132,7 +132,7 @@ def legacy_auc(labels: Labels, probabilities: Probabilities) -> list[float | Non
     """Return the 2024 study's "AUC" of each class, for comparison with its table only.
 
     A member of class i counts as a positive only if it was also classified as i; a misclassified one counts as a
-    negative. A chance classifier scores about 0.87. None where no member was classified correctly.
+    negative. Probabilities drawn at random score 0.87. None where no member was classified correctly.
     """
     predicted = probabilities.argmax(1)
     values: list[float | None] = []

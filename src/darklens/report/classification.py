@@ -74,7 +74,7 @@ def _results(result: Result) -> Section:
         "Results",
         "AUC is one-vs-rest, from probabilities; brackets are 95 % intervals over test images. Brier score: squared "
         "error of the probabilities, summed over classes. AURC: mean fraction of wrong answers when only the "
-        "confident images are answered. Legacy AUC is the 2024 study's metric, on which chance scores about 0.87: for "
+        "confident images are answered. Legacy AUC is the 2024 study's metric, on which random answers score 0.87: for "
         "its table only.",
         tables=[by_class, overall],
         pictures=[

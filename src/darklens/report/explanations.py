@@ -37,6 +37,7 @@ class ExplanationWriter:
     Args:
         bundle: A classifier.
         folder: Where to write; it must not hold anything.
+        files: All files that are to come.
         method: See `darklens.evaluation.explain`.
         label: The class to explain; none: the preferred one.
 
@@ -44,13 +45,15 @@ class ExplanationWriter:
         InputError: If the folder is not empty, or the bundle does not classify.
     """
 
-    def __init__(self, bundle: Bundle, folder: Path, *, method: Method, label: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, folder: Path, files: Sequence[Path], *, method: Method, label: int | None = None
+    ) -> None:
         bundle.require_classifier("explain")
         prepare_folder(folder)
         self._bundle, self._folder, self._method, self._label = bundle, folder, method, label
-        self._names = FreeNames()
+        self._names = FreeNames(files)
         with_k = bundle.has_maps and not bundle.fits_lenses
-        self._maps = MapWriter(bundle, folder / "maps") if with_k else None
+        self._maps = MapWriter(bundle, folder / "maps", files) if with_k else None
 
     def __call__(self, paths: Sequence[Path], images: Float[np.ndarray, "b 1 n n"], classified: Classified) -> None:
         """Explain a batch, one image at a time, as an explanation takes many times the memory of a prediction."""

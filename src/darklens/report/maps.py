@@ -1,6 +1,7 @@
 """What the physics of a system made of images: k(x, y), the deflection, the source plane, and the truth beside them."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -22,14 +23,23 @@ _LIT = 0.2  # of an image's range: pixels in which the deflection shows
 
 
 class FreeNames:
-    """Gives each file's outputs a name that no other has: STEM, STEM-2, ..."""
+    """Gives each file's outputs a name that no other has.
 
-    def __init__(self) -> None:
+    It is the file's own, FOLDER-FILE where files of several folders share it, and FILE-2, ... where that is taken too.
+
+    Args:
+        files: All files that are to have names.
+    """
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._files_of = Counter(path.stem for path in files)
         self._used: set[str] = set()
 
     def of(self, path: Path) -> str:
         """Return a name for what is made of a file."""
-        candidates = (path.stem if n == 1 else f"{path.stem}-{n}" for n in count(1))
+        folder = path.absolute().parent.name
+        own = f"{folder}-{path.stem}" if folder and self._files_of[path.stem] > 1 else path.stem
+        candidates = (own if n == 1 else f"{own}-{n}" for n in count(1))
         name = next(name for name in candidates if name not in self._used)
         self._used.add(name)
         return name
@@ -41,16 +51,17 @@ class MapWriter:
     Args:
         bundle: A system with a lens step.
         folder: Where to write; it must not hold anything.
+        files: All files that are to come.
 
     Raises:
         InputError: If the system has no lens step, or the folder is not empty.
     """
 
-    def __init__(self, bundle: Bundle, folder: Path) -> None:
+    def __init__(self, bundle: Bundle, folder: Path, files: Iterable[Path]) -> None:
         bundle.require_maps()
         prepare_folder(folder)
         self._bundle, self._folder = bundle, folder
-        self._names = FreeNames()
+        self._names = FreeNames(files)
 
     def __call__(self, paths: Sequence[Path], images: Float[np.ndarray, "b 1 n n"], classified: Classified) -> None:
         """Write the maps of a batch."""
