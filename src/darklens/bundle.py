@@ -68,11 +68,14 @@ class Classified(NamedTuple):
     shown: Tensor | Seen
 
 
+Images = Float[np.ndarray, "b 1 n n"] | Float[Tensor, "b 1 n n"]
+
+
 @runtime_checkable
 class Engine(Protocol):
     """What does the arithmetic of a bundle; a bundle does its own."""
 
-    def see(self, images: Float[np.ndarray, "b 1 n n"]) -> Tensor | Seen:
+    def see(self, images: Images) -> Tensor | Seen:
         """Return what the network is shown of images."""
 
     def answer(self, shown: Tensor | Seen) -> Answer:
@@ -156,21 +159,38 @@ class Bundle:
         """Load what `save_pretrained` wrote, from a folder or a repository; as `load`, with the revision apart."""
         return cls.load(f"{name_or_path}@{revision}" if revision else name_or_path, device=device)
 
+    def _taken(self, images: Images) -> Float[Tensor, "b 1 n n"]:
+        """Return images on the bundle's device.
+
+        Raises:
+            ValueError: If they are not of the model's size.
+        """
+        side = self.contract.n_pixels
+        if tuple(images.shape[1:]) != (1, side, side):
+            raise ValueError(
+                f"this model takes images of shape (b, 1, {side}, {side}), got {tuple(images.shape)}; "
+                "add the axis of channels, or bring other sizes to its field and pixel scale by darklens.data.prepare"
+            )
+        return torch.as_tensor(images).float().to(self._device)
+
     @torch.inference_mode()
-    def run(self, images: Float[np.ndarray, "b 1 n n"]) -> tuple[Float[Tensor, "b 1 m m"], Tensor]:
+    def run(self, images: Images) -> tuple[Float[Tensor, "b 1 m m"], Tensor]:
         """Return what the network received for these images, and its output."""
-        received = self.contract.preprocess(torch.from_numpy(images).to(self._device))
+        received = self.contract.preprocess(self._taken(images))
         return received, self.network(received.contiguous(memory_format=torch.channels_last))
 
     @torch.inference_mode()
-    def see(self, images: Float[np.ndarray, "b 1 n n"], *, engine: EngineName = "eager") -> Tensor | Seen:
+    def see(self, images: Images, *, engine: EngineName = "eager") -> Tensor | Seen:
         """Return what the network is shown of images: them, pre-processed, or the fits of lenses to them.
 
         Args:
             images: In any linear scale of brightness.
             engine: How lenses are fitted, see `weigh_hypotheses`.
+
+        Raises:
+            ValueError: If they are not of the model's size.
         """
-        raw = torch.from_numpy(images).to(self._device)
+        raw = self._taken(images)
         if isinstance(self.network, LensResidual | Ensemble) and self.fits_lenses:
             seen: Seen = self.network.see(raw, engine=engine)
             return seen
@@ -213,11 +233,11 @@ class Bundle:
         """Return the probabilities that logits stand for: the one place where a temperature is applied."""
         return (self.contract.calibration or Calibration()).probabilities(logits)
 
-    def probabilities(self, images: Float[np.ndarray, "b 1 n n"]) -> Float[np.ndarray, "b classes"]:
+    def probabilities(self, images: Images) -> Float[np.ndarray, "b classes"]:
         """Return calibrated class probabilities of a batch; each image's do not depend on the others."""
         return self.calibrated(self.output(self.see(images)).logits)
 
-    def classify(self, images: Float[np.ndarray, "b 1 n n"], engine: Engine | None = None) -> Classified:
+    def classify(self, images: Images, engine: Engine | None = None) -> Classified:
         """Return probabilities, and of a system that fits lenses what it found, a column for each name.
 
         Args:
@@ -256,13 +276,13 @@ class Bundle:
         return self.calibrated(self.outputs_of(store, workers=workers, advance=advance).logits)
 
     @torch.inference_mode()
-    def maps(self, images: Float[np.ndarray, "b 1 n n"]) -> dict[str, Float[np.ndarray, "b m m"]]:
+    def maps(self, images: Images) -> dict[str, Float[np.ndarray, "b m m"]]:
         """Return what the physics made of each image: `image` as received, `k`, `alpha_x`, `alpha_y`, `source`.
 
         k and alpha are in arcsec; `source` is the light moved to the source plane, its brightest pixel 1.
         """
         self.require_maps()
-        received = self.contract.preprocess(torch.from_numpy(images).to(self._device))
+        received = self.contract.preprocess(self._taken(images))
         found = {"image": received[:, 0], **self.network.maps(received)}  # type: ignore[operator]  # Informed has it
         return {name: value.float().cpu().numpy() for name, value in found.items()}
 

@@ -112,14 +112,30 @@ def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def difference(one: BaseModel, other: BaseModel) -> str:
+    """Return the first setting in which two differ, and what each has: `a.b is 1 there and 2 here`."""
+    there, here = (_flat(each.model_dump(mode="json", by_alias=True)) for each in (one, other))
+    key = next(key for key in [*there, *here] if there.get(key) != here.get(key))
+    return f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict | list):
+        return {path: tree}
+    inside = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    return {k: v for key, value in inside for k, v in _flat(value, f"{path}.{key}" if path else str(key)).items()}
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        first = str(error).splitlines()[0]
-        raise ConfigError(f"{path} cannot be read as YAML ({first}).") from None
+        mark = getattr(error, "problem_mark", None)
+        where = f" near line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{path} cannot be read as YAML{where} ({what}).") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values.")
     return tree
@@ -159,7 +175,7 @@ def _sentence(name: str, schema: type[Frozen], tree: Any, error: ValidationError
     problems = error.errors()
     first = problems[0]
     where = ".".join(_as_written(tree, first["loc"])) or "(top level)"
-    what = first["msg"].removeprefix("Value error, ")
+    what = first["msg"].removeprefix("Value error, ").rstrip(".")
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1]), _field_names(schema), n=1)
         what = "unknown key" + (f"; did you mean {near[0]!r}?" if near else "; remove it")

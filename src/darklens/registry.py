@@ -41,7 +41,8 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         items = self._all()
         if name not in items:
-            raise ConfigError(unknown(self._sort, name, items))
+            hint = f" If a plug-in has it, name that in {plugins.VARIABLE}." if self._extensible else ""
+            raise ConfigError(unknown(self._sort, name, items) + hint)
         return items[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -2,6 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -42,7 +46,7 @@ def overrides_of(name, source):
         changes += [f"stages.{i}.epochs={1 + (i == last)}", f"stages.{i}.batch_size=8", f"stages.{i}.overrides=[]"]
         changes.append(f"stages.{i}.bin=1")
     if source == "store":
-        return [*changes, "data.population=null"]
+        return [*changes, "data.population=null", "data.n_per_class=null"]
     stream = ["population=common-test-i", f"overrides=[{FIELD}]", "engine=eager", "workers=0"]
     return [*changes, *(f"data.{c}" for c in stream), "data.images_per_epoch=24", "data.validation_images=9"]
 
@@ -61,6 +65,28 @@ def die_in_the_middle_of_the_last_epoch(name, source, store_path, out):
 
     Learner.training_step = step
     train(recipe, Store(store_path) if source == "store" else None, out, seed=SEED)
+
+
+def test_ctrl_c_is_one_sentence_and_the_run_goes_on_from_the_last_epoch(store_path, tmp_path):
+    out = tmp_path / "run"
+    words = [sys.executable, "-m", "darklens.cli", "train", "resnet_simple", "--data", store_path, "--out", out]
+    words += ["data.preprocess.crop=44", "stages.0.batch_size=8"]
+    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    run = subprocess.Popen(
+        [*words, "stages.0.epochs=5000"], start_new_session=True, stderr=subprocess.PIPE, text=True, preexec_fn=heard
+    )
+    try:
+        until = time.monotonic() + 120
+        while run.poll() is None and time.monotonic() < until and not list(out.glob("checkpoints/*/last.ckpt")):
+            time.sleep(0.05)
+        os.killpg(run.pid, signal.SIGINT)
+        _, said = run.communicate(timeout=60)
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+    last = said.splitlines()[-1]
+    assert run.returncode == 130 and last.startswith("darklens: Interrupted") and "with --resume" in last, said
+    assert not (out / "bundle").exists() and list((out / "checkpoints").rglob("last.ckpt"))
 
 
 @pytest.mark.parametrize("source", ["store", "stream"])

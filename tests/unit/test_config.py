@@ -89,3 +89,18 @@ def test_a_file_that_is_not_a_yaml_mapping_is_refused_and_not_executed(tmp_path,
         config.load(Tree, tmp_path / "t.yaml")
     with pytest.raises(ConfigError, match="does not exist"):
         config.load(Tree, tmp_path / "absent.yaml")
+
+
+def test_a_fault_in_yaml_is_named_with_its_place(tmp_path):
+    (tmp_path / "t.yaml").write_text("a: 1\nb: [1, 2\nc: 3\n")
+    with pytest.raises(ConfigError, match=r"t\.yaml .* near line 3, column 2 \(expected ',' or '\]'"):
+        config.load(Tree, tmp_path / "t.yaml")
+
+
+def test_the_first_setting_in_which_two_differ_is_named():
+    one = Tree(name="a", items=[Inner(), Inner(rate=2)])
+    assert (
+        config.difference(one, Tree(name="a", items=[Inner(), Inner(rate=3)]))
+        == "items.1.rate is 2.0 there and 3.0 here"
+    )
+    assert config.difference(Tree(name="a"), one) == "items.1.rate is None there and 2.0 here"

@@ -27,6 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     words = ["@-" if word == "-" else word for word in words if word != "--debug"]
     try:
         code = app(words, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
     except (DarklensError, CycloptsError) as error:
         if debug:
             raise
@@ -36,6 +37,9 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         complain("Interrupted; nothing half-written was left. Give the command again (train: with --resume) to go on.")
         code = 130
+    except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
     except Exception as error:
         if debug:
             raise

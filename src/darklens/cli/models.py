@@ -41,7 +41,10 @@ def train(
         if not processes.leads:
             return 0
     contract = bundle.contract
-    chosen = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in contract.validation.items())
+    chosen = ", ".join(
+        f"epoch {value + 1:.0f}" if name == "epoch" else f"{name.replace('_', ' ')} {value:.4g}"
+        for name, value in contract.validation.items()
+    )
     print(
         f"{contract.recipe}: {contract.parameters:,} parameters, "
         f"{contract.provenance['train_seconds']:.0f} s ({chosen})"

@@ -31,11 +31,17 @@ def split(labels: Indices, *, validation_fraction: float, seed: int, n_per_class
     augmentation share its number, so they never straddle the two parts.
 
     Raises:
-        InputError: If a class is too small to be in both parts.
+        InputError: If a class is too small to be in both parts, or has fewer than `n_per_class`.
     """
     train, validation = [], []
     for label in np.unique(labels):
-        found = np.flatnonzero(labels == label)[:n_per_class]
+        found = np.flatnonzero(labels == label)
+        if n_per_class is not None and len(found) < n_per_class:
+            raise InputError(
+                f"data.n_per_class: {n_per_class} images of each class are wanted, and class {label} has {len(found)}; "
+                "lower it, or set it to null to take them all."
+            )
+        found = found[:n_per_class]
         members = rng.generator(seed, "split", int(label)).permutation(found)
         n_validation = max(1, round(validation_fraction * len(members)))
         if n_validation >= len(members):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field, ValidationError
 
 from darklens.config import Frozen
@@ -96,16 +96,38 @@ class Store:
         text = ",".join(f"{s.images_sha256}:{s.truth_sha256}" for s in self.index.shards)
         return hashlib.sha256(",".join([*self.classes, text]).encode()).hexdigest()
 
-    def images(self, indices: Sequence[int] | Int[np.ndarray, " b"]) -> Float[np.ndarray, "b 1 n n"]:
-        """Return the images with the given numbers, in that order."""
-        wanted = np.asarray(indices, dtype=np.int64)
-        n = self.index.n_pixels
+    def images(
+        self, indices: Sequence[int] | Int[np.ndarray, " b"] | Bool[np.ndarray, " k"]
+    ) -> Float[np.ndarray, "b 1 n n"]:
+        """Return the images with the given numbers, in that order.
+
+        Args:
+            indices: Numbers, negative ones from the end, or a mask with a value for each image, as numpy takes them.
+
+        Raises:
+            IndexError: If the store has no such image, or the mask is not of its length.
+        """
+        wanted, n = self._numbers(np.asarray(indices)), self.index.n_pixels
         out = np.empty((len(wanted), 1, n, n), dtype=np.float32)
         shard_of = np.searchsorted(self._starts, wanted, side="right") - 1
         for shard in np.unique(shard_of):
             here = np.flatnonzero(shard_of == shard)
             out[here] = self._mapped(int(shard))[wanted[here] - self._starts[shard]]
         return out
+
+    def _numbers(self, indices: np.ndarray) -> Int[np.ndarray, " b"]:
+        total = len(self)
+        if indices.dtype == bool:
+            if indices.shape != (total,):
+                raise IndexError(f"{self.path} has {total} images, and the mask is of shape {indices.shape}")
+            return np.flatnonzero(indices)
+        if indices.ndim != 1 or (len(indices) and indices.dtype.kind not in "iu"):
+            raise IndexError(f"images are asked for by a list of integers or by a mask, not {indices.dtype.name}")
+        wanted = indices.astype(np.int64)
+        beyond = wanted[(wanted < -total) | (wanted >= total)]
+        if len(beyond):
+            raise IndexError(f"{self.path} has {total} images; there is no number {beyond[0]}")
+        return np.where(wanted < 0, wanted + total, wanted)
 
     def truth(self, name: str) -> np.ndarray:
         """Return one column of true parameters for all images.

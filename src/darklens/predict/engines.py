@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from darklens.bundle import AT_ONCE, Answer, Bundle, Engine
+from darklens.bundle import AT_ONCE, Answer, Bundle, Engine, Images
 from darklens.errors import ConfigError, DarklensError
 from darklens.export import missing_packages, onnx_program, require_onnx
 from darklens.files import atomic_path
@@ -142,7 +142,7 @@ class _CompiledFits:
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
 
-    def see(self, images: Float[np.ndarray, "b 1 n n"]) -> Tensor | Seen:
+    def see(self, images: Images) -> Tensor | Seen:
         return self._bundle.see(images, engine="compiled")
 
     def answer(self, shown: Tensor | Seen) -> Answer:
@@ -156,7 +156,7 @@ class _CompiledNetwork:
         self._bundle = bundle
         self._network = arithmetic.fuse(_WithInner(bundle).eval(), frozen=True)
 
-    def see(self, images: Float[np.ndarray, "b 1 n n"]) -> Tensor | Seen:
+    def see(self, images: Images) -> Tensor | Seen:
         return self._bundle.see(images)
 
     @torch.inference_mode()
@@ -184,7 +184,7 @@ class _OnnxNetwork:
         self._bundle = bundle
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-    def see(self, images: Float[np.ndarray, "b 1 n n"]) -> Tensor | Seen:
+    def see(self, images: Images) -> Tensor | Seen:
         return self._bundle.see(images)
 
     def answer(self, shown: Tensor | Seen) -> Answer:

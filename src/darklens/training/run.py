@@ -248,12 +248,16 @@ def _run_stage(
         batch_size=source.batch_size(stage),
         processes=processes,
     )
-    trainer.fit(
-        learner,
-        *source.loaders(stage, number, first_epoch, processes.part),
-        ckpt_path=str(last) if first_epoch else None,
-        weights_only=True,
-    )
+    try:
+        trainer.fit(
+            learner,
+            *source.loaders(stage, number, first_epoch, processes.part),
+            ckpt_path=str(last) if first_epoch else None,
+            weights_only=True,
+        )
+    except SystemExit:
+        if not trainer.interrupted:  # Lightning's answer to Ctrl-C, without a word
+            raise
     if trainer.interrupted:
         raise KeyboardInterrupt
     chosen = last if stage.legacy_last_epoch else folder / "best.ckpt"
@@ -304,8 +308,14 @@ def _claim(out: Path, recipe: Recipe, source: Source, seed: int, resume: bool) -
         write_text(out / "config.yaml", text)
         write_json(out / _STATE, state | {"commits": [provenance.commit()]})
         return
-    if _held(out / "config.yaml") != recipe:
-        raise InputError(f"{out} holds a run of another recipe; compare its config.yaml, or choose another --out.")
+    other = _held(out / "config.yaml")
+    if other is None:
+        raise InputError(f"{out / 'config.yaml'} is no recipe of this version; choose another --out.")
+    if other != recipe:
+        raise InputError(
+            f"{out} holds a run of another recipe: {config.difference(other, recipe)}. Give the same recipe and "
+            "changes again (its config.yaml has them all), or choose another --out."
+        )
     held = read_json(out / _STATE)
     if any(held.get(name) != value for name, value in state.items()):
         raise InputError(f"{out} holds a run on other data, of another seed or version; choose another --out.")

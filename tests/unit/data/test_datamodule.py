@@ -22,6 +22,14 @@ def test_the_split_follows_the_seed():
     assert a == b != c
 
 
+def test_more_images_of_a_class_than_there_are_is_refused():
+    labels = np.repeat([0, 1], [20, 12])
+    with pytest.raises(InputError, match=r"data.n_per_class: 15 .* class 1 has 12"):
+        split(labels, validation_fraction=0.1, seed=0, n_per_class=15)
+    parts = split(labels, validation_fraction=0.25, seed=0, n_per_class=12)
+    assert len(parts.train) == 18 and len(parts.validation) == 6
+
+
 def test_a_class_of_one_image_cannot_be_split():
     with pytest.raises(InputError, match="Class 1 has 1 images"):
         split(np.array([0, 0, 0, 1]), validation_fraction=0.1, seed=0)

@@ -29,6 +29,20 @@ def test_images_come_in_the_order_asked_for_across_shards(store):
     assert opened.truth("theta_E")[7] == 0.7
 
 
+def test_images_are_asked_for_as_of_a_numpy_array(store):
+    opened = Store(store)
+    chosen = opened.labels == 1
+    assert opened.images(chosen)[:, 0, 0, 0].tolist() == [1, 3, 5, 7, 9]
+    assert opened.images([-1, 0])[:, 0, 0, 0].tolist() == [9, 0]
+    assert opened.images(range(2, 4))[:, 0, 0, 0].tolist() == [2, 3]
+    assert opened.images([]).shape == (0, 1, 5, 5)
+    for beyond in (10, -11):
+        with pytest.raises(IndexError, match=f"10 images; there is no number {beyond}"):
+            opened.images([0, beyond])
+    with pytest.raises(IndexError, match=r"the mask is of shape \(5,\)"):
+        opened.images(chosen[:5])
+
+
 def test_files_open_in_one_line(store):
     assert np.load(store / "shards" / "00001.images.npy").shape == (4, 1, 5, 5)
     assert np.load(store / "shards" / "00001.truth.npz")["theta_E"].tolist() == [0.4, 0.5, 0.6, 0.7]

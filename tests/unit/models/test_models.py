@@ -80,6 +80,9 @@ class TestEverySystem:
         received, output = made.run(rings().numpy())
         assert torch.equal(Bundle.load(tmp_path).run(rings().numpy())[1], output)
         assert received.shape == rings().shape
+        assert torch.equal(made.run(rings())[1], output)  # a tensor does as well
+        with pytest.raises(ValueError, match=r"takes images of shape \(b, 1, 48, 48\), got \(6, 1, 44, 44\)"):
+            made.run(rings(n=44))
 
     def test_weights_survive_saving(self, kind):
         first, second = (

@@ -52,7 +52,8 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_is_given():
     )
     assert "<script" not in html
     assert html.count("&lt;script&gt;") == 9  # the title stands twice
-    assert not re.search(r"(src|href)=\"(?!data:)", html) and "http" not in html and "@import" not in html
+    assert not re.search(r"(src|href)=\"(?!data:)", html) and "@import" not in html
+    assert "http" not in re.sub(r'"data:[^"]*"', "", html)  # base64 may hold any letters
     assert base64.b64encode(PNG).decode() in html
     assert all('alt="' in image for image in re.findall(r"<img[^>]*>", html))
 

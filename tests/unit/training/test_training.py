@@ -207,7 +207,7 @@ def test_a_folder_in_use_is_refused(finished, store, tmp_path):
     out = finished[1]
     with pytest.raises(InputError, match="already holds a run; add --resume"):
         train(get("resnet_simple", SMALL), store, out, seed=3)
-    with pytest.raises(InputError, match="another recipe"):
+    with pytest.raises(InputError, match=r"another recipe: model.dropout is 0.3 there and 0.2 here"):
         train(get("resnet_simple", [*SMALL, "model.dropout=0.2"]), store, out, seed=3, resume=True)
     with pytest.raises(InputError, match="another seed"):
         train(get("resnet_simple", SMALL), store, out, seed=5, resume=True)
