@@ -289,11 +289,7 @@ def test_starting_does_not_import_what_is_slow(arguments):
 def test_a_reader_that_has_seen_enough_is_no_fault():
     read, write = os.pipe()
     os.close(read)
-    run = subprocess.run(
-        [sys.executable, "-m", "darklens.cli", "config", "show", "resnet_18"],
-        stdout=write,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    words = [sys.executable, "-m", "darklens.cli", "config", "show", "resnet_18"]
+    run = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (run.returncode, run.stderr) == (141, "")

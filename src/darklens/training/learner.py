@@ -102,6 +102,19 @@ class Learner(pl.LightningModule):
         if p:
             self.log("val_auc", macro_auc(labels, p[0]))
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of all gradients, as Lightning does.
+
+        In mixed precision it refuses fused optimisers, for the sake of a scale of gradients that bfloat16 has not.
+        """
+        if gradient_clip_val:
+            nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], gradient_clip_val)
+
     def configure_optimizers(self) -> Any:
         """Return the optimiser and schedule of the stage."""
         settings, stage = self._stage.optimiser, self._stage

@@ -72,7 +72,8 @@ def test_the_bundle_holds_the_best_epoch_and_repeats_its_validation_loss(finishe
     held_out = split(store.labels, validation_fraction=0.1, seed=3).validation
     p = bundle.probabilities(store.images(held_out))
     loss = -np.log(p[np.arange(len(held_out)), store.labels[held_out]]).mean()
-    assert loss == pytest.approx(bundle.contract.validation["val_loss"], rel=1e-3)
+    # Where the processor has bfloat16 a training calculates with it; a bundle does not.
+    assert loss == pytest.approx(bundle.contract.validation["val_loss"], rel=1e-2)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(finished, store, tmp_path):
@@ -80,6 +81,23 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(finished, 
     assert same(weights(finished[0]), weights(train(recipe, store, tmp_path / "a", seed=3)))
     assert [r["val_loss"] for r in rows(tmp_path / "a")] == [r["val_loss"] for r in rows(finished[1])]
     assert not same(weights(finished[0]), weights(train(recipe, store, tmp_path / "b", seed=4)))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_gradients_are_clipped_in_every_precision(store, tmp_path, precision):
+    norms = []
+
+    def before_step(optimiser, *_):  # the gradients of the step before
+        grads = [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0)
+
+    hook = torch.optim.optimizer.register_optimizer_step_pre_hook(before_step)
+    try:
+        changes = [*SMALL, "stages.0.epochs=1", "stages.0.gradient_clip=0.01", f"precision={precision}"]
+        train(get("resnet_simple", changes), store, tmp_path / "r", seed=3)
+    finally:
+        hook.remove()
+    assert len(norms) > 3 and all(norm == pytest.approx(0.01, rel=1e-3) for norm in norms[1:])
 
 
 @pytest.mark.parametrize("killed_in", [(1, 0), (3, 4)])
@@ -207,7 +225,7 @@ def test_a_folder_in_use_is_refused(finished, store, tmp_path):
     out = finished[1]
     with pytest.raises(InputError, match="already holds a run; add --resume"):
         train(get("resnet_simple", SMALL), store, out, seed=3)
-    with pytest.raises(InputError, match=r"another recipe: model.dropout is 0.3 there and 0.2 here"):
+    with pytest.raises(InputError, match=r"another recipe: model.dropout is 0.1 there and 0.2 here"):
         train(get("resnet_simple", [*SMALL, "model.dropout=0.2"]), store, out, seed=3, resume=True)
     with pytest.raises(InputError, match="another seed"):
         train(get("resnet_simple", SMALL), store, out, seed=5, resume=True)
