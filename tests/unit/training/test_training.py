@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from darklens import provenance
 from darklens.bundle import Bundle
@@ -91,7 +92,7 @@ def test_gradients_are_clipped_in_every_precision(store, tmp_path, precision):
         grads = [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
         norms.append(float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0)
 
-    hook = torch.optim.optimizer.register_optimizer_step_pre_hook(before_step)
+    hook = register_optimizer_step_pre_hook(before_step)
     try:
         changes = [*SMALL, "stages.0.epochs=1", "stages.0.gradient_clip=0.01", f"precision={precision}"]
         train(get("resnet_simple", changes), store, tmp_path / "r", seed=3)
