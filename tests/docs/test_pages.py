@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import results
+from darklens.bundle import Bundle
 from darklens.cli import app
 from darklens.cli import main as command
 from darklens.data.store import Store
@@ -123,6 +124,16 @@ def test_reference_pages_name_everything():
 
 def test_the_table_of_results_is_made_of_what_lies_below_it():
     assert (results.RESULTS / "README.md").read_text(encoding="utf-8") == results.page()
+
+
+def test_the_guide_to_a_loop_of_ones_own_runs(tmp_path, monkeypatch, capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "how-to/own-loop.md").read_text(encoding="utf-8"), re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(block, {})
+    assert len(capsys.readouterr().out.splitlines()[-3:]) == 3
+    before, after = Bundle.load("runs/small"), Bundle.load("runs/small/changed")
+    images = Store(Path("stores/small")).images([0])
+    assert not np.array_equal(before.probabilities(images), after.probabilities(images))
 
 
 def test_the_guide_to_a_measured_psf_runs(tmp_path, monkeypatch):

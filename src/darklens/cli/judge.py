@@ -31,7 +31,8 @@ def evaluate(
     store: StorePath,
     *,
     out: Annotated[
-        Path, Parameter(help="Folder to write: eval.json, curves.json, predictions.csv, figures, report.html.")
+        Path,
+        Parameter(help="Folder to write: eval.json, curves.json, predictions.csv, figures, report.html; overwritten."),
     ],
     seed: Annotated[int, Parameter(help="Of the bootstrap.")] = 0,
 ) -> int:
