@@ -231,6 +231,8 @@ def test_inspect_reports_damage(tmp_path, capsys):
         (["evaluate", "absent", "{work}/test", "--out", "x"], "absent does not exist"),
         (["evaluate", "{work}/resnet_simple", "{work}", "--out", "x"], "no store.json"),
         (["predict", "{work}/resnet_simple", "absent.npy", "--out", "x"], "no such file or folder"),
+        (["predict", "--out", "x"], "Name the files or folders to classify"),
+        (["predict", "{work}/resnet_simple", "--out", "x"], "Name the files or folders to classify"),
         (["predict", "{work}/resnet_simple", "{work}/test", "--out", "x", "--pixel-scale", "0.5"], "resample"),
         (["import", "absent", "--out", "x"], "absent is not a folder"),
         (["compare", "{work}/train", "{work}/test", "--out", "x"], "holds no eval.json"),

@@ -18,6 +18,7 @@ app = App(
     version=lambda: darklens.__version__,
     help_format="markdown",
     suppress_keyboard_interrupt=False,  # main says how to go on
+    default_parameter=Parameter(negative_iterable=()),  # no --empty-files
 )
 
 app.register_install_completion_command(help="Install completion of commands and options for your shell.")

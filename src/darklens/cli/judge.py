@@ -142,6 +142,8 @@ def predict(
     if not is_model(model) and (not given or is_image):
         model, given = Path(DEFAULT_MODEL), [model, *given]
     locate(model)
+    if not given:
+        raise ConfigError("Name the files or folders to classify, such as `darklens predict my-lens.npy --out t.csv`.")
     if cluster and workers:
         raise ConfigError("--workers is for this machine and --cluster has its own; give one of them.")
     if maps is not None and (cluster or (workers or 1) > 1 or engine not in ("auto", "eager")):
