@@ -42,6 +42,7 @@ nb_execution_show_tb = True  # `make docs` turns warnings into errors, after all
 nb_execution_timeout = 900  # seconds a cell; on a machine that is busy
 nb_execution_in_temp = True
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # tables in the outputs of cells
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
