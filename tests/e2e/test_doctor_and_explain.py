@@ -89,10 +89,10 @@ def test_explain_writes_numbers_and_pictures_of_each_image(work, tmp_path, capsy
     files = [*sorted((work / "files").rglob("1.npy")), bad]
     assert darklens("explain", tmp_path / "sis", *files, "--out", tmp_path / "why", "--label", "vort") == 3
     assert "bad.npy" in capsys.readouterr().err
-    names = [f"1{n}.{kind}" for n in ("-2", "-3", "") for kind in ("npz", "png")]
-    assert sorted(p.name for p in (tmp_path / "why").iterdir()) == [*names, "maps", "predictions.csv"]
+    names = [f"{name}-1.{kind}" for name in ("no", "sphere", "vort") for kind in ("npz", "png")]
+    assert sorted(p.name for p in (tmp_path / "why").iterdir()) == sorted([*names, "maps", "predictions.csv"])
     assert sorted(p.name for p in (tmp_path / "why" / "maps").iterdir()) == names
-    found = np.load(tmp_path / "why" / "1.npz")
+    found = np.load(tmp_path / "why" / "no-1.npz")
     assert found["attribution"].shape == (1, 64, 64) and found["classes"][found["label"]] == "vort"
     assert np.isfinite(found["attribution"]).all() and found["attribution"].any()
     again = ["explain", tmp_path / "sis", files[0], "--out"]

@@ -47,9 +47,9 @@ def test_files_get_what_was_found_and_maps(work, tmp_path):
     assert [row["status"] for row in rows] == ["ok"] * 3 + ["error"]
     assert [row["fit"] for row in rows] == ["ok"] * 3 + [""]
     assert all(0.5 < float(row["theta_E"]) < 2 for row in rows[:3])
-    found = np.load(maps / "1.npz")
+    found = np.load(maps / "no-1.npz")
     assert all(found[name].shape == (48, 48) for name in CHANNELS) and found["pixel_scale"] == pytest.approx(0.1)
-    assert (maps / "1.png").read_bytes().startswith(b"\x89PNG")
+    assert (maps / "no-1.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_onnx_is_refused_in_a_sentence(work, tmp_path, capsys):
