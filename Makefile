@@ -6,7 +6,7 @@ BIN := .venv/bin
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: setup  ## simulate, train two systems, evaluate, compare, open the report (about 8 minutes on 2 cores)
+demo: setup  ## simulate, train two systems, evaluate, compare, open the report (5 to 8 minutes on 2 cores)
 	$(BIN)/python tools/demo.py
 
 test: setup-test lint  ## set-up, then all tests
