@@ -67,7 +67,7 @@ def die_in_the_middle_of_the_last_epoch(name, source, store_path, out):
     train(recipe, Store(store_path) if source == "store" else None, out, seed=SEED)
 
 
-def test_ctrl_c_is_one_sentence_and_the_run_goes_on_from_the_last_epoch(store_path, tmp_path):
+def test_ctrl_c_is_one_sentence_and_leaves_the_last_epoch_to_go_on_from(store_path, tmp_path):
     out = tmp_path / "run"
     words = [sys.executable, "-m", "darklens.cli", "train", "resnet_simple", "--data", store_path, "--out", out]
     words += ["data.preprocess.crop=44", "stages.0.batch_size=8"]

@@ -88,7 +88,9 @@ class Learner(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep the losses, the labels and, for a classifier, the probabilities."""
         images, labels = batch
-        output = self.network(images)
+        # As a bundle calculates, whose epoch this chooses, whatever the precision of the training steps.
+        with torch.autocast(self.device.type, enabled=False):
+            output = self.network(images)
         seen = [self._losses(output, images, labels), labels]
         self._seen.append([*seen, output.double().softmax(1)] if self._stage.task == "classify" else seen)
 
