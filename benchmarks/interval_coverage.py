@@ -38,7 +38,7 @@ def covered(experiments, n, resamples, system):
         labels, p = sample(n, "experiment", k, **system)
         values, drawn = scalars(labels, p), bootstrap(labels, p, seed=k, resamples=resamples)
         for name, true in truth.items():
-            low, high = bounds.with_interval(name, values[name], drawn[name], labels)["ci95"]
+            low, high = bounds.with_interval(name, values[name], drawn[name], labels, p)["ci95"]
             ours[name] += low <= true <= high
             low, high = interval(drawn[name])
             percentiles[name] += low <= true <= high

@@ -142,7 +142,7 @@ def _shown(
     def metric(name: str) -> dict[str, Any]:
         value, drawn = mean.point[name], mean.drawn[name]
         if alone:
-            return bounds.with_interval(name, value, drawn, labels)
+            return bounds.with_interval(name, value, drawn, labels, system.trainings[0].probabilities)
         each = [t.point[name] for t in trainings]
         return {"value": value, "ci95": bounds.logit_normal(name, value, drawn, labels), "by_seed": each}
 

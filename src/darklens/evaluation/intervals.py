@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from darklens import rng
 from darklens.errors import InputError
 from darklens.evaluation import curves, metrics
-from darklens.evaluation.metrics import ECE_BINS, SMALLEST_PROBABILITY, Labels, Probabilities
+from darklens.evaluation.metrics import ECE_BINS, Labels, Probabilities
 
 RESAMPLES = 1000
 COVERAGES = (0.5, 0.8, 0.9, 0.95)  # fractions of images that are answered, at which the risk is given
@@ -166,12 +166,11 @@ def multiplicities(labels: Labels, seed: int, resamples: int) -> Iterator[Int[np
 
 def _weighted(labels: Labels, probabilities: Probabilities, weights: Int[np.ndarray, "r n"]) -> Scalars:
     n, n_classes = probabilities.shape
-    true = probabilities[np.arange(n), labels].clip(SMALLEST_PROBABILITY)
     right, confidence = probabilities.argmax(1) == labels, probabilities.max(1)
     selective = curves.weighted_selective(right, confidence, weights, COVERAGES)
     result = {
         "accuracy": weights @ right / n,
-        "nll": weights @ -np.log(true) / n,
+        "nll": weights @ metrics.log_losses(labels, probabilities) / n,
         "brier": weights @ metrics.squared_error(labels, probabilities) / n,
         "ece": _weighted_ece(confidence, right.astype(np.float64), weights),
         "aurc": selective.area,

@@ -41,8 +41,13 @@ def accuracy(labels: Labels, probabilities: Probabilities) -> float:
 
 def log_loss(labels: Labels, probabilities: Probabilities) -> float:
     """Return the mean of -ln p(true class), in nats."""
+    return float(log_losses(labels, probabilities).mean())
+
+
+def log_losses(labels: Labels, probabilities: Probabilities) -> Float[np.ndarray, " n"]:
+    """Return each image's -ln p(true class), in nats."""
     true = probabilities[np.arange(len(labels)), labels]
-    return float(-np.log(true.clip(SMALLEST_PROBABILITY)).mean())
+    return np.asarray(-np.log(true.clip(SMALLEST_PROBABILITY)))
 
 
 def brier_score(labels: Labels, probabilities: Probabilities) -> float:

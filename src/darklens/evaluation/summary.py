@@ -23,7 +23,7 @@ def summarise(
     spread = bootstrap(labels, probabilities, seed=seed, resamples=resamples)
 
     def with_interval(name: str) -> dict[str, Any]:
-        return bounds.with_interval(name, point[name], spread[name], labels)
+        return bounds.with_interval(name, point[name], spread[name], labels, probabilities)
 
     def by_class(name: str) -> dict[str, Any]:
         return {c: with_interval(f"{name}_{i}") for i, c in enumerate(classes)} | {"macro": with_interval(name)}

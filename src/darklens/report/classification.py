@@ -90,8 +90,8 @@ def _calibration(result: Result) -> Section:
         "Calibration",
         f"Expected calibration error {with_interval(result.evaluation['ece'])}, log loss "
         f"{with_interval(result.evaluation['nll'])}. Points below the line are predictions more confident than "
-        "they are right. Scatter in the bins adds to the calibration error, so of a well calibrated system it and its "
-        "interval lie too high, the more the fewer the images.",
+        "they are right. Scatter in the bins adds to the calibration error, the more the fewer the images; the "
+        "interval allows for that, so that of a well calibrated system it may end below the error that is seen.",
         pictures=[calibration_picture(result)],
     )
 

@@ -7,7 +7,7 @@ import pytest
 
 from darklens import rng
 from darklens.errors import InputError
-from darklens.evaluation import bounds, intervals, metrics
+from darklens.evaluation import bounds, calibration_bounds, intervals, metrics
 from darklens.evaluation.compare import compare, to_markdown
 from darklens.evaluation.intervals import difference_over_seeds, paired_difference, scalars
 from darklens.evaluation.judged import Judged, System, group
@@ -56,9 +56,71 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say(skill):
         labels, p = sample(150, skill=skill, seed=seed)
         values, drawn = scalars(labels, p), intervals.bootstrap(labels, p, resamples=200)
         for name in names:
-            low, high = bounds.with_interval(name, values[name], drawn[name], labels)["ci95"]
+            low, high = bounds.with_interval(name, values[name], drawn[name], labels, p)["ci95"]
             covered[name] += low <= truth[name] <= high
     assert all(covered[name] >= 87 for name in names), covered  # 95 expected, 2.2 the standard deviation
+
+
+@pytest.mark.parametrize("sharpness", [1.0, 2.0])
+def test_the_interval_of_the_calibration_error_holds_it_near_zero_and_far_from_it(sharpness):
+    """Percentiles of a bootstrap never hold the first, which is zero, and show some 0.04 instead."""
+
+    def drawn(n, seed):
+        labels, p = sample(n, skill=1.0, seed=seed)
+        p = p**sharpness  # at 1 the probabilities are the true ones
+        return labels, p / p.sum(1, keepdims=True)
+
+    truth = metrics.calibration_error(*drawn(300_000, 99))
+    assert truth < 0.004 if sharpness == 1 else truth > 0.1
+    found = [bounds.with_interval("ece", 0.0, np.zeros(1), *drawn(300, seed))["ci95"] for seed in range(100)]
+    assert sum(low <= truth <= high for low, high in found) >= 87
+    assert all(0 <= low < high < truth + 0.2 for low, high in found)
+
+
+def test_the_interval_of_the_calibration_error_narrows_and_needs_no_more_than_three_images():
+    few, many = (calibration_bounds.interval(*sample(n, seed=5)) for n in (300, 30_000))
+    assert many[1] - many[0] < (few[1] - few[0]) / 3
+    low, high = calibration_bounds.interval(np.arange(3), np.full((3, 3), 1 / 3))
+    assert 0 <= low <= high <= 1
+    certain = calibration_bounds.interval(np.arange(300) % 3, np.eye(3)[np.arange(300) % 3])
+    assert certain[0] == 0 and certain[1] < 0.05
+
+
+@pytest.mark.parametrize("error", [0.0, 0.001, 0.03, 0.2])
+def test_the_most_likely_gaps_make_up_the_error_asked_for(error):
+    seen = calibration_bounds._Seen.of(*sample(300), 15)
+    gaps = seen.gaps_of(error)
+    assert seen.error(gaps) == pytest.approx(error, abs=1e-12)
+
+    def unlikely(own):
+        return ((seen.gap - own) ** 2 / seen.variance).sum()
+
+    g = np.random.default_rng(0)
+    for _ in range(100):
+        other = np.abs(gaps + g.normal(size=15) * 0.01)
+        other *= error / seen.error(other) * np.sign(seen.gap)
+        assert unlikely(gaps) <= unlikely(other) + 1e-9
+
+
+def test_a_risk_above_a_quantile_of_confidence_is_as_telling_as_fewer_images():
+    labels, p = sample(300, skill=1.5)
+    risk, drawn = scalars(labels, p)["risk_at_0.5"], intervals.bootstrap(labels, p)["risk_at_0.5"]
+    low, high = bounds.with_interval("risk_at_0.5", risk, drawn, labels, p)["ci95"]
+    plain = bounds.wilson(risk, 150)
+    assert low < plain[0] < risk < plain[1] < high
+    nothing = bounds.with_interval("risk_at_0.5", 0.0, np.zeros(9), labels, p)["ci95"]
+    assert nothing == bounds.wilson(0.0, 150)
+
+
+def test_the_interval_of_a_skew_mean_leans_to_its_tail_and_is_students_without_skewness():
+    g = np.random.default_rng(1)
+    even = g.normal(5, 1, 4000)
+    even = np.concatenate([even, 10 - even])
+    half = 1.96 * even.std() / np.sqrt(8000)
+    assert bounds.of_skew_mean(even) == pytest.approx([5 - half, 5 + half], abs=1e-4)
+    low, high = bounds.of_skew_mean(skew := g.exponential(size=50) ** 2)
+    assert high - skew.mean() > 1.5 * (skew.mean() - low) and low > 0
+    assert bounds.of_skew_mean(np.full(4, 0.5)) == [0.5, 0.5] and bounds.of_skew_mean(np.ones(1)) == [1.0, 1.0]
 
 
 def test_a_system_does_not_differ_from_itself_and_a_better_one_does():

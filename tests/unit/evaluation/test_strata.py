@@ -131,6 +131,9 @@ def test_strata_of_a_store_are_json_and_imported_images_have_none(store):
     assert parameters_of(store) == []
 
 
+EVEN = np.full((30, 3), 1 / 3)
+
+
 class TestBounds:
     def test_wilson_is_scipys(self):
         from scipy.stats import binomtest
@@ -142,15 +145,17 @@ class TestBounds:
     def test_intervals_stay_inside_the_range_and_around_the_value(self):
         labels = np.arange(30) % 3
         drawn = np.random.default_rng(0).normal(0.99, 0.05, 500)
-        low, high = bounds.with_interval("auc", 0.99, drawn, labels)["ci95"]
+        low, high = bounds.with_interval("auc", 0.99, drawn, labels, EVEN)["ci95"]
         assert 0 < low < 0.99 < high < 1
-        low, high = bounds.with_interval("nll", 0.01, drawn, labels)["ci95"]
+        low, high = bounds.logit_normal("nll", 0.01, drawn, labels)
         assert 0 < low < 0.01 < high
-        assert 1 < bounds.with_interval("brier", 1.5, drawn, labels)["ci95"][1] < 2
+        assert 1 < bounds.with_interval("brier", 1.5, drawn, labels, EVEN)["ci95"][1] < 2
 
     def test_what_never_changes_is_its_own_interval_but_a_fraction_is_not(self):
         labels, drawn = np.arange(30) % 3, np.ones(100)
-        assert bounds.with_interval("auc", 1.0, drawn, labels)["ci95"] == [1.0, 1.0]
-        assert bounds.with_interval("accuracy", 1.0, drawn, labels)["ci95"][0] == pytest.approx(0.886, abs=1e-3)
-        assert bounds.with_interval("recall_1", 1.0, drawn, labels)["ci95"][0] == pytest.approx(0.722, abs=1e-3)
-        assert bounds.with_interval("risk_at_0.5", 0.0, drawn, labels)["ci95"][1] == pytest.approx(0.204, abs=1e-3)
+        assert bounds.with_interval("auc", 1.0, drawn, labels, EVEN)["ci95"] == [1.0, 1.0]
+        assert bounds.with_interval("accuracy", 1.0, drawn, labels, EVEN)["ci95"][0] == pytest.approx(0.886, abs=1e-3)
+        assert bounds.with_interval("recall_1", 1.0, drawn, labels, EVEN)["ci95"][0] == pytest.approx(0.722, abs=1e-3)
+        assert bounds.with_interval("risk_at_0.5", 0.0, drawn, labels, EVEN)["ci95"][1] == pytest.approx(
+            0.204, abs=1e-3
+        )
