@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from darklens.fit.fitter import Fitter, Images, fitter
-from darklens.fit.levenberg import Fitted, minimise, normal_equations
+from darklens.fit.levenberg import Fitted, minimise
 from darklens.fit.model import Model, Unknown
 from darklens.fit.noise import Noise, steps_of
 from darklens.simulate.engine import EngineName
@@ -24,6 +24,7 @@ Result = TypeVar("Result", bound=Any)  # a dataclass of tensors
 AT_ONCE = 16  # images; more do not fit a processor's cache
 _WHOLE_AT_ONCE = 4  # images of which all pixels are compared
 _COARSE_STEPS, _FINE_STEPS, _LAST_STEPS = 10, 8, 6
+_SHORT = 30.0  # of the deviance: a step that promises less is of some standard deviations
 _POOR = 5.0  # deviance per block after the coarse steps: the start was in another valley
 _DOUBTFUL = 1.25  # the same: the lens may be on the other side of the source, were it not held
 CONVERGED = 1.0  # of the deviance, what a further step may still promise
@@ -161,7 +162,7 @@ def fit_smooth(images: Images, own: Fitter, exposure: Images | None = None) -> t
     start = coarse_fit(images, own, exposure).unknown
     model = own.model()
     pixels, noise = own.on_fine(images, exposure)
-    fitted = minimise(model, pixels, noise, start, steps=_FINE_STEPS)
+    fitted = minimise(model, pixels, noise, start, steps=_FINE_STEPS, keep_slopes=_SHORT)
     return fitted, noise.with_extra(pixels, fitted.model, model.gain(fitted.unknown), steps_of(images))
 
 
@@ -182,16 +183,15 @@ def _on_all_pixels(
     """Return the fits of images from 0 to 1 from unknowns that are nearly right."""
     model = Model(own.lens, own.full, compiled=own.compiled)
     every = replace(Noise.of(own.population, images, own.full, exposure), extra=extra)
-    fitted = minimise(model, images, every, unknown, steps=_LAST_STEPS, settle=True)
+    fitted = minimise(model, images, every, unknown, steps=_LAST_STEPS, settle=True, keep_slopes=_SHORT)
     weight = every.weight(fitted.model, model.gain(fitted.unknown))
     residual = (images - fitted.model) * weight.sqrt()
-    curvature, _ = normal_equations(fitted.slopes, weight, images - fitted.model)
     p = len(own.lens.names)
     freedom = residual[0].numel() - fitted.unknown.shape[1]
     return MacroFit(
         names=tuple(own.lens.names),
         parameters=fitted.unknown[:, :p],
-        covariance=torch.linalg.pinv(curvature.nan_to_num(), hermitian=True)[:, :p, :p].to(images.dtype),
+        covariance=torch.linalg.pinv(fitted.curvature.nan_to_num(), hermitian=True)[:, :p, :p].to(images.dtype),
         scale=fitted.unknown[:, p].exp(),
         offset=fitted.unknown[:, p + 1],
         model=fitted.model,

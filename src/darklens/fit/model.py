@@ -55,19 +55,34 @@ class Model:
 
     def expected(self, unknown: Unknown) -> tuple[Maps, Float[Tensor, "b q m m"]]:
         """Return the images that the unknowns mean, and their derivatives by each of them."""
-        p, x, y = self.smooth - 2, self.detector.x.to(unknown), self.detector.y.to(unknown)
-        law = _fused() if self.compiled else brightness_and_slopes
-        brightness = law(self.lens, self.kind, self.blur, unknown, x, y)
+        p, brightness = self.smooth - 2, self._at_samples(brightness_and_slopes, unknown)
         if PSF in self.lens.names:
             at = self.lens.names.index(PSF)
             seen, by_width = self.detector.observe_wider(brightness, unknown[:, at])
             seen[:, at + 1] = by_width
         else:
             seen = self.detector.observe(brightness)
-        seen = seen * self.gain(unknown)[:, :1, None, None].exp()
         light = seen[:, :1]
         slopes = torch.cat([seen[:, 1 : p + 1], light, torch.ones_like(light), seen[:, p + 1 :]], 1)
         return light[:, 0] + unknown[:, p + 1, None, None], slopes
+
+    def light(self, unknown: Unknown) -> Maps:
+        """Return the images that the unknowns mean."""
+        brightness = self._at_samples(brightness_alone, unknown)[:, None]
+        if PSF in self.lens.names:
+            seen, _ = self.detector.observe_wider(brightness, unknown[:, self.lens.names.index(PSF)])
+        else:
+            seen = self.detector.observe(brightness)
+        return seen[:, 0] + unknown[:, self.smooth - 1, None, None]
+
+    def _at_samples(self, law: Callable[..., Tensor], unknown: Unknown) -> Tensor:
+        """Return what a law says of the detector's sample points."""
+        x, y = self.detector.x.to(unknown), self.detector.y.to(unknown)
+        if not self.compiled:
+            return law(self.lens, self.kind, self.blur, unknown, x, y)
+        # A single image would wait for a kernel of its own.
+        several = unknown if len(unknown) > 1 else unknown.repeat(2, 1)
+        return _fused(law)(self.lens, self.kind, self.blur, several, x, y)[: len(unknown)]
 
     def moved(self, unknown: Unknown, step: Unknown) -> Unknown:
         """Return unknowns after a step, which is shortened where it is wild, within the bounds of each."""
@@ -104,18 +119,34 @@ class Model:
 def brightness_and_slopes(
     lens: SmoothLens, kind: Kind, blur: float, unknown: Unknown, x: Tensor, y: Tensor
 ) -> Float[Tensor, "b k s s"]:
-    """Return brightness at positions and its derivatives by the unknowns, without scale and offset."""
+    """Return brightness at positions in image units above the offset, and its derivatives by lens and masses."""
+    smooth, scale, mass = _parts(lens, kind, blur, unknown, x, y)
+    scene = lens.scene(smooth, x, y, [mass.alpha] if mass else [])
+    seen = [scene.brightness[:, None], scene.slopes]
+    if mass:
+        seen.append(-(scene.by_beta_x[:, None] * mass.by_x + scene.by_beta_y[:, None] * mass.by_y))
+    return torch.cat(seen, 1) * scale[:, None]
+
+
+def brightness_alone(
+    lens: SmoothLens, kind: Kind, blur: float, unknown: Unknown, x: Tensor, y: Tensor
+) -> Float[Tensor, "b s s"]:
+    """Return brightness at positions in image units above the offset."""
+    smooth, scale, mass = _parts(lens, kind, blur, unknown, x, y)
+    return lens.brightness(smooth, x, y, [mass.alpha] if mass else []) * scale
+
+
+def _parts(
+    lens: SmoothLens, kind: Kind, blur: float, unknown: Unknown, x: Tensor, y: Tensor
+) -> tuple[Float[Tensor, "b p"], Float[Tensor, "b 1 1"], masses.Masses | None]:
+    """Return the parameters of the lens, the image's scale, and the masses beside it."""
     p = len(lens.names)
-    smooth, own = unknown[:, :p], unknown[:, p + 2 :]
+    smooth, scale, own = unknown[:, :p], unknown[:, p, None, None].exp(), unknown[:, p + 2 :]
     if kind == "smooth":
-        scene = lens.scene(smooth, x, y)
-        return torch.cat([scene.brightness[:, None], scene.slopes], 1)
-    mass = masses.points(own, x, y) if kind == "points" else masses.one_line(own, x, y, blur=blur)
-    scene = lens.scene(smooth, x, y, [mass.alpha])
-    by_mass = -(scene.by_beta_x[:, None] * mass.by_x + scene.by_beta_y[:, None] * mass.by_y)
-    return torch.cat([scene.brightness[:, None], scene.slopes, by_mass], 1)
+        return smooth, scale, None
+    return smooth, scale, masses.points(own, x, y) if kind == "points" else masses.one_line(own, x, y, blur=blur)
 
 
 @cache
-def _fused() -> Callable[..., Tensor]:
-    return fuse(brightness_and_slopes, dynamic=True)
+def _fused(law: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return fuse(law, dynamic=True)

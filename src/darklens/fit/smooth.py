@@ -125,12 +125,10 @@ class SmoothLens:
             y: (s, 1), arcsec.
             beside: Deflections of masses beside the smooth lens, arcsec, (b, s, s) each.
         """
-        value = {name: v[:, None, None] for name, v in self._values(parameters).items()}
-        if not self.centred:
-            x, y = x - value["centre_x"], y - value["centre_y"]
+        value, x, y = self._placed(parameters, x, y)
         alphas, alpha_slopes = self._deflection(value, x, y)
         beta_x, beta_y = source_plane(x, y, [*alphas, *beside])
-        image, slopes = self._light("source", value, beta_x, beta_y, {"x", "y"})
+        image, slopes = self._light("source", value, beta_x, beta_y, self._free("source") | {"x", "y"})
         by_beta_x, by_beta_y = slopes.pop("source_x"), slopes.pop("source_y")
         slopes |= {"source_x": -by_beta_x, "source_y": -by_beta_y}
         for name, (by_x, by_y) in alpha_slopes.items():
@@ -140,7 +138,8 @@ class SmoothLens:
             slopes["centre_x"] = by_beta_x * (xx - 1) + by_beta_y * xy
             slopes["centre_y"] = by_beta_x * xy + by_beta_y * (yy - 1)
         if "light" in self._lights:
-            own, its_slopes = self._light("light", value, x, y, set() if self.centred else {"x", "y"})
+            besides = set() if self.centred else {"x", "y"}
+            own, its_slopes = self._light("light", value, x, y, self._free("light") | besides)
             if not self.centred:
                 slopes["centre_x"] = slopes["centre_x"] - its_slopes["light_x"]
                 slopes["centre_y"] = slopes["centre_y"] - its_slopes["light_y"]
@@ -151,30 +150,52 @@ class SmoothLens:
         stacked = torch.stack([slopes[name].expand_as(image) for name in self.names], 1)
         return Scene(image, stacked, by_beta_x, by_beta_y)
 
+    def brightness(
+        self, parameters: Parameters, x: Tensor, y: Tensor, beside: Sequence[Deflection] = ()
+    ) -> Float[Tensor, "b s s"]:
+        """Return the brightness of `scene` alone."""
+        value, x, y = self._placed(parameters, x, y)
+        beta_x, beta_y = source_plane(x, y, [*self._alphas(value, x, y), *beside])
+        image, _ = self._light("source", value, beta_x, beta_y, set())
+        return image + self._light("light", value, x, y, set())[0] if "light" in self._lights else image
+
+    def _placed(self, parameters: Parameters, x: Tensor, y: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Return the values of all parameters (b, 1, 1), and positions as seen from the lens."""
+        value = {name: v[:, None, None] for name, v in self._values(parameters).items()}
+        return (value, x, y) if self.centred else (value, x - value["centre_x"], y - value["centre_y"])
+
+    def _free(self, prefix: str) -> set[str]:
+        """Return what of a light is fitted."""
+        start = f"{prefix}_"
+        return {name.removeprefix(start) for name in self.names if name.startswith(start)}
+
+    def _alphas(self, value: Mapping[str, Tensor], x: Tensor, y: Tensor) -> list[Deflection]:
+        """Return the deflections of the shear and of the main lens."""
+        external = shear.deflection(x, y, gamma1=value["gamma1"], gamma2=value["gamma2"])
+        if self.population.lens.round:
+            return [external, sis.deflection(x, y, theta_E=value["theta_E"])]
+        return [external, sie.deflection(x, y, **{name: value[name] for name in ("theta_E", "e1", "e2")})]
+
     def _deflection(
         self, value: Mapping[str, Tensor], x: Tensor, y: Tensor
     ) -> tuple[list[Deflection], dict[str, Deflection]]:
         """Return the deflections of the lens and their derivatives by its free parameters."""
-        theta_E, gamma1, gamma2 = value["theta_E"], value["gamma1"], value["gamma2"]
-        one, zero = torch.ones_like(gamma1), torch.zeros_like(gamma1)
-        external = shear.deflection(x, y, gamma1=gamma1, gamma2=gamma2)
+        theta_E, alphas = value["theta_E"], self._alphas(value, x, y)
+        one, zero = torch.ones_like(theta_E), torch.zeros_like(theta_E)
         slopes = {
             "gamma1": shear.deflection(x, y, gamma1=one, gamma2=zero),  # linear in both
             "gamma2": shear.deflection(x, y, gamma1=zero, gamma2=one),
         }
-        if self.population.lens.round:
-            main = sis.deflection(x, y, theta_E=theta_E)
-        else:
+        if not self.population.lens.round:
             shape = {"e1": value["e1"], "e2": value["e2"]}
-            main = sie.deflection(x, y, theta_E=theta_E, **shape)
             for name in {"e1", "e2"} & set(self.names):
                 ends = [
                     sie.deflection(x, y, theta_E=theta_E, **shape | {name: shape[name] + step})
                     for step in (_STEP, -_STEP)
                 ]
                 slopes[name] = tuple((more - less) / (2 * _STEP) for more, less in zip(*ends, strict=True))
-        slopes["theta_E"] = (main[0] / theta_E, main[1] / theta_E)
-        return [external, main], {name: slope for name, slope in slopes.items() if name in self.names}
+        slopes["theta_E"] = (alphas[1][0] / theta_E, alphas[1][1] / theta_E)
+        return alphas, {name: slope for name, slope in slopes.items() if name in self.names}
 
     def _hessian(self, value: Mapping[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the second derivatives of the potential of lens and shear."""
@@ -186,9 +207,9 @@ class SmoothLens:
         return xx + external[0], xy + external[1], yy + external[2]
 
     def _light(
-        self, prefix: str, value: Mapping[str, Tensor], x: Tensor, y: Tensor, besides: set[str]
+        self, prefix: str, value: Mapping[str, Tensor], x: Tensor, y: Tensor, by: set[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return light at x, y and its derivatives by its free parameters; by its centre, those by -x and -y."""
+        """Return light at x, y and its derivatives by some parameters; by its centre, those by -x and -y."""
         spec = self._lights[prefix]
         own = {name: value[f"{prefix}_{name}"] for name in ("amplitude", "x", "y", "e1", "e2", "ln_R_e", "ln_n")}
         brightness, slopes = light.sersic_slopes(
@@ -200,7 +221,7 @@ class SmoothLens:
             e1=own["e1"],
             e2=own["e2"],
             b=light.sersic_b_linear if spec.b_n == "linear" else light.sersic_b,
-            by={name for name in own if f"{prefix}_{name}" in self.names} | besides,
+            by=by,
         )
         return brightness, {f"{prefix}_{name}": slope for name, slope in slopes.items()}
 

@@ -62,6 +62,7 @@ def test_derivatives_are_those_of_finite_differences(name, kind, centred, monkey
     beside = torch.tensor([[0.3, 0.1, *masses]], dtype=torch.float64).expand(2, -1)
     at, model = torch.cat([smooth, beside], 1), Model(own.lens, own.full, kind, blur=0.1)
     images, slopes = model.expected(at)
+    torch.testing.assert_close(model.light(at), images, rtol=1e-12, atol=1e-12)
     if kind == "smooth":
         torch.testing.assert_close((images - 0.1) / math.exp(0.3), own.lens.images(smooth), rtol=1e-5, atol=1e-6)
     for k in range(at.shape[1]):
@@ -78,6 +79,16 @@ def test_a_smooth_lens_is_fitted_to_the_noise_and_substructure_is_not(common):
     assert float(fit.chi2[smooth].min()) > 0.96 and float(fit.chi2[smooth].max()) < 1.04
     assert fit.residual[smooth].std() == pytest.approx(1, abs=0.02)
     assert float(fit.chi2[~smooth].median()) > 1.04
+
+
+def test_slopes_kept_for_a_last_short_step_end_where_fresh_ones_do(common, monkeypatch):
+    population, images, _, fit = common
+    monkeypatch.setattr("darklens.fit.macro._SHORT", 0.0)
+    fresh = fit_macro(images, population)
+    errors = torch.diagonal(fresh.covariance, dim1=1, dim2=2).sqrt()
+    assert float(((fit.parameters - fresh.parameters) / errors).abs().max()) < 0.01
+    torch.testing.assert_close(fit.chi2, fresh.chi2, rtol=1e-5, atol=0)
+    torch.testing.assert_close(fit.covariance, fresh.covariance, rtol=0.1, atol=float(errors.max()) ** 2 * 0.03)
 
 
 def test_parameters_scatter_as_their_covariance_says(common):
