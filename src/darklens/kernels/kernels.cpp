@@ -2,6 +2,7 @@
 
 #include "first.h"
 #include "pointwise.h"
+#include "unfold.h"
 
 #define POOL(T, NAME, KERNEL, STRIDE, PADDING)                                                                        \
     extern "C" void NAME##_forward(                                                                                   \
@@ -54,5 +55,13 @@ FIRST(BFloat16, first_5_bfloat16, 5)
 
 POINTWISE(float, pointwise_float32)
 POINTWISE(BFloat16, pointwise_bfloat16)
+
+extern "C" void unfold_bfloat16(const Shape* shape, const Side* side, const BFloat16* x, BFloat16* columns) {
+    unfold(*shape, *side, x, columns);
+}
+
+extern "C" void fold_bfloat16(const Shape* shape, const Side* side, const BFloat16* columns, BFloat16* x) {
+    fold(*shape, *side, columns, x);
+}
 
 extern "C" int64_t lanes() { return LANES; }

@@ -68,6 +68,29 @@ def normalised(norm: nn.Module, x: Maps, other: Maps | None, *, activate: bool) 
     return result
 
 
+def convolved(conv: nn.Conv2d, x: Maps) -> Maps | None:
+    """Return conv(x) by a product of matrices in bfloat16, where that is faster than PyTorch's convolution.
+
+    It is where there are more weights than values, and for strides. Float32 gains nothing.
+    """
+    padding, stride, kernel = conv.padding[0], conv.stride[0], conv.kernel_size[0]
+    if (
+        not conv.training
+        or not torch.is_autocast_enabled("cpu")
+        or torch.get_autocast_dtype("cpu") != torch.bfloat16
+        or not isinstance(padding, int)
+        or (stride == 1 and (kernel == 1 or conv.weight.numel() < x.numel() * (1 + conv.out_channels / x.shape[1])))
+        or not (conv.kernel_size == (kernel, kernel) and conv.padding == (padding, padding))
+        or not (conv.stride == (stride, stride) and conv.dilation == (1, 1))
+        or not (conv.groups == 1 and conv.bias is None and conv.padding_mode == "zeros")
+        or min(x.shape[2:]) + 2 * padding < kernel
+        or not _runs(x, torch.bfloat16, conv.in_channels)
+    ):
+        return None
+    result: Tensor = _Convolved.apply(x.to(torch.bfloat16), conv.weight, Windows(kernel, stride, padding))  # type: ignore[no-untyped-call]
+    return result
+
+
 def _is_first(conv: nn.Conv2d) -> bool:
     side, margin = (_FIRST_KERNEL,) * 2, (_FIRST_KERNEL // 2,) * 2
     return (
@@ -80,11 +103,20 @@ def _is_first(conv: nn.Conv2d) -> bool:
 
 
 def _applies(norm: nn.Module, x: Tensor, dtype: torch.dtype, channels: int) -> bool:
-    if not norm.training or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+    return (
+        type(norm) is nn.BatchNorm2d
+        and norm.training
+        and norm.weight is not None
+        and norm.weight.dtype == torch.float32
+        and x.numel() > x.shape[1]  # PyTorch's layer has a word on a single value
+        and _runs(x, dtype, channels)
+    )
+
+
+def _runs(x: Tensor, dtype: torch.dtype, channels: int) -> bool:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
         return False
-    if type(norm) is not nn.BatchNorm2d or norm.weight is None or norm.weight.dtype != torch.float32:
-        return False
-    if type(x) is not Tensor or x.device.type != "cpu" or dtype not in _TYPES or x.numel() <= x.shape[1]:
+    if type(x) is not Tensor or x.device.type != "cpu" or dtype not in _TYPES or x.numel() == 0:
         return False
     kernels = library()
     return kernels is not None and channels % kernels.lanes() == 0
@@ -129,6 +161,10 @@ class _Convolution(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("by_image", "by_channel", "by_row", "by_column", "inputs")),
         ("weights", ctypes.c_void_p),
     ]
+
+
+class _Side(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("kernel", "stride", "padding", "height", "width")]  # noqa: RUF012
 
 
 def _call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
@@ -252,3 +288,30 @@ class _Normalised(torch.autograd.Function):
         if context.needs_input_grad[1] and out is None:
             d_other = gradient
         return d_x, d_other, d_scale, d_shift, None, None
+
+
+class _Convolved(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor, weight: Tensor, windows: Windows) -> Tensor:
+        x = _in_order(x)
+        height, width = (windows.over(side) for side in x.shape[2:])
+        side, channels, pixels = _Side(*windows, height, width), x.shape[1], len(x) * height * width
+        columns = x.new_empty(pixels, windows.kernel**2 * channels)
+        _call("unfold_{}", x.dtype, _Shape.of(x), side, x, columns)
+        taps = weight.permute(0, 2, 3, 1).reshape(len(weight), -1).to(x.dtype)
+        context.save_for_backward(columns, taps)
+        context.side, context.like = side, (x.shape, weight.shape)
+        return torch.mm(columns, taps.t()).view(len(x), height, width, -1).permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        columns, taps = context.saved_tensors
+        of_x, (outputs, inputs, *side) = context.like
+        gradient = _in_order(gradient).permute(0, 2, 3, 1).reshape(-1, outputs)
+        d_weight = torch.mm(gradient.t(), columns).view(outputs, *side, inputs).permute(0, 3, 1, 2)
+        if not context.needs_input_grad[0]:
+            return None, d_weight, None
+        d_x = _maps(*of_x, dtype=gradient.dtype)
+        _call("fold_{}", d_x.dtype, _Shape.of(d_x), context.side, torch.mm(gradient, taps), d_x)
+        return d_x, d_weight, None

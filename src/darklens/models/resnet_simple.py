@@ -47,11 +47,13 @@ class NormalisedConv(nn.Sequential):
         """Return the maps; `other` is added before a ReLU, not before a maximum."""
         conv, norm = self
         windows = self._windows
-        if windows is None:
-            return self._without_maximum(conv(x), norm, other)
-        if isinstance(conv, nn.Conv2d) and (fused := kernels.first_layer(conv, norm, x, windows)) is not None:
+        assert isinstance(conv, nn.Conv2d)
+        if windows is not None and (fused := kernels.first_layer(conv, norm, x, windows)) is not None:
             return fused
-        maps = conv(x)
+        if (maps := kernels.convolved(conv, x)) is None:
+            maps = conv(x)
+        if windows is None:
+            return self._without_maximum(maps, norm, other)
         if (fused := kernels.pooled(norm, maps, windows)) is not None:
             return fused
         return nn.functional.relu_(nn.functional.max_pool2d(norm(maps), *windows))
