@@ -2,6 +2,7 @@
 
 #include "first.h"
 #include "pointwise.h"
+#include "splat.h"
 #include "unfold.h"
 
 #define POOL(T, NAME, KERNEL, STRIDE, PADDING)                                                                        \
@@ -62,6 +63,19 @@ extern "C" void unfold_bfloat16(const Shape* shape, const Side* side, const BFlo
 
 extern "C" void fold_bfloat16(const Shape* shape, const Side* side, const BFloat16* columns, BFloat16* x) {
     fold(*shape, *side, columns, x);
+}
+
+extern "C" void splat_forward(
+    const Shape* shape, const float* light, const float* column, const float* row, float* total
+) {
+    Splat(*shape, column, row).forward(light, total);
+}
+
+extern "C" void splat_backward(
+    const Shape* shape, const float* light, const float* column, const float* row, const float* d_total,
+    float* d_light, float* d_column, float* d_row
+) {
+    Splat(*shape, column, row).backward(light, d_total, d_light, d_column, d_row);
 }
 
 extern "C" int64_t lanes() { return LANES; }

@@ -14,7 +14,16 @@ from darklens.errors import InputError
 from darklens.files import atomic_path
 
 _SOURCE = Path(__file__).parent
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-fPIC", "-w")
+_FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-mprefer-vector-width=512",
+    "-fno-trapping-math",
+    "-fopenmp",
+    "-fPIC",
+    "-w",
+)
 _LONGEST = 300  # s; a compilation takes 3
 _DIGEST = hashlib.sha256().digest_size
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from darklens.config import Frozen
 from darklens.errors import ConfigError
-from darklens.kernels.layers import Windows
+from darklens.kernels.calls import Windows
 from darklens.models.resnet_simple import NormalisedConv, ResidualBlock, shortcut
 
 _WIDTHS = (64, 128, 256, 512)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from darklens.config import Frozen
 from darklens.errors import ConfigError
-from darklens.kernels import layers as kernels
-from darklens.kernels.layers import Windows
+from darklens.kernels.calls import Windows
+from darklens.kernels.layers import first_layer, normalised, pooled
+from darklens.kernels.products import convolved
 
 
 class ResNetSimpleConfig(Frozen):
@@ -48,18 +49,18 @@ class NormalisedConv(nn.Sequential):
         conv, norm = self
         windows = self._windows
         assert isinstance(conv, nn.Conv2d)
-        if windows is not None and (fused := kernels.first_layer(conv, norm, x, windows)) is not None:
+        if windows is not None and (fused := first_layer(conv, norm, x, windows)) is not None:
             return fused
-        if (maps := kernels.convolved(conv, x)) is None:
+        if (maps := convolved(conv, x)) is None:
             maps = conv(x)
         if windows is None:
             return self._without_maximum(maps, norm, other)
-        if (fused := kernels.pooled(norm, maps, windows)) is not None:
+        if (fused := pooled(norm, maps, windows)) is not None:
             return fused
         return nn.functional.relu_(nn.functional.max_pool2d(norm(maps), *windows))
 
     def _without_maximum(self, maps: Tensor, norm: nn.Module, other: Tensor | None) -> Tensor:
-        if (fused := kernels.normalised(norm, maps, other, activate=self._activate)) is not None:
+        if (fused := normalised(norm, maps, other, activate=self._activate)) is not None:
             return fused
         maps = norm(maps) if other is None else other + norm(maps)
         return nn.functional.relu_(maps) if self._activate else maps

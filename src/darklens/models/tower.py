@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from darklens.kernels.layers import Windows
+from darklens.kernels.calls import Windows
 from darklens.models.resnet_simple import NormalisedConv
 
 
