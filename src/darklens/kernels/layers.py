@@ -8,6 +8,7 @@ to rounding: the kernels add in float32 and round once, at the end.
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -30,7 +31,7 @@ _POOLS = (Windows(2, 2, 0), Windows(3, 2, 1))
 _FIRST_KERNEL, _FIRST_INPUTS = 5, 2
 
 
-def first_layer(conv: nn.Conv2d, norm: nn.Module, images: Maps, windows: Windows) -> Maps | None:
+def first_layer(conv: nn.Conv2d, norm: nn.Module, images: Maps, windows: Windows) -> Float[Tensor, "b d p q"] | None:
     """Return relu(maximum(norm(conv(images)))) of a convolution of few channels that no gradient is to leave."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else images.dtype
     if (
@@ -46,9 +47,9 @@ def first_layer(conv: nn.Conv2d, norm: nn.Module, images: Maps, windows: Windows
     return result
 
 
-def pooled(norm: nn.Module, x: Maps, windows: Windows) -> Maps | None:
+def pooled(norm: nn.Module, x: Maps, windows: Windows) -> Float[Tensor, "b d p q"] | None:
     """Return relu(maximum(norm(x)))."""
-    if windows not in _POOLS or min(x.shape[2:]) < windows.kernel or not _applies(norm, x, x.dtype, x.shape[1]):
+    if windows not in _POOLS or min(map(windows.over, x.shape[2:])) < 1 or not _applies(norm, x, x.dtype, x.shape[1]):
         return None
     result: Tensor = _Pooled.apply(x, norm.weight, norm.bias, _tracked(norm), windows)  # type: ignore[no-untyped-call]
     return result

@@ -3,13 +3,14 @@
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from darklens.kernels.calls import Maps, Shape, Side, Windows, applies, call, in_order, maps, vectors
 
 
-def convolved(conv: nn.Conv2d, x: Maps) -> Maps | None:
+def convolved(conv: nn.Conv2d, x: Maps) -> Float[Tensor, "b d p q"] | None:
     """Return conv(x) by a product of matrices in bfloat16, where that is faster than PyTorch's convolution.
 
     It is where there are more weights than values, and for strides. Float32 gains nothing.
