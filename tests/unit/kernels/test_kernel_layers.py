@@ -104,7 +104,7 @@ def test_normalisation_sum_and_relu(size, activate, with_other, dtype, tolerance
 
 @pytest.mark.parametrize("size", [(2, 2), (5, 4), (13, 15), (48, 48), (75, 73)])
 @pytest.mark.parametrize("inputs", [1, 2])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 3e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 3e-6), (torch.bfloat16, 2e-2)])
 def test_the_first_layer(size, inputs, dtype, tolerance, threads):
     images, norm = torch.rand(3, inputs, *size), batch_norm(32)
     conv = nn.Conv2d(inputs, 32, 5, padding=2, bias=False)
