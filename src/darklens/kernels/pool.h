@@ -158,21 +158,56 @@ struct Pool {
         const Own& windows, int64_t y, const Backward::Channels& by, const T* x, const uint8_t* places,
         const T* gradient, T* d_x
     ) {
-        const int64_t channels = windows.shape.channels;
-        const int64_t padded_y = y + PADDING;
-        const int64_t up = first_over(padded_y), down = std::min(padded_y / STRIDE + 1, windows.height);
-        for (int64_t column = 0; column < windows.shape.width; ++column) {
-            const int64_t padded_x = column + PADDING;
-            const int64_t left = first_over(padded_x), right = std::min(padded_x / STRIDE + 1, windows.width);
-            Floats routed = {};
-            for (int64_t v = up; v < down; ++v)
-                for (int64_t u = left; u < right; ++u) {
-                    const int64_t at = (v * windows.width + u) * channels;
-                    const int32_t here = int32_t((padded_y - v * STRIDE) * KERNEL + padded_x - u * STRIDE);
-                    routed += load(places + at) == here ? load(gradient + at) : Floats{};
+        const int64_t up = first_over(y + PADDING), rows = std::min((y + PADDING) / STRIDE + 1, windows.height) - up;
+        const int64_t skipped = up * windows.width * windows.shape.channels;
+        places += skipped, gradient += skipped;
+        const int32_t first = int32_t((y + PADDING - up * STRIDE) * KERNEL);
+        if (rows == 2) spread_rows<2>(windows, first, by, x, places, gradient, d_x);
+        if (rows == 1) spread_rows<1>(windows, first, by, x, places, gradient, d_x);
+        if (rows == 0) spread_rows<0>(windows, first, by, x, places, gradient, d_x);
+    }
+
+    // `first` is the row's place in the first of the rows of windows that have it.
+    template <int ROWS_OF_WINDOWS>
+    static void spread_rows(
+        const Own& windows, int32_t first, const Backward::Channels& by, const T* x, const uint8_t* places,
+        const T* gradient, T* d_x
+    ) {
+        static_assert(STRIDE == 2 && KERNEL <= 3 && PADDING <= 1, "a pixel has at most two windows along a row");
+        const int64_t channels = windows.shape.channels, width = windows.shape.width;
+        Routed here[2] = {}, next[2] = {};
+        for (int row = 0; row < ROWS_OF_WINDOWS; ++row) here[row] = routed(windows, places, gradient, row, 0);
+        for (int64_t u = 0; 2 * u < width; ++u) {
+#pragma GCC unroll 2
+            for (int row = 0; row < ROWS_OF_WINDOWS; ++row) next[row] = routed(windows, places, gradient, row, u + 1);
+#pragma GCC unroll 2
+            for (int32_t right = 0; right < 2; ++right) {
+                if (2 * u + right >= width) break;
+                Floats sum = {};
+#pragma GCC unroll 2
+                for (int32_t row = 0; row < ROWS_OF_WINDOWS; ++row) {
+                    const int32_t start = first - row * STRIDE * KERNEL + PADDING + right;
+                    if (PADDING + right < KERNEL) sum += here[row].place == start ? here[row].gradient : Floats{};
+                    if (PADDING + right >= STRIDE)
+                        sum += next[row].place == start - STRIDE ? next[row].gradient : Floats{};
                 }
-            store(d_x + column * channels, by(routed, load(x + column * channels)));
+                const int64_t at = (2 * u + right) * channels;
+                store(d_x + at, by(sum, load(x + at)));
+            }
+            for (int row = 0; row < ROWS_OF_WINDOWS; ++row) here[row] = next[row];
         }
+    }
+
+    // A window's place, and the gradient of its maximum.
+    struct Routed {
+        Ints place;
+        Floats gradient;
+    };
+
+    static Routed routed(const Own& windows, const uint8_t* places, const T* gradient, int64_t row, int64_t u) {
+        if (u >= windows.width) return {all(CLOSED), Floats{}};
+        const int64_t at = (row * windows.width + u) * windows.shape.channels;
+        return {load(places + at), load(gradient + at)};
     }
 
     // The first window over a padded position.
