@@ -58,8 +58,10 @@ def bound(name, batch, peak, rounds, *, half):
         optimiser.step()
 
     step()
+    network.eval()  # PyTorch's layers: the counter does not see into kernels
     with FlopCounterMode(display=False) as counter:
         step()
+    network.train()
     operations = counter.get_total_flops() / batch
     took = statistics.median(seconds(step, rounds)) / batch
     with profile(activities=[ProfilerActivity.CPU]) as profiled:

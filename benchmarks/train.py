@@ -77,7 +77,8 @@ def our_side(pipe, store_path, name, batch, threads, changes):
 
 
 def study_side(pipe, store_path, name, batch, threads, changes, files, order, moved_weights):
-    """Train as the study; the initial weights are those of `our_side`."""
+    """Train as the study, with PyTorch's layers; the initial weights are those of `our_side`."""
+    os.environ["DARKLENS_KERNELS"] = "0"
     import torch
 
     torch.set_num_threads(threads)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from darklens.config import Frozen
 from darklens.errors import ConfigError
-from darklens.models.resnet_simple import ResidualBlock, conv_block, normalised_conv, pooled
+from darklens.kernels.calls import Windows
+from darklens.models.resnet_simple import NormalisedConv, ResidualBlock, shortcut
 
 _WIDTHS = (64, 128, 256, 512)
 SMALLEST = 33  # pixels: below, the last stage has a single pixel whatever it sees
@@ -31,17 +32,14 @@ class Bottleneck(nn.Module):
     def __init__(self, inputs: int, width: int, *, stride: int = 1) -> None:
         super().__init__()
         outputs = self.expansion * width
-        self.first = conv_block(inputs, width, kernel=1)
-        self.second = conv_block(width, width, padding=1, stride=stride)
-        self.third = normalised_conv(width, outputs, kernel=1)
-        self.shortcut: nn.Module = nn.Identity()
-        if inputs != outputs or stride > 1:
-            self.shortcut = normalised_conv(inputs, outputs, kernel=1, stride=stride)
-        self.activation = nn.ReLU(inplace=True)
+        self.first = NormalisedConv(inputs, width, kernel=1)
+        self.second = NormalisedConv(width, width, padding=1, stride=stride)
+        self.third = NormalisedConv(width, outputs, kernel=1)
+        self.shortcut = shortcut(inputs, outputs, stride)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d p q"]:
-        """Return activation(shortcut(x) + block(x))."""
-        activated: Tensor = self.activation(self.shortcut(x) + self.third(self.second(self.first(x))))
+        """Return relu(shortcut(x) + block(x))."""
+        activated: Tensor = self.third(self.second(self.first(x)), self.shortcut(x))
         return activated
 
 
@@ -58,8 +56,9 @@ class ResNet18(nn.Module):
             raise ConfigError(
                 f"Images of {n_pixels} pixels are too small for this network; at least {SMALLEST} are needed."
             )
-        stem = normalised_conv(in_channels, _WIDTHS[0], kernel=7, padding=3, stride=2)
-        self.stem = stem.extend(pooled(3, padding=1))
+        self.stem = NormalisedConv(
+            in_channels, _WIDTHS[0], kernel=7, padding=3, stride=2, windows=Windows(3, stride=2, padding=1)
+        )
         blocks: list[nn.Module] = []
         inputs = _WIDTHS[0]
         for i, width in enumerate(_WIDTHS):

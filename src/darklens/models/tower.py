@@ -1,10 +1,13 @@
 """A small network from maps to features."""
 
+from collections import OrderedDict
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from darklens.models.resnet_simple import conv_block, normalised_conv, pooled
+from darklens.kernels.calls import Windows
+from darklens.models.resnet_simple import NormalisedConv
 
 
 class Tower(nn.Module):
@@ -12,15 +15,14 @@ class Tower(nn.Module):
 
     def __init__(self, inputs: int, w: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            conv_block(inputs, w, kernel=5, padding=2, stride=2),
-            normalised_conv(w, w + w // 2, padding=1),
-            pooled(),
-            conv_block(w + w // 2, 2 * w, padding=1),
-            normalised_conv(2 * w, 2 * w, padding=1),
-            pooled(),
-            conv_block(2 * w, 3 * w, padding=1),
-        )
+        layers = {
+            "0": NormalisedConv(inputs, w, kernel=5, padding=2, stride=2),
+            "1": NormalisedConv(w, w + w // 2, padding=1, windows=Windows()),
+            "3": NormalisedConv(w + w // 2, 2 * w, padding=1),
+            "4": NormalisedConv(2 * w, 2 * w, padding=1, windows=Windows()),
+            "6": NormalisedConv(2 * w, 3 * w, padding=1),
+        }
+        self.layers = nn.Sequential(OrderedDict(layers))  # named as in bundles, where the maxima had numbers
 
     @classmethod
     def features(cls, w: int) -> int:

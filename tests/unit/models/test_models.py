@@ -8,11 +8,12 @@ from darklens.bundle import Bundle
 from darklens.config import load
 from darklens.contract import Contract
 from darklens.errors import ConfigError
+from darklens.kernels.calls import Windows
 from darklens.models.autoencoder import AutoencoderConfig
 from darklens.models.informed import Informed, SISAutoencoder2Config, SISAutoencoderConfig
 from darklens.models.lens_layer import KRange, LensLayer
 from darklens.models.resnet_18 import ResNet18Config
-from darklens.models.resnet_simple import ResNetSimpleConfig, pooled
+from darklens.models.resnet_simple import ResNetSimpleConfig
 from darklens.models.transformer import TransformerConfig
 from darklens.models.two_stage import TwoStage, TwoStageConfig
 from darklens.models.zoo import build, count_parameters, kinds, task_of
@@ -149,7 +150,7 @@ def test_the_maximum_before_relu_is_relu_before_the_maximum_to_the_bit(kernel, p
     x = torch.randn(4, 3, 21, 21, generator=torch.Generator().manual_seed(0)).round(decimals=1)  # has ties and zeros
     found = []
     for layers in (
-        pooled(kernel, padding=padding),
+        lambda images: nn.functional.relu_(nn.functional.max_pool2d(images, *Windows(kernel, 2, padding))),
         nn.Sequential(nn.ReLU(), nn.MaxPool2d(kernel, stride=2, padding=padding)),
     ):
         images = x.clone().requires_grad_()

@@ -1,0 +1,1 @@
+"""Layers that are run by our own code, compiled on the machine that trains."""

@@ -1,0 +1,81 @@
+// What Python calls. Arrays are in channels-last order, of float32 or bfloat16; channels a multiple of LANES.
+
+#include "first.h"
+#include "pointwise.h"
+#include "splat.h"
+#include "unfold.h"
+
+#define POOL(T, NAME, KERNEL, STRIDE, PADDING)                                                                        \
+    extern "C" void NAME##_forward(                                                                                   \
+        const Shape* shape, const Layer* layer, const T* x, T* extrema, uint8_t* places, T* out                       \
+    ) {                                                                                                               \
+        Pool<T, KERNEL, STRIDE, PADDING>::forward(*shape, *layer, x, extrema, places, out);                           \
+    }                                                                                                                 \
+    extern "C" void NAME##_backward(                                                                                  \
+        const Shape* shape, const Layer* layer, const T* x, const T* extrema, const uint8_t* places,                  \
+        const T* gradient, T* d_x, float* d_scale, float* d_shift                                                     \
+    ) {                                                                                                               \
+        Pool<T, KERNEL, STRIDE, PADDING>::backward(*shape, *layer, x, extrema, places, gradient, d_x, d_scale,        \
+                                                   d_shift);                                                          \
+    }
+
+POOL(float, pool_2_2_0_float32, 2, 2, 0)
+POOL(BFloat16, pool_2_2_0_bfloat16, 2, 2, 0)
+POOL(float, pool_3_2_1_float32, 3, 2, 1)
+POOL(BFloat16, pool_3_2_1_bfloat16, 3, 2, 1)
+
+#define FIRST(T, NAME, KERNEL)                                                                                        \
+    extern "C" void NAME##_forward(                                                                                   \
+        const Shape* shape, const Convolution* convolution, const Layer* layer, T* extrema, uint8_t* places, T* out   \
+    ) {                                                                                                               \
+        First<T, KERNEL>(*shape, *convolution).forward(*layer, extrema, places, out);                                 \
+    }                                                                                                                 \
+    extern "C" void NAME##_backward(                                                                                  \
+        const Shape* shape, const Convolution* convolution, const Layer* layer, const T* extrema,                     \
+        const uint8_t* places, const T* gradient, float* d_weights, float* d_scale, float* d_shift                    \
+    ) {                                                                                                               \
+        First<T, KERNEL>(*shape, *convolution)                                                                        \
+            .backward(*layer, extrema, places, gradient, d_weights, d_scale, d_shift);                                \
+    }
+
+FIRST(float, first_5_float32, 5)
+FIRST(BFloat16, first_5_bfloat16, 5)
+
+#define POINTWISE(T, NAME)                                                                                            \
+    extern "C" void NAME##_forward(                                                                                   \
+        const Shape* shape, const Layer* layer, const T* x, const T* other, int64_t activate, T* out                  \
+    ) {                                                                                                               \
+        Pointwise<T>(*shape).forward(*layer, x, other, activate != 0, out);                                           \
+    }                                                                                                                 \
+    extern "C" void NAME##_backward(                                                                                  \
+        const Shape* shape, const Layer* layer, const T* x, const T* out, const T* gradient, T* d_x, T* d_other,      \
+        float* d_scale, float* d_shift                                                                                \
+    ) {                                                                                                               \
+        Pointwise<T>(*shape).backward(*layer, x, out, gradient, d_x, d_other, d_scale, d_shift);                      \
+    }
+
+POINTWISE(float, pointwise_float32)
+POINTWISE(BFloat16, pointwise_bfloat16)
+
+extern "C" void unfold_bfloat16(const Shape* shape, const Side* side, const BFloat16* x, BFloat16* columns) {
+    unfold(*shape, *side, x, columns);
+}
+
+extern "C" void fold_bfloat16(const Shape* shape, const Side* side, const BFloat16* columns, BFloat16* x) {
+    fold(*shape, *side, columns, x);
+}
+
+extern "C" void splat_forward(
+    const Shape* shape, const float* light, const float* column, const float* row, float* total
+) {
+    Splat(*shape, column, row).forward(light, total);
+}
+
+extern "C" void splat_backward(
+    const Shape* shape, const float* light, const float* column, const float* row, const float* d_total,
+    float* d_light, float* d_column, float* d_row
+) {
+    Splat(*shape, column, row).backward(light, d_total, d_light, d_column, d_row);
+}
+
+extern "C" int64_t lanes() { return LANES; }

@@ -1,0 +1,101 @@
+"""The compiled code: built at first use by the system's compiler, kept in the user's cache, loaded by ctypes."""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from darklens.errors import InputError
+from darklens.files import atomic_path
+
+_SOURCE = Path(__file__).parent
+_FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-mprefer-vector-width=512",
+    "-fno-trapping-math",
+    "-fopenmp",
+    "-fPIC",
+    "-w",
+)
+_LONGEST = 300  # s; a compilation takes 3
+_DIGEST = hashlib.sha256().digest_size
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """Return the kernels; None where they cannot be had, or DARKLENS_KERNELS=0 is set: PyTorch's layers serve as well.
+
+    Needed are Linux, g++, and a processor with AVX2. Threads are those of PyTorch's own OpenMP library.
+    """
+    if os.environ.get("DARKLENS_KERNELS") == "0" or not sys.platform.startswith("linux"):
+        return None
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("g++")
+    # Of two OpenMP libraries each would have its own threads, more than there are cores.
+    if compiler is None or not hasattr(ctypes.CDLL(None), "GOMP_parallel"):
+        return None
+    try:
+        return _loaded(compiler, cache_folder())
+    except (OSError, InputError, subprocess.SubprocessError):
+        return None
+
+
+def cache_folder() -> Path:
+    """Return the folder of compiled code."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "darklens"
+
+
+def _loaded(compiler: str, folder: Path) -> ctypes.CDLL:
+    path = folder / f"kernels-{_name(compiler)}.so"
+    if not _whole(path):
+        try:
+            with atomic_path(path) as temporary:
+                _build(compiler, temporary)
+        except InputError:  # no place that lasts
+            with tempfile.TemporaryDirectory() as lasting_until_loaded:
+                path = Path(lasting_until_loaded) / path.name
+                _build(compiler, path)
+                return ctypes.CDLL(str(path))
+    return ctypes.CDLL(str(path))
+
+
+def _name(compiler: str) -> str:
+    """Return what tells apart all that the code depends on: computers of a cluster may share the folder."""
+    # The processor as the compiler sees it.
+    target = _output(compiler, *_FLAGS, "-Q", "--help=target")
+    parts = [_output(compiler, "--version"), target, *(path.read_bytes() for path in _sources())]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _sources() -> list[Path]:
+    return sorted(path for path in _SOURCE.iterdir() if path.suffix in {".cpp", ".h"})
+
+
+def _output(*command: str) -> bytes:
+    return subprocess.run(command, check=True, capture_output=True, timeout=_LONGEST).stdout
+
+
+def _build(compiler: str, target: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        objects = Path(folder) / "kernels.o"
+        _output(compiler, *_FLAGS, "-c", str(_SOURCE / "kernels.cpp"), "-o", str(objects))
+        # Without -fopenmp here: its functions are to be found in the library that PyTorch has loaded.
+        _output(compiler, "-shared", str(objects), "-o", str(target))
+    code = target.read_bytes()
+    target.write_bytes(code + hashlib.sha256(code).digest())  # the loader does not look behind the code
+
+
+def _whole(path: Path) -> bool:
+    """Return whether a file is as it was written: to load half a one would end the process."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    return hashlib.sha256(content[:-_DIGEST]).digest() == content[-_DIGEST:]

@@ -1,0 +1,50 @@
+"""Light that is put down between pixels, in one pass in place of some forty."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from darklens.kernels.calls import Shape, applies, call
+
+Image = Float[Tensor, "b c n n"]
+Position = Float[Tensor, "b n n"]
+
+
+def summed(image: Image, column: Position, row: Position) -> Image | None:
+    """Return the light of all pixels, summed where it lands; see `darklens.physics.splat.summed`: the same bits.
+
+    Args:
+        image: Images.
+        column: Where each pixel's light goes, in pixels.
+        row: As `column`.
+
+    Returns:
+        The summed light; None where kernels do not apply.
+    """
+    if {image.dtype, column.dtype, row.dtype} != {torch.float32} or not applies(image, torch.float32):
+        return None
+    result: Tensor = _Summed.apply(image, column, row)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, image: Tensor, column: Tensor, row: Tensor) -> Tensor:
+        image, column, row = image.contiguous(), column.contiguous(), row.contiguous()
+        total = torch.empty_like(image)
+        call("splat_forward", Shape.of(image), image, column, row, total)
+        context.save_for_backward(image, column, row)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        image, column, row = context.saved_tensors
+        d_image = torch.empty_like(image) if context.needs_input_grad[0] else None
+        d_column, d_row = torch.empty_like(column), torch.empty_like(row)
+        gradient = gradient.contiguous()
+        call("splat_backward", Shape.of(image), image, column, row, gradient, d_image, d_column, d_row)
+        return d_image, d_column, d_row
