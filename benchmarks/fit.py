@@ -35,6 +35,7 @@ from darklens.simulate.batch import simulate_batch
 from darklens.simulate.draw import draw
 
 NAME, SEED = "common-test-i", 4242
+Images = Callable[[np.ndarray], np.ndarray]  # of a lens' parameters
 MEDIAN_OF_NORMAL = 0.6745  # of |x|, in standard deviations
 
 
@@ -85,13 +86,13 @@ def speed(n_scipy: int, rounds: int) -> dict[str, Any]:
     scaled, _, _ = unit_range(images)
     starts = [np.array([*row[:-2].double().numpy(), 0.0, 0.0]) for row in fitter(NAME).nearest(scaled)[0]]
     ratios, drawn_ratios, peer_ratios, deviances, tries = [], [], [], [], []
-    peer = LenstronomyImages()
+    our_images, peer = OurImages(), LenstronomyImages()
     for _ in range(rounds):
         began = time.perf_counter()
         ours = fit_macro(many, NAME, engine="compiled")
         own_seconds = (time.perf_counter() - began) * n_scipy / len(many)
         began = time.perf_counter()
-        theirs = [scipy_fit(c, s) for c, s in zip(counts, starts, strict=True)]
+        theirs = [scipy_fit(c, s, sky, our_images) for c, s in zip(counts, starts, strict=True)]
         ratios.append((time.perf_counter() - began) / own_seconds)
         ours_counted = ((ours.model - ours.offset[:, None, None]) / ours.scale[:, None, None] + sky)[:n_scipy]
         own = [
@@ -99,11 +100,11 @@ def speed(n_scipy: int, rounds: int) -> dict[str, Any]:
             for c, m in zip(counts, ours_counted, strict=True)
         ]
         began = time.perf_counter()
-        peers = [scipy_fit(c, s, peer) for c, s in zip(counts, starts, strict=True)]
+        peers = [scipy_fit(c, s, sky, peer) for c, s in zip(counts, starts, strict=True)]
         peer_ratios.append((time.perf_counter() - began) / own_seconds)
         deviances = list(zip(own, theirs, peers, strict=True))
         began = time.perf_counter()
-        tries = [from_drawn_starts(c, target) for c, target in zip(counts, own, strict=True)]
+        tries = [from_drawn_starts(c, target, sky, our_images) for c, target in zip(counts, own, strict=True)]
         drawn_ratios.append((time.perf_counter() - began) / own_seconds)
     per_second = []
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
@@ -120,11 +121,15 @@ def speed(n_scipy: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def our_images(parameters: np.ndarray) -> np.ndarray:
-    """Return the noise-free counts of a lens without sky, by the model that is fitted."""
-    own = fitter(NAME)
-    light = own.lens.images(own.lens.bounded(torch.from_numpy(parameters[None]).float()))
-    return light[0].double().numpy()
+class OurImages:
+    """Noise-free counts of a lens without sky, by the model that is fitted."""
+
+    def __init__(self) -> None:
+        self._lens = fitter(NAME).lens
+
+    def __call__(self, parameters: np.ndarray) -> np.ndarray:
+        light = self._lens.images(self._lens.bounded(torch.from_numpy(parameters[None]).float()))
+        return light[0].double().numpy()
 
 
 class LenstronomyImages:
@@ -146,9 +151,8 @@ class LenstronomyImages:
         return np.asarray(self._model.image(lens, kwargs_source=[source]))
 
 
-def scipy_fit(counts: np.ndarray, start: np.ndarray, images: Callable[[np.ndarray], np.ndarray] = our_images) -> float:
+def scipy_fit(counts: np.ndarray, start: np.ndarray, sky: float, images: Images) -> float:
     """Return the deviance per degree of freedom of scipy's fit of one image, on the same counts as ours."""
-    sky = fitter(NAME).population.noise.sky
 
     def residual(unknown: np.ndarray) -> np.ndarray:
         return deviance_residual(counts, np.exp(unknown[-2]) * images(unknown[:-2]) + unknown[-1] + sky)
@@ -157,12 +161,12 @@ def scipy_fit(counts: np.ndarray, start: np.ndarray, images: Callable[[np.ndarra
     return float(2 * found.cost / (counts.size - len(start)))
 
 
-def from_drawn_starts(counts: np.ndarray, target: float, most: int = 30) -> int:
+def from_drawn_starts(counts: np.ndarray, target: float, sky: float, images: Images, most: int = 30) -> int:
     """Return the number of starts drawn from the population until scipy's deviance is within 1 % of `target`."""
     own = fitter(NAME)
     drawn = own.lens.from_truth(draw(own.population, 7, range(most))).double().numpy()
     for k, row in enumerate(drawn, start=1):
-        if scipy_fit(counts, np.array([*row, 0.0, 0.0])) < 1.01 * target:
+        if scipy_fit(counts, np.array([*row, 0.0, 0.0]), sky, images) < 1.01 * target:
             return k
     return most
 
