@@ -213,6 +213,29 @@ def test_a_step_has_the_same_bits_with_any_number_of_threads():
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kernel", ["two", "three", "sum", "splat"])
+def test_kernels_have_the_same_bits_with_any_number_of_threads(kernel, dtype):
+    x, norm, usual, found = maps(5, 32, 37, 31, dtype).requires_grad_(), batch_norm(32), torch.get_num_threads(), []
+    image, column, row = (torch.rand(3, *shape, 40, 40).requires_grad_() for shape in ((1,), (), ()))
+    run = {
+        "two": lambda: layers.pooled(norm, x, WINDOWS[0]),
+        "three": lambda: layers.pooled(norm, x, WINDOWS[1]),
+        "sum": lambda: layers.normalised(norm, x, x.detach(), activate=True),
+        "splat": lambda: light.summed(image, 40 * column, 40 * row),
+    }[kernel]
+    leaves = [image, column, row] if kernel == "splat" else [x, norm.weight, norm.bias]
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            result = run()
+            found.append([result.detach(), *torch.autograd.grad(result.float().square().sum(), leaves)])
+    finally:
+        torch.set_num_threads(usual)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
 def test_what_is_no_number_is_passed_on():
     x, norm = maps(2, 16, 8, 8), batch_norm(16)
     x[0, 5, 3, 3] = torch.nan
