@@ -1,8 +1,8 @@
 """How near a training step is to what the processor can do: `python benchmarks/bound.py [--json results/bench.json]`.
 
 For each network: floating-point operations of a step (torch's counter), the rate that products of matrices reach, the
-images a second that this rate would allow if nothing else took time, what is reached, and the share of the step's time
-in convolutions and matrix products (torch.profiler). The processor's time is measured, which other work disturbs less.
+images a second that this rate would allow if nothing else took time, what is reached, the share of the step's time in
+convolutions and matrix products, and the operations that take most of it (torch.profiler). The processor's time is measured, which other work disturbs less.
 Both are in the precision that a run takes by itself. `bfloat16_over_float32` is the time of a product of matrices in
 bfloat16 over that in float32.
 """
@@ -24,6 +24,7 @@ from darklens.training.recipe import get
 
 NETWORKS = {"resnet_simple": 64, "sis_autoencoder2": 32, "resnet_18": 15}  # and the study's batch
 PIXELS, SIDE = 150, 1024
+LARGEST = 10
 PRODUCTS = ("convolution", "mm", "addmm", "bmm")
 
 
@@ -64,16 +65,19 @@ def bound(name, batch, peak, rounds, *, half):
     network.train()
     operations = counter.get_total_flops() / batch
     took = statistics.median(seconds(step, rounds)) / batch
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
         step()
-    events = profiled.key_averages()
+    events = profiled.key_averages(group_by_input_shape=True)
+    total = sum(e.self_cpu_time_total for e in events)
     products = sum(e.self_cpu_time_total for e in events if any(word in e.key for word in PRODUCTS))
+    largest = sorted(events, key=lambda e: -e.self_cpu_time_total)[:LARGEST]
     return {
         "mflop_per_image": round(operations / 1e6),
         "cpu_ms_per_image": round(1e3 * took, 2),
         "cpu_ms_at_matrix_rate": round(operations / peak / 1e6, 2),
         "share_of_matrix_rate": round(operations / peak / 1e9 / took, 3),
-        "time_in_products": round(products / sum(e.self_cpu_time_total for e in events), 3),
+        "time_in_products": round(products / total, 3),
+        "time_in": {f"{e.key} {e.input_shapes[:3]}": round(e.self_cpu_time_total / total, 3) for e in largest},
     }
 
 
