@@ -2,9 +2,9 @@
 
 For each network: floating-point operations of a step (torch's counter), the rate that products of matrices reach, the
 images a second that this rate would allow if nothing else took time, what is reached, the share of the step's time in
-convolutions and matrix products, and the operations that take most of it (torch.profiler). The processor's time is measured, which other work disturbs less.
-Both are in the precision that a run takes by itself. `bfloat16_over_float32` is the time of a product of matrices in
-bfloat16 over that in float32.
+convolutions and matrix products, and the operations that take most of it (torch.profiler). The processor's time is
+measured, which other work disturbs less. Both are in the precision that a run takes by itself. `bfloat16_over_float32`
+is the time of a product of matrices in bfloat16 over that in float32.
 """
 
 import argparse
