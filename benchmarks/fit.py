@@ -136,7 +136,7 @@ class LenstronomyImages:
     """The same by lenstronomy: one ImageModel for all, which is the fastest way its interface offers."""
 
     def __init__(self) -> None:
-        self._model = simulate._lenstronomy_model(NAME, 0)
+        self._model = simulate.lenstronomy_model(NAME, 0)
         own = fitter(NAME)
         self._names, scale = own.lens.names, own.population.field.pixel_scale
         drawn = draw(own.population, 0, [0])

@@ -67,7 +67,7 @@ def _population(name):
 def lenstronomy(name, label, n):
     """One ImageModel for all images of a class, which is the fastest way its interface offers."""
     population, rows = rows_of(name, label, n)
-    model = _lenstronomy_model(name, label)
+    model = lenstronomy_model(name, label)
     g, sky, scale, images = np.random.default_rng(0), population.noise.sky, population.field.pixel_scale, []
     for row in rows:
         theta_E, x, y = points_of(row, label)
@@ -88,7 +88,7 @@ def lenstronomy(name, label, n):
 
 
 @lru_cache
-def _lenstronomy_model(name, label):
+def lenstronomy_model(name, label):
     from lenstronomy.Data.imaging_data import ImageData
     from lenstronomy.Data.psf import PSF
     from lenstronomy.ImSim.image_model import ImageModel

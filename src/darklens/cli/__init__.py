@@ -6,7 +6,7 @@ import sys
 from cyclopts import CycloptsError
 
 # Each puts its commands into the application.
-from darklens.cli import images, judge, lists, models, serve, tune  # noqa: F401
+from darklens.cli import images, judge, lists, models, serve, tune  # noqa: F401  # imported for that
 from darklens.cli.app import app, complain
 from darklens.errors import ConfigError, DarklensError
 

@@ -27,7 +27,7 @@ class Windows(NamedTuple):
 
 def applies(x: Tensor, dtype: torch.dtype) -> bool:
     """Return whether kernels can take `x` and give maps of a type: on the CPU, not under torch.compile or an export."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call, attr-defined]
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call, attr-defined]  # no types
         return False
     if type(x) is not Tensor or x.device.type != "cpu" or x.numel() == 0:
         return False
@@ -74,6 +74,12 @@ class Side(ctypes.Structure):
     """A convolution's square, and the size of what it makes."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("kernel", "stride", "padding", "height", "width")]
+
+
+def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    """Return what a function that brings its own gradient makes of its arguments."""
+    result: Tensor = function.apply(*arguments)  # type: ignore[no-untyped-call]  # torch gives it no types
+    return result
 
 
 def call(name: str, *arguments: Any) -> None:

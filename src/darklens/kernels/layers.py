@@ -21,6 +21,7 @@ from darklens.kernels.calls import (
     Windows,
     address,
     applies,
+    apply,
     call,
     in_order,
     maps,
@@ -32,7 +33,14 @@ _FIRST_KERNEL, _FIRST_INPUTS = 5, 2
 
 
 def first_layer(conv: nn.Conv2d, norm: nn.Module, images: Maps, windows: Windows) -> Float[Tensor, "b d p q"] | None:
-    """Return relu(maximum(norm(conv(images)))) of a convolution of few channels that no gradient is to leave."""
+    """Return relu(maximum(norm(conv(images)))) of a convolution of few channels that no gradient is to leave.
+
+    Args:
+        conv: 5 x 5 pixels of one or two channels, stride 1, the size kept, without bias.
+        norm: Of its d channels.
+        images: float32; the result is of autocast's type.
+        windows: 2 x 2 pixels, apart.
+    """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else images.dtype
     if (
         images.dtype != torch.float32
@@ -43,24 +51,21 @@ def first_layer(conv: nn.Conv2d, norm: nn.Module, images: Maps, windows: Windows
         or min(images.shape[2:]) < windows.kernel
     ):
         return None
-    result: Tensor = _First.apply(images, conv.weight, norm.weight, norm.bias, _tracked(norm), dtype)  # type: ignore[no-untyped-call]
-    return result
+    return apply(_First, images, conv.weight, norm.weight, norm.bias, _tracked(norm), dtype)
 
 
 def pooled(norm: nn.Module, x: Maps, windows: Windows) -> Float[Tensor, "b d p q"] | None:
-    """Return relu(maximum(norm(x)))."""
+    """Return relu(maximum(norm(x))) over windows of 2 x 2 pixels apart, or of 3 x 3 that overlap by one."""
     if windows not in _POOLS or min(map(windows.over, x.shape[2:])) < 1 or not _applies(norm, x, x.dtype, x.shape[1]):
         return None
-    result: Tensor = _Pooled.apply(x, norm.weight, norm.bias, _tracked(norm), windows)  # type: ignore[no-untyped-call]
-    return result
+    return apply(_Pooled, x, norm.weight, norm.bias, _tracked(norm), windows)
 
 
 def normalised(norm: nn.Module, x: Maps, other: Maps | None, *, activate: bool) -> Maps | None:
-    """Return norm(x), plus `other`, and the ReLU of it."""
+    """Return norm(x), plus `other` of the same shape if it is given, and the ReLU of it if asked to `activate`."""
     if not _applies(norm, x, x.dtype, x.shape[1]) or (other is not None and other.dtype != x.dtype):
         return None
-    result: Tensor = _Normalised.apply(x, other, norm.weight, norm.bias, _tracked(norm), activate)  # type: ignore[no-untyped-call]
-    return result
+    return apply(_Normalised, x, other, norm.weight, norm.bias, _tracked(norm), activate)
 
 
 def _is_first(conv: nn.Conv2d) -> bool:

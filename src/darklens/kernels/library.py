@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -42,7 +43,12 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         return _loaded(compiler, cache_folder())
-    except (OSError, InputError, subprocess.SubprocessError):
+    except (OSError, InputError, subprocess.SubprocessError) as error:
+        warnings.warn(
+            "Training is slower than it could be: PyTorch's layers serve, as the kernels could not be built by "
+            f"{compiler} ({error}). Mend or change the compiler (CXX), or set DARKLENS_KERNELS=0.",
+            stacklevel=2,
+        )
         return None
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from darklens.kernels.calls import Shape, applies, call
+from darklens.kernels.calls import Shape, applies, apply, call
 
 Image = Float[Tensor, "b c n n"]
 Position = Float[Tensor, "b n n"]
@@ -26,8 +26,7 @@ def summed(image: Image, column: Position, row: Position) -> Image | None:
     """
     if {image.dtype, column.dtype, row.dtype} != {torch.float32} or not applies(image, torch.float32):
         return None
-    result: Tensor = _Summed.apply(image, column, row)  # type: ignore[no-untyped-call]
-    return result
+    return apply(_Summed, image, column, row)
 
 
 class _Summed(torch.autograd.Function):

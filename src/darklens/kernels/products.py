@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from darklens.kernels.calls import Maps, Shape, Side, Windows, applies, call, in_order, maps, vectors
+from darklens.kernels.calls import Maps, Shape, Side, Windows, applies, apply, call, in_order, maps, vectors
 
 
 def convolved(conv: nn.Conv2d, x: Maps) -> Float[Tensor, "b d p q"] | None:
@@ -30,8 +30,7 @@ def convolved(conv: nn.Conv2d, x: Maps) -> Float[Tensor, "b d p q"] | None:
         or not vectors(conv.in_channels)
     ):
         return None
-    result: Tensor = _Convolved.apply(x.to(torch.bfloat16), conv.weight, Windows(kernel, stride, padding))  # type: ignore[no-untyped-call]
-    return result
+    return apply(_Convolved, x.to(torch.bfloat16), conv.weight, Windows(kernel, stride, padding))
 
 
 class _Convolved(torch.autograd.Function):

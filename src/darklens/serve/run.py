@@ -42,7 +42,7 @@ class _Server(uvicorn.Server):
 class _Protocol(H11Protocol):
     """Closes connections that are opened and then ask for nothing; uvicorn would hold them for ever."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn has it so
         super().connection_made(transport)
         self.loop.call_later(HEAD_SECONDS, self._close_if_silent)
 

@@ -83,7 +83,7 @@ class Service:
             batcher = Batcher(
                 Judge(bundle),
                 most=settings.batch,
-                on_batch=lambda n, name=card.name: metrics.batches.see(float(n), name),  # type: ignore[misc]
+                on_batch=lambda n, name=card.name: metrics.batches.see(float(n), name),  # type: ignore[misc]  # a default has no type
                 on_drop=lambda n: metrics.dropped.add(amount=float(n)),
             )
             self._models[card.name] = Model(card, bundle, batcher)

@@ -7,11 +7,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from darklens.kernels.calls import apply
+
 
 def synchronised(network: nn.Module) -> nn.Module:
     """Return the network with batch normalisation that sees the whole batch; names of its weights stay."""
     if torch.cuda.is_available():
-        whole: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+        whole: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]  # no types
         return whole
     for module in list(network.modules()):
         for name, child in module.named_children():
@@ -78,5 +80,4 @@ class _Sum(torch.autograd.Function):
 
 
 def _sum(values: Tensor) -> Tensor:
-    total: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]
-    return total
+    return apply(_Sum, values)

@@ -63,7 +63,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say(skill):
 
 @pytest.mark.parametrize("sharpness", [1.0, 2.0])
 def test_the_interval_of_the_calibration_error_holds_it_near_zero_and_far_from_it(sharpness):
-    """Percentiles of a bootstrap never hold the first, which is zero, and show some 0.04 instead."""
+    """Percentiles of a bootstrap never hold the first, which is zero."""
 
     def drawn(n, seed):
         labels, p = sample(n, skill=1.0, seed=seed)

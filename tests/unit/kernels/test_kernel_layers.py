@@ -4,17 +4,17 @@ import copy
 
 import pytest
 import torch
+from kernels import must_build
 from torch import nn
 
 from darklens.kernels import layers, light, products
 from darklens.kernels.calls import Windows
-from darklens.kernels.library import library
 from darklens.models.resnet_simple import NormalisedConv, ResNetSimple, ResNetSimpleConfig
 from darklens.physics import splat
 from darklens.physics.grid import Grid
 from darklens.training.normalisation import _OverAll
 
-pytestmark = pytest.mark.skipif(library() is None, reason="no g++, or a processor without AVX2")
+pytestmark = pytest.mark.skipif(not must_build(), reason="no g++, or a processor without AVX2")
 
 WINDOWS = [Windows(2, 2, 0), Windows(3, 2, 1)]
 SIZES = [(2, 2), (5, 4), (12, 12), (13, 15), (73, 73), (37, 70)]

@@ -13,7 +13,7 @@ from darklens.models.autoencoder import AutoencoderConfig
 from darklens.models.informed import Informed, SISAutoencoder2Config, SISAutoencoderConfig
 from darklens.models.lens_layer import KRange, LensLayer
 from darklens.models.resnet_18 import ResNet18Config
-from darklens.models.resnet_simple import ResNetSimpleConfig
+from darklens.models.resnet_simple import NormalisedConv, ResNetSimpleConfig
 from darklens.models.transformer import TransformerConfig
 from darklens.models.two_stage import TwoStage, TwoStageConfig
 from darklens.models.zoo import build, count_parameters, kinds, task_of
@@ -148,11 +148,12 @@ def test_images_too_small_for_the_trunk_are_refused():
 @pytest.mark.parametrize(("kernel", "padding"), [(2, 0), (3, 1)])
 def test_the_maximum_before_relu_is_relu_before_the_maximum_to_the_bit(kernel, padding):
     x = torch.randn(4, 3, 21, 21, generator=torch.Generator().manual_seed(0)).round(decimals=1)  # has ties and zeros
-    found = []
-    for layers in (
-        lambda images: nn.functional.relu_(nn.functional.max_pool2d(images, *Windows(kernel, 2, padding))),
-        nn.Sequential(nn.ReLU(), nn.MaxPool2d(kernel, stride=2, padding=padding)),
-    ):
+    # Three channels: PyTorch's layers run.
+    block, found = NormalisedConv(3, 3, kernel=1, windows=Windows(kernel, 2, padding)), []
+    conv, norm = block
+    with torch.no_grad():
+        conv.weight.copy_(torch.eye(3)[:, :, None, None])
+    for layers in (block, nn.Sequential(conv, norm, nn.ReLU(), nn.MaxPool2d(kernel, stride=2, padding=padding))):
         images = x.clone().requires_grad_()
         out = layers(images)
         out.square().sum().backward()
