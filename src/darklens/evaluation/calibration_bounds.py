@@ -2,9 +2,9 @@
 
 The sum of gaps between confidence and accuracy is never negative, so scatter within bins adds to it: a perfect
 classifier judged on 300 images shows 0.01 to 0.04 (results/coverage.json), and resampled images add the scatter again.
-What can be simulated is how large an error would show for a given true one. The interval has all true errors with which the one that was seen
-goes together, in the order of Feldman & Cousins (1998, arXiv:physics/9711021); the gaps of the bins are taken as the
-most likely ones that make up that error (Chuang & Lai 2000, Statistica Sinica 10, 1).
+What can be simulated is how large an error would show for a given true one. The interval has all true errors with
+which the one that was seen goes together, in the order of Feldman & Cousins (1998, arXiv:physics/9711021); the gaps of
+the bins are taken as the most likely ones that make up that error (Chuang & Lai 2000, Statistica Sinica 10, 1).
 """
 
 from collections.abc import Callable
