@@ -28,13 +28,15 @@ from darklens import __version__, provenance
 from darklens.data.store import Store
 from darklens.files import write_json
 from darklens.fit.fitter import fitter
-from darklens.fit.macro import AT_ONCE, fit_macro, unit_range
+from darklens.fit.macro import fit_macro, unit_range
 from darklens.fit.table import CHANNELS, fits_of
+from darklens.memory import keep_freed_memory
 from darklens.simulate import populations
 from darklens.simulate.batch import simulate_batch
 from darklens.simulate.draw import draw
 
 NAME, SEED = "common-test-i", 4242
+MANY = 128  # images of which ours are timed
 Images = Callable[[np.ndarray], np.ndarray]  # of a lens' parameters
 MEDIAN_OF_NORMAL = 0.6745  # of |x|, in standard deviations
 
@@ -68,6 +70,7 @@ def images_of(rows: range) -> tuple[torch.Tensor, dict[str, np.ndarray]]:
 def fit_rows(start: int, n: int) -> float:
     """Return the seconds of fitting n images on one thread."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     images, _ = images_of(range(start, start + n))
     fit_macro(images[:32], NAME, engine="compiled")
     began = time.perf_counter()
@@ -78,7 +81,8 @@ def fit_rows(start: int, n: int) -> float:
 def speed(n_scipy: int, rounds: int) -> dict[str, Any]:
     """Return images a second of two processes, and the ratio to scipy on one thread, alternating."""
     torch.set_num_threads(1)
-    many, _ = images_of(range(0, 3 * AT_ONCE * 2, 3))  # smooth lenses, in batches as fit_macro makes them
+    keep_freed_memory()  # as the fits of a store do; scipy has it too
+    many, _ = images_of(range(0, 3 * MANY, 3))  # smooth lenses
     images = many[:n_scipy]
     first, sky = fit_macro(images, NAME, engine="compiled"), fitter(NAME).population.noise.sky
     counted = (images - first.offset[:, None, None]) / first.scale[:, None, None] + sky

@@ -1,11 +1,13 @@
 """From brightness at sample points to the pixels that are compared: integration, PSF, crop, blocks in one product."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from darklens.kernels import fits
 from darklens.physics import optics
 from darklens.physics.grid import Grid
 from darklens.simulate.populations import Population
@@ -30,6 +32,7 @@ class Detector:
         pixel_scale: Side of a block, arcsec.
         area: Pixels in a block.
         x: (1, s) and y: (s, 1), arcsec of the sample points.
+        band: The matrix, for kernels.
     """
 
     def __init__(self, population: Population, *, crop: int, block: int = 1) -> None:
@@ -49,6 +52,7 @@ class Detector:
         reached = torch.nonzero(matrix.any(0))[:, 0]
         low, high = int(reached[0]), int(reached[-1]) + 1
         self._matrix = matrix[:, low:high].float()
+        self.band = fits.Band.of(self._matrix)
         self._bands = [_trimmed(rows) for rows in self._matrix.tensor_split(math.ceil(len(self._matrix) / _BAND))]
         self._slope = ((wide - narrow) / (2 * _STEP))[:, low:high].float()
         self._bend = ((wide - 2 * matrix + narrow) / _STEP**2)[:, low:high].float()
@@ -59,6 +63,21 @@ class Detector:
 
     def observe(self, brightness: Float[Tensor, "... s s"]) -> Float[Tensor, "... m m"]:
         """Return what the pixels see of brightness at the sample points."""
+        maps = brightness.reshape(1, -1, *brightness.shape[-2:])
+        k = maps.shape[1]
+        return self.observe_into(maps, range(k), k).reshape(*brightness.shape[:-2], self.n_pixels, self.n_pixels)
+
+    def observe_into(
+        self, brightness: Float[Tensor, "b k s s"], places: Sequence[int], n: int
+    ) -> Float[Tensor, "b n m m"]:
+        """Return what `observe` does, each of the k maps at its place among n; the others are to be filled."""
+        if (seen := fits.observed(self.band, brightness, places, n)) is not None:
+            return seen
+        seen = brightness.new_empty(len(brightness), n, self.n_pixels, self.n_pixels)
+        seen[:, list(places)] = self._observe(brightness)
+        return seen
+
+    def _observe(self, brightness: Float[Tensor, "b k s s"]) -> Float[Tensor, "b k m m"]:
         bands = [(low, matrix.shape[1], matrix.to(brightness)) for low, matrix in self._bands]
         along_x = torch.cat([brightness.narrow(-1, low, n) @ matrix.T for low, n, matrix in bands], -1)
         return torch.cat([matrix @ along_x.narrow(-2, low, n) for low, n, matrix in bands], -2)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from darklens.fit.model import Model, Unknown
 from darklens.fit.noise import Gain, Maps, Noise
+from darklens.kernels import fits
 
 SETTLED = 0.05  # of the deviance, the gain that a further step promises
 _DAMPING, _CALMER, _HEAVIER, _STUCK = 1e-2, 0.2, 6.0, 1e6
@@ -154,20 +155,22 @@ def _expected(
 
 
 def _better(before: Fitted, after: Fitted, better: Bool[Tensor, " b"]) -> Fitted:
-    """Return in each image the better of the two."""
-    if bool(better.all()):
-        return after
-
-    def chosen(now: Tensor, new: Tensor) -> Tensor:
-        return now if now is new else torch.where(better.reshape(-1, *[1] * (now.dim() - 1)), new, now)
-
-    return Fitted(**{f.name: chosen(getattr(before, f.name), getattr(after, f.name)) for f in fields(before)})
+    """Return in each image the better of the two; `after` is used up."""
+    worse = torch.nonzero(~better)[:, 0]
+    if len(worse):
+        for f in fields(after):
+            old, new = getattr(before, f.name), getattr(after, f.name)
+            if new is not old:
+                new[worse] = old[worse]
+    return after
 
 
 def normal_equations(
     slopes: Float[Tensor, "b q m m"], weight: Maps, difference: Maps
 ) -> tuple[Float[Tensor, "b q q"], Float[Tensor, "b q"]]:
     """Return curvature and pull: half the second derivatives of chi2 and minus half its first."""
+    if (found := fits.normal_equations(slopes, weight, difference)) is not None:
+        return found
     flat = slopes.flatten(2)
     weighted = flat * weight.flatten(1)[:, None]
     return (weighted @ flat.mT).double(), (weighted @ difference.flatten(1)[:, :, None])[..., 0].double()

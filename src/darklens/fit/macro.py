@@ -21,8 +21,8 @@ from darklens.simulate.populations import Population
 
 Result = TypeVar("Result", bound=Any)  # a dataclass of tensors
 
-AT_ONCE = 16  # images; more do not fit a processor's cache
-_WHOLE_AT_ONCE = 4  # images of which all pixels are compared
+AT_ONCE = 16  # images of which all hypotheses are fitted; more do not fit a processor's cache
+_SMOOTH_AT_ONCE, _WHOLE_AT_ONCE = 64, 16  # images of which the smooth lens is fitted; on all their pixels
 _COARSE_STEPS, _FINE_STEPS, _LAST_STEPS = 10, 8, 6
 _SHORT = 30.0  # of the deviance: a step that promises less is of some standard deviations
 _POOR = 5.0  # deviance per block after the coarse steps: the start was in another valley
@@ -91,13 +91,17 @@ def fit_macro(
     own = fitter(population, engine, centred=centred)
     check_images(images, own)
     check_exposure(exposure, images)
-    return joined([part for some, its in batches(images, exposure) for part in _finish(some, own, its)])
+    return joined(
+        [part for some, its in batches(images, exposure, _SMOOTH_AT_ONCE) for part in _finish(some, own, its)]
+    )
 
 
-def batches(images: Images, exposure: Images | None = None) -> Iterator[tuple[Images, Images | None]]:
+def batches(
+    images: Images, exposure: Images | None = None, at_once: int = AT_ONCE
+) -> Iterator[tuple[Images, Images | None]]:
     """Yield as many images as a processor's cache holds, with their exposures."""
-    blocks = torch.split(images.float(), AT_ONCE)
-    exposures = [None] * len(blocks) if exposure is None else torch.split(exposure.float(), AT_ONCE)
+    blocks = torch.split(images.float(), at_once)
+    exposures = [None] * len(blocks) if exposure is None else torch.split(exposure.float(), at_once)
     yield from zip(blocks, exposures, strict=True)
 
 

@@ -1,6 +1,6 @@
 """What an image may be: a smooth lens, alone or with masses beside it, as unknowns to images and derivatives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -13,6 +13,7 @@ from darklens.fit import masses
 from darklens.fit.detector import Detector
 from darklens.fit.noise import Gain, Maps
 from darklens.fit.smooth import PSF, SmoothLens
+from darklens.kernels import fits
 from darklens.simulate.engine import fuse
 
 Unknown = Float[Tensor, "b q"]
@@ -55,25 +56,42 @@ class Model:
 
     def expected(self, unknown: Unknown) -> tuple[Maps, Float[Tensor, "b q m m"]]:
         """Return the images that the unknowns mean, and their derivatives by each of them."""
-        p, brightness = self.smooth - 2, self._at_samples(brightness_and_slopes, unknown)
+        p = self.smooth - 2
+        if (seen := self._by_kernel(unknown, self.lens.names)) is not None:
+            seen[:, p + 1] = 1
+            return seen[:, p] + unknown[:, p + 1, None, None], seen
+        brightness = self._at_samples(brightness_and_slopes, unknown)
         if PSF in self.lens.names:
             at = self.lens.names.index(PSF)
             seen, by_width = self.detector.observe_wider(brightness, unknown[:, at])
             seen[:, at + 1] = by_width
-        else:
-            seen = self.detector.observe(brightness)
-        light = seen[:, :1]
-        slopes = torch.cat([seen[:, 1 : p + 1], light, torch.ones_like(light), seen[:, p + 1 :]], 1)
-        return light[:, 0] + unknown[:, p + 1, None, None], slopes
+            light = seen[:, :1]
+            slopes = torch.cat([seen[:, 1 : p + 1], light, torch.ones_like(light), seen[:, p + 1 :]], 1)
+        else:  # the same without a copy
+            q = brightness.shape[1] + 1
+            slopes = self.detector.observe_into(brightness, [p, *range(p), *range(p + 2, q)], q)
+            slopes[:, p + 1] = 1
+        return slopes[:, p] + unknown[:, p + 1, None, None], slopes
 
     def light(self, unknown: Unknown) -> Maps:
         """Return the images that the unknowns mean."""
+        if (kernels := self._by_kernel(unknown, [])) is not None:
+            return kernels[:, 0] + unknown[:, self.smooth - 1, None, None]
         brightness = self._at_samples(brightness_alone, unknown)[:, None]
         if PSF in self.lens.names:
             seen, _ = self.detector.observe_wider(brightness, unknown[:, self.lens.names.index(PSF)])
         else:
             seen = self.detector.observe(brightness)
         return seen[:, 0] + unknown[:, self.smooth - 1, None, None]
+
+    def _by_kernel(self, unknown: Unknown, names: Sequence[str]) -> Float[Tensor, "b n m m"] | None:
+        """Return derivatives by some parameters of a lens alone, brightness, and if asked a place for the offset's."""
+        if self.kind != "smooth" or not self.lens.is_sphere:
+            return None
+        p = self.smooth - 2
+        terms = self.lens.sphere_terms(unknown[:, :p]) | {"scale": unknown[:, p].exp()}
+        detector = self.detector
+        return fits.lensed(detector.band, detector.x, detector.y, terms, names, len(names) + (2 if names else 1))
 
     def _at_samples(self, law: Callable[..., Tensor], unknown: Unknown) -> Tensor:
         """Return what a law says of the detector's sample points."""

@@ -1,6 +1,7 @@
 // What Python calls. Arrays are in channels-last order, of float32 or bfloat16; channels a multiple of LANES.
 
 #include "first.h"
+#include "fit.h"
 #include "pointwise.h"
 #include "splat.h"
 #include "unfold.h"
@@ -77,5 +78,39 @@ extern "C" void splat_backward(
 ) {
     Splat(*shape, column, row).backward(light, d_total, d_light, d_column, d_row);
 }
+
+extern "C" void fit_observe(
+    const Band* band, int64_t images, int64_t planes, int64_t places, int64_t threads, const int64_t* place,
+    const float* brightness, float* out
+) {
+    observe(*band, images, planes, places, threads, place, brightness, out);
+}
+
+extern "C" void fit_lensed(
+    const Band* band, int64_t images, int64_t places, int64_t threads, const int64_t* place, const float* x,
+    const float* y, const float* spheres, float* out
+) {
+    lensed(*band, images, places, threads, place, x, y, reinterpret_cast<const Sphere*>(spheres), out);
+}
+
+extern "C" void fit_normal_equations(
+    int64_t images, int64_t unknowns, int64_t pixels, int64_t threads, const float* slopes, const float* weight,
+    const float* difference, double* curvature, double* pull
+) {
+#pragma omp parallel num_threads(threads)
+    {
+        NormalEquations sums(unknowns, pixels);
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < images; ++i)
+            sums(slopes + i * unknowns * pixels, weight + i * pixels, difference + i * pixels,
+                 curvature + i * unknowns * unknowns, pull + i * unknowns);
+    }
+}
+
+extern "C" void fit_deviance(const Photons* photons, const float* images, const float* model, float* out) {
+    deviance(*photons, images, model, out);
+}
+
+extern "C" void fit_weight(const Photons* photons, const float* model, float* out) { weight(*photons, model, out); }
 
 extern "C" int64_t lanes() { return LANES; }
