@@ -25,7 +25,7 @@ _FLAGS = (
     "-fPIC",
     "-w",
 )
-_LONGEST = 300  # s; a compilation takes 3
+_LONGEST = 300  # s; a compilation takes some
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -35,11 +35,8 @@ def library() -> ctypes.CDLL | None:
 
     Needed are Linux, g++, and a processor with AVX2. Threads are those of PyTorch's own OpenMP library.
     """
-    if os.environ.get("DARKLENS_KERNELS") == "0" or not sys.platform.startswith("linux"):
-        return None
-    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("g++")
-    # Of two OpenMP libraries each would have its own threads, more than there are cores.
-    if compiler is None or not hasattr(ctypes.CDLL(None), "GOMP_parallel"):
+    compiler = _compiler()
+    if compiler is None:
         return None
     try:
         return _loaded(compiler, cache_folder())
@@ -52,6 +49,22 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
+@cache
+def is_built() -> bool:
+    """Return whether there are kernels, or will be none, without that a compiler has to run first."""
+    compiler = _compiler()
+    return compiler is None or _path(compiler, cache_folder()).exists()
+
+
+def _compiler() -> str | None:
+    if os.environ.get("DARKLENS_KERNELS") == "0" or not sys.platform.startswith("linux"):
+        return None
+    # Of two OpenMP libraries each would have its own threads, more than there are cores.
+    if not hasattr(ctypes.CDLL(None), "GOMP_parallel"):
+        return None
+    return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("g++")
+
+
 def cache_folder() -> Path:
     """Return the folder of compiled code."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -59,7 +72,7 @@ def cache_folder() -> Path:
 
 
 def _loaded(compiler: str, folder: Path) -> ctypes.CDLL:
-    path = folder / f"kernels-{_name(compiler)}.so"
+    path = _path(compiler, folder)
     if not _whole(path):
         try:
             with atomic_path(path) as temporary:
@@ -70,6 +83,10 @@ def _loaded(compiler: str, folder: Path) -> ctypes.CDLL:
                 _build(compiler, path)
                 return ctypes.CDLL(str(path))
     return ctypes.CDLL(str(path))
+
+
+def _path(compiler: str, folder: Path) -> Path:
+    return folder / f"kernels-{_name(compiler)}.so"
 
 
 def _name(compiler: str) -> str:

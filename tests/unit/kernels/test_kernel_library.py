@@ -6,33 +6,52 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 from kernels import must_build
 
+from darklens.kernels import fits
 from darklens.kernels import library as module
-from darklens.kernels.library import library
+from darklens.kernels.library import is_built, library
 
 needs_compiler = pytest.mark.skipif(not must_build(), reason="no g++, or a processor without AVX2")
-CALL = "from darklens.kernels.library import library; import torch; print(library() and library().lanes())"
+CALL = """
+import torch
+from pathlib import Path
+from darklens.kernels import library as module
+module._SOURCE = Path("{source}")
+print(module.library() and module.library().lanes())
+"""
 
 
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
     """Another cache, and nothing loaded yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    library.cache_clear()
+    for kept in (library, is_built):
+        kept.cache_clear()
     yield tmp_path / "cache" / "darklens"
-    library.cache_clear()
+    for kept in (library, is_built):
+        kept.cache_clear()
+
+
+@pytest.fixture
+def short(tmp_path, monkeypatch):
+    """Code that is compiled at once in place of the kernels."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "kernels.cpp").write_text('extern "C" long lanes() { return 5; }')
+    monkeypatch.setattr(module, "_SOURCE", source)
 
 
 def other_process(cache, **variables):
     environment = os.environ | {"XDG_CACHE_HOME": str(cache)} | variables
-    code = "import torch; " + CALL
+    code = CALL.format(source=module._SOURCE)
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
 @needs_compiler
-def test_it_is_built_once(fresh, monkeypatch):
+def test_it_is_built_once(short, fresh, monkeypatch):
     assert library() is not None
     (kept,) = fresh.iterdir()
     library.cache_clear()
@@ -42,8 +61,18 @@ def test_it_is_built_once(fresh, monkeypatch):
 
 
 @needs_compiler
+def test_a_few_images_are_fitted_without_waiting_for_a_compiler(fresh):
+    few, many = (torch.rand(n, 2, 16, 16) for n in (3, 16))
+    ones = torch.ones(16, 16, 16)
+    assert fits.normal_equations(few, ones[:3], ones[:3]) is None
+    assert not fresh.exists()
+    assert fits.normal_equations(many, ones, ones) is not None
+    assert fits.normal_equations(few, ones[:3], ones[:3]) is not None
+
+
+@needs_compiler
 @pytest.mark.parametrize("damage", [lambda code: b"", lambda code: code[: len(code) // 2], lambda code: code + b"x"])
-def test_a_damaged_file_is_built_anew(fresh, damage):
+def test_a_damaged_file_is_built_anew(short, fresh, damage):
     # In other processes: here the file is loaded, and cutting it would end this one.
     lanes = other_process(fresh.parent)
     (kept,) = fresh.iterdir()
@@ -54,7 +83,7 @@ def test_a_damaged_file_is_built_anew(fresh, damage):
 
 
 @needs_compiler
-def test_two_processes_may_build_at_once(fresh):
+def test_two_processes_may_build_at_once(short, fresh):
     with ThreadPoolExecutor(2) as both:
         found = set(both.map(lambda _: other_process(fresh.parent), range(2)))
     assert len(found) == 1 and "None" not in found
@@ -62,7 +91,7 @@ def test_two_processes_may_build_at_once(fresh):
 
 
 @needs_compiler
-def test_a_folder_that_cannot_be_written_does_not_matter(fresh, tmp_path):
+def test_a_folder_that_cannot_be_written_does_not_matter(short, fresh, tmp_path):
     fresh.parent.write_text("a file where the folder would be")
     assert library() is not None
 
