@@ -1,5 +1,6 @@
 // What Python calls. Arrays are in channels-last order, of float32 or bfloat16; channels a multiple of LANES.
 
+#include "convolution.h"
 #include "first.h"
 #include "pointwise.h"
 #include "splat.h"
@@ -64,6 +65,31 @@ extern "C" void unfold_bfloat16(const Shape* shape, const Side* side, const BFlo
 extern "C" void fold_bfloat16(const Shape* shape, const Side* side, const BFloat16* columns, BFloat16* x) {
     fold(*shape, *side, columns, x);
 }
+
+#ifdef TILES
+extern "C" void convolution_forward(
+    const Shape* shape, int64_t padding, int64_t outputs, const BFloat16* x, const float* weights, BFloat16* y
+) {
+    const Forward by{weights, shape->channels};
+    Convolved<Forward>(*shape, padding, outputs, by)(x, y);
+}
+
+// The shape is that of the gradient, the padding what makes it as large as x.
+extern "C" void convolution_backward(
+    const Shape* shape, int64_t padding, int64_t inputs, const BFloat16* gradient, const float* weights, BFloat16* d_x
+) {
+    const Backwards by{weights, inputs, shape->channels};
+    Convolved<Backwards>(*shape, padding, inputs, by)(gradient, d_x);
+}
+
+extern "C" void convolution_weights(
+    const Shape* shape, int64_t padding, int64_t outputs, const BFloat16* x, const BFloat16* gradient, float* d_weights
+) {
+    WeightGradient(*shape, padding, outputs)(x, gradient, d_weights);
+}
+#endif
+
+extern "C" int64_t tiles() { return tiles_allowed(); }
 
 extern "C" void splat_forward(
     const Shape* shape, const float* light, const float* column, const float* row, float* total
