@@ -13,7 +13,7 @@
 
 constexpr int64_t KERNEL = 3, TAPS = KERNEL * KERNEL;
 constexpr int64_t BLOCK = 2 * TILE;        // channels that are made together
-constexpr int64_t CACHED = 1 << 19;        // values of bfloat16 that half of a core's second cache takes
+constexpr int64_t CACHED = 1 << 18;        // values of bfloat16 in a quarter of a core's second cache
 
 // Images that share tiles.
 class Groups {
@@ -29,24 +29,23 @@ public:
 
 // Part i of n of so many things.
 struct Range {
+    Range(int64_t first, int64_t last) : first(first), last(last) {}
     Range(int64_t things, int64_t i, int64_t n) : first(things * i / n), last(things * (i + 1) / n) {}
     int64_t first, last;
 };
 
-// Weights (outputs, 3, 3, inputs), as the tiles of a block of outputs: [tap][depth][2][pairs of inputs][16 outputs].
+// Weights (outputs, 3, 3, inputs), as tiles of a block of outputs: 16 pairs of inputs by 16 outputs, twice for a tap.
 struct Forward {
-    void operator()(int64_t block, BFloat16* to) const {
-        for (int64_t tap = 0; tap < TAPS; ++tap)
-            for (int64_t c = 0; c < inputs; c += DEPTH)
-                for (int64_t half = 0; half < 2; ++half, to += OPERAND) {
-                    const float* from = weights + ((block * BLOCK + half * TILE) * TAPS + tap) * inputs + c;
-                    __m512i rows[TILE];
+    void operator()(int64_t block, int64_t tap, int64_t depth, BFloat16* to) const {
+        const float* from = weights + (block * BLOCK * TAPS + tap) * inputs + depth;
+        for (int64_t half = 0; half < 2; ++half, to += OPERAND) {
+            __m512i rows[TILE];
 #pragma GCC unroll 16
-                    for (int64_t o = 0; o < TILE; ++o, from += TAPS * inputs) rows[o] = rounded(from, from + TILE);
-                    transpose(rows);
+            for (int64_t o = 0; o < TILE; ++o, from += TAPS * inputs) rows[o] = rounded(from, from + TILE);
+            transpose(rows);
 #pragma GCC unroll 16
-                    for (int64_t k = 0; k < TILE; ++k) _mm512_store_si512(to + k * DEPTH, rows[k]);
-                }
+            for (int64_t k = 0; k < TILE; ++k) _mm512_store_si512(to + k * DEPTH, rows[k]);
+        }
     }
 
     const float* weights;
@@ -55,22 +54,19 @@ struct Forward {
 
 // The same of the convolution that makes the gradient of the inputs from that of the outputs.
 struct Backwards {
-    void operator()(int64_t block, BFloat16* to) const {
-        for (int64_t tap = TAPS - 1; tap >= 0; --tap)
-            for (int64_t o = 0; o < outputs; o += DEPTH, to += 2 * OPERAND) {
-                const float* from = weights + (o * TAPS + tap) * inputs + block * BLOCK;
+    void operator()(int64_t block, int64_t tap, int64_t depth, BFloat16* to) const {
+        const float* from = weights + (depth * TAPS + TAPS - 1 - tap) * inputs + block * BLOCK;
 #pragma GCC unroll 4
-                for (int64_t k = 0; k < TILE; ++k, from += 2 * TAPS * inputs) {
-                    const float* next = from + TAPS * inputs;
-                    const Pairs pairs(rounded(from, from + TILE), rounded(next, next + TILE));
-                    _mm512_store_si512(to + k * DEPTH, pairs.first);
-                    _mm512_store_si512(to + OPERAND + k * DEPTH, pairs.last);
-                }
-            }
+        for (int64_t k = 0; k < TILE; ++k, from += 2 * TAPS * inputs) {
+            const float* next = from + TAPS * inputs;
+            const Pairs pairs(rounded(from, from + TILE), rounded(next, next + TILE));
+            _mm512_store_si512(to + k * DEPTH, pairs.first);
+            _mm512_store_si512(to + OPERAND + k * DEPTH, pairs.last);
+        }
     }
 
     const float* weights;
-    const int64_t inputs, outputs;
+    const int64_t inputs;
 };
 
 // Makes maps of `outputs` channels from x. Each thread reads what it needs into its own cache, in the order of tiles.
@@ -87,35 +83,36 @@ public:
           width(shape.width + 2 * padding - KERNEL + 1),
           seen_width(shape.width + 2 * padding),
           pixel(groups.size * shape.channels),
-          rows_at_once(std::min(height, std::max<int64_t>(CACHED / (seen_width * pixel) - KERNEL + 1, 1))) {}
+          block_size(TAPS * shape.channels * BLOCK),
+          rows_at_once(std::min(height, std::max<int64_t>(2 * CACHED / (seen_width * pixel) - KERNEL + 1, 1))) {}
 
     void operator()(const BFloat16* x, BFloat16* y) const {
         const int64_t blocks = outputs / BLOCK, rows = groups.number * height;
         // Of the weights and the images, the larger are read by one thread alone.
         const bool by_block = TAPS * outputs > shape.images * shape.height * shape.width && blocks >= shape.threads;
-        const bool keeps = !by_block || rows > rows_at_once;  // a block's weights for other rows
         const int64_t seen_size = (rows_at_once + KERNEL - 1) * seen_width * pixel;
-        const int64_t block_size = TAPS * shape.channels * BLOCK;
-        const int64_t weights_size = keeps ? block_size * blocks : block_size;
-        Aligned<BFloat16> memory(shape.threads * (seen_size + weights_size));
+        const int64_t blocks_at_once = std::clamp<int64_t>(CACHED / block_size, 1, blocks);
+        const int64_t memory_size = seen_size + blocks_at_once * block_size;
+        Aligned<BFloat16> memory(shape.threads * memory_size);
 #pragma omp parallel for num_threads(shape.threads) schedule(static)
         for (int64_t thread = 0; thread < shape.threads; ++thread) {
             const Tiles tiles(groups.size);
-            BFloat16* seen = memory.get() + thread * (seen_size + weights_size);
+            BFloat16* seen = memory.get() + thread * memory_size;
             BFloat16* packed = seen + seen_size;
             const Range its_blocks(blocks, by_block ? thread : 0, by_block ? shape.threads : 1);
             const Range its_rows(rows, by_block ? 0 : thread, by_block ? 1 : shape.threads);
+            const bool once = its_rows.last - its_rows.first <= rows_at_once && groups.number == 1;
             clear_margins(seen);
-            for (int64_t row = its_rows.first, next; row < its_rows.last; row = next) {
-                const int64_t group = row / height, first = row % height;
-                next = std::min({row + rows_at_once, (group + 1) * height, its_rows.last});
-                copy(x, group, first, first + next - row, seen);
-                for (int64_t block = its_blocks.first; block < its_blocks.last; ++block) {
-                    BFloat16* own = keeps ? packed + block * block_size : packed;
-                    if (row == its_rows.first) weights(block, own);
-                    written();
+            for (int64_t block = its_blocks.first, next_block; block < its_blocks.last; block = next_block) {
+                next_block = std::min(block + blocks_at_once, its_blocks.last);
+                for (int64_t i = block; i < next_block; ++i) pack(i, packed + (i - block) * block_size);
+                for (int64_t row = its_rows.first, next; row < its_rows.last; row = next) {
+                    const int64_t group = row / height, first = row % height;
+                    next = std::min({row + rows_at_once, (group + 1) * height, its_rows.last});
+                    if (!once || block == its_blocks.first) copy(x, group, first, first + next - row, seen);
+                    written(memory.get());
                     for (int64_t i = first; i < first + next - row; ++i)
-                        make_row(group, i, seen + (i - first) * seen_width * pixel, own, block,  y);
+                        make_row(group, i, seen + (i - first) * seen_width * pixel, {block, next_block}, packed, y);
                 }
             }
         }
@@ -136,72 +133,109 @@ private:
     void copy(const BFloat16* x, int64_t group, int64_t first, int64_t last, BFloat16* seen) const {
         const int64_t top = std::max<int64_t>(first - padding, 0);
         const int64_t bottom = std::min(last - padding + KERNEL - 1, shape.height);
+        const int64_t depths = shape.channels / DEPTH, tile = groups.size * DEPTH;
+        const int64_t step = shape.height * shape.width * shape.channels;
         for (int64_t row = top; row < bottom; ++row)
-            for (int64_t image = 0; image < groups.in(group); ++image) {
-                const int64_t at = ((groups.first(group) + image) * shape.height + row) * shape.width;
-                const BFloat16* from = x + at * shape.channels;
-                BFloat16* to = seen + ((row + padding - first) * seen_width + padding) * pixel + image * DEPTH;
-                for (int64_t i = 0; i < shape.width * shape.channels / DEPTH; ++i)
-                    _mm512_store_si512(to + i * groups.size * DEPTH, _mm512_loadu_si512(from + i * DEPTH));
+            for (int64_t column = 0; column < shape.width; ++column) {
+                const int64_t at = (groups.first(group) * shape.height + row) * shape.width + column;
+                BFloat16* to = seen + ((row + padding - first) * seen_width + padding + column) * pixel;
+                for (int64_t image = 0; image < groups.in(group); ++image) {
+                    const BFloat16* from = x + at * shape.channels + image * step;
+                    for (int64_t i = 0; i < depths; ++i)
+                        _mm512_store_si512(to + i * tile + image * DEPTH, _mm512_loadu_si512(from + i * DEPTH));
+                }
             }
     }
 
-    void make_row(
-        int64_t group, int64_t row, const BFloat16* seen, const BFloat16* packed, int64_t block, BFloat16* y
-    ) const {
-        const int64_t at = (groups.first(group) * height + row) * width;
-        BFloat16* to = y + at * outputs + block * BLOCK;
-        const int64_t top = std::max<int64_t>(padding - row, 0);
-        const int64_t bottom = std::min<int64_t>(shape.height + padding - row, KERNEL);
-        int64_t column = 0;
-        for (; column + 1 < width; column += 2)
-            make<2>(seen + column * pixel, packed, top, bottom, groups.in(group), to + column * outputs);
-        if (column < width)
-            make<1>(seen + column * pixel, packed, top, bottom, groups.in(group), to + column * outputs);
+    // The tiles of a block, [row of taps][depth][tap].
+    void pack(int64_t block, BFloat16* to) const {
+        for (int64_t k = 0; k < KERNEL; ++k)
+            for (int64_t depth = 0; depth < shape.channels; depth += DEPTH)
+                for (int64_t tap = k * KERNEL; tap < (k + 1) * KERNEL; ++tap, to += 2 * OPERAND)
+                    weights(block, tap, depth, to);
     }
 
+    void make_row(
+        int64_t group, int64_t row, const BFloat16* seen, const Range& blocks, const BFloat16* packed, BFloat16* y
+    ) const {
+        const int64_t at = (groups.first(group) * height + row) * width, images = groups.in(group);
+        const int64_t top = std::max<int64_t>(padding - row, 0);
+        const int64_t bottom = std::min<int64_t>(shape.height + padding - row, KERNEL);
+        for (int64_t column = 0, next; column < width; column = next) {
+            const int64_t left = width - column;
+            next = column + (left == 3 || left > 4 ? 3 : std::min<int64_t>(left, 2));
+            for (int64_t block = blocks.first; block < blocks.last; ++block) {
+                const BFloat16* by = packed + (block - blocks.first) * block_size;
+                BFloat16* to = y + (at + column) * outputs + block * BLOCK;
+                if (next == column + 3) make<3>(seen + column * pixel, by, top, bottom, images, to);
+                if (next == column + 2) make<2>(seen + column * pixel, by, top, bottom, images, to);
+                if (next == column + 1) make<1>(seen + column * pixel, by, top, bottom, images, to);
+            }
+        }
+    }
+
+    // Makes 32 channels of some pixels next to each other.
     template <int PIXELS>
     void make(
-        const BFloat16* seen, const BFloat16* packed, int64_t top, int64_t bottom, int64_t images, BFloat16* to
+        const BFloat16* seen, const BFloat16* by, int64_t top, int64_t bottom, int64_t images, BFloat16* to
     ) const {
         _tile_zero(0);
         _tile_zero(1);
         _tile_zero(2);
         _tile_zero(3);
-        const int64_t tile = groups.size * DEPTH;
-        for (int64_t tap = top * KERNEL; tap < bottom * KERNEL; ++tap) {
-            const BFloat16* here = seen + (tap / KERNEL * seen_width + tap % KERNEL) * pixel;
-            const BFloat16* by = packed + tap * shape.channels * BLOCK;
-            for (const BFloat16* end = here + pixel; here < end; here += tile, by += 2 * OPERAND) {
-                _tile_loadd(4, here, ROW_BYTES);
-                _tile_loadd(6, by, ROW_BYTES);
-                _tile_loadd(7, by + OPERAND, ROW_BYTES);
-                _tile_dpbf16ps(0, 4, 6);
-                _tile_dpbf16ps(1, 4, 7);
-                if (PIXELS == 1) continue;
-                _tile_loadd(5, here + pixel, ROW_BYTES);
-                _tile_dpbf16ps(2, 5, 6);
-                _tile_dpbf16ps(3, 5, 7);
+        _tile_zero(4);
+        _tile_zero(5);
+        by += top * KERNEL * shape.channels * BLOCK;
+        for (int64_t k = top; k < bottom; ++k)
+            for (int64_t depth = 0; depth < pixel; depth += groups.size * DEPTH) {
+                const BFloat16* here = seen + k * seen_width * pixel + depth;
+#pragma GCC unroll 3
+                for (int64_t tap = 0; tap < KERNEL; ++tap, here += pixel, by += 2 * OPERAND) {
+                    _tile_loadd(7, by, ROW_BYTES);
+                    _tile_loadd(6, here, ROW_BYTES);
+                    _tile_dpbf16ps(0, 6, 7);
+                    if (PIXELS > 1) {
+                        _tile_loadd(6, here + pixel, ROW_BYTES);
+                        _tile_dpbf16ps(1, 6, 7);
+                    }
+                    if (PIXELS > 2) {
+                        _tile_loadd(6, here + 2 * pixel, ROW_BYTES);
+                        _tile_dpbf16ps(2, 6, 7);
+                    }
+                    _tile_loadd(7, by + OPERAND, ROW_BYTES);
+                    if (PIXELS > 2) {
+                        _tile_dpbf16ps(5, 6, 7);
+                        _tile_loadd(6, here + pixel, ROW_BYTES);
+                    }
+                    if (PIXELS > 1) {
+                        _tile_dpbf16ps(4, 6, 7);
+                        _tile_loadd(6, here, ROW_BYTES);
+                    }
+                    _tile_dpbf16ps(3, 6, 7);
+                }
             }
+        alignas(64) float sums[2][3][TILE][TILE];
+        _tile_stored(0, sums[0][0], ROW_BYTES);
+        _tile_stored(3, sums[1][0], ROW_BYTES);
+        if (PIXELS > 1) {
+            _tile_stored(1, sums[0][1], ROW_BYTES);
+            _tile_stored(4, sums[1][1], ROW_BYTES);
         }
-        alignas(64) float sums[4][TILE][TILE];
-        _tile_stored(0, sums[0], ROW_BYTES);
-        _tile_stored(1, sums[1], ROW_BYTES);
-        if (PIXELS == 2) {
-            _tile_stored(2, sums[2], ROW_BYTES);
-            _tile_stored(3, sums[3], ROW_BYTES);
+        if (PIXELS > 2) {
+            _tile_stored(2, sums[0][2], ROW_BYTES);
+            _tile_stored(5, sums[1][2], ROW_BYTES);
         }
         for (int64_t i = 0; i < images; ++i, to += height * width * outputs)
-#pragma GCC unroll 2
+#pragma GCC unroll 3
             for (int64_t p = 0; p < PIXELS; ++p)
-                _mm512_storeu_si512(to + p * outputs, rounded(sums[2 * p][i], sums[2 * p + 1][i]));
+                _mm512_storeu_si512(to + p * outputs, rounded(sums[0][p][i], sums[1][p][i]));
     }
 
     const Shape& shape;
     const int64_t padding, outputs;
     const Weights& weights;
     const Groups groups;
-    const int64_t height, width, seen_width, pixel, rows_at_once;
+    const int64_t height, width, seen_width, pixel, block_size, rows_at_once;
 };
 
 // The gradient of the weights, (outputs, 3, 3, inputs): the sum over pixels of the gradient times what a tap sees.
@@ -225,9 +259,8 @@ public:
         const int64_t parts = std::min(rows, std::clamp<int64_t>(values / (8 * size), 1, 4));
         const int64_t blocks = outputs / BLOCK;
         const int64_t shares = std::min(blocks, (shape.threads + parts - 1) / parts);
-        const int64_t blocks_at_once = (blocks + shares - 1) / shares;
-        const int64_t row_size = steps * DEPTH * blocks_at_once * BLOCK, seen_row = seen_width * TILE * inputs;
-        const int64_t fitting = (CACHED - (KERNEL - 1) * seen_row) / (row_size + seen_row);
+        const int64_t row_size = steps * DEPTH * BLOCK, seen_row = seen_width * TILE * inputs;
+        const int64_t fitting = (3 * CACHED - (KERNEL - 1) * seen_row) / (row_size + seen_row);
         const int64_t rows_at_once = std::clamp<int64_t>(fitting, 1, height);
         const int64_t seen_size = (rows_at_once + KERNEL - 1) * seen_row;
         const int64_t memory_size = rows_at_once * row_size + seen_size;
@@ -249,14 +282,14 @@ public:
                     next = std::min({row + rows_at_once, (group + 1) * height, its_rows.last});
                     const int64_t last = first + next - row;
                     copy(x, group, first, last, seen, seen_size);
-                    turn(gradient, group, first, last, its_blocks, turned);
-                    written();
-                    for (int64_t block = its_blocks.first; block < its_blocks.last; ++block)
-                        for (int64_t c = 0; c < inputs; c += TILE)
-                            for (int64_t k = 0; k < KERNEL; ++k)
-                                add(turned + (block - its_blocks.first) * (last - first) * steps * DEPTH * BLOCK,
-                                    seen + c * seen_size / inputs, first, last, k, row != its_rows.first,
+                    for (int64_t block = its_blocks.first; block < its_blocks.last; ++block) {
+                        turn(gradient, group, first, last, block, turned);
+                        written(memory.get());
+                        for (int64_t k = 0; k < KERNEL; ++k)
+                            for (int64_t c = 0; c < inputs; c += TILE)
+                                add(turned, seen + c * seen_size / inputs, first, last, k, row != its_rows.first,
                                     to + (block * BLOCK * TAPS + k * KERNEL) * inputs + c);
+                    }
                 }
             }
         }
@@ -297,34 +330,33 @@ private:
             }
     }
 
-    // Rows of the gradient, [block][row][two columns][half of the block][channel][column, image].
+    // Rows of a block of the gradient, [row][two columns][half of the block][channel][column, image].
     void turn(
-        const BFloat16* gradient, int64_t group, int64_t first, int64_t last, const Range& blocks, BFloat16* turned
+        const BFloat16* gradient, int64_t group, int64_t first, int64_t last, int64_t block, BFloat16* turned
     ) const {
         const int64_t images = groups.in(group), step = height * width * outputs;
-        for (int64_t block = blocks.first; block < blocks.last; ++block)
-            for (int64_t row = first; row < last; ++row)
-                for (int64_t column = 0; column < width; column += 2, turned += 2 * OPERAND) {
-                    const int64_t at = (groups.first(group) * height + row) * width + column;
-                    const BFloat16* from = gradient + at * outputs + block * BLOCK;
-                    __m512i low[TILE], high[TILE];
+        for (int64_t row = first; row < last; ++row)
+            for (int64_t column = 0; column < width; column += 2, turned += 2 * OPERAND) {
+                const int64_t at = (groups.first(group) * height + row) * width + column;
+                const BFloat16* from = gradient + at * outputs + block * BLOCK;
+                __m512i low[TILE], high[TILE];
 #pragma GCC unroll 16
-                    for (int64_t i = 0; i < TILE; ++i) {
-                        const int64_t image = 2 * i % TILE, right = 2 * i / TILE;
-                        const int64_t there = column + right < width ? images : 0;
-                        const BFloat16* its = from + right * outputs;
-                        const Pairs pairs(line(its, image, there, step), line(its, image + 1, there, step));
-                        low[i] = pairs.first;
-                        high[i] = pairs.last;
-                    }
-                    transpose(low);
-                    transpose(high);
-#pragma GCC unroll 16
-                    for (int64_t i = 0; i < TILE; ++i) {
-                        _mm512_store_si512(turned + i * DEPTH, low[i]);
-                        _mm512_store_si512(turned + OPERAND + i * DEPTH, high[i]);
-                    }
+                for (int64_t i = 0; i < TILE; ++i) {
+                    const int64_t image = 2 * i % TILE, right = 2 * i / TILE;
+                    const int64_t there = column + right < width ? images : 0;
+                    const BFloat16* its = from + right * outputs;
+                    const Pairs pairs(line(its, image, there, step), line(its, image + 1, there, step));
+                    low[i] = pairs.first;
+                    high[i] = pairs.last;
                 }
+                transpose(low);
+                transpose(high);
+#pragma GCC unroll 16
+                for (int64_t i = 0; i < TILE; ++i) {
+                    _mm512_store_si512(turned + i * DEPTH, low[i]);
+                    _mm512_store_si512(turned + OPERAND + i * DEPTH, high[i]);
+                }
+            }
     }
 
     // Adds the rows' share of 32 x 16 weights at the three taps of row k.

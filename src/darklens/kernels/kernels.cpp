@@ -78,7 +78,7 @@ extern "C" void convolution_forward(
 extern "C" void convolution_backward(
     const Shape* shape, int64_t padding, int64_t inputs, const BFloat16* gradient, const float* weights, BFloat16* d_x
 ) {
-    const Backwards by{weights, inputs, shape->channels};
+    const Backwards by{weights, inputs};
     Convolved<Backwards>(*shape, padding, inputs, by)(gradient, d_x);
 }
 

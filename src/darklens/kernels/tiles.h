@@ -23,22 +23,31 @@ inline bool tiles_allowed() {
     return allowed;
 }
 
+// What tiles are loaded from must be in memory: the compiler does not see that they read it.
+inline void written(const void* from) { asm volatile("" ::"r"(from) : "memory"); }
+
 // A thread's tiles, as long as it lives. PyTorch keeps the shapes it has set in the same threads, and gets them back.
 class Tiles {
 public:
-    // The first six have `rows`, the last two all; all are as wide as can be.
+    // All but the last have `rows`, that has all; all are as wide as can be.
     explicit Tiles(int64_t rows = TILE) {
         Shapes own = {};
         own.palette = 1;
         for (int i = 0; i < 8; ++i) {
             own.bytes[i] = ROW_BYTES;
-            own.rows[i] = uint8_t(i < 6 ? rows : TILE);
+            own.rows[i] = uint8_t(i < 7 ? rows : TILE);
         }
+        written(&before);
         _tile_storeconfig(&before);
+        written(&own);
         _tile_loadconfig(&own);
     }
 
-    ~Tiles() { _tile_loadconfig(&before); }
+    ~Tiles() {
+        written(&before);
+        _tile_loadconfig(&before);
+    }
+
     Tiles(const Tiles&) = delete;
     Tiles& operator=(const Tiles&) = delete;
 
@@ -51,9 +60,6 @@ private:
 
     Shapes before;
 };
-
-// What is loaded into tiles must be in memory: the compiler does not see that they read it.
-inline void written() { asm volatile("" ::: "memory"); }
 
 // Memory on borders of cache lines, not initialised.
 template <typename T>
