@@ -67,26 +67,27 @@ extern "C" void fold_bfloat16(const Shape* shape, const Side* side, const BFloat
 }
 
 #ifdef TILES
-extern "C" void convolution_forward(
-    const Shape* shape, int64_t padding, int64_t outputs, const BFloat16* x, const float* weights, BFloat16* y
-) {
-    const Forward by{weights, shape->channels};
-    Convolved<Forward>(*shape, padding, outputs, by)(x, y);
-}
+#define CONVOLUTION(NAME, KERNEL)                                                                                     \
+    extern "C" void NAME##_forward(                                                                                   \
+        const Shape* shape, const Side* side, int64_t outputs, const BFloat16* x, const float* weights, BFloat16* y   \
+    ) {                                                                                                               \
+        convolve<KERNEL>(*shape, *side, outputs, x, weights, y);                                                      \
+    }                                                                                                                 \
+    extern "C" void NAME##_backward(                                                                                  \
+        const Shape* shape, const Side* side, int64_t outputs, const BFloat16* gradient, const float* weights,        \
+        BFloat16* d_x                                                                                                 \
+    ) {                                                                                                               \
+        convolve_back<KERNEL>(*shape, *side, outputs, gradient, weights, d_x);                                        \
+    }                                                                                                                 \
+    extern "C" void NAME##_weights(                                                                                   \
+        const Shape* shape, const Side* side, int64_t outputs, const BFloat16* x, const BFloat16* gradient,           \
+        float* d_weights                                                                                              \
+    ) {                                                                                                               \
+        WeightGradient<KERNEL>(*shape, *side, outputs)(x, gradient, d_weights);                                       \
+    }
 
-// The shape is that of the gradient, the padding what makes it as large as x.
-extern "C" void convolution_backward(
-    const Shape* shape, int64_t padding, int64_t inputs, const BFloat16* gradient, const float* weights, BFloat16* d_x
-) {
-    const Backwards by{weights, inputs};
-    Convolved<Backwards>(*shape, padding, inputs, by)(gradient, d_x);
-}
-
-extern "C" void convolution_weights(
-    const Shape* shape, int64_t padding, int64_t outputs, const BFloat16* x, const BFloat16* gradient, float* d_weights
-) {
-    WeightGradient(*shape, padding, outputs)(x, gradient, d_weights);
-}
+CONVOLUTION(convolution_1, 1)
+CONVOLUTION(convolution_3, 3)
 #endif
 
 extern "C" int64_t tiles() { return tiles_allowed(); }

@@ -33,10 +33,11 @@ def convolved(conv: nn.Conv2d, x: Maps) -> Float[Tensor, "b d p q"] | None:
         or not applies(x, torch.bfloat16)
     ):
         return None
-    if kernel == 3 and stride == 1 and padding < kernel and _fill_tiles(conv, x):
-        return apply(_Tiled, x.to(torch.bfloat16), conv.weight, padding)
+    windows = Windows(kernel, stride, padding)
+    if (kernel == 3 or (kernel == 1 and stride > 1)) and padding < kernel and _fill_tiles(conv, x):
+        return apply(_Tiled, x.to(torch.bfloat16), conv.weight, windows)
     if stride > 1 and vectors(conv.in_channels):
-        return apply(_Unfolded, x.to(torch.bfloat16), conv.weight, Windows(kernel, stride, padding))
+        return apply(_Unfolded, x.to(torch.bfloat16), conv.weight, windows)
     return None
 
 
@@ -52,13 +53,13 @@ def _fill_tiles(conv: nn.Conv2d, x: Maps) -> bool:
 
 class _Tiled(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, x: Tensor, weight: Tensor, padding: int) -> Tensor:
+    def forward(context: Any, x: Tensor, weight: Tensor, windows: Windows) -> Tensor:
         x, taps = in_order(x), in_order(weight)
-        height, width = (Windows(3, 1, padding).over(side) for side in x.shape[2:])
-        out = maps(len(x), len(weight), height, width, dtype=x.dtype)
-        call("convolution_forward", Shape.of(x), padding, len(weight), x, taps, out)
+        height, width = (windows.over(side) for side in x.shape[2:])
+        context.side, context.name = Side(*windows, height, width), f"convolution_{windows.kernel}"
+        out = maps(len(x), len(taps), height, width, dtype=x.dtype)
+        call(context.name + "_forward", Shape.of(x), context.side, len(taps), x, taps, out)
         context.save_for_backward(x, taps)
-        context.padding = padding
         return out
 
     @staticmethod
@@ -66,11 +67,11 @@ class _Tiled(torch.autograd.Function):
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, taps = context.saved_tensors
         gradient, d_x, d_weight = in_order(gradient), None, maps(*taps.shape, dtype=taps.dtype)
+        given = (Shape.of(x), context.side, len(taps))
         if context.needs_input_grad[0]:
             d_x = torch.empty_like(x)
-            others = 2 - context.padding
-            call("convolution_backward", Shape.of(gradient), others, x.shape[1], gradient, taps, d_x)
-        call("convolution_weights", Shape.of(x), context.padding, len(taps), x, gradient, d_weight)
+            call(context.name + "_backward", *given, gradient, taps, d_x)
+        call(context.name + "_weights", *given, x, gradient, d_weight)
         return d_x, d_weight, None
 
 

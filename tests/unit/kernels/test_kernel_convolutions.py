@@ -6,22 +6,30 @@ from kernels import must_have_tiles
 from torch import nn
 
 from darklens.kernels import products
+from darklens.kernels.calls import Windows
 from darklens.kernels.library import library
 
 pytestmark = pytest.mark.skipif(not must_have_tiles(), reason="no g++, or a processor without a matrix unit")
 
 ROUNDING = 2.0**-8  # of bfloat16, relative
-# Images, inputs, outputs, height, width, padding.
+# Images, inputs, outputs, height, width; the kernel's side, stride, padding.
 SIZES = [
-    (16, 32, 64, 5, 5, 1),
-    (15, 64, 32, 7, 6, 1),
-    (15, 512, 512, 5, 5, 1),  # more weights than values
-    (15, 64, 64, 38, 38, 1),  # rows in parts
-    (33, 32, 96, 9, 4, 1),  # three groups of images
-    (12, 96, 32, 9, 11, 0),
-    (16, 64, 64, 3, 3, 0),
-    (16, 32, 32, 1, 2, 1),
-    (16, 32, 32, 4, 3, 2),
+    (16, 32, 64, 5, 5, 3, 1, 1),
+    (15, 64, 32, 7, 6, 3, 1, 1),
+    (15, 512, 512, 5, 5, 3, 1, 1),  # more weights than values
+    (15, 64, 64, 38, 38, 3, 1, 1),  # rows in parts
+    (33, 32, 96, 9, 4, 3, 1, 1),  # three groups of images
+    (12, 96, 32, 9, 11, 3, 1, 0),
+    (16, 64, 64, 3, 3, 3, 1, 0),
+    (16, 32, 32, 1, 2, 3, 1, 1),
+    (16, 32, 32, 4, 3, 3, 1, 2),
+    (15, 64, 128, 38, 19, 3, 2, 1),
+    (15, 256, 512, 10, 10, 3, 2, 1),
+    (16, 32, 64, 8, 7, 3, 2, 0),
+    (16, 32, 32, 2, 1, 3, 2, 2),
+    (24, 32, 32, 12, 11, 3, 3, 1),
+    (15, 64, 128, 38, 19, 1, 2, 0),
+    (32, 96, 64, 5, 10, 1, 3, 0),
 ]
 
 
@@ -40,11 +48,11 @@ def in_order(*size):
 def convolution(size):
     """Return a convolution, values and a gradient, all of numbers that bfloat16 has."""
     torch.manual_seed(0)
-    images, inputs, outputs, height, width, padding = size
-    conv = nn.Conv2d(inputs, outputs, 3, padding=padding, bias=False).to(memory_format=torch.channels_last)
+    images, inputs, outputs, height, width, *square = size
+    conv = nn.Conv2d(inputs, outputs, *square, bias=False).to(memory_format=torch.channels_last)
     conv.weight.data = conv.weight.data.bfloat16().float()
     x = in_order(images, inputs, height, width).bfloat16()
-    gradient = in_order(images, outputs, height + 2 * padding - 2, width + 2 * padding - 2).bfloat16()
+    gradient = in_order(images, outputs, *(Windows(*square).over(side) for side in (height, width))).bfloat16()
     return conv, x, gradient
 
 
@@ -58,7 +66,7 @@ def outcome(conv, x, gradient, convolve=products.convolved):
 
 def exact(conv, x, gradient):
     leaf, weight = x.double().requires_grad_(), conv.weight.detach().double().requires_grad_()
-    result = nn.functional.conv2d(leaf, weight, padding=conv.padding)
+    result = nn.functional.conv2d(leaf, weight, stride=conv.stride, padding=conv.padding)
     return result.detach(), *torch.autograd.grad(result, [leaf, weight], gradient.double())
 
 
@@ -82,7 +90,7 @@ def test_values_and_gradients(size):
     assert all(each.is_contiguous(memory_format=torch.channels_last) for each in found)
 
 
-@pytest.mark.parametrize("size", [SIZES[2], (32, 64, 96, 12, 9, 1), (15, 64, 64, 38, 20, 0)])
+@pytest.mark.parametrize("size", [SIZES[2], SIZES[9], (32, 64, 96, 12, 9, 3, 1, 1), (15, 64, 64, 38, 20, 3, 1, 0)])
 def test_the_same_bits_with_any_number_of_threads(size, threads):
     operands, found = convolution(size), []
     for number in (1, 2, 3, 7):
@@ -92,7 +100,7 @@ def test_the_same_bits_with_any_number_of_threads(size, threads):
 
 
 def test_weights_are_rounded_to_the_nearest():
-    conv, x, gradient = convolution((16, 32, 32, 5, 5, 1))
+    conv, x, gradient = convolution((16, 32, 32, 5, 5, 3, 1, 1))
     fine = 1 + torch.rand_like(conv.weight)
     conv.weight.data = fine
     found = outcome(conv, x, gradient)
@@ -101,7 +109,7 @@ def test_weights_are_rounded_to_the_nearest():
 
 
 def test_weights_and_values_in_any_order():
-    conv, x, gradient = convolution((16, 32, 32, 5, 5, 1))
+    conv, x, gradient = convolution((16, 32, 32, 5, 5, 3, 1, 1))
     found = outcome(conv, x, gradient)
     conv.weight.data = conv.weight.data.contiguous()
     x = torch.cat([x, x], 3)[..., :5].contiguous()
@@ -109,7 +117,7 @@ def test_weights_and_values_in_any_order():
 
 
 def test_what_is_no_number_reaches_what_sees_it():
-    conv, x, gradient = convolution((16, 32, 32, 6, 6, 1))
+    conv, x, gradient = convolution((16, 32, 32, 6, 6, 3, 1, 1))
     x[3, 5, 0, 0] = torch.nan
     result = outcome(conv, x, gradient)[0]
     assert result[3, :, :2, :2].isnan().all()
@@ -118,7 +126,7 @@ def test_what_is_no_number_reaches_what_sees_it():
 
 
 def test_weights_take_the_gradient_without_a_copy(monkeypatch):
-    conv, x, gradient = convolution((16, 32, 32, 5, 5, 1))
+    conv, x, gradient = convolution((16, 32, 32, 5, 5, 3, 1, 1))
     made, usual = [], products.maps
 
     def noted(*shape, dtype):
@@ -134,8 +142,8 @@ def test_weights_take_the_gradient_without_a_copy(monkeypatch):
 def test_pytorchs_own_use_of_the_matrix_unit_is_left_alone(threads):
     """It keeps the shapes of tiles in each thread, and does not look whether they are still there."""
     threads(2)
-    ours = convolution((12, 64, 64, 9, 9, 1))
-    sizes = [(7, 48, 80, 9, 9, 1), (3, 64, 64, 6, 5, 0)]
+    ours = convolution((12, 64, 64, 9, 9, 3, 1, 1))
+    sizes = [(7, 48, 80, 9, 9, 3, 1, 1), (3, 64, 64, 6, 5, 3, 1, 0)]
     others = [convolution(size) for size in sizes]
     matrix = torch.randn(83, 77).bfloat16()
     run = [lambda: outcome(*ours), lambda: (matrix @ matrix.t(),)]
@@ -170,6 +178,7 @@ class TestPyTorchsConvolutionServes:
             (16, 32, {}),
             (32, 16, {}),
             (32, 32, {"kernel_size": 5}),
+            (32, 32, {"kernel_size": 1}),
             (32, 32, {"bias": True}),
             (32, 32, {"dilation": 2}),
             (32, 32, {"groups": 2}),
