@@ -44,14 +44,14 @@ struct Taps {
 // A convolution: weights (outputs, kernel, kernel, inputs), as tiles of a block of outputs.
 template <int KERNEL>
 struct Forward {
-    // 16 pairs of inputs by 16 outputs, twice.
+    // 16 pairs of inputs by 16 outputs, twice; of 16 channels more than 32 the other half is left out.
     void pack(int64_t block, int64_t weight, int64_t depth, BFloat16* to) const {
         const int64_t step = KERNEL * KERNEL * inputs;
         const float* from = weights + block * BLOCK * step + weight * inputs + depth;
-        for (int64_t half = 0; half < 2; ++half, to += OPERAND) {
+        for (int64_t o = block * BLOCK; o < std::min((block + 1) * BLOCK, outputs); o += TILE, to += OPERAND) {
             __m512i rows[TILE];
 #pragma GCC unroll 16
-            for (int64_t o = 0; o < TILE; ++o, from += step) rows[o] = rounded(from, from + TILE);
+            for (int64_t i = 0; i < TILE; ++i, from += step) rows[i] = rounded(from, inputs - depth);
             transpose(rows);
 #pragma GCC unroll 16
             for (int64_t k = 0; k < TILE; ++k) _mm512_store_si512(to + k * DEPTH, rows[k]);
@@ -68,7 +68,7 @@ struct Forward {
     int64_t in_steps() const { return stride; }  // and between their inputs
 
     const float* weights;
-    const int64_t inputs, stride, padding;
+    const int64_t inputs, outputs, stride, padding;
 };
 
 // The gradient of its inputs, from that of its outputs.
@@ -79,7 +79,8 @@ struct Backwards {
         const float* from = weights + depth * step + weight * inputs + block * BLOCK;
 #pragma GCC unroll 4
         for (int64_t k = 0; k < TILE; ++k, from += 2 * step) {
-            const Pairs pairs(rounded(from, from + TILE), rounded(from + step, from + step + TILE));
+            const int64_t left = k < (outputs - depth) / 2 ? inputs - block * BLOCK : 0;
+            const Pairs pairs(rounded(from, left), rounded(from + step, left));
             _mm512_store_si512(to + k * DEPTH, pairs.first);
             _mm512_store_si512(to + OPERAND + k * DEPTH, pairs.last);
         }
@@ -97,7 +98,7 @@ struct Backwards {
     int64_t in_steps() const { return 1; }
 
     const float* weights;
-    const int64_t inputs, stride, padding;
+    const int64_t inputs, outputs, stride, padding;
 };
 
 // Makes maps of `outputs` channels. Each thread copies what it needs into its own cache, in the order of tiles.
@@ -117,14 +118,16 @@ public:
           outputs(outputs),
           rule(rule),
           groups(shape.images),
-          pixel(groups.size * shape.channels),
+          depths((shape.channels + DEPTH - 1) / DEPTH),
+          blocks((outputs + BLOCK - 1) / BLOCK),
+          pixel(groups.size * depths * DEPTH),
           row_size((in_width + 2 * MARGIN) * pixel),
-          block_size(KERNEL * KERNEL * shape.channels * BLOCK),
+          block_size(KERNEL * KERNEL * depths * DEPTH * BLOCK),
           rows_at_once(std::clamp<int64_t>((2 * CACHED / row_size - MARGIN) * rule.steps() / rule.in_steps(), 1, height)),
           rows_seen((rows_at_once - 1) * rule.in_steps() / rule.steps() + KERNEL + 1) {}
 
     void operator()(const BFloat16* x, BFloat16* y) const {
-        const int64_t blocks = outputs / BLOCK, rows = groups.number * height;
+        const int64_t rows = groups.number * height;
         // Of the weights and the images, the larger are read by one thread alone.
         const bool by_block =
             KERNEL * KERNEL * outputs > shape.images * in_height * in_width && blocks >= shape.threads;
@@ -192,7 +195,7 @@ private:
 
     // [row][column][depth][image][32 channels]
     void copy(const BFloat16* x, int64_t group, const Range& rows, BFloat16* seen) const {
-        const int64_t depths = shape.channels / DEPTH, tile = groups.size * DEPTH;
+        const int64_t tile = groups.size * DEPTH;
         const int64_t step = shape.height * shape.width * shape.channels;
         for (int64_t row = rows.first; row < rows.last; ++row)
             for (int64_t column = 0; column < in_width; ++column) {
@@ -201,7 +204,8 @@ private:
                 for (int64_t image = 0; image < groups.in(group); ++image) {
                     const BFloat16* from = x + at * shape.channels + image * step;
                     for (int64_t i = 0; i < depths; ++i)
-                        _mm512_store_si512(to + i * tile + image * DEPTH, _mm512_loadu_si512(from + i * DEPTH));
+                        _mm512_store_si512(to + i * tile + image * DEPTH,
+                                           values(from + i * DEPTH, shape.channels - i * DEPTH));
                 }
             }
     }
@@ -225,9 +229,10 @@ private:
                 for (int64_t block = blocks.first; block < blocks.last; ++block) {
                     const BFloat16* by = packed + (block - blocks.first) * block_size;
                     BFloat16* to = y + (at + column) * outputs + block * BLOCK;
-                    if (pixels == 3) make<3>(seen, rows, columns, by, images, to);
-                    if (pixels == 2) make<2>(seen, rows, columns, by, images, to);
-                    if (pixels == 1) make<1>(seen, rows, columns, by, images, to);
+                    const int64_t made = outputs - block * BLOCK;
+                    if (pixels == 3) make<3>(seen, rows, columns, by, images, made, to);
+                    if (pixels == 2) make<2>(seen, rows, columns, by, images, made, to);
+                    if (pixels == 1) make<1>(seen, rows, columns, by, images, made, to);
                 }
             }
     }
@@ -236,7 +241,7 @@ private:
     template <int PIXELS>
     void make(
         const BFloat16* seen, const Taps<KERNEL>& rows, const Taps<KERNEL>& columns, const BFloat16* by,
-        int64_t images, BFloat16* to
+        int64_t images, int64_t made, BFloat16* to
     ) const {
         _tile_zero(0);
         _tile_zero(1);
@@ -246,11 +251,11 @@ private:
         _tile_zero(5);
         const int64_t tile = groups.size * DEPTH, aside = rule.in_steps() * pixel;
         for (int64_t row = 0; row < rows.number; ++row) {
-            const BFloat16* weights = by + rows.weights[row] * KERNEL * shape.channels * BLOCK;
-            const BFloat16* values = seen + rows.places[row] * row_size + MARGIN * pixel;
-            for (const BFloat16* end = values + pixel; values < end; values += tile, weights += KERNEL * 2 * OPERAND)
+            const BFloat16* weights = by + rows.weights[row] * KERNEL * depths * DEPTH * BLOCK;
+            const BFloat16* first = seen + rows.places[row] * row_size + MARGIN * pixel;
+            for (const BFloat16* end = first + pixel; first < end; first += tile, weights += KERNEL * 2 * OPERAND)
                 for (int64_t column = 0; column < columns.number; ++column) {
-                    const BFloat16* here = values + columns.places[column] * pixel;
+                    const BFloat16* here = first + columns.places[column] * pixel;
                     const BFloat16* its = weights + columns.weights[column] * 2 * OPERAND;
                     _tile_loadd(7, its, ROW_BYTES);
                     _tile_loadd(6, here, ROW_BYTES);
@@ -263,6 +268,7 @@ private:
                         _tile_loadd(6, here + 2 * aside, ROW_BYTES);
                         _tile_dpbf16ps(2, 6, 7);
                     }
+                    if (made <= TILE) continue;
                     _tile_loadd(7, its + OPERAND, ROW_BYTES);
                     if (PIXELS > 2) {
                         _tile_dpbf16ps(5, 6, 7);
@@ -289,14 +295,15 @@ private:
         for (int64_t i = 0; i < images; ++i, to += height * width * outputs)
 #pragma GCC unroll 3
             for (int64_t p = 0; p < PIXELS; ++p)
-                _mm512_storeu_si512(to + p * rule.steps() * outputs, rounded(sums[0][p][i], sums[1][p][i]));
+                _mm512_mask_storeu_epi16(to + p * rule.steps() * outputs, first_of(made),
+                                         rounded(sums[0][p][i], sums[1][p][i]));
     }
 
     const Shape& shape;
     const int64_t every, in_height, in_width, height, width, outputs;
     const Rule& rule;
     const Groups groups;
-    const int64_t pixel, row_size, block_size, rows_at_once, rows_seen;
+    const int64_t depths, blocks, pixel, row_size, block_size, rows_at_once, rows_seen;
 };
 
 template <int KERNEL>
@@ -305,7 +312,7 @@ void convolve(
 ) {
     // A kernel of one pixel sees only every so many.
     const int64_t every = KERNEL == 1 ? side.stride : 1;
-    const Forward<KERNEL> rule{weights, shape.channels, side.stride / every, side.padding};
+    const Forward<KERNEL> rule{weights, shape.channels, outputs, side.stride / every, side.padding};
     Convolved<KERNEL, Forward<KERNEL>>(shape, every, side.height, side.width, outputs, rule)(x, y);
 }
 
@@ -315,7 +322,7 @@ void convolve_back(
     BFloat16* d_x
 ) {
     const Shape of_gradient{shape.images, side.height, side.width, outputs, shape.threads};
-    const Backwards<KERNEL> rule{weights, shape.channels, side.stride, side.padding};
+    const Backwards<KERNEL> rule{weights, shape.channels, outputs, side.stride, side.padding};
     Convolved<KERNEL, Backwards<KERNEL>>(of_gradient, 1, shape.height, shape.width, shape.channels, rule)(gradient, d_x);
 }
 
@@ -340,7 +347,7 @@ public:
         // Sums of parts of the rows, if they are few beside the values: no thread reads all values then.
         const int64_t values = shape.images * (shape.height * shape.width * inputs + height * width * outputs);
         const int64_t parts = std::min(rows, std::clamp<int64_t>(values / (8 * size), 1, 4));
-        const int64_t blocks = outputs / BLOCK;
+        const int64_t blocks = (outputs + BLOCK - 1) / BLOCK;
         const int64_t shares = std::min(blocks, (shape.threads + parts - 1) / parts);
         const int64_t row_size = steps * DEPTH * BLOCK, seen_row = phases() * seen_width * TILE * inputs;
         const int64_t fitting = (3 * CACHED - (KERNEL - 1) * seen_row) / (row_size + phases() * seen_row);
@@ -356,6 +363,7 @@ public:
             BFloat16* seen = turned + rows_at_once * row_size;
             std::fill(seen, seen + seen_size, BFloat16{});
             const Range tasks(parts * shares, thread, shape.threads);
+            const bool once = parts == 1 && rows <= rows_at_once;
             for (int64_t task = tasks.first; task < tasks.last; ++task) {
                 const int64_t part = task / shares;
                 const Range its_rows(rows, part, parts), its_blocks(blocks, task % shares, shares);
@@ -370,11 +378,13 @@ public:
                         written(memory.get());
                         for (int64_t k = 0; k < KERNEL; ++k)
                             for (int64_t c = 0; c < inputs; c += TILE)
-                                add(turned, seen + c * seen_size / inputs, first, last, k, row != its_rows.first,
+                                add(turned, seen + c * seen_size / inputs, first, last, k, row != its_rows.first, once,
+                                    std::min(BLOCK, outputs - block * BLOCK),
                                     to + (block * BLOCK * WEIGHTS + k * KERNEL) * inputs + c);
                     }
                 }
             }
+            _mm_sfence();
         }
         if (parts == 1) return;
 #pragma omp parallel for num_threads(shape.threads) schedule(static)
@@ -393,8 +403,9 @@ private:
     int64_t every() const { return stride / phases(); }
     int64_t place(int64_t column) const { return column % phases() * seen_width + column / phases(); }
 
-    static __m512i line(const BFloat16* from, int64_t image, int64_t images, int64_t step) {
-        return image < images ? _mm512_loadu_si512(from + image * step) : _mm512_setzero_si512();
+    // An image's next 32 channels.
+    static __m512i line(const BFloat16* from, int64_t image, int64_t images, int64_t step, int64_t channels) {
+        return image < images ? values(from + image * step, channels) : _mm512_setzero_si512();
     }
 
     // Rows of x, [16 channels][row][column][pairs of images][channel]. Columns of the padding are 0 already.
@@ -415,9 +426,10 @@ private:
 #pragma GCC unroll 8
                     for (int64_t i = 0; i < TILE; i += 2) {
                         const BFloat16* from = x + at * inputs + c;
-                        const Pairs pairs(line(from, i, images, step), line(from, i + 1, images, step));
+                        const int64_t left = inputs - c;
+                        const Pairs pairs(line(from, i, images, step, left), line(from, i + 1, images, step, left));
                         _mm512_store_si512(to + i * TILE, pairs.first);
-                        _mm512_store_si512(to + by_channels + i * TILE, pairs.last);
+                        if (left > TILE) _mm512_store_si512(to + by_channels + i * TILE, pairs.last);
                     }
             }
     }
@@ -437,7 +449,8 @@ private:
                     const int64_t image = 2 * i % TILE, right = 2 * i / TILE;
                     const int64_t there = column + right < width ? images : 0;
                     const BFloat16* its = from + right * outputs;
-                    const Pairs pairs(line(its, image, there, step), line(its, image + 1, there, step));
+                    const int64_t left = outputs - block * BLOCK;
+                    const Pairs pairs(line(its, image, there, step, left), line(its, image + 1, there, step, left));
                     low[i] = pairs.first;
                     high[i] = pairs.last;
                 }
@@ -451,9 +464,11 @@ private:
             }
     }
 
-    // Adds the rows' share of 32 x 16 weights at the columns of row k of the kernel.
+    // Adds the rows' share of 32 x 16 weights at the columns of row k of the kernel. What nothing is added to later does
+    // not pass through the cache: there are many.
     void add(
-        const BFloat16* turned, const BFloat16* seen, int64_t first, int64_t last, int64_t k, bool more, float* to
+        const BFloat16* turned, const BFloat16* seen, int64_t first, int64_t last, int64_t k, bool more, bool once,
+        int64_t made, float* to
     ) const {
         const int64_t stride_bytes = WEIGHTS * inputs * sizeof(float), lower = TILE * WEIGHTS * inputs;
         _tile_zero(0);
@@ -464,10 +479,12 @@ private:
         _tile_zero(5);
         if (more) {
             _tile_loadd(0, to, stride_bytes);
-            _tile_loadd(3, to + lower, stride_bytes);
             if (KERNEL == 3) {
                 _tile_loadd(1, to + inputs, stride_bytes);
                 _tile_loadd(2, to + 2 * inputs, stride_bytes);
+            }
+            if (made > TILE) _tile_loadd(3, to + lower, stride_bytes);
+            if (made > TILE && KERNEL == 3) {
                 _tile_loadd(4, to + lower + inputs, stride_bytes);
                 _tile_loadd(5, to + lower + 2 * inputs, stride_bytes);
             }
@@ -499,14 +516,21 @@ private:
                 _tile_dpbf16ps(3, 6, 7);
             }
         }
-        _tile_stored(0, to, stride_bytes);
-        _tile_stored(3, to + lower, stride_bytes);
+        alignas(64) float sums[6][TILE][TILE];
+        _tile_stored(0, sums[0], ROW_BYTES);
+        _tile_stored(3, sums[3], ROW_BYTES);
         if (KERNEL == 3) {
-            _tile_stored(1, to + inputs, stride_bytes);
-            _tile_stored(2, to + 2 * inputs, stride_bytes);
-            _tile_stored(4, to + lower + inputs, stride_bytes);
-            _tile_stored(5, to + lower + 2 * inputs, stride_bytes);
+            _tile_stored(1, sums[1], ROW_BYTES);
+            _tile_stored(2, sums[2], ROW_BYTES);
+            _tile_stored(4, sums[4], ROW_BYTES);
+            _tile_stored(5, sums[5], ROW_BYTES);
         }
+        for (int64_t o = 0; o < made; ++o, to += WEIGHTS * inputs)
+#pragma GCC unroll 3
+            for (int64_t column = 0; column < KERNEL; ++column) {
+                const __m512 row = _mm512_load_ps(sums[o / TILE * 3 + column][o % TILE]);
+                once ? _mm512_stream_ps(to + column * inputs, row) : _mm512_store_ps(to + column * inputs, row);
+            }
     }
 
     static_assert(KERNEL == 1 || KERNEL == 3);

@@ -11,7 +11,8 @@ from darklens.kernels.calls import Maps, Shape, Side, Windows, applies, apply, c
 from darklens.kernels.library import library
 
 
-_TILE_CHANNELS, _TILE_IMAGES = 32, 16
+_TILE = 16  # images, and channels
+_FULL = 0.6  # of the images in tiles, from where it is faster
 
 
 def convolved(conv: nn.Conv2d, x: Maps) -> Float[Tensor, "b d p q"] | None:
@@ -46,8 +47,8 @@ def _fill_tiles(conv: nn.Conv2d, x: Maps) -> bool:
     return (
         kernels is not None
         and bool(kernels.tiles())
-        and conv.in_channels % _TILE_CHANNELS == conv.out_channels % _TILE_CHANNELS == 0
-        and 2 * (-len(x) % _TILE_IMAGES) <= len(x)  # at most a third is computed in vain
+        and conv.in_channels % _TILE == conv.out_channels % _TILE == 0
+        and len(x) >= _FULL * (len(x) + -len(x) % _TILE)
     )
 
 

@@ -76,9 +76,23 @@ private:
     T* const values;
 };
 
-// Rounds 32 floats to bfloat16.
+// Rounds twice 16 floats to bfloat16.
 inline __m512i rounded(const float* low, const float* high) {
-    return (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(high), _mm512_loadu_ps(low));
+    return (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(high), _mm512_load_ps(low));
+}
+
+// The first values of 32.
+inline __mmask32 first_of(int64_t number) { return number < DEPTH ? (1u << number) - 1 : ~0u; }
+
+// The next 32 values, or those of them that are there and zeros.
+inline __m512i values(const BFloat16* from, int64_t number) {
+    return _mm512_maskz_loadu_epi16(first_of(number), from);
+}
+
+inline __m512i rounded(const float* from, int64_t number) {
+    const __mmask32 there = first_of(number);
+    const __m512 low = _mm512_maskz_loadu_ps(__mmask16(there), from);
+    return (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(__mmask16(there >> TILE), from + TILE), low);
 }
 
 // Turns 16 x 16 pairs of bfloat16 about.

@@ -23,6 +23,10 @@ SIZES = [
     (16, 64, 64, 3, 3, 3, 1, 0),
     (16, 32, 32, 1, 2, 3, 1, 1),
     (16, 32, 32, 4, 3, 3, 1, 2),
+    (16, 16, 32, 9, 8, 3, 1, 0),  # channels that do not fill a tile
+    (16, 80, 48, 37, 40, 3, 1, 1),
+    (15, 48, 16, 7, 5, 3, 2, 1),
+    (10, 48, 80, 6, 7, 1, 2, 0),
     (15, 64, 128, 38, 19, 3, 2, 1),
     (15, 256, 512, 10, 10, 3, 2, 1),
     (16, 32, 64, 8, 7, 3, 2, 0),
@@ -90,7 +94,7 @@ def test_values_and_gradients(size):
     assert all(each.is_contiguous(memory_format=torch.channels_last) for each in found)
 
 
-@pytest.mark.parametrize("size", [SIZES[2], SIZES[9], (32, 64, 96, 12, 9, 3, 1, 1), (15, 64, 64, 38, 20, 3, 1, 0)])
+@pytest.mark.parametrize("size", [SIZES[2], SIZES[9], SIZES[10], (32, 64, 96, 12, 9, 3, 1, 1), (15, 64, 64, 38, 20, 3, 1, 0)])
 def test_the_same_bits_with_any_number_of_threads(size, threads):
     operands, found = convolution(size), []
     for number in (1, 2, 3, 7):
@@ -168,15 +172,15 @@ class TestPyTorchsConvolutionServes:
         monkeypatch.setattr(library(), "tiles", lambda: 0)
         assert self.convolved(conv, 16, 32, 5, 5) is None
 
-    @pytest.mark.parametrize("images", [1, 8, 17])
+    @pytest.mark.parametrize("images", [1, 9, 17])
     def test_images_that_do_not_fill_tiles(self, images):
         assert self.convolved(nn.Conv2d(32, 32, 3, padding=1, bias=False), images, 32, 5, 5) is None
 
     @pytest.mark.parametrize(
         ("inputs", "outputs", "settings"),
         [
-            (16, 32, {}),
-            (32, 16, {}),
+            (8, 32, {}),
+            (32, 40, {}),
             (32, 32, {"kernel_size": 5}),
             (32, 32, {"kernel_size": 1}),
             (32, 32, {"bias": True}),
