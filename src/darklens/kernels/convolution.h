@@ -197,6 +197,7 @@ private:
     void copy(const BFloat16* x, int64_t group, const Range& rows, BFloat16* seen) const {
         const int64_t tile = groups.size * DEPTH;
         const int64_t step = shape.height * shape.width * shape.channels;
+        const __mmask32 last = first_of(shape.channels - (depths - 1) * DEPTH);
         for (int64_t row = rows.first; row < rows.last; ++row)
             for (int64_t column = 0; column < in_width; ++column) {
                 const int64_t at = (groups.first(group) * shape.height + row * every) * shape.width + column * every;
@@ -205,7 +206,7 @@ private:
                     const BFloat16* from = x + at * shape.channels + image * step;
                     for (int64_t i = 0; i < depths; ++i)
                         _mm512_store_si512(to + i * tile + image * DEPTH,
-                                           values(from + i * DEPTH, shape.channels - i * DEPTH));
+                                           values(from + i * DEPTH, i < depths - 1 ? ~0u : last));
                 }
             }
     }
@@ -250,6 +251,8 @@ private:
         _tile_zero(4);
         _tile_zero(5);
         const int64_t tile = groups.size * DEPTH, aside = rule.in_steps() * pixel;
+        const int64_t step = height * width * outputs, next_pixel = rule.steps() * outputs;
+        int64_t fetched = 0;  // images whose lines come into the cache meanwhile
         for (int64_t row = 0; row < rows.number; ++row) {
             const BFloat16* weights = by + rows.weights[row] * KERNEL * depths * DEPTH * BLOCK;
             const BFloat16* first = seen + rows.places[row] * row_size + MARGIN * pixel;
@@ -257,6 +260,12 @@ private:
                 for (int64_t column = 0; column < columns.number; ++column) {
                     const BFloat16* here = first + columns.places[column] * pixel;
                     const BFloat16* its = weights + columns.weights[column] * 2 * OPERAND;
+                    if (fetched < images) {
+#pragma GCC unroll 3
+                        for (int64_t p = 0; p < PIXELS; ++p)
+                            __builtin_prefetch(to + fetched * step + p * next_pixel, 1);
+                        ++fetched;
+                    }
                     _tile_loadd(7, its, ROW_BYTES);
                     _tile_loadd(6, here, ROW_BYTES);
                     _tile_dpbf16ps(0, 6, 7);
@@ -292,10 +301,10 @@ private:
             _tile_stored(2, sums[0][2], ROW_BYTES);
             _tile_stored(5, sums[1][2], ROW_BYTES);
         }
-        for (int64_t i = 0; i < images; ++i, to += height * width * outputs)
+        for (int64_t i = 0; i < images; ++i, to += step)
 #pragma GCC unroll 3
             for (int64_t p = 0; p < PIXELS; ++p)
-                _mm512_mask_storeu_epi16(to + p * rule.steps() * outputs, first_of(made),
+                _mm512_mask_storeu_epi16(to + p * next_pixel, first_of(made),
                                          rounded(sums[0][p][i], sums[1][p][i]));
     }
 
@@ -404,7 +413,7 @@ private:
     int64_t place(int64_t column) const { return column % phases() * seen_width + column / phases(); }
 
     // An image's next 32 channels.
-    static __m512i line(const BFloat16* from, int64_t image, int64_t images, int64_t step, int64_t channels) {
+    static __m512i line(const BFloat16* from, int64_t image, int64_t images, int64_t step, __mmask32 channels) {
         return image < images ? values(from + image * step, channels) : _mm512_setzero_si512();
     }
 
@@ -422,15 +431,16 @@ private:
             for (int64_t column = 0; column < right; ++column) {
                 const int64_t at = (groups.first(group) * shape.height + row * every()) * shape.width + column * every();
                 BFloat16* to = seen + ((row - start) * row_length + place(padding + column)) * TILE * TILE;
-                for (int64_t c = 0; c < inputs; c += DEPTH, to += 2 * by_channels)
+                for (int64_t c = 0; c < inputs; c += DEPTH, to += 2 * by_channels) {
+                    const __mmask32 there = first_of(inputs - c);
 #pragma GCC unroll 8
                     for (int64_t i = 0; i < TILE; i += 2) {
                         const BFloat16* from = x + at * inputs + c;
-                        const int64_t left = inputs - c;
-                        const Pairs pairs(line(from, i, images, step, left), line(from, i + 1, images, step, left));
+                        const Pairs pairs(line(from, i, images, step, there), line(from, i + 1, images, step, there));
                         _mm512_store_si512(to + i * TILE, pairs.first);
-                        if (left > TILE) _mm512_store_si512(to + by_channels + i * TILE, pairs.last);
+                        if (inputs - c > TILE) _mm512_store_si512(to + by_channels + i * TILE, pairs.last);
                     }
+                }
             }
     }
 
@@ -439,6 +449,7 @@ private:
         const BFloat16* gradient, int64_t group, int64_t first, int64_t last, int64_t block, BFloat16* turned
     ) const {
         const int64_t images = groups.in(group), step = height * width * outputs;
+        const __mmask32 made = first_of(outputs - block * BLOCK);
         for (int64_t row = first; row < last; ++row)
             for (int64_t column = 0; column < width; column += 2, turned += 2 * OPERAND) {
                 const int64_t at = (groups.first(group) * height + row) * width + column;
@@ -449,8 +460,7 @@ private:
                     const int64_t image = 2 * i % TILE, right = 2 * i / TILE;
                     const int64_t there = column + right < width ? images : 0;
                     const BFloat16* its = from + right * outputs;
-                    const int64_t left = outputs - block * BLOCK;
-                    const Pairs pairs(line(its, image, there, step, left), line(its, image + 1, there, step, left));
+                    const Pairs pairs(line(its, image, there, step, made), line(its, image + 1, there, step, made));
                     low[i] = pairs.first;
                     high[i] = pairs.last;
                 }
@@ -516,21 +526,25 @@ private:
                 _tile_dpbf16ps(3, 6, 7);
             }
         }
-        alignas(64) float sums[6][TILE][TILE];
-        _tile_stored(0, sums[0], ROW_BYTES);
-        _tile_stored(3, sums[3], ROW_BYTES);
+        alignas(64) float sums[2][3][TILE][TILE];
+        float* at = once ? sums[0][0][0] : to;
+        const int64_t row_bytes = once ? ROW_BYTES : stride_bytes;
+        const int64_t column = once ? TILE * TILE : inputs, half = once ? 3 * TILE * TILE : lower;
+        _tile_stored(0, at, row_bytes);
         if (KERNEL == 3) {
-            _tile_stored(1, sums[1], ROW_BYTES);
-            _tile_stored(2, sums[2], ROW_BYTES);
-            _tile_stored(4, sums[4], ROW_BYTES);
-            _tile_stored(5, sums[5], ROW_BYTES);
+            _tile_stored(1, at + column, row_bytes);
+            _tile_stored(2, at + 2 * column, row_bytes);
         }
+        if (made > TILE) _tile_stored(3, at + half, row_bytes);
+        if (made > TILE && KERNEL == 3) {
+            _tile_stored(4, at + half + column, row_bytes);
+            _tile_stored(5, at + half + 2 * column, row_bytes);
+        }
+        if (!once) return;
         for (int64_t o = 0; o < made; ++o, to += WEIGHTS * inputs)
 #pragma GCC unroll 3
-            for (int64_t column = 0; column < KERNEL; ++column) {
-                const __m512 row = _mm512_load_ps(sums[o / TILE * 3 + column][o % TILE]);
-                once ? _mm512_stream_ps(to + column * inputs, row) : _mm512_store_ps(to + column * inputs, row);
-            }
+            for (int64_t i = 0; i < KERNEL; ++i)
+                _mm512_stream_ps(to + i * inputs, _mm512_load_ps(sums[o / TILE][i][o % TILE]));
     }
 
     static_assert(KERNEL == 1 || KERNEL == 3);

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from darklens.kernels.calls import Maps, Shape, Side, Windows, applies, apply, call, in_order, maps, vectors
 from darklens.kernels.library import library
 
-
+_KERNELS = (1, 3)  # pixels a side, by the matrix unit
 _TILE = 16  # images, and channels
 _FULL = 0.6  # of the images in tiles, from where it is faster
 
@@ -18,7 +18,8 @@ _FULL = 0.6  # of the images in tiles, from where it is faster
 def convolved(conv: nn.Conv2d, x: Maps) -> Float[Tensor, "b d p q"] | None:
     """Return conv(x) by products of matrices in bfloat16, where that is faster than PyTorch's convolution.
 
-    It is for 3 x 3 pixels by the processor's matrix unit, and for strides. Float32 gains nothing.
+    It is by the processor's matrix unit for 3 x 3 pixels and for strides; without one, for strides and where there are
+    more weights than values. Float32 gains nothing.
     """
     padding, stride, kernel = conv.padding[0], conv.stride[0], conv.kernel_size[0]
     if (
@@ -26,6 +27,7 @@ def convolved(conv: nn.Conv2d, x: Maps) -> Float[Tensor, "b d p q"] | None:
         or not torch.is_autocast_enabled("cpu")
         or torch.get_autocast_dtype("cpu") != torch.bfloat16
         or not isinstance(padding, int)
+        or (stride == 1 and kernel == 1)
         or not (conv.kernel_size == (kernel, kernel) and conv.padding == (padding, padding))
         or not (conv.stride == (stride, stride) and conv.dilation == (1, 1))
         or not (conv.groups == 1 and conv.bias is None and conv.padding_mode == "zeros")
@@ -35,9 +37,10 @@ def convolved(conv: nn.Conv2d, x: Maps) -> Float[Tensor, "b d p q"] | None:
     ):
         return None
     windows = Windows(kernel, stride, padding)
-    if (kernel == 3 or (kernel == 1 and stride > 1)) and padding < kernel and _fill_tiles(conv, x):
+    if kernel in _KERNELS and padding < kernel and _fill_tiles(conv, x):
         return apply(_Tiled, x.to(torch.bfloat16), conv.weight, windows)
-    if stride > 1 and vectors(conv.in_channels):
+    more_weights = conv.weight.numel() >= x.numel() * (1 + conv.out_channels / x.shape[1])
+    if (stride > 1 or more_weights) and vectors(conv.in_channels):
         return apply(_Unfolded, x.to(torch.bfloat16), conv.weight, windows)
     return None
 

@@ -84,10 +84,8 @@ inline __m512i rounded(const float* low, const float* high) {
 // The first values of 32.
 inline __mmask32 first_of(int64_t number) { return number < DEPTH ? (1u << number) - 1 : ~0u; }
 
-// The next 32 values, or those of them that are there and zeros.
-inline __m512i values(const BFloat16* from, int64_t number) {
-    return _mm512_maskz_loadu_epi16(first_of(number), from);
-}
+// The next 32 values; zeros for those that are not there.
+inline __m512i values(const BFloat16* from, __mmask32 there) { return _mm512_maskz_loadu_epi16(there, from); }
 
 inline __m512i rounded(const float* from, int64_t number) {
     const __mmask32 there = first_of(number);

@@ -158,7 +158,7 @@ def test_values_in_any_order(layout):
 
 @pytest.mark.parametrize(
     ("inputs", "outputs", "kernel", "stride", "padding", "size"),
-    [(32, 48, 3, 2, 1, 9), (32, 48, 3, 2, 1, 10), (32, 16, 1, 2, 0, 7), (32, 32, 5, 3, 0, 5)],
+    [(32, 48, 3, 2, 1, 9), (32, 48, 3, 2, 1, 10), (32, 16, 1, 2, 0, 7), (64, 64, 3, 1, 1, 4), (32, 32, 5, 3, 0, 5)],
 )
 def test_convolutions_as_products(inputs, outputs, kernel, stride, padding, size, threads):
     conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, bias=False)
