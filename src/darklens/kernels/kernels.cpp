@@ -1,5 +1,6 @@
 // What Python calls. Arrays are in channels-last order, of float32 or bfloat16; channels a multiple of LANES.
 
+#include "convolution.h"
 #include "first.h"
 #include "fit.h"
 #include "pointwise.h"
@@ -65,6 +66,32 @@ extern "C" void unfold_bfloat16(const Shape* shape, const Side* side, const BFlo
 extern "C" void fold_bfloat16(const Shape* shape, const Side* side, const BFloat16* columns, BFloat16* x) {
     fold(*shape, *side, columns, x);
 }
+
+#ifdef TILES
+#define CONVOLUTION(NAME, KERNEL)                                                                                     \
+    extern "C" void NAME##_forward(                                                                                   \
+        const Shape* shape, const Side* side, int64_t outputs, const BFloat16* x, const float* weights, BFloat16* y   \
+    ) {                                                                                                               \
+        convolve<KERNEL>(*shape, *side, outputs, x, weights, y);                                                      \
+    }                                                                                                                 \
+    extern "C" void NAME##_backward(                                                                                  \
+        const Shape* shape, const Side* side, int64_t outputs, const BFloat16* gradient, const float* weights,        \
+        BFloat16* d_x                                                                                                 \
+    ) {                                                                                                               \
+        convolve_back<KERNEL>(*shape, *side, outputs, gradient, weights, d_x);                                        \
+    }                                                                                                                 \
+    extern "C" void NAME##_weights(                                                                                   \
+        const Shape* shape, const Side* side, int64_t outputs, const BFloat16* x, const BFloat16* gradient,           \
+        float* d_weights                                                                                              \
+    ) {                                                                                                               \
+        WeightGradient<KERNEL>(*shape, *side, outputs)(x, gradient, d_weights);                                       \
+    }
+
+CONVOLUTION(convolution_1, 1)
+CONVOLUTION(convolution_3, 3)
+#endif
+
+extern "C" int64_t tiles() { return tiles_allowed(); }
 
 extern "C" void splat_forward(
     const Shape* shape, const float* light, const float* column, const float* row, float* total
