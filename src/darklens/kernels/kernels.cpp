@@ -3,6 +3,7 @@
 #include "convolution.h"
 #include "first.h"
 #include "fit.h"
+#include "linear.h"
 #include "pointwise.h"
 #include "splat.h"
 #include "unfold.h"
@@ -89,6 +90,26 @@ extern "C" void fold_bfloat16(const Shape* shape, const Side* side, const BFloat
 
 CONVOLUTION(convolution_1, 1)
 CONVOLUTION(convolution_3, 3)
+
+extern "C" void linear_forward(
+    int64_t images, int64_t inputs, int64_t outputs, int64_t threads, const BFloat16* x, const float* weight, float* y
+) {
+    Linear(images, inputs, outputs, threads).forward(x, weight, y);
+}
+
+extern "C" void linear_backward(
+    int64_t images, int64_t inputs, int64_t outputs, int64_t threads, const BFloat16* gradient, const float* weight,
+    float* d_x
+) {
+    Linear(images, inputs, outputs, threads).backward_images(gradient, weight, d_x);
+}
+
+extern "C" void linear_weights(
+    int64_t images, int64_t inputs, int64_t outputs, int64_t threads, const BFloat16* gradient, const BFloat16* x,
+    float* d_weight
+) {
+    Linear(images, inputs, outputs, threads).backward_weight(gradient, x, d_weight);
+}
 #endif
 
 extern "C" int64_t tiles() { return tiles_allowed(); }

@@ -11,6 +11,7 @@ from darklens.config import Frozen
 from darklens.errors import ConfigError
 from darklens.kernels.calls import Windows
 from darklens.kernels.layers import first_layer, normalised, pooled
+from darklens.kernels.linear import WideLinear
 from darklens.kernels.products import convolved
 
 
@@ -135,7 +136,7 @@ class ResNetSimple(nn.Module):
         self.trunk = Trunk(in_channels)
         self.head = nn.Sequential(
             nn.Flatten(),
-            nn.Linear(Trunk.features(n_pixels), 256),
+            WideLinear(Trunk.features(n_pixels), 256),
             nn.ReLU(inplace=True),
             nn.Dropout(config.dropout),
             nn.Linear(256, 32),
