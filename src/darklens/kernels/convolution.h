@@ -64,7 +64,7 @@ struct Forward {
         return taps;
     }
 
-    int64_t steps() const { return 1; }       // between outputs made of the same weights
+    int64_t steps() const { return 1; }          // between outputs made of the same weights
     int64_t in_steps() const { return stride; }  // and between their inputs
 
     const float* weights;
@@ -123,12 +123,13 @@ public:
           pixel(groups.size * depths * DEPTH),
           row_size((in_width + 2 * MARGIN) * pixel),
           block_size(KERNEL * KERNEL * depths * DEPTH * BLOCK),
-          rows_at_once(std::clamp<int64_t>((2 * CACHED / row_size - MARGIN) * rule.steps() / rule.in_steps(), 1, height)),
+          rows_at_once(std::clamp<int64_t>((2 * CACHED / row_size - MARGIN) * rule.steps() / rule.in_steps(), 1,
+                                           height)),
           rows_seen((rows_at_once - 1) * rule.in_steps() / rule.steps() + KERNEL + 1) {}
 
     void operator()(const BFloat16* x, BFloat16* y) const {
         const int64_t rows = groups.number * height;
-        // Of the weights and the images, the larger are read by one thread alone.
+        // Of weights and images, each thread reads its own part of what is more, and all of the other.
         const bool by_block =
             KERNEL * KERNEL * outputs > shape.images * in_height * in_width && blocks >= shape.threads;
         const int64_t seen_size = rows_seen * row_size;
@@ -322,7 +323,8 @@ void convolve(
     // A kernel of one pixel sees only every so many.
     const int64_t every = KERNEL == 1 ? side.stride : 1;
     const Forward<KERNEL> rule{weights, shape.channels, outputs, side.stride / every, side.padding};
-    Convolved<KERNEL, Forward<KERNEL>>(shape, every, side.height, side.width, outputs, rule)(x, y);
+    Convolved<KERNEL, Forward<KERNEL>> convolved(shape, every, side.height, side.width, outputs, rule);
+    convolved(x, y);
 }
 
 template <int KERNEL>
@@ -332,10 +334,12 @@ void convolve_back(
 ) {
     const Shape of_gradient{shape.images, side.height, side.width, outputs, shape.threads};
     const Backwards<KERNEL> rule{weights, shape.channels, outputs, side.stride, side.padding};
-    Convolved<KERNEL, Backwards<KERNEL>>(of_gradient, 1, shape.height, shape.width, shape.channels, rule)(gradient, d_x);
+    Convolved<KERNEL, Backwards<KERNEL>> convolved(of_gradient, 1, shape.height, shape.width, shape.channels, rule);
+    convolved(gradient, d_x);
 }
 
-// The gradient of the weights, (outputs, kernel, kernel, inputs): the sum over pixels of the gradient times what a tap sees.
+// The gradient of the weights, (outputs, kernel, kernel, inputs): the sum over pixels of the gradient times what a
+// weight sees. A product's depth is two columns of 16 images.
 template <int KERNEL>
 class WeightGradient {
 public:
@@ -353,7 +357,8 @@ public:
 
     void operator()(const BFloat16* x, const BFloat16* gradient, float* d_weights) const {
         const int64_t size = outputs * WEIGHTS * inputs, rows = groups.number * height;
-        // Sums of parts of the rows, if they are few beside the values: no thread reads all values then.
+        // Threads share out blocks of outputs, and read all of x. Where x is much more than the weights, they share out
+        // rows, whose sums are added at the end; in how many parts does not depend on how many threads there are.
         const int64_t values = shape.images * (shape.height * shape.width * inputs + height * width * outputs);
         const int64_t parts = std::min(rows, std::clamp<int64_t>(values / (8 * size), 1, 4));
         const int64_t blocks = (outputs + BLOCK - 1) / BLOCK;
@@ -429,7 +434,8 @@ private:
         const int64_t by_channels = seen_size / (inputs / TILE), row_length = phases() * seen_width;
         for (int64_t row = top; row < bottom; ++row)
             for (int64_t column = 0; column < right; ++column) {
-                const int64_t at = (groups.first(group) * shape.height + row * every()) * shape.width + column * every();
+                const int64_t at_row = groups.first(group) * shape.height + row * every();
+                const int64_t at = at_row * shape.width + column * every();
                 BFloat16* to = seen + ((row - start) * row_length + place(padding + column)) * TILE * TILE;
                 for (int64_t c = 0; c < inputs; c += DEPTH, to += 2 * by_channels) {
                     const __mmask32 there = first_of(inputs - c);
@@ -474,8 +480,8 @@ private:
             }
     }
 
-    // Adds the rows' share of 32 x 16 weights at the columns of row k of the kernel. What nothing is added to later does
-    // not pass through the cache: there are many.
+    // Adds the rows' share of 32 x 16 weights at the columns of row k of the kernel. Sums that are made at once are not
+    // kept in the cache, which weights fill.
     void add(
         const BFloat16* turned, const BFloat16* seen, int64_t first, int64_t last, int64_t k, bool more, bool once,
         int64_t made, float* to

@@ -1,10 +1,14 @@
 """Convolutions by the matrix unit against PyTorch's in float64, of the same bfloat16 operands."""
 
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
 from kernels import must_have_tiles
 from torch import nn
 
+from darklens.kernels import library as library_module
 from darklens.kernels import products
 from darklens.kernels.calls import Windows
 from darklens.kernels.library import library
@@ -159,6 +163,30 @@ def test_pytorchs_own_use_of_the_matrix_unit_is_left_alone(threads):
         assert same(run[i](), expected[i]) and same(run[j](), expected[j])
     exactly = matrix.double() @ matrix.double().t()
     torch.testing.assert_close(expected[1][0].double(), exactly, rtol=ROUNDING, atol=1e-3)
+
+
+def test_a_threads_shapes_of_tiles_come_back(tmp_path):
+    """What the test before cannot tell: PyTorch may, but need not, set them anew."""
+    source = tmp_path / "shapes.cpp"
+    source.write_text("""
+        #include "tiles.h"
+        struct Read { alignas(64) uint8_t bytes[64]; Read() { written(bytes); _tile_storeconfig(bytes); written(bytes); } };
+        int main() {
+            if (!tiles_allowed()) return 1;
+            {
+                const Tiles outer(5);
+                const Read before;
+                { const Tiles inner(9); }
+                const Read after;
+                if (before.bytes[48] != 5 || std::memcmp(before.bytes, after.bytes, 64) != 0) return 2;
+            }
+            return Read().bytes[0] == 0 ? 0 : 3;
+        }
+    """)
+    program = tmp_path / "shapes"
+    folder = Path(products.__file__).parent
+    subprocess.run(["g++", *library_module._FLAGS, f"-I{folder}", str(source), "-o", str(program)], check=True)
+    assert subprocess.run([str(program)], check=False).returncode == 0
 
 
 class TestPyTorchsConvolutionServes:
