@@ -170,7 +170,10 @@ def test_a_threads_shapes_of_tiles_come_back(tmp_path):
     source = tmp_path / "shapes.cpp"
     source.write_text("""
         #include "tiles.h"
-        struct Read { alignas(64) uint8_t bytes[64]; Read() { written(bytes); _tile_storeconfig(bytes); written(bytes); } };
+        struct Read {
+            Read() { written(bytes); _tile_storeconfig(bytes); written(bytes); }
+            alignas(64) uint8_t bytes[64];
+        };
         int main() {
             if (!tiles_allowed()) return 1;
             {
