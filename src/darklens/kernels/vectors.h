@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 
 #if defined __AVX512F__
 constexpr int64_t LANES = 16;
