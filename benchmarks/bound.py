@@ -19,13 +19,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from darklens.memory import keep_freed_memory
 from darklens.models.zoo import build
+from darklens.training.optimisers import AdamW
 from darklens.training.precision import precision_of
 from darklens.training.recipe import get
 
 NETWORKS = {"resnet_simple": 64, "sis_autoencoder2": 32, "resnet_18": 15}  # and the study's batch
 PIXELS, SIDE = 150, 1024
 LARGEST = 10
-PRODUCTS = ("convolution", "mm", "addmm", "bmm")
+PRODUCTS = ("convolution", "mm", "addmm", "bmm", "_Tiled", "_Unfolded", "_Wide")  # the last are our kernels'
 
 
 def seconds(work, rounds):
@@ -47,7 +48,7 @@ def matrix_rate(dtype, rounds):
 def bound(name, batch, peak, rounds, *, half):
     network = build(get(name).model, n_pixels=PIXELS, pixel_scale=0.05, n_classes=3)
     network = network.to(memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(network.parameters(), fused=True)
+    optimiser = AdamW(network.parameters(), fused=True)
     images = torch.rand(batch, 1, PIXELS, PIXELS).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 3, (batch,))
 

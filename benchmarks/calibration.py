@@ -2,7 +2,13 @@
 
 Each classifier is calibrated on one new simulation of its population and judged on another. The calibration error of
 binned confidences is not zero for a perfect classifier; what it would be is estimated by drawing labels from the
-probabilities. Writes results/calibration/calibration.{json,md}.
+probabilities. Writes results/calibration/calibration.{json,md}. The trainings of the table there:
+
+    python tools/reproduce.py --population deeplense-model-i --n-per-class 4000 --test-per-class 2500 \
+        --epochs-fraction 0.2 --set data.preprocess.crop=96 --set data.preprocess.bin=2 \
+        --set data.augment.kind=dihedral --no-legacy --recipe resnet_simple --recipe sis_autoencoder \
+        --recipe sis_autoencoder2 --recipe two_stage --recipe resnet_18
+    python benchmarks/calibration.py runs/deeplense-model-i/4000-2500/*
 """
 
 import argparse
