@@ -1,6 +1,6 @@
 """What fits of a population's images share: its smooth lenses, its detector at two resolutions, a bank of starts."""
 
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -106,8 +106,15 @@ class Fitter:
 
 def fitter(population: Population | str, engine: EngineName = "eager", *, centred: bool = True) -> Fitter:
     """Return the fitter of a population or of its name, made once; `centred` as for `fit_macro`."""
+    if isinstance(population, str) and population in populations.names():
+        return _fitter_of(_built_in(population), engine, centred)
     chosen = populations.get(population) if isinstance(population, str) else population
     return _fitter_of(chosen.model_dump_json(by_alias=True), engine, centred)
+
+
+@cache
+def _built_in(name: str) -> str:
+    return populations.get(name).model_dump_json(by_alias=True)
 
 
 @lru_cache(maxsize=8)

@@ -99,12 +99,24 @@ struct Sphere {
 
     static constexpr int64_t SLOPES = 11;
 
+    // Which derivatives are asked for.
+    struct Wanted {
+        explicit Wanted(const int64_t* place)
+            : any(some(place, 1, SLOPES)), profile(some(place, 8, 9)), lens_place(some(place, 10, 11)) {}
+
+        static bool some(const int64_t* place, int64_t first, int64_t last) {
+            return std::any_of(place + first, place + last + 1, [](int64_t its) { return its >= 0; });
+        }
+
+        const bool any, profile, lens_place;
+    };
+
     // Brightness, then its derivatives by theta_E, gamma1, gamma2, the source's x, y, e1, e2, ln R_e, ln n, the
     // lens' x and y.
-    void operator()(Floats x, Floats y, Floats* out, bool slopes) const {
+    void operator()(Floats x, Floats y, Floats* out, const Wanted& wanted) const {
         x -= centre_x, y -= centre_y;
         const Floats squared_radius = x * x + y * y;
-        const Floats inverse_radius = squared_radius > 0 ? 1 / root(squared_radius) : Floats{};
+        const Floats inverse_radius = squared_radius > 0 ? inverse_root(squared_radius) : Floats{};
         const Floats along_x = x * inverse_radius, along_y = y * inverse_radius;
         const Floats u = x - (gamma1 * x + gamma2 * y) - theta_E * along_x - source_x;
         const Floats v = y - (gamma2 * x - gamma1 * y) - theta_E * along_y - source_y;
@@ -114,12 +126,10 @@ struct Sphere {
         const Floats ln_power = ln(squared) * (per_n / 2) + power_offset, power = exp(ln_power);
         const Floats brightness = exp(peak - power) * scale;
         out[0] = brightness;
-        if (!slopes) return;
+        if (!wanted.any) return;
         const Floats rate = brightness * power, by_half_square = rate / squared * -per_n;
         const Floats by_u = by_half_square * ((round - 2 * e1) * u - 2 * e2 * v) * inverse;
         const Floats by_v = by_half_square * ((round + 2 * e1) * v - 2 * e2 * u) * inverse;
-        const Floats across = theta_E * inverse_radius;
-        const Floats xy = gamma2 - across * along_x * along_y;
         out[1] = -(by_u * along_x + by_v * along_y);
         out[2] = by_v * y - by_u * x;
         out[3] = -(by_u * y + by_v * x);
@@ -127,10 +137,15 @@ struct Sphere {
         out[5] = -by_v;
         out[6] = by_half_square * inverse * (e1 * (circular + squared) - difference);
         out[7] = by_half_square * inverse * (e2 * (circular + squared) - product);
-        out[8] = rate * per_n;
-        out[9] = b_by_ln_n * brightness - rate * (ln_b_by_ln_n - (ln_power - ln_b));
-        out[10] = by_u * (across * along_y * along_y + gamma1 - 1) + by_v * xy;
-        out[11] = by_u * xy + by_v * (across * along_x * along_x - gamma1 - 1);
+        if (wanted.profile) {
+            out[8] = rate * per_n;
+            out[9] = b_by_ln_n * brightness - rate * (ln_b_by_ln_n - (ln_power - ln_b));
+        }
+        if (wanted.lens_place) {
+            const Floats across = theta_E * inverse_radius, xy = gamma2 - across * along_x * along_y;
+            out[10] = by_u * (across * along_y * along_y + gamma1 - 1) + by_v * xy;
+            out[11] = by_u * xy + by_v * (across * along_x * along_x - gamma1 - 1);
+        }
     }
 
 private:
@@ -144,8 +159,7 @@ inline void lensed(
     const float* y, const Sphere* spheres, float* out
 ) {
     const int64_t samples = band.columns * band.columns;
-    bool slopes = false;
-    for (int64_t k = 1; k <= Sphere::SLOPES; ++k) slopes |= place[k] >= 0;
+    const Sphere::Wanted wanted(place);
 #pragma omp parallel num_threads(threads)
     {
         Seen seen(band);
@@ -156,12 +170,13 @@ inline void lensed(
                 for (int64_t i = 0; i < band.columns; i += LANES) {
                     const int64_t column = std::min(i, band.columns - LANES);
                     Floats values[Sphere::SLOPES + 1];
-                    spheres[image](load(x + column), all(y[row]), values, slopes);
+                    spheres[image](load(x + column), all(y[row]), values, wanted);
                     for (int64_t k = 0; k <= Sphere::SLOPES; ++k)
                         if (place[k] >= 0) store(&planes[k * samples + row * band.columns + column], values[k]);
                 }
             for (int64_t k = 0; k <= Sphere::SLOPES; ++k)
-                if (place[k] >= 0) seen(&planes[k * samples], out + (image * places + place[k]) * band.rows * band.rows);
+                if (place[k] >= 0)
+                    seen(&planes[k * samples], out + (image * places + place[k]) * band.rows * band.rows);
         }
     }
 }
@@ -173,7 +188,9 @@ public:
         : unknowns(unknowns), pixels(pixels), rows((unknowns + TILE) / TILE * TILE),  // with the difference, rounded up
           plain(rows * CHUNK, 0.0f), weighted(rows * CHUNK, 0.0f), sums(rows * rows * LANES), right(rows) {}
 
-    void operator()(const float* slopes, const float* weight, const float* difference, double* curvature, double* pull) {
+    void operator()(
+        const float* slopes, const float* weight, const float* difference, double* curvature, double* pull
+    ) {
         std::fill(sums.begin(), sums.end(), 0.0f);
         for (int64_t start = 0; start < pixels; start += CHUNK) {
             const int64_t n = std::min(CHUNK, pixels - start), whole = (n + LANES - 1) / LANES * LANES;
@@ -188,7 +205,8 @@ public:
                     std::fill(&plain[row * CHUNK] + n, &plain[row * CHUNK] + whole, 0.0f);
                 }
                 for (int64_t i = 0; i < n; i += LANES)
-                    store(&weighted[row * CHUNK + i], load(right[row] + i) * load_some(weight + start + i, std::min(LANES, n - i)));
+                    store(&weighted[row * CHUNK + i],
+                          load(right[row] + i) * load_some(weight + start + i, std::min(LANES, n - i)));
             }
             for (int64_t i = 0; i < rows; i += TILE)
                 for (int64_t j = 0; j <= i; j += TILE) add(i, j, whole);
@@ -298,7 +316,8 @@ inline void weight(const Photons& photons, const float* model, float* out) {
         const float* its = model + image * photons.pixels;
         for (int64_t i = 0; i < photons.pixels; i += LANES) {
             const int64_t n = std::min(LANES, photons.pixels - i);
-            store_some(out + image * photons.pixels + i, counts.weight(counts.rate(load_some(its + i, n), i, n), i, n), n);
+            const Floats rate = counts.rate(load_some(its + i, n), i, n);
+            store_some(out + image * photons.pixels + i, counts.weight(rate, i, n), n);
         }
     }
 }

@@ -24,7 +24,7 @@
         keep(GROUP, o, sums, y);                              \
     }
 
-// x (images, inputs), weights (outputs, inputs). Images are at most 4 tiles of them, inputs and outputs multiples of 32.
+// x (images, inputs), weights (outputs, inputs). Images fill at most 4 tiles; inputs and outputs are multiples of 32.
 class Linear {
 public:
     Linear(int64_t images, int64_t inputs, int64_t outputs, int64_t threads)
@@ -113,7 +113,7 @@ public:
                         }
                     }
                 for (int64_t image = 0; image < images; ++image)
-                    std::copy(sums.get() + image * CHUNK, sums.get() + image * CHUNK + wide, d_x + image * inputs + start);
+                    std::copy_n(sums.get() + image * CHUNK, wide, d_x + image * inputs + start);
             }
         }
     }
@@ -144,7 +144,8 @@ public:
                     _tile_zero(0);
                     _tile_zero(1);
                     for (int64_t depth = 0; depth < depths; ++depth) {
-                        _tile_loadd(4, turned.get() + o * depths * DEPTH + depth * DEPTH, depths * DEPTH * sizeof(BFloat16));
+                        const BFloat16* its = turned.get() + (o * depths + depth) * DEPTH;
+                        _tile_loadd(4, its, depths * DEPTH * sizeof(BFloat16));
                         _tile_loadd(5, pairs.get() + 2 * depth * OPERAND, ROW_BYTES);
                         _tile_loadd(6, pairs.get() + (2 * depth + 1) * OPERAND, ROW_BYTES);
                         _tile_dpbf16ps(0, 4, 5);

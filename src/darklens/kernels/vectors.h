@@ -101,12 +101,15 @@ inline Floats first(Floats values, int64_t n) {
     return values;
 }
 
-inline Floats root(Floats values) {
+// One over the square root of positive numbers: a first guess, and Newton's steps until float32 is filled.
+inline Floats inverse_root(Floats value) {
 #if defined __AVX512F__
-    return (Floats)_mm512_sqrt_ps((__m512)values);
+    Floats guess = (Floats)_mm512_rsqrt14_ps((__m512)value);
 #else
-    return (Floats)_mm256_sqrt_ps((__m256)values);
+    Floats guess = (Floats)_mm256_rsqrt_ps((__m256)value);
+    guess = guess * (1.5f - 0.5f * value * guess * guess);
 #endif
+    return guess * (1.5f - 0.5f * value * guess * guess);
 }
 
 // The natural logarithm of positive numbers: 2 artanh((m - 1) / (m + 1)) of a mantissa m from sqrt(1/2) to sqrt(2).

@@ -10,6 +10,7 @@ from darklens.fit.model import Model
 from darklens.fit.noise import Noise
 from darklens.fit.smooth import SmoothLens
 from darklens.kernels import fits
+from darklens.kernels.library import library
 from darklens.simulate import populations
 from darklens.simulate.draw import draw
 
@@ -19,7 +20,8 @@ FREE_LIGHT = ["source.R_e={kind: uniform, low: 0.2, high: 0.4}", "source.n={kind
 
 
 @pytest.fixture(autouse=True)
-def seeded():
+def built():
+    library()  # a few images would not wait for it
     torch.manual_seed(0)
 
 
