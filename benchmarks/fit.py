@@ -36,7 +36,7 @@ from darklens.simulate.batch import simulate_batch
 from darklens.simulate.draw import draw
 
 NAME, SEED = "common-test-i", 4242
-MANY = 128  # images of which ours are timed
+MANY = 512  # images of which ours are timed, which takes about as long as one of the others'
 Images = Callable[[np.ndarray], np.ndarray]  # of a lens' parameters
 MEDIAN_OF_NORMAL = 0.6745  # of |x|, in standard deviations
 
