@@ -8,7 +8,6 @@ from torch import Tensor
 
 from darklens.fit.model import Model, Unknown
 from darklens.fit.noise import Gain, Maps, Noise
-from darklens.kernels import fits
 
 SETTLED = 0.05  # of the deviance, the gain that a further step promises
 _DAMPING, _CALMER, _HEAVIER, _STUCK = 1e-2, 0.2, 6.0, 1e6
@@ -106,7 +105,7 @@ def minimise(
         at, held = going.at, model.gain(going.at.unknown) if going.gain is None else going.gain
         if step_number == 0 or (going.gain is None and not settle):
             at.deviance = going.noise.deviance(going.images, at.model, held)
-        curvature, pull = normal_equations(at.slopes, going.noise.weight(at.model, held), going.images - at.model)
+        curvature, pull = going.noise.normal_equations(at.slopes, going.images, at.model, held)
         at.curvature = curvature
         dampings = torch.stack([going.damping, torch.full_like(going.damping, _UNDAMPED)])
         step, undamped = damped_step(curvature, pull, dampings).to(unknown)
@@ -163,17 +162,6 @@ def _better(before: Fitted, after: Fitted, better: Bool[Tensor, " b"]) -> Fitted
             if new is not old:
                 new[worse] = old[worse]
     return after
-
-
-def normal_equations(
-    slopes: Float[Tensor, "b q m m"], weight: Maps, difference: Maps
-) -> tuple[Float[Tensor, "b q q"], Float[Tensor, "b q"]]:
-    """Return curvature and pull: half the second derivatives of chi2 and minus half its first."""
-    if (found := fits.normal_equations(slopes, weight, difference)) is not None:
-        return found
-    flat = slopes.flatten(2)
-    weighted = flat * weight.flatten(1)[:, None]
-    return (weighted @ flat.mT).double(), (weighted @ difference.flatten(1)[:, :, None])[..., 0].double()
 
 
 def damped_step(

@@ -22,7 +22,7 @@ from darklens.simulate.populations import Population
 Result = TypeVar("Result", bound=Any)  # a dataclass of tensors
 
 AT_ONCE = 16  # images of which all hypotheses are fitted; more do not fit a processor's cache
-_SMOOTH_AT_ONCE, _WHOLE_AT_ONCE = 64, 16  # images of which the smooth lens is fitted; on all their pixels
+_SMOOTH_AT_ONCE, _WHOLE_AT_ONCE = 128, 16  # images of which the smooth lens is fitted; on all their pixels
 _COARSE_STEPS, _FINE_STEPS, _LAST_STEPS = 10, 8, 6
 _SHORT = 30.0  # of the deviance: a step that promises less is of some standard deviations
 _POOR = 5.0  # deviance per block after the coarse steps: the start was in another valley

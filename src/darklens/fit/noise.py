@@ -97,6 +97,14 @@ class Noise:
         rate = self._counts(model, gain).clamp_min(_SMALLEST_RATE)
         return (self.area * self.exposure / gain[:, 0, None, None].exp()) ** 2 / rate
 
+    def normal_equations(
+        self, slopes: Float[Tensor, "b q m m"], images: Maps, model: Maps, gain: Gain
+    ) -> tuple[Float[Tensor, "b q q"], Float[Tensor, "b q"]]:
+        """Return curvature and pull, see the function of this name, of images and a model with its slopes."""
+        if self.sky is not None and (found := self._photons(gain).normal_equations(slopes, images, model)) is not None:
+            return found
+        return normal_equations(slopes, self.weight(model, gain), images - model)
+
     def with_extra(self, images: Maps, model: Maps, gain: Gain, step: Float[Tensor, " b"]) -> "Noise":
         """Return the noise with a further variance: that of rounding, or what blocks of dark sky show beyond doubt.
 
@@ -128,6 +136,17 @@ class Noise:
         assert self.sky is not None
         per_pixel = ((maps - offset) / scale + self.sky) * self.exposure + self.extra[:, None, None]
         return self.area * per_pixel
+
+
+def normal_equations(
+    slopes: Float[Tensor, "b q m m"], weight: Maps, difference: Maps
+) -> tuple[Float[Tensor, "b q q"], Float[Tensor, "b q"]]:
+    """Return curvature and pull: half the second derivatives of chi2 and minus half its first."""
+    if (found := fits.normal_equations(slopes, weight, difference)) is not None:
+        return found
+    flat = slopes.flatten(2)
+    weighted = flat * weight.flatten(1)[:, None]
+    return (weighted @ flat.mT).double(), (weighted @ difference.flatten(1)[:, :, None])[..., 0].double()
 
 
 def steps_of(images: Float[Tensor, "b n n"]) -> Float[Tensor, " b"]:

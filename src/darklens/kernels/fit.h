@@ -181,70 +181,6 @@ inline void lensed(
     }
 }
 
-// Sums over the pixels of an image of weight * slope * slope, and of weight * slope * difference.
-class NormalEquations {
-public:
-    NormalEquations(int64_t unknowns, int64_t pixels)
-        : unknowns(unknowns), pixels(pixels), rows((unknowns + TILE) / TILE * TILE),  // with the difference, rounded up
-          plain(rows * CHUNK, 0.0f), weighted(rows * CHUNK, 0.0f), sums(rows * rows * LANES), right(rows) {}
-
-    void operator()(
-        const float* slopes, const float* weight, const float* difference, double* curvature, double* pull
-    ) {
-        std::fill(sums.begin(), sums.end(), 0.0f);
-        for (int64_t start = 0; start < pixels; start += CHUNK) {
-            const int64_t n = std::min(CHUNK, pixels - start), whole = (n + LANES - 1) / LANES * LANES;
-            for (int64_t row = 0; row < rows; ++row) {
-                right[row] = &plain[row * CHUNK];
-                if (row > unknowns) continue;
-                const float* from = (row < unknowns ? slopes + row * pixels : difference) + start;
-                if (n == whole) {
-                    right[row] = from;
-                } else {
-                    std::copy(from, from + n, &plain[row * CHUNK]);
-                    std::fill(&plain[row * CHUNK] + n, &plain[row * CHUNK] + whole, 0.0f);
-                }
-                for (int64_t i = 0; i < n; i += LANES)
-                    store(&weighted[row * CHUNK + i],
-                          load(right[row] + i) * load_some(weight + start + i, std::min(LANES, n - i)));
-            }
-            for (int64_t i = 0; i < rows; i += TILE)
-                for (int64_t j = 0; j <= i; j += TILE) add(i, j, whole);
-        }
-        for (int64_t i = 0; i < unknowns; ++i) {
-            pull[i] = total(load(&sums[(unknowns * rows + i) * LANES]));
-            for (int64_t j = 0; j <= i; ++j)
-                curvature[i * unknowns + j] = curvature[j * unknowns + i] = total(load(&sums[(i * rows + j) * LANES]));
-        }
-    }
-
-private:
-    static constexpr int64_t CHUNK = 256, TILE = 3;
-
-    void add(int64_t i, int64_t j, int64_t n) {
-        Floats tile[TILE][TILE];
-        for (int64_t a = 0; a < TILE * TILE; ++a)
-            tile[a / TILE][a % TILE] = load(&sums[((i + a / TILE) * rows + j + a % TILE) * LANES]);
-        for (int64_t x = 0; x < n; x += LANES) {
-            Floats its[TILE];
-#pragma GCC unroll 3
-            for (int64_t b = 0; b < TILE; ++b) its[b] = load(right[j + b] + x);
-#pragma GCC unroll 3
-            for (int64_t a = 0; a < TILE; ++a) {
-                const Floats left = load(&weighted[(i + a) * CHUNK + x]);
-#pragma GCC unroll 3
-                for (int64_t b = 0; b < TILE; ++b) tile[a][b] += left * its[b];
-            }
-        }
-        for (int64_t a = 0; a < TILE * TILE; ++a)
-            store(&sums[((i + a / TILE) * rows + j + a % TILE) * LANES], tile[a / TILE][a % TILE]);
-    }
-
-    const int64_t unknowns, pixels, rows;
-    std::vector<float> plain, weighted, sums;
-    std::vector<const float*> right;
-};
-
 // Photon counts of images on a detector, see darklens.fit.noise.Noise.
 struct Photons {
     const float *gain, *exposure, *extra;  // (images, 2), (images, pixels) or (images, 1), (images)
@@ -286,6 +222,87 @@ private:
     const float per_count, *exposure;
     const Floats offset, extra;
 };
+
+// Sums over the pixels of an image of weight * slope * slope, and of weight * slope * difference.
+class NormalEquations {
+public:
+    NormalEquations(int64_t unknowns, int64_t pixels)
+        : unknowns(unknowns), pixels(pixels), rows((unknowns + TILE) / TILE * TILE),  // with the difference, rounded up
+          plain(rows * CHUNK, 0.0f), weighted(rows * CHUNK, 0.0f), weights(CHUNK), sums(rows * rows * LANES),
+          right(rows) {}
+
+    // `pixel` gives weight and difference of some pixels.
+    template <typename Pixel>
+    void operator()(const float* slopes, const Pixel& pixel, double* curvature, double* pull) {
+        std::fill(sums.begin(), sums.end(), 0.0f);
+        for (int64_t start = 0; start < pixels; start += CHUNK) {
+            const int64_t n = std::min(CHUNK, pixels - start), whole = (n + LANES - 1) / LANES * LANES;
+            for (int64_t i = 0; i < n; i += LANES)
+                pixel(start + i, std::min(LANES, n - i), &weights[i], &plain[unknowns * CHUNK + i]);
+            for (int64_t row = 0; row < rows; ++row) {
+                right[row] = &plain[row * CHUNK];
+                if (row > unknowns) continue;
+                const float* from = slopes + row * pixels + start;
+                if (row < unknowns && n == whole) right[row] = from;
+                if (row < unknowns && n < whole) {
+                    std::copy(from, from + n, &plain[row * CHUNK]);
+                    std::fill(&plain[row * CHUNK] + n, &plain[row * CHUNK] + whole, 0.0f);
+                }
+                for (int64_t i = 0; i < n; i += LANES)
+                    store(&weighted[row * CHUNK + i], load(right[row] + i) * load(&weights[i]));
+            }
+            for (int64_t i = 0; i < rows; i += TILE)
+                for (int64_t j = 0; j <= i; j += TILE) add(i, j, whole);
+        }
+        for (int64_t i = 0; i < unknowns; ++i) {
+            pull[i] = total(load(&sums[(unknowns * rows + i) * LANES]));
+            for (int64_t j = 0; j <= i; ++j)
+                curvature[i * unknowns + j] = curvature[j * unknowns + i] = total(load(&sums[(i * rows + j) * LANES]));
+        }
+    }
+
+private:
+    static constexpr int64_t CHUNK = 256, TILE = 3;
+
+    void add(int64_t i, int64_t j, int64_t n) {
+        Floats tile[TILE][TILE];
+        for (int64_t a = 0; a < TILE * TILE; ++a)
+            tile[a / TILE][a % TILE] = load(&sums[((i + a / TILE) * rows + j + a % TILE) * LANES]);
+        for (int64_t x = 0; x < n; x += LANES) {
+            Floats its[TILE];
+#pragma GCC unroll 3
+            for (int64_t b = 0; b < TILE; ++b) its[b] = load(right[j + b] + x);
+#pragma GCC unroll 3
+            for (int64_t a = 0; a < TILE; ++a) {
+                const Floats left = load(&weighted[(i + a) * CHUNK + x]);
+#pragma GCC unroll 3
+                for (int64_t b = 0; b < TILE; ++b) tile[a][b] += left * its[b];
+            }
+        }
+        for (int64_t a = 0; a < TILE * TILE; ++a)
+            store(&sums[((i + a / TILE) * rows + j + a % TILE) * LANES], tile[a / TILE][a % TILE]);
+    }
+
+    const int64_t unknowns, pixels, rows;
+    std::vector<float> plain, weighted, weights, sums;
+    std::vector<const float*> right;
+};
+
+// Those of images; `pixels_of` gives what gives weights and differences of an image.
+template <typename PixelsOf>
+void normal_equations(
+    int64_t images, int64_t unknowns, int64_t pixels, int64_t threads, const float* slopes, double* curvature,
+    double* pull, const PixelsOf& pixels_of
+) {
+#pragma omp parallel num_threads(threads)
+    {
+        NormalEquations sums(unknowns, pixels);
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < images; ++i)
+            sums(slopes + i * unknowns * pixels, pixels_of(i), curvature + i * unknowns * unknowns,
+                 pull + i * unknowns);
+    }
+}
 
 // Twice the log-likelihood that a perfect model would gain.
 inline void deviance(const Photons& photons, const float* images, const float* model, float* out) {

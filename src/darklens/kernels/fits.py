@@ -158,6 +158,20 @@ class Photons:
         call("fit_weight", kept._structure(model), model, out)
         return out
 
+    def normal_equations(
+        self, slopes: Float[Tensor, "b q m m"], images: Maps, model: Maps
+    ) -> tuple[Float[Tensor, "b q q"], Float[Tensor, "b q"]] | None:
+        """Return the function's of this name, of the weights here and the difference of images and model."""
+        if not _applies(slopes, images, model, self.gain, self.exposure, self.extra):
+            return None
+        slopes, images, model = (v.contiguous() for v in (slopes, images, model))
+        b, q = slopes.shape[:2]
+        curvature, pull = (torch.empty(b, *shape, dtype=torch.float64) for shape in ((q, q), (q,)))
+        kept = self._contiguous()
+        given = (kept._structure(images), q, slopes, images, model)
+        call("fit_normal_equations_of_photons", *given, curvature, pull)
+        return curvature, pull
+
     def _contiguous(self) -> "Photons":
         gain, exposure, extra = (v.contiguous() for v in (self.gain, self.exposure, self.extra))
         return replace(self, gain=gain, exposure=exposure, extra=extra)

@@ -145,14 +145,27 @@ extern "C" void fit_normal_equations(
     int64_t images, int64_t unknowns, int64_t pixels, int64_t threads, const float* slopes, const float* weight,
     const float* difference, double* curvature, double* pull
 ) {
-#pragma omp parallel num_threads(threads)
-    {
-        NormalEquations sums(unknowns, pixels);
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < images; ++i)
-            sums(slopes + i * unknowns * pixels, weight + i * pixels, difference + i * pixels,
-                 curvature + i * unknowns * unknowns, pull + i * unknowns);
-    }
+    normal_equations(images, unknowns, pixels, threads, slopes, curvature, pull, [=](int64_t image) {
+        return [=](int64_t at, int64_t n, float* its_weight, float* its_difference) {
+            store(its_weight, load_some(weight + image * pixels + at, n));
+            store(its_difference, load_some(difference + image * pixels + at, n));
+        };
+    });
+}
+
+extern "C" void fit_normal_equations_of_photons(
+    const Photons* photons, int64_t unknowns, const float* slopes, const float* images, const float* model,
+    double* curvature, double* pull
+) {
+    const int64_t pixels = photons->pixels;
+    normal_equations(photons->images, unknowns, pixels, photons->threads, slopes, curvature, pull, [=](int64_t image) {
+        const Counts counts(*photons, image);
+        return [=](int64_t at, int64_t n, float* its_weight, float* its_difference) {
+            const Floats its = load_some(model + image * pixels + at, n);
+            store(its_weight, first(counts.weight(counts.rate(its, at, n), at, n), n));
+            store(its_difference, load_some(images + image * pixels + at, n) - its);
+        };
+    });
 }
 
 extern "C" void fit_deviance(const Photons* photons, const float* images, const float* model, float* out) {

@@ -9,9 +9,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from darklens.fit.fitter import fitter
-from darklens.fit.levenberg import damped_step, normal_equations
+from darklens.fit.levenberg import damped_step
 from darklens.fit.macro import check_images, coarse_fit, unit_range
-from darklens.fit.noise import Noise
+from darklens.fit.noise import Noise, normal_equations
 from darklens.models.lens_residual import OnPopulation
 from darklens.models.tower import Tower
 

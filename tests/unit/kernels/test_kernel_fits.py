@@ -5,9 +5,8 @@ import torch
 from kernels import must_build
 
 from darklens.fit.detector import Detector
-from darklens.fit.levenberg import normal_equations
 from darklens.fit.model import Model
-from darklens.fit.noise import Noise
+from darklens.fit.noise import Noise, normal_equations
 from darklens.fit.smooth import SmoothLens
 from darklens.kernels import fits
 from darklens.kernels.library import library
@@ -116,7 +115,9 @@ def test_deviance_and_weight(mapped, threads, monkeypatch):
     noise = Noise(5.0, 4, 0.5 + torch.rand(shape), torch.tensor([0.0, 1.0, 20.0]), torch.zeros(3, 1, 1))
     images, model = torch.rand(3, 21, 21) * 30 - 6, torch.rand(3, 21, 21) * 30 - 6  # some below no light at all
     gain = torch.tensor([[0.0, 0.0], [-3.0, 0.1], [1.0, -2.0]])
+    slopes = torch.randn(3, 5, 21, 21)
     found = noise.deviance(images, model, gain), noise.weight(model, gain)
+    equations = noise.normal_equations(slopes, images, model, gain)
     without_kernels(monkeypatch)
     exact = Noise(5.0, 4, noise.exposure.double(), noise.extra.double(), noise.variance.double())
     expected = (
@@ -125,6 +126,10 @@ def test_deviance_and_weight(mapped, threads, monkeypatch):
     )
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=5e-6, atol=0, check_dtype=False)
+    exactly = exact.normal_equations(slopes.double(), images.double(), model.double(), gain.double())
+    for ours, theirs in zip(equations, exactly, strict=True):
+        largest = theirs.flatten(1).abs().amax(1).reshape(-1, *[1] * (theirs.dim() - 1))
+        torch.testing.assert_close(ours / largest, theirs / largest, rtol=0, atol=2e-6, check_dtype=False)
 
 
 def test_what_is_no_number_is_no_deviance():
