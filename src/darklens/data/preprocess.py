@@ -145,10 +145,11 @@ class Affine(Frozen):
         scale = self.scale_low + (self.scale_high - self.scale_low) * draws.uniform(batch)
         # In grid_sample's units the whole image spans [-1, 1], so the kept part spans a fraction of it.
         shrink = size / images.shape[-1] / scale
-        cos, sin = (torch.cos(turn) * shrink, torch.sin(turn) * shrink)
-        zero = torch.zeros_like(cos)
-        matrix = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)
-        grid = F.affine_grid(matrix.to(images), [batch, images.shape[1], size, size], align_corners=False)
+        cos, sin = ((law(turn) * shrink).to(images)[:, None, None] for law in (torch.cos, torch.sin))
+        x = (torch.arange(size, device=images.device, dtype=images.dtype) + 0.5) * (2 / size) - 1
+        y = x[:, None]
+        # affine_grid makes the same by a product of matrices for each pixel, which takes longer.
+        grid = torch.stack([cos * x - sin * y, sin * x + cos * y], -1)
         return F.grid_sample(images, grid, mode=self.interpolation, padding_mode="reflection", align_corners=False)
 
 

@@ -77,7 +77,7 @@ class Learner(pl.LightningModule):
         images, labels = batch
         # Dropout's randomness. Set at every step, since Lightning leaves out the epoch's start in a resumed run.
         who = (self._processes.place.rank,) if self._processes.several else ()
-        torch.manual_seed(rng.integer_seed(self._seed, "network", self._number, self.global_step, *who))
+        self._seed_device(rng.integer_seed(self._seed, "network", self._number, self.global_step, *who))
         # A system of several parts may have a loss of its own for each.
         own = getattr(self.network, "losses", None)
         loss = (own(images, labels) if own else self._losses(self.network(images), images, labels)).mean()
@@ -85,6 +85,12 @@ class Learner(pl.LightningModule):
         loss = loss * (len(labels) * self._processes.place.world / self._batch_size)
         self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=self._batch_size, sync_dist=True)
         return loss
+
+    def _seed_device(self, seed: int) -> None:
+        """Do what torch.manual_seed does, which writes out the stack of calls for each kind of device that is not there."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep the losses, the labels and, for a classifier, the probabilities."""
