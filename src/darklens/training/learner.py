@@ -87,7 +87,7 @@ class Learner(pl.LightningModule):
         return loss
 
     def _seed_device(self, seed: int) -> None:
-        """Do what torch.manual_seed does, which writes out the stack of calls for each kind of device that is not there."""
+        """Do what torch.manual_seed does, which writes out the stack of calls for each kind of device there is not."""
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
