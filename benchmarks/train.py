@@ -195,13 +195,15 @@ def curves(store_path, files, name, asked):
         if len(order) >= asked.steps * batch:
             break
     common = (store_path, name, batch, asked.threads, changes)
-    found = {}
+    found = earlier_study(asked.study, name, batch, asked.steps) if asked.study else {}
     for key, side in (
         ("ours", lambda: Side(our_side, *common)),
         ("ours_auto", lambda: Side(our_side, *common[:-1], [*changes, "precision=auto"])),
         ("study", lambda: Side(study_side, *common, files, order, 0.0)),
         ("study_moved", lambda: Side(study_side, *common, files, order, 1e-6)),
     ):
+        if key in found:
+            continue
         running = side()
         found[key] = running.steps(asked.steps)[2]
         running.close()
@@ -217,6 +219,14 @@ def curves(store_path, files, name, asked):
         "scatter_from_batch_to_batch": float(np.std(np.diff(study)) / np.sqrt(2)),
         "losses": {key: [round(v, 6) for v in losses] for key, losses in found.items()},
     }
+
+
+def earlier_study(path, name, batch, steps):
+    """Return the losses of the study's way in an earlier file of the same settings."""
+    entry = json.loads(path.read_text())["networks"][name]
+    if (entry["batch"], entry["steps"]) != (batch, steps):
+        raise SystemExit(f"{path} has {entry['steps']} steps of {entry['batch']} images, not {steps} of {batch}")
+    return {key: entry["losses"][key] for key in ("study", "study_moved")}
 
 
 def images_needed(asked):
@@ -257,6 +267,7 @@ def main():
     parser.add_argument("--pixels", type=int, help="default: the population's 150")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--curves", action="store_true")
+    parser.add_argument("--study", type=Path, help="loss_curves.json whose losses of the study's way are kept")
     parser.add_argument("--out", type=Path, help="folder of loss_curves.json and loss_curves.png")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
@@ -284,6 +295,8 @@ def main():
 
         asked.out.mkdir(parents=True, exist_ok=True)
         about = {"commit": provenance.commit(), "hardware": provenance.hardware()}
+        if asked.study:
+            about["commit_of_the_study"] = json.loads(asked.study.read_text())["commit"]
         write_json(asked.out / "loss_curves.json", {"schema": 1, **about, "networks": found})
         draw_curves(found, asked.out / "loss_curves.png")
 
