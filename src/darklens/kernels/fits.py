@@ -9,12 +9,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from darklens.kernels.calls import address, applies, call
-from darklens.kernels.library import is_built, library
+from darklens.kernels.library import is_loaded, library
 
 Maps = Float[Tensor, "b m m"]
 
 
-_WORTH_BUILDING = 16  # images: with fewer PyTorch is done before a compiler is
+_WORTH_LOADING = 16  # images: with fewer PyTorch is done before kernels are found, or built
 SPHERE = (
     *("theta_E", "gamma1", "gamma2", "centre_x", "centre_y", "source_x", "source_y", "source_e1", "source_e2"),
     *("per_n", "power_offset", "peak", "ln_b", "b_by_ln_n", "ln_b_by_ln_n", "scale"),
@@ -184,7 +184,7 @@ class Photons:
 
 
 def _applies(*tensors: Tensor) -> bool:
-    if len(tensors[0]) < _WORTH_BUILDING and not (library.cache_info().currsize or is_built()):
+    if len(tensors[0]) < _WORTH_LOADING and not is_loaded():
         return False
     learns = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     return not learns and all(t.dtype == torch.float32 and applies(t, torch.float32) for t in tensors)

@@ -49,11 +49,9 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
-@cache
-def is_built() -> bool:
-    """Return whether there are kernels, or will be none, without that a compiler has to run first."""
-    compiler = _compiler()
-    return compiler is None or _path(compiler, cache_folder()).exists()
+def is_loaded() -> bool:
+    """Return whether `library` returns at once."""
+    return library.cache_info().currsize > 0
 
 
 def _compiler() -> str | None:

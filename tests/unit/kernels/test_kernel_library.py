@@ -11,7 +11,7 @@ from kernels import must_build
 
 from darklens.kernels import fits
 from darklens.kernels import library as module
-from darklens.kernels.library import is_built, library
+from darklens.kernels.library import library
 
 needs_compiler = pytest.mark.skipif(not must_build(), reason="no g++, or a processor without AVX2")
 CALL = """
@@ -27,11 +27,9 @@ print(module.library() and module.library().lanes())
 def fresh(tmp_path, monkeypatch):
     """Another cache, and nothing loaded yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for kept in (library, is_built):
-        kept.cache_clear()
+    library.cache_clear()
     yield tmp_path / "cache" / "darklens"
-    for kept in (library, is_built):
-        kept.cache_clear()
+    library.cache_clear()
 
 
 @pytest.fixture
