@@ -6,13 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 from archives import fill, small_bundle
 from commandline import darklens, rows_of
 
 from darklens.errors import StoppedError
 from darklens.predict import find_images, predict_table, problems_in, table
+from darklens.simulate import populations
+from darklens.simulate.batch import simulate_batch
 
 N, BAD = 500, {5, 400}
 
@@ -206,3 +210,38 @@ def test_a_worker_that_sees_another_model_or_version_says_so(work):
     ):
         with pytest.raises(table.InputError, match=said):
             table.make_block(task.model_copy(update=change).model_dump_json(), 0, ["files/000000.npy"])
+
+
+BLOCKS = """
+import sys
+from pathlib import Path
+from darklens.predict import table
+from darklens.predict.table import Task, make_block
+task, *files = sys.argv[1:]
+blocks = table.Blocks(files, 16)
+for n in map(int, "{numbers}".split()):
+    print(make_block(task, n, blocks[n])[1].decode())
+"""
+
+
+def test_fits_of_a_block_do_not_depend_on_the_blocks_before(tmp_path, monkeypatch):
+    """A process that goes on with a table may begin with its last few images."""
+    files = [str(tmp_path / f"{i:02}.npy") for i in range(18)]
+    for path, image in zip(files, simulate_batch(populations.get("common-test-i"), 3, range(18))[0], strict=True):
+        np.save(path, image[0])
+    given = []
+
+    def noted(work, task, *_):
+        given.append(task)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(table, "_make_blocks", noted)
+    with pytest.raises(KeyboardInterrupt):
+        predict_table(Path("lens_residual"), files, tmp_path / "t.csv", workers=1)
+    words = [given[0].model_dump_json(), *files]
+
+    def last_rows(numbers):
+        code = [sys.executable, "-c", BLOCKS.format(numbers=numbers), *words]
+        return subprocess.run(code, capture_output=True, text=True, check=True).stdout.split()[-2:]
+
+    assert last_rows("1") == last_rows("0 1")

@@ -18,6 +18,7 @@ from darklens.fit.levenberg import Fitted, minimise
 from darklens.fit.macro import CONVERGED, batches, check_exposure, check_images, fit_smooth, joined, unit_range
 from darklens.fit.model import Model, Unknown
 from darklens.fit.noise import Gain, Maps, Noise
+from darklens.kernels.fits import load_for
 from darklens.simulate.engine import EngineName
 from darklens.simulate.populations import Population
 
@@ -114,6 +115,7 @@ def weigh_hypotheses(
     own = fitter(population, engine, centred=centred)
     check_images(images, own)
     check_exposure(exposure, images)
+    load_for(len(images))
     return joined([_weigh(some, own, its) for some, its in batches(images, exposure)])
 
 

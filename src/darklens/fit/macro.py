@@ -16,6 +16,7 @@ from darklens.fit.fitter import Fitter, Images, fitter
 from darklens.fit.levenberg import Fitted, minimise
 from darklens.fit.model import Model, Unknown
 from darklens.fit.noise import Noise, steps_of
+from darklens.kernels.fits import load_for
 from darklens.simulate.engine import EngineName
 from darklens.simulate.populations import Population
 
@@ -91,6 +92,7 @@ def fit_macro(
     own = fitter(population, engine, centred=centred)
     check_images(images, own)
     check_exposure(exposure, images)
+    load_for(len(images))
     return joined(
         [part for some, its in batches(images, exposure, _SMOOTH_AT_ONCE) for part in _finish(some, own, its)]
     )
@@ -99,7 +101,7 @@ def fit_macro(
 def batches(
     images: Images, exposure: Images | None = None, at_once: int = AT_ONCE
 ) -> Iterator[tuple[Images, Images | None]]:
-    """Yield as many images as a processor's cache holds, with their exposures."""
+    """Yield so many images at a time, with their exposures."""
     blocks = torch.split(images.float(), at_once)
     exposures = [None] * len(blocks) if exposure is None else torch.split(exposure.float(), at_once)
     yield from zip(blocks, exposures, strict=True)

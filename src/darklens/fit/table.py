@@ -25,6 +25,7 @@ from darklens.errors import ConfigError
 from darklens.files import atomic_path, write_json
 from darklens.fit.fitter import Images
 from darklens.fit.hypotheses import N_POINTS, Hypotheses, weigh_hypotheses
+from darklens.kernels.fits import load_for
 from darklens.memory import keep_freed_memory
 from darklens.simulate.engine import EngineName
 from darklens.simulate.populations import Population
@@ -163,6 +164,7 @@ def _fit_shard(path: str, shard: int, folder: str, population: str, engine: Engi
     torch.set_num_threads(1)
     keep_freed_memory()
     store = Store(path)
+    load_for(len(store))
     start = sum(s.n for s in store.index.shards[:shard])
     rows = range(start, start + store.index.shards[shard].n)
     images = torch.from_numpy(store.images(rows))[:, 0]

@@ -40,6 +40,16 @@ class _Photons(ctypes.Structure):
     ]
 
 
+def load_for(images: int) -> None:
+    """Load the kernels, or build them, if that takes less time than they save for so many images.
+
+    All that is here is PyTorch's until something in the process has loaded them. Work that is shared out, or may be
+    interrupted, gives the number of all its images: that of a part would let last bits depend on who made it.
+    """
+    if images >= _WORTH_LOADING:
+        library()
+
+
 @dataclass(frozen=True)
 class Band:
     """A matrix whose rows are runs of values among zeros.
@@ -184,10 +194,8 @@ class Photons:
 
 
 def _applies(*tensors: Tensor) -> bool:
-    if len(tensors[0]) < _WORTH_LOADING and not is_loaded():
-        return False
     learns = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    return not learns and all(t.dtype == torch.float32 and applies(t, torch.float32) for t in tensors)
+    return is_loaded() and not learns and all(t.dtype == torch.float32 and applies(t, torch.float32) for t in tensors)
 
 
 def _lanes() -> int:

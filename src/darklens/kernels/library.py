@@ -25,7 +25,7 @@ _FLAGS = (
     "-fPIC",
     "-w",
 )
-_LONGEST = 300  # s; a compilation takes some
+_LONGEST = 300  # s; a compilation takes less than ten
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -42,7 +42,7 @@ def library() -> ctypes.CDLL | None:
         return _loaded(compiler, cache_folder())
     except (OSError, InputError, subprocess.SubprocessError) as error:
         warnings.warn(
-            "Training is slower than it could be: PyTorch's layers serve, as the kernels could not be built by "
+            "Training and fits are slower than they could be: PyTorch's layers serve, as the kernels could not be built by "
             f"{compiler} ({error}). Mend or change the compiler (CXX), or set DARKLENS_KERNELS=0.",
             stacklevel=2,
         )

@@ -32,6 +32,7 @@ from darklens.config import Frozen
 from darklens.data.prepare import Prepared
 from darklens.errors import ConfigError, DarklensError, InputError
 from darklens.files import atomic_path, locked, read_json, write_json, writing
+from darklens.kernels.fits import load_for
 from darklens.locate import SHIPPED, locate
 from darklens.memory import keep_freed_memory
 from darklens.predict.engines import EngineChoice, choose, engine_of, write_model
@@ -55,6 +56,7 @@ class Task(Frozen):
     pixel_scale: float | None = None
     image: str | None = None
     folder: str = Field(description="where relative paths begin")
+    files: int = Field(default=0, description="of all blocks")
     version: str = darklens.__version__
 
 
@@ -134,6 +136,7 @@ def predict_table(
         pixel_scale=pixel_scale,
         image=image,
         folder=str(Path.cwd()),
+        files=len(files),
     )
     blocks = Blocks(files, _FITTED_AT_ONCE if bundle.fits_lenses else BATCH_SIZE)
     if workers is None:
@@ -230,6 +233,8 @@ def make_block(task: str, number: int, files: Sequence[str]) -> tuple[dict[str, 
         try:
             bundle, engine = _loaded(task)
             keep_freed_memory()
+            if bundle.fits_lenses:
+                load_for(todo.files)
             stamp = _stamp(files, Path(todo.folder))
             rows = predict(
                 bundle,

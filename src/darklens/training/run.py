@@ -31,6 +31,7 @@ from darklens.evaluation.calibrate import Labelled, calibrated
 from darklens.executors import usable_cores
 from darklens.files import read_json, write_json, write_text
 from darklens.fit.table import Fits, Seen, fits_of
+from darklens.kernels.library import library
 from darklens.memory import keep_freed_memory
 from darklens.models.lens_residual import LensResidualConfig
 from darklens.models.zoo import build, count_parameters
@@ -75,6 +76,7 @@ def train(
     with joined() as processes:
         _quiet()
         keep_freed_memory()
+        library()  # before the first step, of a run that goes on too
         fits = processes.in_turn(lambda: fits_for(recipe, store))
         source, network = processes.agree(lambda: _prepared(recipe, store, fits, seed, processes))
         processes.first(lambda: _claim(out, recipe, source, seed, resume))
