@@ -42,7 +42,7 @@ def library() -> ctypes.CDLL | None:
         return _loaded(compiler, cache_folder())
     except (OSError, InputError, subprocess.SubprocessError) as error:
         warnings.warn(
-            "Training and fits are slower than they could be: PyTorch's layers serve, as the kernels could not be built by "
+            "Training and fits are slower than they could be: PyTorch's layers serve, as kernels could not be built by "
             f"{compiler} ({error}). Mend or change the compiler (CXX), or set DARKLENS_KERNELS=0.",
             stacklevel=2,
         )
