@@ -86,7 +86,7 @@ class Model:
 
     def _by_kernel(self, unknown: Unknown, names: Sequence[str]) -> Float[Tensor, "b n m m"] | None:
         """Return derivatives by some parameters of a lens alone, brightness, and if asked a place for the offset's."""
-        if self.kind != "smooth" or not self.lens.is_sphere:
+        if self.kind != "smooth" or not self.lens.is_sphere or not fits.serve(unknown):
             return None
         p = self.smooth - 2
         terms = self.lens.sphere_terms(unknown[:, :p]) | {"scale": unknown[:, p].exp()}

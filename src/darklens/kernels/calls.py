@@ -36,8 +36,21 @@ def applies(x: Tensor, dtype: torch.dtype) -> bool:
 
 def vectors(channels: int) -> bool:
     """Return whether channels fill the processor's registers."""
+    return library() is not None and channels % lanes() == 0
+
+
+def lanes() -> int:
+    """Return how many float32 a register of the processor holds; of kernels that apply."""
     kernels = library()
-    return kernels is not None and channels % kernels.lanes() == 0
+    assert kernels is not None
+    return int(kernels.lanes())
+
+
+def in_tiles() -> bool:
+    """Return whether products are of bfloat16, by autocast, and the processor has a matrix unit for them."""
+    half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    kernels = library() if half else None
+    return kernels is not None and bool(kernels.tiles())
 
 
 class Shape(ctypes.Structure):

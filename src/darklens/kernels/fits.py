@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from darklens.kernels.calls import address, applies, call
+from darklens.kernels.calls import address, applies, call, lanes
 from darklens.kernels.library import is_loaded, library
 
 Maps = Float[Tensor, "b m m"]
@@ -86,7 +86,7 @@ def observed(
         n: Those without a plane are left as memory was.
     """
     rows = len(band.values)
-    if not _applies(brightness) or min(rows, band.columns) < _lanes():
+    if not serve(brightness) or min(rows, band.columns) < lanes():
         return None
     brightness = brightness.contiguous()
     out = brightness.new_empty(len(brightness), n, rows, rows)
@@ -116,7 +116,7 @@ def lensed(
     """
     spheres = torch.stack([terms[name] for name in SPHERE], 1)
     rows = len(band.values)
-    if not _applies(spheres, x, y) or min(rows, band.columns) < _lanes() or not set(names) <= set(SLOPES):
+    if not serve(spheres, x, y) or min(rows, band.columns) < lanes() or not set(names) <= set(SLOPES):
         return None
     out = x.new_empty(len(spheres), n, rows, rows)
     places = torch.tensor([len(names), *(names.index(name) if name in names else -1 for name in SLOPES)])
@@ -130,7 +130,7 @@ def normal_equations(
     slopes: Float[Tensor, "b q m m"], weight: Maps, difference: Maps
 ) -> tuple[Float[Tensor, "b q q"], Float[Tensor, "b q"]] | None:
     """Return the sums over pixels of weight * slopes * slopes and of weight * slopes * difference, in float64."""
-    if not _applies(slopes, weight, difference):
+    if not serve(slopes, weight, difference):
         return None
     slopes, weight, difference = (v.contiguous() for v in (slopes, weight, difference))
     b, q, *sides = slopes.shape
@@ -153,7 +153,7 @@ class Photons:
 
     def deviance(self, images: Maps, model: Maps) -> Float[Tensor, " b"] | None:
         """Return the deviance."""
-        if not _applies(images, model, self.gain, self.exposure, self.extra):
+        if not serve(images, model, self.gain, self.exposure, self.extra):
             return None
         images, model, out = images.contiguous(), model.contiguous(), images.new_empty(len(images))
         kept = self._contiguous()  # alive until the call is over
@@ -162,7 +162,7 @@ class Photons:
 
     def weight(self, model: Maps) -> Maps | None:
         """Return one over the variance of each block, in image units."""
-        if not _applies(model, self.gain, self.exposure, self.extra):
+        if not serve(model, self.gain, self.exposure, self.extra):
             return None
         model, out, kept = model.contiguous(), torch.empty_like(model), self._contiguous()
         call("fit_weight", kept._structure(model), model, out)
@@ -172,7 +172,7 @@ class Photons:
         self, slopes: Float[Tensor, "b q m m"], images: Maps, model: Maps
     ) -> tuple[Float[Tensor, "b q q"], Float[Tensor, "b q"]] | None:
         """Return the function's of this name, of the weights here and the difference of images and model."""
-        if not _applies(slopes, images, model, self.gain, self.exposure, self.extra):
+        if not serve(slopes, images, model, self.gain, self.exposure, self.extra):
             return None
         slopes, images, model = (v.contiguous() for v in (slopes, images, model))
         b, q = slopes.shape[:2]
@@ -193,12 +193,7 @@ class Photons:
         return _Photons(*own, *sizes, self.sky, self.area, self.smallest_rate)
 
 
-def _applies(*tensors: Tensor) -> bool:
+def serve(*tensors: Tensor) -> bool:
+    """Return whether kernels are loaded and take such tensors: float32, on the CPU, of which nothing learns."""
     learns = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     return is_loaded() and not learns and all(t.dtype == torch.float32 and applies(t, torch.float32) for t in tensors)
-
-
-def _lanes() -> int:
-    kernels = library()
-    assert kernels is not None
-    return int(kernels.lanes())

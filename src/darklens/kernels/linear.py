@@ -7,8 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from darklens.kernels.calls import applies, apply, call
-from darklens.kernels.library import library
+from darklens.kernels.calls import applies, apply, call, in_tiles
 
 _FEWEST_WEIGHTS = 2**20
 _MOST_IMAGES = 64  # in tiles that the processor has at once
@@ -33,16 +32,13 @@ def wide(layer: nn.Linear, x: Float[Tensor, "b n"]) -> Float[Tensor, "b d"] | No
     outputs, inputs = layer.weight.shape
     if (
         not layer.training
-        or not torch.is_autocast_enabled("cpu")
-        or torch.get_autocast_dtype("cpu") != torch.bfloat16
         or layer.weight.numel() < _FEWEST_WEIGHTS
         or len(x) > _MOST_IMAGES
         or (inputs % _MULTIPLE, outputs % _MULTIPLE) != (0, 0)
         or layer.weight.dtype != torch.float32
         or not layer.weight.is_contiguous()
         or not applies(x, torch.bfloat16)
-        or (kernels := library()) is None
-        or not kernels.tiles()
+        or not in_tiles()
     ):
         return None
     y = apply(_Wide, x.to(torch.bfloat16), layer.weight)

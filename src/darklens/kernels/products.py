@@ -7,8 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from darklens.kernels.calls import Maps, Shape, Side, Windows, applies, apply, call, in_order, maps, vectors
-from darklens.kernels.library import library
+from darklens.kernels.calls import Maps, Shape, Side, Windows, applies, apply, call, in_order, in_tiles, maps, vectors
 
 _KERNELS = (1, 3)  # pixels a side, by the matrix unit
 _TILE = 16  # images, and channels
@@ -46,10 +45,8 @@ def convolved(conv: nn.Conv2d, x: Maps) -> Float[Tensor, "b d p q"] | None:
 
 
 def _fill_tiles(conv: nn.Conv2d, x: Maps) -> bool:
-    kernels = library()
     return (
-        kernels is not None
-        and bool(kernels.tiles())
+        in_tiles()
         and conv.in_channels % _TILE == conv.out_channels % _TILE == 0
         and len(x) >= _FULL * (len(x) + -len(x) % _TILE)
     )

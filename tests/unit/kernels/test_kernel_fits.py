@@ -33,7 +33,7 @@ def threads(request):
 
 
 def without_kernels(monkeypatch):
-    monkeypatch.setattr(fits, "_applies", lambda *_: False)
+    monkeypatch.setattr(fits, "serve", lambda *_: False)
 
 
 def matrix(rows, columns, taps):

@@ -2,26 +2,19 @@
 
 import pytest
 import torch
-from kernels import must_build
+from kernels import must_have_tiles
 from torch import nn
 
 from darklens.kernels import linear
-from darklens.kernels.library import library
 from darklens.kernels.linear import WideLinear, wide
 
-pytestmark = pytest.mark.skipif(not must_build(), reason="no g++, or a processor without AVX2")
+pytestmark = pytest.mark.skipif(not must_have_tiles(), reason="no g++, or a processor without a matrix unit")
 
 
 @pytest.fixture(autouse=True)
 def every_size(monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setattr(linear, "_FEWEST_WEIGHTS", 1)
-
-
-@pytest.fixture
-def tiles():
-    if not library().tiles():
-        pytest.skip("a processor without a matrix unit for bfloat16")
 
 
 def kept(x):
@@ -31,7 +24,7 @@ def kept(x):
 
 @pytest.mark.parametrize("images", [1, 15, 16, 33, 64])
 @pytest.mark.parametrize(("inputs", "outputs"), [(32, 32), (544, 96), (1600, 64)])
-def test_products_are_those_of_rounded_numbers(tiles, images, inputs, outputs):
+def test_products_are_those_of_rounded_numbers(images, inputs, outputs):
     layer, x = WideLinear(inputs, outputs), torch.randn(images, inputs).requires_grad_()
     gradient = torch.randn(images, outputs).to(torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
@@ -45,7 +38,7 @@ def test_products_are_those_of_rounded_numbers(tiles, images, inputs, outputs):
     torch.testing.assert_close(d_bias.double(), its.sum(0), rtol=5e-3, atol=5e-2)
 
 
-def test_the_same_bits_with_any_number_of_threads(tiles):
+def test_the_same_bits_with_any_number_of_threads():
     layer, x, usual, found = WideLinear(1600, 96), torch.randn(20, 1600).requires_grad_(), torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
@@ -59,7 +52,7 @@ def test_the_same_bits_with_any_number_of_threads(tiles):
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
-def test_pytorchs_products_go_on_in_the_same_threads(tiles):
+def test_pytorchs_products_go_on_in_the_same_threads():
     """Both set the shapes of tiles."""
     layer, x = WideLinear(1600, 96), torch.randn(20, 1600)
     a, b = torch.randn(100, 70).to(torch.bfloat16), torch.randn(70, 90).to(torch.bfloat16)
