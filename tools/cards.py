@@ -157,7 +157,7 @@ def generator(name: str) -> str:
             f"{minutes:.1f} minutes of one thread and {len(times) * n * n * 4 / 1e5:.1f} GB "
             f"({source(measured)}, `python benchmarks/populations.py`). "
             "The work divides among cores and machines ([how](../../how-to/cluster.md)); "
-            "`--engine compiled` is faster ([measured](../../decisions/0005-two-engines.md))"
+            "`--engine compiled` is faster ([measured](../../decisions/0005-two-simulation-backends.md))"
         )
     else:
         text += (

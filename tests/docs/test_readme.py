@@ -34,7 +34,7 @@ def test_the_readme_classifies_its_examples_and_prints_what_it_says(monkeypatch,
     monkeypatch.chdir(ROOT)
     names = {}
     exec(only_block(README), names)
-    probabilities = names["found"].probabilities
+    probabilities = names["result"].probabilities
     assert probabilities.shape == (len(CLASSES), len(CLASSES))
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-6)
     truth = [file.parent.name for file in names["files"]]
