@@ -10,8 +10,8 @@ import torch
 from darklens.bundle import Bundle
 from darklens.contract import Contract
 from darklens.models.resnet_simple import ResNetSimpleConfig
-from darklens.serve.app import create_app
-from darklens.serve.run import server_of
+from darklens.serve.http import create_app
+from darklens.serve.server import server_of
 from darklens.serve.settings import Settings
 
 N, SCALE = 44, 0.15

@@ -19,8 +19,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from darklens.bundle import Bundle
-from darklens.serve.app import create_app
 from darklens.serve.batching import Batcher, Job
+from darklens.serve.http import create_app
 from darklens.serve.lens import LensRequest, simulate
 from darklens.serve.readers import Readers, Wanted
 from darklens.serve.settings import Settings
@@ -231,46 +231,46 @@ class TestLens:
 
 
 class Slow:
-    """A judge that waits until it is told to go on."""
+    """A classifier that waits until it is told to go on."""
 
     def __init__(self):
         self.go, self.began, self.seen = Event(), Event(), []
 
     def __call__(self, jobs):
-        from darklens.serve.answers import Result
+        from darklens.serve.responses import ImageResult
 
         self.began.set()
         assert self.go.wait(PATIENCE)
         self.seen.append([job.name for job in jobs])
         if any(job.name == "poison" for job in jobs):
             raise RuntimeError("poison")
-        return [Result(name=job.name, status="ok") for job in jobs]
+        return [ImageResult(name=job.name, status="ok") for job in jobs]
 
 
 class TestBatches:
-    def test_what_waits_is_judged_together_and_what_nobody_waits_for_is_dropped(self):
-        judge, dropped = Slow(), []
-        batcher = Batcher(judge, most=3, on_drop=dropped.append)
+    def test_what_waits_is_classified_together_and_what_nobody_waits_for_is_dropped(self):
+        classifier, dropped = Slow(), []
+        batcher = Batcher(classifier, most=3, on_drop=dropped.append)
         jobs = [Job(name, image()) for name in "abcdefg"]
         batcher.submit(jobs[0])
-        assert judge.began.wait(PATIENCE)
+        assert classifier.began.wait(PATIENCE)
         for job in jobs[1:]:
             batcher.submit(job)
         late = Job("late", image(), deadline=time.monotonic() - 1)
         batcher.submit(late)
         jobs[2].result.cancel()
-        judge.go.set()
+        classifier.go.set()
         batcher.close()
-        assert judge.seen == [["a"], ["b", "d"], ["e", "f", "g"]]
+        assert classifier.seen == [["a"], ["b", "d"], ["e", "f", "g"]]
         assert sum(dropped) == 2 and isinstance(late.result.exception(), TimeoutError)
 
-    def test_an_image_that_breaks_the_judge_does_not_take_others_with_it(self):
-        judge = Slow()
-        batcher = Batcher(judge, most=4)
+    def test_an_image_that_breaks_the_classifier_does_not_take_others_with_it(self):
+        classifier = Slow()
+        batcher = Batcher(classifier, most=4)
         jobs = [Job(name, image()) for name in ("first", "good", "poison", "fine")]
         for job in jobs:
             batcher.submit(job)
-        judge.go.set()
+        classifier.go.set()
         batcher.close()
         assert jobs[1].result.result().name == "good" and jobs[3].result.result().name == "fine"
         with pytest.raises(RuntimeError, match="poison"):
@@ -331,7 +331,7 @@ class TestOthers:
     def test_a_full_queue_is_said_at_once_and_is_over_when_it_empties(self, running):
         with running(queue=4, per_client=100) as (address, service):
             slow = Slow()
-            service._models["tiny"].batcher._judge, usual = slow, service._models["tiny"].batcher._judge
+            service._models["tiny"].batcher._classify, usual = slow, service._models["tiny"].batcher._classify
             with ThreadPoolExecutor(1) as pool:
                 first = pool.submit(post, address, *[npy(image(i)) for i in range(4)])
                 assert slow.began.wait(PATIENCE)
@@ -342,13 +342,13 @@ class TestOthers:
                 assert httpx.get(f"{address}/healthz").status_code == 200
                 slow.go.set()
                 assert first.result().status_code == 200
-            service._models["tiny"].batcher._judge = usual
+            service._models["tiny"].batcher._classify = usual
             assert post(address, npy(image())).status_code == 200
 
     def test_a_client_with_too_many_requests_waits_and_others_do_not(self, running):
         with running(per_client=2) as (address, service):
             slow = Slow()
-            service._models["tiny"].batcher._judge = slow
+            service._models["tiny"].batcher._classify = slow
             with ThreadPoolExecutor(3) as pool:
                 two = [pool.submit(post, address, npy(image())) for _ in range(2)]
                 _wait(lambda: service.gate.images == 2)
@@ -371,7 +371,7 @@ class TestOthers:
             _wait(lambda: service.gate._clients.total() == 0)
 
     def test_a_connection_that_asks_for_nothing_is_closed(self, running, monkeypatch):
-        monkeypatch.setattr("darklens.serve.run.HEAD_SECONDS", 0.5)
+        monkeypatch.setattr("darklens.serve.server.HEAD_SECONDS", 0.5)
         with running() as (address, _):
             host, port = address.removeprefix("http://").split(":")
             with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
@@ -382,7 +382,7 @@ class TestOthers:
     def test_the_work_of_a_client_that_left_is_dropped(self, running):
         with running() as (address, service):
             slow = Slow()
-            service._models["tiny"].batcher._judge = slow
+            service._models["tiny"].batcher._classify = slow
             with ThreadPoolExecutor(1) as pool:
                 first = pool.submit(post, address, npy(image()))
                 assert slow.began.wait(PATIENCE)
@@ -397,7 +397,7 @@ class TestOthers:
     def test_a_request_that_waits_too_long_is_told(self, running):
         with running(timeout=0.5) as (address, service):
             slow = Slow()
-            service._models["tiny"].batcher._judge = slow
+            service._models["tiny"].batcher._classify = slow
             response = post(address, npy(image()))
             slow.go.set()
             assert response.status_code == 503 and "in time" in problem(response)["message"]

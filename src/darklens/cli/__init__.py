@@ -6,8 +6,8 @@ import sys
 from cyclopts import CycloptsError
 
 # Each puts its commands into the application.
-from darklens.cli import images, judge, lists, models, serve, tune  # noqa: F401  # imported for that
-from darklens.cli.app import app, complain
+from darklens.cli import images, inference, lists, models, serve, tuning  # noqa: F401  # imported for that
+from darklens.cli.root import app, complain
 from darklens.errors import ConfigError, DarklensError
 
 __all__ = ["app", "main"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from darklens.cli.app import SOME_INPUTS_BAD, Population, Positive, StorePath, app, list_problems, progress
+from darklens.cli.root import SOME_INPUTS_BAD, Population, Positive, StorePath, app, list_problems, progress
 from darklens.errors import ConfigError, InputError
 
 if TYPE_CHECKING:

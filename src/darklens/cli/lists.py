@@ -4,7 +4,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from darklens.cli.app import Recipe, app, list_described
+from darklens.cli.root import Recipe, app, list_described
 
 config_app = App(name="config", help="Show a recipe with all its defaults, or the schema of recipes.")
 app.command(config_app)

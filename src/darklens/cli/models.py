@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from darklens.cli.app import Model, Recipe, StorePath, app, progress
+from darklens.cli.root import Model, Recipe, StorePath, app, progress
 
 
 @app.command

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from darklens.cli.app import Positive, app, complain
+from darklens.cli.root import Positive, app, complain
 from darklens.errors import ConfigError
 
 _EXTRA = 'The server needs FastAPI, uvicorn and python-multipart: pip install "darklens[serve]".'
@@ -65,8 +65,8 @@ def serve(
         first = error.errors()[0]
         raise ConfigError(f"--{'-'.join(map(str, first['loc'])).replace('_', '-')}: {first['msg']}.") from None
     from darklens.memory import keep_freed_memory
-    from darklens.serve.app import create_app
-    from darklens.serve.run import run
+    from darklens.serve.http import create_app
+    from darklens.serve.server import run
     from darklens.serve.service import load
 
     if not settings.is_local and settings.token is None:

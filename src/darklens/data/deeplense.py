@@ -10,9 +10,9 @@ import numpy as np
 
 from darklens.data.classes import ALIASES, CLASSES, label_of
 from darklens.data.importers import IMPORTERS, Entry, Importer, ImportReport, import_images
+from darklens.data.labelled_arrays import open_stack
 from darklens.data.listing import images_in
 from darklens.data.readers import read_image, require_file
-from darklens.data.stacks import open_stack
 from darklens.data.store import Store, prepare_folder
 from darklens.errors import InputError
 from darklens.files import atomic_path, write_text

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from darklens import rng
-from darklens.data.noise import noise_variance
+from darklens.data.noise_estimate import noise_variance
 from darklens.models.autoencoder import reconstruction_error
 
 Images = Float[Tensor, "b 1 n n"]

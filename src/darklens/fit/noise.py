@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from darklens.data.noise import noise_variance
+from darklens.data.noise_estimate import noise_variance
 from darklens.fit.detector import Detector
 from darklens.kernels import fits
 from darklens.simulate.populations import PoissonNoise, Population

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from darklens.bundle import Bundle
-from darklens.data.noise import noise_variance
+from darklens.data.noise_estimate import noise_variance
 from darklens.data.store import Store
 from darklens.evaluation.compare import with_interval
 from darklens.report import figures

@@ -10,7 +10,7 @@ from queue import Empty, SimpleQueue
 import numpy as np
 from jaxtyping import Float32
 
-from darklens.serve.answers import Result
+from darklens.serve.responses import ImageResult
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Job:
     maps: bool = False
     exposure: float = 1.0
     deadline: float = float("inf")
-    result: "Future[Result]" = field(default_factory=Future)
+    result: "Future[ImageResult]" = field(default_factory=Future)
 
 
 class Batcher:
@@ -42,7 +42,7 @@ class Batcher:
     Those that nobody waits for any more are dropped before the work on them begins.
 
     Args:
-        judge: Classifies jobs, one result each.
+        classify: Classifies jobs, one result each.
         most: Jobs in a batch.
         on_batch: Called with the number of jobs before each batch.
         on_drop: Called with the number of jobs that were dropped.
@@ -50,13 +50,13 @@ class Batcher:
 
     def __init__(
         self,
-        judge: Callable[[Sequence[Job]], list[Result]],
+        classify: Callable[[Sequence[Job]], list[ImageResult]],
         *,
         most: int,
         on_batch: Callable[[int], None] = lambda _: None,
         on_drop: Callable[[int], None] = lambda _: None,
     ) -> None:
-        self._judge, self._most, self._on_batch, self._on_drop = judge, most, on_batch, on_drop
+        self._classify, self._most, self._on_batch, self._on_drop = classify, most, on_batch, on_drop
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="classify", daemon=True)
         self._thread.start()
@@ -78,7 +78,7 @@ class Batcher:
             if len(live) < len(wanted):
                 self._on_drop(len(wanted) - len(live))
             if live:
-                self._classify(live)
+                self._run_batch(live)
             if len(wanted) < len(jobs):
                 return
 
@@ -92,16 +92,16 @@ class Batcher:
                 break
         return jobs
 
-    def _classify(self, jobs: list[Job]) -> None:
+    def _run_batch(self, jobs: list[Job]) -> None:
         self._on_batch(len(jobs))
         try:
-            results = self._judge(jobs)
+            results = self._classify(jobs)
         except Exception as error:
             if len(jobs) == 1:
                 jobs[0].result.set_exception(error)
                 return
             for job in jobs:  # one image must not spoil those it happened to come with
-                self._classify([job])
+                self._run_batch([job])
             return
         for job, result in zip(jobs, results, strict=True):
             job.result.set_result(result)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float32
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from darklens.serve.answers import Example, Slider, Sliders
+from darklens.serve.responses import Example, Slider, Sliders
 from darklens.simulate import populations
 from darklens.simulate.detector import observe
 from darklens.simulate.draw import draw

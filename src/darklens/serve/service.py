@@ -15,13 +15,13 @@ from darklens.data.prepare import Prepared, prepare
 from darklens.data.readers import Image
 from darklens.locate import locate
 from darklens.serve import lens
-from darklens.serve.answers import Input, ModelCard, Result
 from darklens.serve.batching import Batcher, Job
+from darklens.serve.classifier import Classifier
 from darklens.serve.gate import Gate
-from darklens.serve.judge import Judge
-from darklens.serve.metrics import Metrics
+from darklens.serve.prometheus import Metrics
 from darklens.serve.readers import Readers, Wanted
 from darklens.serve.refusal import Refusal
+from darklens.serve.responses import ImageResult, Input, ModelCard
 from darklens.serve.settings import Settings
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ class Service:
         for card in self.cards:
             bundle = self._bundles[card.name]
             batcher = Batcher(
-                Judge(bundle),
+                Classifier(bundle),
                 most=settings.batch,
                 on_batch=lambda n, name=card.name: metrics.batches.see(float(n), name),  # type: ignore[misc]  # a default has no type
                 on_drop=lambda n: metrics.dropped.add(amount=float(n)),
@@ -112,7 +112,7 @@ class Service:
 
     async def predict(
         self, model: Model, uploads: Sequence[Upload], *, maps: bool, pixel_scale: float | None, image: str | None
-    ) -> list[Result]:
+    ) -> list[ImageResult]:
         """Read and classify files; a result each, also of bad ones.
 
         Raises:
@@ -144,7 +144,7 @@ class Service:
                 for task in work:
                     task.cancel()
 
-    async def simulate(self, model: Model, wanted: lens.LensRequest) -> Result:
+    async def simulate(self, model: Model, wanted: lens.LensRequest) -> ImageResult:
         """Simulate a lens and classify it, with maps.
 
         Raises:
@@ -166,14 +166,14 @@ class Service:
 
     async def _finish(
         self, model: Model, name: str, reading: "asyncio.Future[Prepared | str]", maps: bool, until: float
-    ) -> Result:
+    ) -> ImageResult:
         read = await reading
         if isinstance(read, str):
             self.metrics.bad_images.add()
-            return Result(name=name, status="error", message=read)
+            return ImageResult(name=name, status="error", message=read)
         return await self._classify(model, Job(name, read.pixels, read.changes, maps=maps, deadline=until))
 
-    async def _classify(self, model: Model, job: Job) -> Result:
+    async def _classify(self, model: Model, job: Job) -> ImageResult:
         model.batcher.submit(job)
         result = await asyncio.wrap_future(job.result)
         self.metrics.images.add(model.card.name, str(result.predicted))

@@ -9,7 +9,7 @@ from ipaddress import ip_address
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from darklens.serve.metrics import Metrics
+from darklens.serve.prometheus import Metrics
 from darklens.serve.refusal import Refusal
 from darklens.serve.settings import LOOPBACK, Settings
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from darklens.data.noise import noise_variance
+from darklens.data.noise_estimate import noise_variance
 from darklens.evaluation.reconstruction import measures, summarise
 
 

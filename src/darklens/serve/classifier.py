@@ -18,8 +18,8 @@ from darklens.fit.smooth import CENTRE
 from darklens.fit.table import CHANNELS, NUMBERS, Seen, shown
 from darklens.models import lens_residual
 from darklens.models.ensemble import fit_of
-from darklens.serve.answers import Familiarity, Fit, Map, Quantity, Result, Suggestion
 from darklens.serve.batching import Job
+from darklens.serve.responses import Fit, ImageResult, Map, OutOfDistribution, Quantity, Suggestion
 from darklens.simulate.populations import LineMass, NoSubstructure, PointMasses, Population
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ _OF_NETWORK = {  # name in `Bundle.maps`: name here, label, unit
 }
 
 
-class Judge:
+class Classifier:
     """Judges images with one bundle, which classifies."""
 
     def __init__(self, bundle: Bundle) -> None:
@@ -51,17 +51,19 @@ class Judge:
         self.population: Population | None = how.population if how else None
         self._centred = how is not None and how.centred
 
-    def __call__(self, jobs: Sequence[Job]) -> list[Result]:
+    def __call__(self, jobs: Sequence[Job]) -> list[ImageResult]:
         """Return a result for each job."""
         usual = [i for i, job in enumerate(jobs) if job.exposure == 1 or self.population is None]
         groups = [usual] if usual else []
         groups += [[i] for i in range(len(jobs)) if i not in usual]
         results = {
-            i: result for rows in groups for i, result in zip(rows, self._judge([jobs[i] for i in rows]), strict=True)
+            i: result
+            for rows in groups
+            for i, result in zip(rows, self._classify_batch([jobs[i] for i in rows]), strict=True)
         }
         return [results[i] for i in range(len(jobs))]
 
-    def _judge(self, jobs: Sequence[Job]) -> list[Result]:
+    def _classify_batch(self, jobs: Sequence[Job]) -> list[ImageResult]:
         """Judge images of one exposure."""
         images = np.stack([job.pixels for job in jobs])[:, None]
         exposure = jobs[0].exposure
@@ -86,17 +88,17 @@ class Judge:
         depth = torch.full_like(plane, exposure)
         return shown(weigh_hypotheses(plane, self.population, exposure=depth, centred=self._centred))
 
-    def _result(self, job: Job, probabilities: Float[np.ndarray, " c"], told: Mapping[str, str]) -> Result:
+    def _result(self, job: Job, probabilities: Float[np.ndarray, " c"], told: Mapping[str, str]) -> ImageResult:
         contract = self.bundle.contract
         calibration = contract.calibration
         known = calibration is not None and bool(calibration.conformal)
         members = told["set"].split("|") if told["set"] else []
         ood = None
         if calibration is not None and calibration.ood is not None and told["ood_score"]:
-            ood = Familiarity(
+            ood = OutOfDistribution(
                 score=float(told["ood_score"]), threshold=calibration.ood.p99, unfamiliar=told["ood"] == "yes"
             )
-        return Result(
+        return ImageResult(
             name=job.name,
             status="ok",
             predicted=contract.classes[int(probabilities.argmax())],

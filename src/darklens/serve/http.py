@@ -17,9 +17,9 @@ import darklens
 from darklens.bundle import Bundle
 from darklens.data.readers import SUFFIXES
 from darklens.serve import lens
-from darklens.serve.answers import LensPrediction, Limits, Models, Prediction, Sliders, State
 from darklens.serve.pages import pages
 from darklens.serve.refusal import REASONS, ErrorAnswer, Refusal
+from darklens.serve.responses import LensPrediction, Limits, Models, Prediction, Sliders, State
 from darklens.serve.service import Service
 from darklens.serve.settings import Settings
 from darklens.serve.uploads import FIELD, uploads

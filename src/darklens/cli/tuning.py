@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from darklens.cli.app import SOME_INPUTS_BAD, Positive, Recipe, app
+from darklens.cli.root import SOME_INPUTS_BAD, Positive, Recipe, app
 
 
 @app.command

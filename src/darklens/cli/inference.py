@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from darklens.cli.app import Model, Positive, StorePath, app, complain, list_problems, progress
+from darklens.cli.root import Model, Positive, StorePath, app, complain, list_problems, progress
 from darklens.errors import ConfigError, InputError
 
 _MOST_LISTED = 1000  # bad files; beyond, the table has them

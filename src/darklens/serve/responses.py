@@ -35,7 +35,7 @@ class Suggestion(BaseModel):
     units: dict[str, str]
 
 
-class Familiarity(BaseModel):
+class OutOfDistribution(BaseModel):
     """Whether the image is one of a kind that the model knows."""
 
     score: float
@@ -55,7 +55,7 @@ class Map(BaseModel):
     data: str = Field(description="little-endian float32 in base64, row 0 at the bottom")
 
 
-class Result(BaseModel):
+class ImageResult(BaseModel):
     """What was found of one image."""
 
     name: str
@@ -66,7 +66,7 @@ class Result(BaseModel):
     set: list[str] = Field(default=[], description="classes; for images like those of the calibration, holds the truth")
     coverage: float | None = Field(default=None, description="the part of images whose set holds the truth, at least")
     dont_know: bool = Field(default=False, description="the set does not hold exactly one class")
-    ood: Familiarity | None = None
+    ood: OutOfDistribution | None = None
     changes: list[str] = Field(default=[], description="what was done to the image before the model saw it")
     fit: Fit | None = None
     hypotheses: dict[str, float] | None = Field(default=None, description="chi2 (deviance) over all blocks of pixels")
@@ -79,7 +79,7 @@ class Prediction(BaseModel):
 
     model: str
     version: str
-    images: list[Result]
+    images: list[ImageResult]
 
 
 class LensPrediction(Prediction):
