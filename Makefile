@@ -14,7 +14,7 @@ test: setup-test lint  ## set-up, then all tests
 
 bench: setup-test  ## side-by-side speed and memory (about 40 minutes); prints one table, writes results/bench.json
 	@$(PYTHON) tools/setup_venv.py dev parity bench
-	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/run.py
 
 reproduce: setup  ## the study's table, ours and the ablation at full size (days on a laptop; give it again to go on)
 	$(BIN)/python tools/reproduce.py --ablation

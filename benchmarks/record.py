@@ -1,4 +1,4 @@
-"""One JSON file for the figures of all benchmarks, in the layout that results/bench.json keeps."""
+"""Record the figures of a benchmark in results/bench.json."""
 
 from pathlib import Path
 
@@ -6,15 +6,15 @@ from darklens.files import read_json, write_json
 from darklens.provenance import commit, hardware
 
 
-def record(path, name, found):
-    """Merge `found` into the entry `name`, and leave other benchmarks' figures as they are; without a path do nothing.
+def record(path, name, figures):
+    """Merge `figures` into the entry `name` of the JSON file and leave other entries as they are; no path, no record.
 
-    `commit` is the last benchmark's; `commits` has each one's own.
+    `commit` is that of the last benchmark; `commits` has the commit of each entry.
     """
     if not path:
         return
-    target, now = Path(path), commit()
+    target, this_commit = Path(path), commit()
     before = read_json(target) if target.exists() else {}
-    entry = {**before.get(name, {}), **found}
-    about = {"schema": 1, "hardware": hardware(), "commit": now, "commits": {**before.get("commits", {}), name: now}}
-    write_json(target, {**before, **about, name: entry})
+    commits = {**before.get("commits", {}), name: this_commit}
+    about = {"schema": 1, "hardware": hardware(), "commit": this_commit, "commits": commits}
+    write_json(target, {**before, **about, name: {**before.get(name, {}), **figures}})

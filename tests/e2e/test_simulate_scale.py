@@ -1,6 +1,5 @@
 """One store on any number of processes, on a Dask cluster or after being killed: the same bytes; and what can fail."""
 
-import importlib.util
 import logging
 import os
 import signal
@@ -10,6 +9,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import killing
 import pytest
 from commandline import darklens
 
@@ -20,13 +20,8 @@ from darklens.errors import ConfigError, StoppedError
 from darklens.simulate import populations
 from darklens.simulate.generate import generate
 
-PATH = Path(__file__).resolve().parent.parent.parent / "benchmarks" / "kill_and_resume.py"
-spec = importlib.util.spec_from_file_location("kill_and_resume", PATH)
-kill_and_resume = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(kill_and_resume)
-
 POPULATION = populations.get("common-test-i", ["field.n_pixels=16"])
-SIZE = {"n_per_class": kill_and_resume.N_PER_CLASS, "shard_size": kill_and_resume.SHARD_SIZE, "seed": 0}
+SIZE = {"n_per_class": killing.N_PER_CLASS, "shard_size": killing.SHARD_SIZE, "seed": 0}
 SMALL = ["field.n_pixels=16", "--n-per-class", "4"]
 
 
@@ -66,7 +61,7 @@ def test_a_cluster_makes_the_same_bytes_replaces_killed_workers_and_may_be_lost(
             cluster.close()
 
     with dask_cluster(2) as cluster:
-        command = kill_and_resume.command(tmp_path / "s")[3:-2]  # without --workers 2
+        command = killing.command(tmp_path / "s")[3 : -len(killing.WORKERS)]
         assert darklens(*command, "--cluster", cluster.scheduler_address) == 0
         assert index_of(Store(tmp_path / "s")) == index_of(whole) and Store(tmp_path / "s").verify() == []
         with executors.cluster(cluster.scheduler_address) as executor:
@@ -81,12 +76,12 @@ def test_a_cluster_makes_the_same_bytes_replaces_killed_workers_and_may_be_lost(
 
 @pytest.mark.parametrize(("target", "code", "said"), [("parent", -signal.SIGKILL, ""), ("worker", 1, "was killed")])
 def test_a_killed_run_goes_on_to_the_same_bytes(whole, tmp_path, target, code, said):
-    finished, returned, complaint = kill_and_resume.killed(tmp_path / "s", target, after=5)
+    finished, returned, complaint = killing.killed(tmp_path / "s", target, after=5)
     assert finished >= 5 and returned == code
     assert said in complaint and (code < 0 or len(complaint.splitlines()) == 1)
     with pytest.raises(SystemExit):
         main(["inspect", str(tmp_path / "s")])
-    kept = min(kill_and_resume.entries(tmp_path / "s"))
+    kept = min(killing.entries(tmp_path / "s"))
     image_file = tmp_path / "s" / "shards" / f"{kept.stem}.images.npy"
     modified = image_file.stat().st_mtime_ns
     store = generate(POPULATION, tmp_path / "s", **SIZE)
@@ -97,11 +92,11 @@ def test_a_killed_run_goes_on_to_the_same_bytes(whole, tmp_path, target, code, s
 
 def test_ctrl_c_is_one_sentence_and_leaves_whole_shards_only(tmp_path):
     # So many that a busy machine cannot finish them before the signal arrives.
-    command = kill_and_resume.command(tmp_path / "s", n_per_class=20_000)
+    command = killing.command(tmp_path / "s", n_per_class=20_000)
     heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     try:
-        kill_and_resume.wait_until(lambda: kill_and_resume.entries(tmp_path / "s"))
+        killing.wait_until(lambda: killing.entries(tmp_path / "s"))
         os.killpg(run.pid, signal.SIGINT)
         _, complaint = run.communicate(timeout=60)
     finally:
@@ -109,7 +104,7 @@ def test_ctrl_c_is_one_sentence_and_leaves_whole_shards_only(tmp_path):
             os.killpg(run.pid, signal.SIGKILL)
     assert run.returncode == 130 and complaint.startswith("darklens: Interrupted") and complaint.count("\n") == 1
     shards = sorted(p.name for p in (tmp_path / "s" / "shards").iterdir())
-    made = sorted(p.stem for p in kill_and_resume.entries(tmp_path / "s"))
+    made = sorted(p.stem for p in killing.entries(tmp_path / "s"))
     assert shards == [f"{name}.{suffix}" for name in made for suffix in ("images.npy", "truth.npz")]
 
 

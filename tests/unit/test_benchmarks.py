@@ -1,4 +1,4 @@
-"""The table of the benchmarks, the study's way, and the clock of time to quality."""
+"""The table of the benchmarks, the study's training, and the clock of time to quality."""
 
 import importlib.util
 import os
@@ -47,26 +47,38 @@ def test_the_table_has_a_line_for_what_was_measured_and_no_other():
         },
         "gpu": {"device": "H100", "resnet_18": {"train_images_per_s": 9000.0, "infer_images_per_s": 30000.0}},
     }
-    lines = script("table").table(bench).splitlines()
+    lines = script("run").table(bench).splitlines()
     assert "a laptop; GPU: H100" in lines[0]
     body = lines[4:]
     assert len(body) == 9
     assert "infer resnet_18, int8" in body[2] and body[2].split()[-3:] == ["4.00", "40", "images/s"]
     assert body[6].split() == ["first", "prediction", "of", "a", "new", "process", "5.5", "s"]
-    assert body[0].split() == ["train", "resnet_18", "the", "study's", "way", "1.50", "80", "ms", "an", "image", "abc"]
+    assert body[0].split() == [
+        "train",
+        "resnet_18",
+        "the",
+        "study's",
+        "training",
+        "1.50",
+        "80",
+        "ms",
+        "an",
+        "image",
+        "abc",
+    ]
 
 
-def test_the_study_moves_one_image_at_a_time_and_keeps_its_range(tmp_path):
-    study_way = script("study_way")
+def test_the_study_augments_one_image_at_a_time_and_keeps_its_range(tmp_path):
+    study_training = script("study_training")
     image = np.zeros((1, 40, 40), np.float32)
     image[0, 18:22, 18:22] = np.arange(16).reshape(4, 4) + 5
     np.save(tmp_path / "0.npy", image)
-    as_it_is, label = study_way.ImageFiles(tmp_path, [2], moved=False)[0]
-    assert label == 2 and as_it_is.min() == 0 and as_it_is.max() == 1
+    unchanged, label = study_training.ImageFiles(tmp_path, [2], augment=False)[0]
+    assert label == 2 and unchanged.min() == 0 and unchanged.max() == 1
     torch.manual_seed(0)
-    moved = [study_way.ImageFiles(tmp_path, [2])[0][0] for _ in range(4)]
-    assert all(set(m.unique().tolist()) <= set(as_it_is.unique().tolist()) for m in moved)  # nearest pixel
-    lit = [int((m > 0).sum()) for m in moved]
+    augmented = [study_training.ImageFiles(tmp_path, [2])[0][0] for _ in range(4)]
+    assert all(set(m.unique().tolist()) <= set(unchanged.unique().tolist()) for m in augmented)  # nearest pixel
+    lit = [int((m > 0).sum()) for m in augmented]
     assert len(set(lit)) > 1 and all(16 * 0.8**2 * 0.6 < n < 16 * 1.2**2 * 1.4 for n in lit)
 
 
@@ -88,11 +100,7 @@ def test_processor_time_is_read_at_each_epoch(tmp_path, monkeypatch):
     assert 1 + 0.55 / 60 < minutes[0] < minutes[1] < 1.5
 
 
-def test_every_part_of_the_bench_is_a_script():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        parts = script("bench").PARTS
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    assert set(parts) >= {"simulate", "train", "infer", "fit", "loader", "memory", "startup"}
-    assert all((BENCHMARKS / name).exists() for name, _, _ in parts.values() if name != "infer.py")
+def test_every_benchmark_is_a_script():
+    scripts = script("run").SCRIPTS
+    assert set(scripts) >= {"simulate", "train", "infer", "fit", "loader", "memory", "startup"}
+    assert all((BENCHMARKS / name).exists() for name, _, _ in scripts.values())

@@ -1,9 +1,9 @@
-"""Images a second on an accelerator, of training steps and of inference.
+"""Images per second of training steps and of inference on an accelerator.
 
-`python benchmarks/accelerator.py [--device cuda] [--json FILE]`
+`python benchmarks/bench_gpu.py [--device cuda] [--json FILE]`
 
-Networks are laid out and run in the precision that a training on that device chooses. Medians over rounds; the device
-is waited for at the ends of a round alone. `bench.py` calls it where CUDA is there.
+Memory layout and precision are those that a training on the device chooses. Figures are medians over rounds; the device
+is synchronised at the ends of a round only. `run.py` calls it if there is a CUDA device.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def rates(name, device, batch, steps, rounds):
         with torch.inference_mode(), torch.autocast(device, dtype=torch.bfloat16, enabled=half):
             network(images)
 
-    found = {"precision": precision_of("auto")}
+    figures = {"precision": precision_of("auto")}
     for key, step in (("train_images_per_s", train), ("infer_images_per_s", infer)):
         network.train(key.startswith("train"))
         seconds = []
@@ -57,8 +57,8 @@ def rates(name, device, batch, steps, rounds):
                 step()
             wait(device)
             seconds.append(time.perf_counter() - started)
-        found[key] = round(batch * steps / statistics.median(seconds[1:]), 1)
-    return found
+        figures[key] = round(batch * steps / statistics.median(seconds[1:]), 1)
+    return figures
 
 
 def main():
@@ -67,13 +67,13 @@ def main():
     for name, default in (("batch", 256), ("steps", 20), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--json")
-    asked = parser.parse_args()
-    if asked.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("There is no CUDA device; give --device cpu, or leave this benchmark out.")
-    found = {name: rates(name, asked.device, asked.batch, asked.steps, asked.rounds) for name in NETWORKS}
-    found["device"] = torch.cuda.get_device_name() if asked.device == "cuda" else asked.device
-    print(json.dumps(found))
-    record(asked.json, "gpu", found)
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("There is no CUDA device; pass --device cpu.")
+    figures = {name: rates(name, options.device, options.batch, options.steps, options.rounds) for name in NETWORKS}
+    figures["device"] = torch.cuda.get_device_name() if options.device == "cuda" else options.device
+    print(json.dumps(figures))
+    record(options.json, "gpu", figures)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""How soon the page's "make a lens" panel answers: `python benchmarks/serve_lens.py`.
+"""Latency of the "make a lens" panel of the web page: `python benchmarks/bench_serve_lens.py`.
 
-Starts a server with the shipped model and posts lenses one after the other, the mass of a subhalo growing as under a
-slider that is moved. Each is simulated, classified, and drawn with all maps. Adds its figures to results/bench.json.
+Starts a server with the shipped model and posts lenses one after the other with a growing subhalo mass, as a moving
+slider does. The server simulates, classifies and draws each with all maps. `--json` adds the figures to a JSON file.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=40)
     parser.add_argument("--json")
-    given = parser.parse_args()
+    options = parser.parse_args()
     server = subprocess.Popen(
         [sys.executable, "-m", "darklens.cli", "serve", "lens_residual", "--port", "0"],
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
@@ -35,23 +35,23 @@ def main():
         with httpx.Client(base_url=address, timeout=PATIENCE) as session:
             while session.get("/readyz").status_code != 200:
                 time.sleep(0.2)
-            found = moved(session, given.requests)
+            figures = latencies(session, options.requests)
     finally:
         server.terminate()
         server.wait(PATIENCE)
-    print(found)
-    record(given.json, "serve_lens", found)
+    print(figures)
+    record(options.json, "serve_lens", figures)
 
 
-def moved(session, n):
-    """Return seconds of the first answer, and percentiles of those after it."""
+def latencies(session, n):
+    """Return the seconds of the first answer and percentiles of the later ones."""
     examples = session.get("/v1/lens").raise_for_status().json()["examples"]
     parameters = next(e["parameters"] for e in examples if e["parameters"]["class"] == "sphere")
     seconds, size = [], 0
     for mass in np.geomspace(1e8, 1e10, n):
-        began = time.perf_counter()
+        started = time.perf_counter()
         answer = session.post("/v1/lens", json={**parameters, "mass": float(mass)}).raise_for_status()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - started)
         size = len(answer.content)
     warm = seconds[1:]
     return {

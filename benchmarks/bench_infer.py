@@ -1,11 +1,11 @@
-"""Inference: engines against eager fp32 in one run, images per second of lens_residual, and a cold `predict`.
+"""Inference: backends beside eager float32, images per second of lens_residual, and the first prediction of a process.
 
-`python benchmarks/infer.py [--rounds 5] [--images 64] [--json FILE]`
+`python benchmarks/bench_infer.py [--rounds 5] [--images 64] [--json FILE]`
 
-Eager fp32 is the network as the study runs it, NCHW: in batches of 64 (`vs_eager_fp32`) and image by image
-(`vs_eager_batch_1`). Each engine takes turns with it, pre-processing and features for `ood` included in ours only; a
-ratio is the median over rounds. Beside them stand the operations that an image takes and what a matrix product
-reaches here, which is what limits fp32.
+Eager float32 is the network as the study runs it, in the order batch, channel, row, column: in batches of 64
+(`vs_eager_fp32`) and image by image (`vs_eager_batch_1`). Each backend takes turns with it, with pre-processing and
+the features for `ood` included in ours only; a ratio is the median over rounds. `bound` compares the operations of an
+image with the rate of matrix products on this machine, which limits float32.
 """
 
 import argparse
@@ -47,24 +47,24 @@ def main():
     parser.add_argument("--engines", nargs="*", default=["eager", "compiled", "onnx", "int8"])
     parser.add_argument("--skip", nargs="*", default=[], choices=["lens_residual", "cold"])
     parser.add_argument("--json")
-    asked = parser.parse_args()
-    images = simulate_batch(populations.get("common-test-i"), 5, range(asked.images))[0]
-    for name in asked.systems:
-        found = compare(SYSTEMS[name], images, asked.rounds, asked.engines)
-        print(name, json.dumps(found), flush=True)
-        record(asked.json, "infer", {name: found})
-    if "lens_residual" not in asked.skip:
-        found = fits_per_second(images[:48], asked.rounds)
-        print("lens_residual", json.dumps(found), flush=True)
-        record(asked.json, "infer", {"lens_residual": found})
-    if "cold" not in asked.skip:
-        found = cold(asked.rounds)
-        print("cold", json.dumps(found), flush=True)
-        record(asked.json, "infer", {"cold_predict": found})
+    options = parser.parse_args()
+    images = simulate_batch(populations.get("common-test-i"), 5, range(options.images))[0]
+    for name in options.systems:
+        figures = compare(SYSTEMS[name], images, options.rounds, options.engines)
+        print(name, json.dumps(figures), flush=True)
+        record(options.json, "infer", {name: figures})
+    if "lens_residual" not in options.skip:
+        figures = fits_per_second(images[:48], options.rounds)
+        print("lens_residual", json.dumps(figures), flush=True)
+        record(options.json, "infer", {"lens_residual": figures})
+    if "cold" not in options.skip:
+        figures = cold(options.rounds)
+        print("cold", json.dumps(figures), flush=True)
+        record(options.json, "infer", {"cold_predict": figures})
 
 
 def bundle_of(config, images):
-    """An untrained network, whose normalisation has seen the images."""
+    """An untrained network, whose normalisation statistics are those of the images."""
     torch.manual_seed(0)
     contract = Contract.untrained(config, n_pixels=PIXELS, pixel_scale=0.05)
     network = contract.build()
@@ -78,14 +78,14 @@ def bundle_of(config, images):
 
 def compare(config, images, rounds, engines):
     bundle = bundle_of(config, images)
-    shown = bundle.contract.preprocess(torch.from_numpy(images)).contiguous()
-    parts = {"eager_batch_64": shown.split(64), "eager_batch_1": shown[:16].split(1)}
-    counts = {"eager_batch_64": len(shown), "eager_batch_1": len(shown[:16])}
+    inputs = bundle.contract.preprocess(torch.from_numpy(images)).contiguous()
+    parts = {"eager_batch_64": inputs.split(64), "eager_batch_1": inputs[:16].split(1)}
+    counts = {"eager_batch_64": len(inputs), "eager_batch_1": len(inputs[:16])}
 
     @torch.inference_mode()
     def study(name):
-        for some in parts[name]:
-            bundle.network(some)
+        for batch in parts[name]:
+            bundle.network(batch)
 
     ways = {name: (lambda name=name: study(name)) for name in parts}
     exact, largest, prepared, agree = bundle.classify(images).probabilities, {}, {}, {}
@@ -96,10 +96,10 @@ def compare(config, images, rounds, engines):
             started, file = time.perf_counter(), Path(work) / f"{name}.onnx"
             write_model(name, bundle, file, images[:64])
             engine = engine_of(name, bundle, file)
-            found = bundle.classify(images, engine).probabilities
+            probabilities = bundle.classify(images, engine).probabilities
             prepared[name] = round(time.perf_counter() - started, 1)
-            largest[name] = float(f"{np.abs(found - exact).max():.2g}")
-            agree[name] = round(float((found.argmax(1) == exact.argmax(1)).mean()), 4)
+            largest[name] = float(f"{np.abs(probabilities - exact).max():.2g}")
+            agree[name] = round(float((probabilities.argmax(1) == exact.argmax(1)).mean()), 4)
             ways[name] = lambda engine=engine: bundle.classify(images, engine)
             counts[name] = len(images)
         times = {name: [] for name in ways}
@@ -116,7 +116,7 @@ def compare(config, images, rounds, engines):
         against: {name: round(over(times[f"eager_{against}"], ours[name]), 2) for name in ours}
         for against in ("batch_64", "batch_1")
     }
-    gflop, limit = operations(bundle.network, shown[:1]) / 1e9, statistics.median(matrix)
+    gflop, limit = operations(bundle.network, inputs[:1]) / 1e9, statistics.median(matrix)
     return {
         "vs_eager_fp32": ratio["batch_64"][best],
         "vs_eager_batch_1": ratio["batch_1"][best],
@@ -151,12 +151,12 @@ def matrix_gflops(n=1536):
     return 2 * n**3 / min(seconds(lambda: a @ a) for _ in range(3)) / 1e9
 
 
-def operations(network, shown):
+def operations(network, inputs):
     """Multiplications and additions of an image's convolutions and matrix products, as they are defined."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(shown)
+        network(inputs)
     return counter.get_total_flops()
 
 

@@ -1,14 +1,14 @@
-"""Mutated files through every reader: `python benchmarks/fuzz_readers.py --inputs 100000`.
+"""Feed mutated files to files reader: `python tools/fuzz_readers.py --inputs 100000`.
 
 Small valid files of each kind are made here, then changed: bits, bytes, numbers, lengths, cuts, splices, and by kind
-header fields, cards, chunks, members and opcodes, with checksums mended so that the change is not caught at the door.
-A worker process that may take 1 GB of memory in all reads each, and prepares for a model what can be read, within 2 s
-of CPU time. It must be accepted or refused with one sentence. Anything else is a finding: another exception, a sentence
-of several lines, too much time or memory, a crash, a file opened besides the input, a process or connection started, a
-class looked up for unpickling. The lens is looked for in two of a thousand images only, since that takes a second.
+header fields, cards, chunks, members and opcodes, with corrected checksums, so that readers do not stop at those.
+A worker process with at most 1 GB of memory reads each file and prepares the image for a model, within 2 s of CPU time.
+The reader must accept it or refuse it with one sentence. Anything else is a finding: another exception, a message of
+several lines, too much time or memory, a crash, a file opened besides the input, a process or connection started, a
+class looked up for unpickling. The lens is searched in two of a thousand images only, since that takes a second.
 Findings are written to --keep. The same --seed gives the same inputs.
 
-Writes results/fuzz.json; parts of a run that are given one after another with --first are added up.
+Writes results/fuzz.json; --first continues an earlier run and adds to its counts.
 """
 
 import argparse
@@ -36,52 +36,10 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU_SECONDS, MEMORY, WALL_SECONDS = 2.0, 1_000_000_000, 120
-NUMBERS = [
-    0,
-    1,
-    2,
-    3,
-    7,
-    8,
-    127,
-    128,
-    255,
-    256,
-    32767,
-    32768,
-    65535,
-    65536,
-    2**31 - 1,
-    2**31,
-    2**32 - 1,
-    2**63 - 1,
-    2**64 - 1,
-]
-TEXTS = [
-    "0",
-    "1",
-    "-1",
-    "2",
-    "3",
-    "99",
-    "-32",
-    "64",
-    "999999",
-    "2147483648",
-    "9223372036854775808",
-    "1e308",
-    "NaN",
-    "Inf",
-    "T",
-    "F",
-    "''",
-    "()",
-    ",",
-    "4000",
-    "16000000",
-    "-0",
-    "None",
-]
+NUMBERS = [0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 32767, 32768, 65535, 65536]
+NUMBERS += [2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1]
+TEXTS = "0 1 -1 2 3 99 -32 64 999999 2147483648 9223372036854775808 1e308 NaN Inf T F '' ()".split()
+TEXTS += ", 4000 16000000 -0 None".split()
 IMAGE = np.arange(64.0).reshape(8, 8)
 
 
@@ -154,19 +112,19 @@ def objects(payload):
     return stream.getvalue() + payload
 
 
-def mutated(kind, every, g):
+def mutated(kind, files, g):
     """Return one mutated file of a kind, from the generator `g`."""
-    content = every[kind][g.integers(len(every[kind]))]
+    content = files[kind][g.integers(len(files[kind]))]
     if g.random() < 0.5 and kind in BY_KIND:
-        content = BY_KIND[kind](content, every, g)
+        content = BY_KIND[kind](content, files, g)
         if g.random() < 0.7:
             return content
     for _ in range(g.choice([1, 1, 1, 2, 4, 16])):
-        content = generic(content, every, g)
+        content = generic(content, files, g)
     return content
 
 
-def generic(content, every, g):
+def generic(content, files, g):
     """Change bits, bytes or numbers, cut, repeat, leave out, or put in a piece of another file."""
     data = bytearray(content)
     if len(data) < 8:
@@ -190,8 +148,8 @@ def generic(content, every, g):
         piece = data[at : at + int(g.integers(1, 64))]
         data[at:at] = piece * int(g.choice([1, 2, 50]))
     elif how == 7:
-        kind = list(every)[g.integers(len(every))]
-        other = every[kind][g.integers(len(every[kind]))]
+        kind = list(files)[g.integers(len(files))]
+        other = files[kind][g.integers(len(files[kind]))]
         start = int(g.integers(len(other)))
         data[at : at + int(g.integers(64))] = other[start : start + int(g.integers(1, 300))]
     else:
@@ -199,30 +157,11 @@ def generic(content, every, g):
     return bytes(data)
 
 
-def npy_header(content, every, g):
-    """Write a header of our own: any shape and type, an order that is none, lengths that lie."""
+def npy_header(content, files, g):
+    """Write a new header: any shape and type, an impossible order, wrong lengths."""
     shape = tuple(int(g.choice([0, 1, 2, 8, 64, -1, 4000, 10**9, 2**62])) for _ in range(g.integers(0, 5)))
-    types = [
-        "<f8",
-        ">f4",
-        "|u1",
-        "<i8",
-        "|b1",
-        "<c16",
-        "|O",
-        "<U4",
-        "|S9",
-        "<f2",
-        "<f16",
-        "|V8",
-        "<M8[s]",
-        "f8,f4",
-        "(2,2)f8",
-        "(100000,100000)f8",
-        "<U999999999",
-        "x",
-        "8",
-    ]
+    types = "<f8 >f4 |u1 <i8 |b1 <c16 |O <U4 |S9 <f2 <f16 |V8 <M8[s] f8,f4 (2,2)f8".split()
+    types += "(100000,100000)f8 <U999999999 x 8".split()
     fields = {"descr": types[g.integers(len(types))], "fortran_order": bool(g.integers(2)), "shape": shape}
     if g.random() < 0.2:
         fields["descr"] = [("a", "<f8"), ("b", "<f8", shape)]
@@ -237,57 +176,24 @@ def npy_header(content, every, g):
     return b"\x93NUMPY" + bytes([version, 0]) + packed + text.encode() + bytes(int(g.choice([0, 8, 512, 4096])))
 
 
-def pickle_steps(content, every, g):
-    """Put opcodes of our own in front of, into or after a pickle, or have one repeated."""
-    steps = [
-        b"0",
-        b"2",
-        b"(",
-        b")",
-        b"]",
-        b"}",
-        b"a",
-        b"e",
-        b"t",
-        b"R",
-        b"b",
-        b"N",
-        b"\x88",
-        b"K\x05",
-        b"q\x00",
-        b"h\x00",
-        b"\x94",
-        b"\x85",
-        b"\x86",
-        b"\x87",
-        b"cos\nsystem\n",
-        b"cbuiltins\neval\n",
-        b"X\x02\x00\x00\x00ls",
-        b"\x81",
-        b"i",
-        b"cnumpy\nndarray\n",
-        b"cnumpy\ndtype\n",
-        b"\x8c\x05posix\x8c\x06system\x93",
-        b"B\xff\xff\xff\x7f",
-        b"\x8e" + b"\xff" * 8,
-        b"\x8b\xff\xff\xff\x7f",
-        b"I9999999999999\n",
-        b"j\xff\xff\xff\xff",
-        b"r\xff\xff\xff\xff",
-        b"P1\n",
-        b"\x82\x01",
-        b".",
-    ]
+def pickle_steps(content, files, g):
+    """Insert opcodes into a pickle, some of them many times."""
+    opcodes = (
+        b"0 2 ( ) ] } a e t R b N \x88 K\x05 q\x00 h\x00 \x94 \x85 \x86 \x87 cos\nsystem\n cbuiltins\neval\n "
+        b"X\x02\x00\x00\x00ls \x81 i cnumpy\nndarray\n cnumpy\ndtype\n \x8c\x05posix\x8c\x06system\x93 "
+        b"B\xff\xff\xff\x7f \x8e\xff\xff\xff\xff\xff\xff\xff\xff \x8b\xff\xff\xff\x7f I9999999999999\n "
+        b"j\xff\xff\xff\xff r\xff\xff\xff\xff P1\n \x82\x01 ."
+    ).split(b" ")
     start = content.index(b"\n") + 1
     data = bytearray(content)
     for _ in range(g.integers(1, 5)):
         at = int(g.integers(start, len(data)))
-        data[at:at] = steps[g.integers(len(steps))] * int(g.choice([1, 1, 2, 2000]))
+        data[at:at] = opcodes[g.integers(len(opcodes))] * int(g.choice([1, 1, 2, 2000]))
     return bytes(data)
 
 
-def zip_members(content, every, g):
-    """Pack mutated arrays, more of them, other packings, and lies about sizes."""
+def zip_members(content, files, g):
+    """Pack mutated arrays, additional members, other compressions and wrong sizes."""
     stream = io.BytesIO()
     with zipfile.ZipFile(content if hasattr(content, "read") else io.BytesIO(content)) as archive:
         members = {info.filename: archive.read(info) for info in archive.infolist()}
@@ -296,7 +202,7 @@ def zip_members(content, every, g):
         warnings.simplefilter("ignore")
         for name, data in members.items():
             how = g.random()
-            changed = npy_header(data, every, g) if how < 0.3 else generic(data, every, g) if how < 0.7 else data
+            changed = npy_header(data, files, g) if how < 0.3 else generic(data, files, g) if how < 0.7 else data
             archive.writestr(name if g.random() < 0.9 else g.choice(["../x.npy", "x", "/", "a" * 9999, name]), changed)
             if g.random() < 0.05:
                 archive.writestr("bomb.npy", bytes(10_000_000))
@@ -310,41 +216,19 @@ def zip_members(content, every, g):
     return bytes(data)
 
 
-def fits_cards(content, every, g):
+def fits_cards(content, files, g):
     """Change values of cards, or add, repeat, move and leave out cards."""
     blocks = bytearray(content)
     cards = [i for i in range(0, len(blocks) - 79, 80) if blocks[i : i + 8].strip() and blocks[i + 8 : i + 10] == b"= "]
-    known = [
-        "NAXIS",
-        "NAXIS1",
-        "NAXIS2",
-        "NAXIS3",
-        "BITPIX",
-        "BSCALE",
-        "BZERO",
-        "BLANK",
-        "PCOUNT",
-        "GCOUNT",
-        "CDELT1",
-        "CD1_1",
-        "CTYPE1",
-        "CUNIT1",
-        "XTENSION",
-        "EXTNAME",
-        "ZIMAGE",
-        "SIMPLE",
-        "END",
-        "CONTINUE",
-        "HIERARCH",
-        "PC1_1",
-    ]
+    keywords = "NAXIS NAXIS1 NAXIS2 NAXIS3 BITPIX BSCALE BZERO BLANK PCOUNT GCOUNT CDELT1 CD1_1 CTYPE1 CUNIT1".split()
+    keywords += "XTENSION EXTNAME ZIMAGE SIMPLE END CONTINUE HIERARCH PC1_1".split()
     for _ in range(g.integers(1, 4)):
         at, how = cards[g.integers(len(cards))], g.random()
         text = TEXTS[g.integers(len(TEXTS))]
         if how < 0.5:
             blocks[at + 10 : at + 80] = text.rjust(20).ljust(70).encode()
         elif how < 0.8:
-            blocks[at : at + 80] = f"{known[g.integers(len(known))]:8s}= {text:>20s}".ljust(80).encode()
+            blocks[at : at + 80] = f"{keywords[g.integers(len(keywords))]:8s}= {text:>20s}".ljust(80).encode()
         elif how < 0.9:
             other = cards[g.integers(len(cards))]
             blocks[at : at + 80] = blocks[other : other + 80]
@@ -354,15 +238,15 @@ def fits_cards(content, every, g):
 
 
 def packed_fits(pack, unpack):
-    def change(content, every, g):
-        inner = fits_cards(unpack(content), every, g)
+    def change(content, files, g):
+        inner = fits_cards(unpack(content), files, g)
         return pack(inner + (bytes(4_000_000) if g.random() < 0.02 else b""))
 
     return change
 
 
-def png_chunks(content, every, g):
-    """Change a chunk and mend its checksum, unpack and change the pixels, or repeat, move and add chunks."""
+def png_chunks(content, files, g):
+    """Change a chunk and correct its checksum, unpack and change the pixels, or repeat, move and add chunks."""
     chunks, at = [], 8
     while at + 12 <= len(content):
         size = int.from_bytes(content[at : at + 4], "big")
@@ -378,40 +262,25 @@ def png_chunks(content, every, g):
         header[field : field + size] = (NUMBERS[g.integers(len(NUMBERS))] % 256**size).to_bytes(size, "big")
         chunks[0] = (b"IHDR", bytes(header))
     elif how < 0.5:
-        pixels = generic(zlib.decompress(chunks[1][1]), every, g) if chunks[1][0] == b"IDAT" else b""
+        pixels = generic(zlib.decompress(chunks[1][1]), files, g) if chunks[1][0] == b"IDAT" else b""
         chunks[1] = (b"IDAT", zlib.compress(pixels + (bytes(20_000_000) if g.random() < 0.02 else b"")))
     elif how < 0.7:
-        kinds = [
-            b"tEXt",
-            b"zTXt",
-            b"iTXt",
-            b"iCCP",
-            b"PLTE",
-            b"tRNS",
-            b"gAMA",
-            b"acTL",
-            b"fcTL",
-            b"fdAT",
-            b"eXIf",
-            b"pHYs",
-            b"IDAT",
-        ]
-        own = (
-            zlib.compress(bytes(3_000_000))
-            if g.random() < 0.2
-            else bytes(g.integers(0, 256, int(g.integers(40)), dtype=np.uint8))
-        )
-        chunks.insert(int(g.integers(1, len(chunks) + 1)), (kinds[g.integers(len(kinds))], b"a\0\0" + own))
+        kinds = b"tEXt zTXt iTXt iCCP PLTE tRNS gAMA acTL fcTL fdAT eXIf pHYs IDAT".split()
+        if g.random() < 0.2:
+            payload = zlib.compress(bytes(3_000_000))
+        else:
+            payload = bytes(g.integers(0, 256, int(g.integers(40)), dtype=np.uint8))
+        chunks.insert(int(g.integers(1, len(chunks) + 1)), (kinds[g.integers(len(kinds))], b"a\0\0" + payload))
     elif how < 0.85:
-        chunks[where] = (name, generic(data, every, g))
+        chunks[where] = (name, generic(data, files, g))
     else:
         chunks.insert(int(g.integers(len(chunks))), chunks.pop(where))
     packed = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
     return content[:8] + b"".join(packed)
 
 
-def tiff_fields(content, every, g):
-    """Change tag, type, number or value of the fields of the first directory."""
+def tiff_fields(content, files, g):
+    """Change tag, type, count or value of fields of the first directory."""
     data = bytearray(content)
     directory = int.from_bytes(data[4:8], "little")
     n = int.from_bytes(data[directory : directory + 2], "little")
@@ -438,11 +307,11 @@ BY_KIND = {
 KINDS = ["npy", "objects", "npz", "fits", "fits.gz", "fits.bz2", "hdf5", "png", "tiff"]
 
 
-def input_of(seed, i, every):
+def input_of(seed, i, files):
     """Return kind and content of input number i."""
     g = np.random.default_rng([seed, i])
     kind = KINDS[i % len(KINDS)]
-    return kind, mutated(kind, every, g)
+    return kind, mutated(kind, files, g)
 
 
 class TooLongError(BaseException):
@@ -450,17 +319,17 @@ class TooLongError(BaseException):
 
 
 def work(seed, first, last, folder):
-    """Read inputs first to last - 1 and print a line of JSON for each; the parent restarts us after a crash."""
+    """Read inputs first to last - 1 and print a line of JSON for each; after a crash the parent starts a new worker."""
     from darklens.data import prepare as preparing
     from darklens.data.readers import read_image
     from darklens.errors import DarklensError
 
-    every, path, seen, find_lens = seeds(), Path(folder) / "input", [], preparing.find_lens
+    files, path, violations, find_lens = seeds(), Path(folder) / "input", [], preparing.find_lens
     find_lens(np.eye(20), 0.05)  # imports what it needs
 
-    def judge(content):
+    def outcome_of(content):
         path.write_bytes(content)
-        seen.clear()
+        violations.clear()
         started = time.process_time()
         verdict = "accepted"
         try:
@@ -476,59 +345,49 @@ def work(seed, first, last, folder):
             verdict = f"finding: {type(error).__name__}: {str(error)[:200]}"
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
-        return f"finding: {seen[0]}" if seen else verdict, time.process_time() - started
+        return f"finding: {violations[0]}" if violations else verdict, time.process_time() - started
 
     def too_long(*_):
         raise TooLongError(f"more than {CPU_SECONDS} s of CPU time")
 
     def audit(event, arguments):
         if event == "open" and arguments[0] != str(path) and not isinstance(arguments[0], int):
-            seen.append(f"opened {arguments[0]}")
+            violations.append(f"opened {arguments[0]}")
         elif event.split(".")[0] in {"subprocess", "socket", "pickle", "ctypes"} or event in STARTS:
-            seen.append(event)
+            violations.append(event)
 
     signal.signal(signal.SIGPROF, too_long)
     preparing.find_lens = lambda *_: (1.0, -2.0)
-    for kind in KINDS:  # what is imported when first used
-        for content in every[kind]:
-            verdict = judge(content)[0]
+    for kind in KINDS:  # imports at first use happen before the audit
+        for content in files[kind]:
+            verdict = outcome_of(content)[0]
             if verdict != "accepted":
                 raise SystemExit(f"the valid {kind} is not read: {verdict}")
         for i in range(KINDS.index(kind), 40 * len(KINDS), len(KINDS)):
-            judge(input_of(seed + 1, i, every)[1])
-    # What is mapped so far is libraries, most of which is never touched; what is resident counts towards 1 GB.
+            outcome_of(input_of(seed + 1, i, files)[1])
+    # Libraries are mapped but mostly never touched; only resident memory counts towards 1 GB.
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     room = mapped + MEMORY - resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     resource.setrlimit(resource.RLIMIT_AS, (room, room))
     sys.addaudithook(audit)
     for i in range(first, last):
         print(json.dumps({"start": i}), flush=True)
-        kind, content = input_of(seed, i, every)
+        kind, content = input_of(seed, i, files)
         preparing.find_lens = find_lens if i % 1000 < 2 else lambda *_: (1.0, -2.0)
-        verdict, seconds = judge(content)
-        found = {"i": i, "kind": kind, "verdict": verdict, "seconds": seconds, "bytes": len(content)}
+        verdict, seconds = outcome_of(content)
+        entry = {"i": i, "kind": kind, "verdict": verdict, "seconds": seconds, "bytes": len(content)}
         if verdict.startswith("finding"):
-            found["content"] = base64.b64encode(content).decode()
-        print(json.dumps(found | {"rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}), flush=True)
+            entry["content"] = base64.b64encode(content).decode()
+        print(json.dumps(entry | {"rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}), flush=True)
 
 
-STARTS = {
-    "os.system",
-    "os.exec",
-    "os.fork",
-    "os.forkpty",
-    "os.posix_spawn",
-    "os.spawn",
-    "os.remove",
-    "os.rename",
-    "os.mkdir",
-}
+STARTS = {f"os.{name}" for name in "system exec fork forkpty posix_spawn spawn remove rename mkdir".split()}
 
 
 def run(seed, first, last, seconds, keep):
     """Return counts by kind, findings, and where the run ended."""
     counts, findings, slowest, peak = {kind: Counter() for kind in KINDS}, [], (0.0, -1), 0
-    deadline, done, every = time.monotonic() + seconds, first, seeds()
+    deadline, done, files = time.monotonic() + seconds, first, seeds()
     while done < last and time.monotonic() < deadline:
         with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
             words = [
@@ -570,8 +429,8 @@ def run(seed, first, last, seconds, keep):
                 code = process.wait()
             if done < last and time.monotonic() < deadline:
                 if started is None or started < done:
-                    raise SystemExit(f"the worker ended without a word (exit code {code}) after input {done - 1}")
-                kind, content = input_of(seed, done, every)
+                    raise SystemExit(f"the worker ended without output (exit code {code}) after input {done - 1}")
+                kind, content = input_of(seed, done, files)
                 counts[kind]["finding"] += 1
                 entry = {"i": done, "kind": kind, "verdict": f"finding: the process ended, exit code {code}"}
                 findings.append(entry | {"content": base64.b64encode(content).decode()})
@@ -587,15 +446,15 @@ def run(seed, first, last, seconds, keep):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--inputs", type=int, default=100_000)
-    parser.add_argument("--first", type=int, default=0, help="number of the first input; the result is added to --out")
-    parser.add_argument("--seconds", type=float, default=1e9, help="stop after so long")
+    parser.add_argument("--first", type=int, default=0, help="number of the first input; counts are added to --out")
+    parser.add_argument("--seconds", type=float, default=1e9, help="stop after so many seconds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, default=Path(tempfile.gettempdir()) / "fuzz-findings")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "fuzz.json")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.worker:
-        work(given.seed, given.first, given.first + given.inputs, given.worker)
+    options = parser.parse_args()
+    if options.worker:
+        work(options.seed, options.first, options.first + options.inputs, options.worker)
         return
 
     from darklens import __version__
@@ -603,24 +462,26 @@ def main():
     from darklens.provenance import commit, hardware
 
     counts, findings, slowest, peak, done = run(
-        given.seed, given.first, given.first + given.inputs, given.seconds, given.keep
+        options.seed, options.first, options.first + options.inputs, options.seconds, options.keep
     )
-    before = read_json(given.out) if given.first and given.out.exists() else {}
-    if before and (before["seed"] != given.seed or before["next"] != given.first):
-        raise SystemExit(f"{given.out} ends before input {before['next']} of seed {before['seed']}; go on from there.")
+    before = read_json(options.out) if options.first and options.out.exists() else {}
+    if before and (before["seed"] != options.seed or before["next"] != options.first):
+        raise SystemExit(
+            f"{options.out} ends before input {before['next']} of seed {before['seed']}; go on from there."
+        )
     readers = {
         kind: {
-            name: own[name] + before.get("readers", {}).get(kind, {}).get(name, 0)
+            name: tally[name] + before.get("readers", {}).get(kind, {}).get(name, 0)
             for name in ("accepted", "refused", "finding")
         }
-        for kind, own in counts.items()
+        for kind, tally in counts.items()
     }
     slow = max(slowest, tuple(before.get("slowest", {"cpu_seconds": 0.0, "input": -1}).values()))
     about = {"version": __version__, "commit": commit(), "hardware": hardware()}
     result = {
         "schema": 1,
-        "seed": given.seed,
-        "inputs": sum(sum(own.values()) for own in readers.values()),
+        "seed": options.seed,
+        "inputs": sum(sum(tally.values()) for tally in readers.values()),
         "next": done,
         "findings": len(findings) + before.get("findings", 0),
         "readers": readers,
@@ -629,7 +490,7 @@ def main():
         "limits": {"cpu_seconds": CPU_SECONDS, "memory_bytes": MEMORY},
         "provenance": about,
     }
-    write_json(given.out, result)
+    write_json(options.out, result)
     print(json.dumps({key: result[key] for key in ("inputs", "next", "findings", "slowest", "peak_rss_bytes")}))
 
 

@@ -1,8 +1,8 @@
-"""Wall time an image of training on a stream against training from a store: ratio of the same recipe's epochs.
+"""Wall time per image of training on a stream over that of training from a store, for one recipe.
 
-`python benchmarks/stream.py [--recipe resnet_simple] [--images 960] [--rounds 5] [--json FILE]`
+`python benchmarks/bench_stream.py [--recipe resnet_simple] [--images 960] [--rounds 5] [--json FILE]`
 
-The two take turns. An epoch's time is the best of the epochs after the first, which has the start of the workers.
+The two take turns. The time is that of the fastest epoch after the first, which includes the workers' start.
 """
 
 import argparse
@@ -37,27 +37,29 @@ def main():
     parser.add_argument("--images", type=int, default=960)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     n_validation = 96
     common = ["stages.0.batch_size=64", f"stages.0.epochs={EPOCHS}"]
-    part = n_validation / (asked.images + n_validation)
-    from_store = get(asked.recipe, [*common, f"data.validation_fraction={part}"])
-    stream = ["data.kind=stream", f"data.population={POPULATION}", f"data.images_per_epoch={asked.images}"]
+    fraction = n_validation / (options.images + n_validation)
+    from_store = get(options.recipe, [*common, f"data.validation_fraction={fraction}"])
+    stream = ["data.kind=stream", f"data.population={POPULATION}", f"data.images_per_epoch={options.images}"]
     stream += [f"data.validation_images={n_validation}"]
     from_stream = {
-        engine: get(asked.recipe, [*common, *stream, f"data.engine={engine}"]) for engine in ("eager", "compiled")
+        engine: get(options.recipe, [*common, *stream, f"data.engine={engine}"]) for engine in ("eager", "compiled")
     }
     times = {"store": [], "eager": [], "compiled": []}
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
-        generate(populations.get(POPULATION), folder / "store", n_per_class=(asked.images + n_validation) // 3, seed=1)
+        generate(
+            populations.get(POPULATION), folder / "store", n_per_class=(options.images + n_validation) // 3, seed=1
+        )
         store = Store(folder / "store")
-        for i in range(asked.rounds):
-            times["store"].append(milliseconds(from_store, store, asked.images, folder / f"store{i}"))
+        for i in range(options.rounds):
+            times["store"].append(milliseconds(from_store, store, options.images, folder / f"store{i}"))
             for engine, recipe in from_stream.items():
-                times[engine].append(milliseconds(recipe, None, asked.images, folder / f"{engine}{i}"))
-    found = {
-        "recipe": asked.recipe,
+                times[engine].append(milliseconds(recipe, None, options.images, folder / f"{engine}{i}"))
+    figures = {
+        "recipe": options.recipe,
         "ms_per_image": {name: round(statistics.median(t), 2) for name, t in times.items()},
         **{
             f"{engine}_over_store": round(
@@ -66,8 +68,8 @@ def main():
             for engine in from_stream
         },
     }
-    print(json.dumps(found))
-    record(asked.json, "stream", found)
+    print(json.dumps(figures))
+    record(options.json, "stream", figures)
 
 
 if __name__ == "__main__":

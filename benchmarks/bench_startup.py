@@ -1,8 +1,8 @@
 """Seconds to `import darklens` and to `darklens --help`, medians.
 
-`python benchmarks/startup.py [--rounds 11] [--json FILE]`
+`python benchmarks/bench_startup.py [--rounds 11] [--json FILE]`
 
-A bare `python -c pass` takes its turn with them, to say what of that is Python's own.
+`python -c pass` takes turns with them and shows how much of the time is Python's start.
 """
 
 import argparse
@@ -25,16 +25,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--json")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     times = {name: [] for name in COMMANDS}
-    for _ in range(asked.rounds + 1):
+    for _ in range(options.rounds + 1):
         for name, words in COMMANDS.items():
             started = time.perf_counter()
             subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)
             times[name].append(time.perf_counter() - started)
-    found = {name: round(statistics.median(t[1:]), 3) for name, t in times.items()}
-    print(json.dumps(found))
-    record(asked.json, "startup", found)
+    figures = {name: round(statistics.median(t[1:]), 3) for name, t in times.items()}
+    print(json.dumps(figures))
+    record(options.json, "startup", figures)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Images per second against lenstronomy and caustics on the same scenes, noise included, on every core.
+"""Simulation speed beside lenstronomy and caustics on the same scenes, noise included, on all cores.
 
-`python benchmarks/simulate.py [--images 60] [--rounds 5] [--population common-test-i] [--json FILE]`
+`python benchmarks/bench_simulate.py [--images 60] [--rounds 5] [--population common-test-i] [--json FILE]`
 
-The packages take turns in one run; a ratio is the median over rounds. lenstronomy has no line mass: as its users do,
-it sums 100 point masses. Each package runs in as many processes as there are cores, one thread each.
+The packages take turns in one run; a ratio is the median over rounds. lenstronomy has no line mass: it
+sums 100 point masses, as its users do. Each package runs in as many processes as there are cores, one thread each.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def rows_of(name, label, n):
 
 
 def points_of(row, label):
-    """Return theta_E, x and y of the point masses that stand for a class."""
+    """Return theta_E, x and y of the point masses by which lenstronomy and caustics represent a class."""
     if label == 0:
         return [np.zeros(0)] * 3
     if label == 1:
@@ -65,7 +65,7 @@ def _population(name):
 
 
 def lenstronomy(name, label, n):
-    """One ImageModel for all images of a class, which is the fastest way its interface offers."""
+    """Render with one ImageModel for all images of a class, the fastest way that its interface offers."""
     population, rows = rows_of(name, label, n)
     model = lenstronomy_model(name, label)
     g, sky, scale, images = np.random.default_rng(0), population.noise.sky, population.field.pixel_scale, []
@@ -118,7 +118,7 @@ def lenstronomy_model(name, label):
 
 
 def caustics(name, label, n, batch=10):
-    """Batches by torch.vmap, as its documentation advises."""
+    """Render batches by torch.vmap, as its documentation advises."""
     import torch
 
     population, rows = rows_of(name, label, n)
@@ -128,8 +128,8 @@ def caustics(name, label, n, batch=10):
     for row in rows:
         points = np.stack([points_of(row, label)[i] for i in (1, 2, 0)], axis=1).ravel()
         major = row["source_R_e"] / math.sqrt(row["source_q"])  # its R_e is the major axis'
-        own = [row["theta_E"], row["gamma1"], row["gamma2"], *points, *(row[key] for key in keys), major]
-        parameters.append(torch.tensor(own, dtype=torch.float32))
+        values = [row["theta_E"], row["gamma1"], row["gamma2"], *points, *(row[key] for key in keys), major]
+        parameters.append(torch.tensor(values, dtype=torch.float32))
     stacked = torch.stack(parameters)
     with torch.no_grad():
         counts = [
@@ -194,7 +194,7 @@ def _run_and_forget(task):
 
 
 def check_same_scenes(name, label):
-    """The mean of many noisy pixels must agree: the packages draw the same scenes."""
+    """Check that the means of many noisy pixels agree: the packages draw the same scenes."""
     reference = run(("lenstronomy", name, label, 2)).astype(float)
     other = run(("caustics", name, label, 2)).astype(float)
     # Poisson noise of both: a few standard deviations in every block of 10 x 10 pixels.
@@ -209,23 +209,23 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--population", default="common-test-i")
     parser.add_argument("--json")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = "1"
     workers = executors.usable_cores()
     kinds = ["darklens eager", "darklens compiled", "lenstronomy", "caustics"]
     fewer = {"lenstronomy": 3, "caustics": 3}  # slower: fewer images give the same precision
-    found = {}
+    figures = {}
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for label, class_name in enumerate(CLASSES):
-            check_same_scenes(asked.population, label)
-            n = {kind: asked.images // fewer.get(kind, 1) for kind in kinds}
+            check_same_scenes(options.population, label)
+            n = {kind: options.images // fewer.get(kind, 1) for kind in kinds}
             for kind in kinds:
-                seconds(pool, workers, (kind, asked.population, label, n[kind]))
+                seconds(pool, workers, (kind, options.population, label, n[kind]))
             times = {kind: [] for kind in kinds}
-            for _ in range(asked.rounds):
+            for _ in range(options.rounds):
                 for kind in kinds:
-                    took = seconds(pool, workers, (kind, asked.population, label, n[kind]))
+                    took = seconds(pool, workers, (kind, options.population, label, n[kind]))
                     times[kind].append(1e3 * took / (n[kind] * workers))
             ratio = {
                 (engine, peer): statistics.median(
@@ -234,15 +234,15 @@ def main():
                 for engine in ("eager", "compiled")
                 for peer in ("lenstronomy", "caustics")
             }
-            found[class_name] = {
+            figures[class_name] = {
                 "vs_lenstronomy": round(ratio["compiled", "lenstronomy"], 2),
                 "vs_caustics": round(ratio["compiled", "caustics"], 2),
                 "eager_vs_lenstronomy": round(ratio["eager", "lenstronomy"], 2),
                 "eager_vs_caustics": round(ratio["eager", "caustics"], 2),
                 "ms_per_image": {kind: round(statistics.median(t), 2) for kind, t in times.items()},
             }
-            print(class_name, json.dumps(found[class_name]), flush=True)
-    record(asked.json, "simulate", found)
+            print(class_name, json.dumps(figures[class_name]), flush=True)
+    record(options.json, "simulate", figures)
 
 
 if __name__ == "__main__":

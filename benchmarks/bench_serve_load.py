@@ -1,12 +1,12 @@
-"""Load on `darklens serve`: are answers lost or wrong, how long do they take, does memory stay flat?
+"""Load test of `darklens serve`: lost and wrong answers, latency, memory.
 
-    python benchmarks/serve_load.py --model runs/resnet
+    python benchmarks/bench_serve_load.py [--model runs/resnet]
 
-Starts a server, has 50 clients (addresses of their own, where the system has 127.0.0.2) send 2,000 requests of one to
-four files, one in five of them broken, and compares every answer with what the bundle says in this process. Meanwhile
-some clients trickle their bodies, some leave before the answer, and bursts fill the queue. At the end SIGTERM comes
-under load. Writes results/serve_load.json. Without --model: a small network that nobody trained, so that the server and
-not the classifier is what is timed.
+50 clients, each with its own address where the system has 127.0.0.2, send 2,000 requests of one to four files, one in
+five of them broken. Every answer is compared with that of the bundle in this process. Meanwhile a client sends its body
+byte by byte, clients leave before the answer, and bursts fill the queue. At the end the server gets SIGTERM under load.
+Writes results/serve_load.json. Without --model the model is a small untrained network, so that the server and not the
+classifier is timed.
 """
 
 import argparse
@@ -48,7 +48,7 @@ BROKEN = (
 
 @dataclass
 class Tally:
-    """What became of requests."""
+    """Outcomes of requests."""
 
     codes: Counter = field(default_factory=Counter)
     wrong: int = 0
@@ -64,13 +64,13 @@ def main():
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--out", type=Path, default=OUT)
-    given = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        model = given.model or untrained(Path(scratch) / "untrained")
+        model = options.model or untrained(Path(scratch) / "untrained")
         bundle = Bundle.load(model)
         n = bundle.contract.n_pixels
         images = np.random.default_rng(0).poisson(20, (IMAGES, 1, n, n)).astype(np.float32)
-        load = Load([npy(image[0]) for image in images], bundle.probabilities(images), given)
+        load = Load([npy(image[0]) for image in images], bundle.probabilities(images), options)
         server = subprocess.Popen(
             [sys.executable, "-m", "darklens.cli", "serve", str(model), "--port", "0", "--queue", "128"],
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
@@ -81,42 +81,42 @@ def main():
         try:
             load.address = server.stdout.readline().split(" at ")[1].split("/ ")[0]
             asyncio.run(load.run(server))
-            _, said = server.communicate(timeout=PATIENCE)
+            _, log = server.communicate(timeout=PATIENCE)
         finally:
             server.kill()
-    answered, accepted = map(int, re.search(r"Stopped: (\d+) of (\d+) accepted", said).groups())
+    answered, accepted = map(int, re.search(r"Stopped: (\d+) of (\d+) accepted", log).groups())
     result = load.report() | {
-        "model": given.model.name if given.model else "untrained resnet_simple",
+        "model": options.model.name if options.model else "untrained resnet_simple",
         "stop": load.stop | {"exit_code": server.returncode, "accepted": accepted, "answered": answered},
         "provenance": {"version": __version__, "commit": provenance.commit(), "hardware": provenance.hardware()},
     }
-    write_json(given.out, result)
+    write_json(options.out, result)
     print(result)
     clean = result["lost"] == result["wrong"] == 0 and answered == accepted and server.returncode == 0
     sys.exit(0 if clean and load.stop["lost"] == 0 else 1)
 
 
 class Load:
-    """Clients of one server."""
+    """The clients of one server."""
 
-    def __init__(self, good, expected, given):
-        self.good, self.expected, self.given = good, expected, given
+    def __init__(self, good, expected, options):
+        self.good, self.expected, self.options = good, expected, options
         self.tally, self.others, self.stop = Tally(), Counter(), {}
-        self.left = iter(range(given.requests))
+        self.remaining = iter(range(options.requests))
         self.done, self.address = asyncio.Event(), ""
 
     async def run(self, server):
         process = psutil.Process(server.pid)
         while (await self.get("/readyz")).status_code != 200:
             await asyncio.sleep(0.2)
-        began = time.perf_counter()
-        nuisances = [self.watch(process), self.trickle(), self.leave(), self.burst()]
-        running = [asyncio.create_task(each) for each in nuisances]
-        await asyncio.gather(*(self.client(i) for i in range(self.given.clients)))
-        self.wall = time.perf_counter() - began
+        started = time.perf_counter()
+        disturbances = [self.watch(process), self.trickle(), self.leave(), self.burst()]
+        running = [asyncio.create_task(each) for each in disturbances]
+        await asyncio.gather(*(self.client(i) for i in range(self.options.clients)))
+        self.wall = time.perf_counter() - started
         self.done.set()
         await asyncio.gather(*running)
-        self.still_well = (await self.get("/readyz")).status_code
+        self.ready_status = (await self.get("/readyz")).status_code
         await self.terminate(server)
 
     async def get(self, path):
@@ -126,11 +126,11 @@ class Load:
     async def client(self, i):
         random = np.random.default_rng(i + 1)
         async with httpx.AsyncClient(timeout=PATIENCE, transport=transport(i)) as session:
-            for _ in self.left:
+            for _ in self.remaining:
                 await self.one(session, random)
 
     async def one(self, session, random):
-        """Send a request until it is let in, and look at the answer."""
+        """Send a request until the server accepts it, and check the answer."""
         chosen = [int(k) for k in random.integers(0, IMAGES, random.integers(1, 5))]
         broken = random.random(len(chosen)) < 0.2
         files = [
@@ -138,7 +138,7 @@ class Load:
             for k, bad in zip(chosen, broken, strict=True)
         ]
         while True:
-            began = time.perf_counter()
+            started = time.perf_counter()
             try:
                 response = await session.post(f"{self.address}/v1/predict", files=files)
             except httpx.TransportError:
@@ -148,7 +148,7 @@ class Load:
             if response.status_code not in (429, 503):
                 break
             await asyncio.sleep(float(response.headers["retry-after"]) * random.random())
-        self.tally.seconds.append(time.perf_counter() - began)
+        self.tally.seconds.append(time.perf_counter() - started)
         self.tally.wrong += response.status_code != 200 or not self.right(response.json()["images"], chosen, broken)
         self.tally.bad_files += int(broken.sum())
 
@@ -163,14 +163,14 @@ class Load:
         return True
 
     async def watch(self, process):
-        """Note the memory of the server with its readers."""
+        """Record the memory of the server and its readers."""
         while not self.done.is_set():
             family = [process, *process.children(recursive=True)]
             self.tally.memory.append(sum(each.memory_info().rss for each in family) / 1e6)
             await asyncio.sleep(0.5)
 
     async def trickle(self):
-        """A client that sends a byte now and then; the server lets it go."""
+        """Send a body byte by byte; the server closes the connection."""
         host, port = self.address.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         head = f"POST /v1/predict HTTP/1.1\r\nHost: {host}\r\nContent-Type: multipart/form-data; boundary=a\r\n"
@@ -184,11 +184,11 @@ class Load:
             self.others[f"slow client: {answer.result()[9:].decode()}"] += 1
         else:
             answer.cancel()
-            self.others["slow client: still sending when the others had done"] += 1
+            self.others["slow client: still sending when the others had finished"] += 1
         writer.close()
 
     async def leave(self):
-        """Clients that are killed after they have sent their files."""
+        """Send files and leave before the answer."""
         while not self.done.is_set():
             async with httpx.AsyncClient(timeout=0.05, transport=transport(200)) as session:
                 try:
@@ -200,12 +200,12 @@ class Load:
             await asyncio.sleep(0.3)
 
     async def burst(self):
-        """Requests of so many images that the queue is full now and then."""
+        """Send so many images that the queue is full now and then."""
         async with httpx.AsyncClient(timeout=PATIENCE, transport=transport(201)) as session:
             while not self.done.is_set():
-                some = [("files", (f"{i}.npy", self.good[i % IMAGES])) for i in range(60)]
+                files = [("files", (f"{i}.npy", self.good[i % IMAGES])) for i in range(60)]
                 answers = await asyncio.gather(
-                    *(session.post(f"{self.address}/v1/predict", files=some) for _ in range(4)), return_exceptions=True
+                    *(session.post(f"{self.address}/v1/predict", files=files) for _ in range(4)), return_exceptions=True
                 )
                 for answer in answers:
                     failed = isinstance(answer, Exception)
@@ -213,8 +213,8 @@ class Load:
                 await asyncio.sleep(1)
 
     async def terminate(self, server):
-        """Send SIGTERM while clients send without a pause: what was let in is answered in full."""
-        told, counts = asyncio.Event(), Counter()
+        """Send SIGTERM while clients send without a pause: all accepted requests must be answered."""
+        stopping, counts = asyncio.Event(), Counter()
 
         async def client(i):
             random = np.random.default_rng(1000 + i)
@@ -225,22 +225,22 @@ class Load:
                         response = await session.post(
                             f"{self.address}/v1/predict", files=[("files", ("a.npy", self.good[k]))]
                         )
-                    except httpx.TransportError:  # not let in, or lost: the server's own count tells
-                        counts["refused" if told.is_set() else "lost"] += 1
+                    except httpx.TransportError:  # not accepted, or lost: the server's count shows which
+                        counts["refused" if stopping.is_set() else "lost"] += 1
                         return
-                    if response.status_code == 503 and told.is_set():
-                        counts["told that the server stops"] += 1
+                    if response.status_code == 503 and stopping.is_set():
+                        counts["refused by a stopping server"] += 1
                         return
                     if response.status_code == 200:
                         counts["answered"] += 1
                         counts["wrong"] += not self.right(response.json()["images"], [k], [False])
 
-        async def tell():
+        async def stop():
             await asyncio.sleep(2)
-            told.set()
+            stopping.set()
             server.send_signal(signal.SIGTERM)
 
-        await asyncio.gather(tell(), *(client(i) for i in range(self.given.clients)))
+        await asyncio.gather(stop(), *(client(i) for i in range(self.options.clients)))
         self.stop = {"lost": 0, "wrong": 0} | counts
 
     def report(self):
@@ -250,13 +250,13 @@ class Load:
         return {
             "schema": 1,
             "requests": len(seconds),
-            "clients": self.given.clients,
+            "clients": self.options.clients,
             "lost": tally.lost,
             "wrong": tally.wrong,
             "bad_files": tally.bad_files,
             "codes": {str(code): n for code, n in sorted(tally.codes.items())},
             "others": dict(self.others),
-            "ready_afterwards": self.still_well == 200,
+            "ready_afterwards": self.ready_status == 200,
             "requests_per_second": len(seconds) / self.wall,
             "seconds": {f"p{p}": float(np.percentile(seconds, p)) for p in (50, 95, 99)},
             "memory_mb": {

@@ -1,13 +1,12 @@
-"""The loader alone beside training, and its memory on small and large stores.
+"""Speed of the loader beside that of training, and its memory for small and large stores.
 
-`python benchmarks/loader.py [--few 1000] [--many 100000] [--rounds 5] [--json results/bench.json]`
+`python benchmarks/bench_loader.py [--few 1000] [--many 100000] [--rounds 5] [--json results/bench.json]`
 
-Shuffled batches of 64 images of 150 x 150 pixels are read from a store of many and of few images, made of noise in a
-temporary folder that is deleted (9 GB for 100,000). Memory is what the reading process adds to its own (anonymous)
-pages, and, apart, its resident set with the pages of the store that the system keeps and can drop at any time.
-No network is trained for the memory: `memory.train_100k_over_1k` is that of loading alone.
-`vs_fastest_training` divides images a second by those of training steps of the fastest network, resnet_simple, taken in
-turns in the same process.
+A process reads shuffled batches of 64 images of 150 x 150 pixels from a store of few and from one of many noise images,
+in a temporary folder (9 GB for 100,000). Memory is that of its private (anonymous) pages; the resident set, which
+includes pages of the store that the system may drop at any time, is recorded too. `memory.train_100k_over_1k` is the
+memory of loading alone. `vs_fastest_training` is images per second of loading over those of training steps of the
+fastest network, resnet_simple, in turns in the same process.
 """
 
 import argparse
@@ -30,7 +29,7 @@ BATCH, PIXELS, PER_SHARD = 64, 150, 256
 
 
 def write_noise(path, n):
-    """Write a store of n images; shards repeat one block of noise with an offset of their own."""
+    """Write a store of n images; each shard is one block of noise plus an offset."""
     block = np.random.default_rng(0).random((PER_SHARD, 1, PIXELS, PIXELS), dtype=np.float32)
     shards = []
     for shard, start in enumerate(range(0, n, PER_SHARD)):
@@ -51,21 +50,21 @@ def batches_of(store):
 
 
 def read(path, n):
-    """Read n images and print the memory (MB) and images a second of this process."""
+    """Read n images and print the memory (MB) and the images per second of this process."""
     import psutil
 
-    store, seen, started = Store(path), 0, time.perf_counter()
-    own, resident = [], []
+    store, n_read, started = Store(path), 0, time.perf_counter()
+    private, resident = [], []
     for images, labels in batches_of(store):
         assert len(images) == len(labels) == BATCH
-        seen += BATCH
-        if seen % (16 * BATCH) == 0:
+        n_read += BATCH
+        if n_read % (16 * BATCH) == 0:
             memory = psutil.Process().memory_info()
-            own.append(memory.rss - memory.shared), resident.append(memory.rss)
-        if seen >= n:
+            private.append(memory.rss - memory.shared), resident.append(memory.rss)
+        if n_read >= n:
             break
-    per_second = seen / (time.perf_counter() - started)
-    print(json.dumps({"own_mb": max(own) / 1e6, "rss_mb": max(resident) / 1e6, "images_per_s": per_second}))
+    per_second = n_read / (time.perf_counter() - started)
+    print(json.dumps({"private_mb": max(private) / 1e6, "rss_mb": max(resident) / 1e6, "images_per_s": per_second}))
 
 
 def read_elsewhere(path, n):
@@ -73,7 +72,7 @@ def read_elsewhere(path, n):
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def beside_training(path, rounds):
+def load_and_train(path, rounds):
     """Return seconds an image of a training step and of loading, in turns."""
     import torch
 
@@ -93,7 +92,7 @@ def beside_training(path, rounds):
         optimiser.step()
 
     batches = batches_of(Store(path))
-    found = []
+    figures = []
     for _ in range(rounds + 1):
         started = time.perf_counter()
         for _ in range(20):
@@ -102,8 +101,8 @@ def beside_training(path, rounds):
         images = images.contiguous(memory_format=torch.channels_last)
         for _ in range(2):
             train(images, labels)
-        found.append(((time.perf_counter() - loaded) / (2 * BATCH), (loaded - started) / (20 * BATCH)))
-    return found[1:]
+        figures.append(((time.perf_counter() - loaded) / (2 * BATCH), (loaded - started) / (20 * BATCH)))
+    return figures[1:]
 
 
 def main():
@@ -112,29 +111,29 @@ def main():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--json")
-    asked = parser.parse_args()
-    if asked.read:
-        read(asked.read, asked.n)
+    options = parser.parse_args()
+    if options.read:
+        read(options.read, options.n)
         return
     with tempfile.TemporaryDirectory() as work:
         few, many = Path(work) / "few", Path(work) / "many"
-        write_noise(few, asked.few)
-        write_noise(many, asked.many)
-        memory = {"few": read_elsewhere(few, asked.many), "many": read_elsewhere(many, asked.many)}
-        turns = beside_training(many, asked.rounds)
-    found = {
-        "vs_fastest_training": round(statistics.median(step / load for step, load in turns), 1),
-        "images_per_s": round(1 / statistics.median(load for _, load in turns)),
-        "training_images_per_s": round(1 / statistics.median(step for step, _ in turns), 1),
-        "images": {"few": asked.few, "many": asked.many},
+        write_noise(few, options.few)
+        write_noise(many, options.many)
+        memory = {"few": read_elsewhere(few, options.many), "many": read_elsewhere(many, options.many)}
+        rounds_s = load_and_train(many, options.rounds)
+    figures = {
+        "vs_fastest_training": round(statistics.median(step / load for step, load in rounds_s), 1),
+        "images_per_s": round(1 / statistics.median(load for _, load in rounds_s)),
+        "training_images_per_s": round(1 / statistics.median(step for step, _ in rounds_s), 1),
+        "images": {"few": options.few, "many": options.many},
         "memory_mb": {size: {k: round(v, 1) for k, v in entry.items()} for size, entry in memory.items()},
     }
-    print(json.dumps(found, indent=2))
-    record(asked.json, "loader", found)
-    ratio = memory["many"]["own_mb"] / memory["few"]["own_mb"]
+    print(json.dumps(figures, indent=2))
+    record(options.json, "loader", figures)
+    ratio = memory["many"]["private_mb"] / memory["few"]["private_mb"]
     resident = memory["many"]["rss_mb"] / memory["few"]["rss_mb"]
     flat = {"train_100k_over_1k": round(ratio, 3), "train_rss_100k_over_1k": round(resident, 3)}
-    record(asked.json, "memory", flat | {"train_peak_rss_mb": round(memory["many"]["rss_mb"], 1)})
+    record(options.json, "memory", flat | {"train_peak_rss_mb": round(memory["many"]["rss_mb"], 1)})
 
 
 if __name__ == "__main__":
