@@ -17,7 +17,6 @@ from darklens.simulate.priors import Constant, LogNormal, Normal, PowerLaw, Unif
 
 ROOT = Path(__file__).resolve().parent.parent
 CARDS, RESULTS = ROOT / "docs" / "cards", ROOT / "results"
-TIMES = RESULTS / "populations.json"  # of `python benchmarks/populations.py`
 NOTE = "<!-- Made by `python tools/cards.py`; words that no file knows are in docs/cards/words. -->\n\n"
 
 
@@ -143,28 +142,12 @@ def number(value: float) -> str:
 
 
 def generator(name: str) -> str:
-    n, times = populations.get(name).field.n_pixels, None
-    text = f"    darklens simulate {name} --out stores/train --n-per-class 10000 --seed 1\n\n"
-    text += f"{n * n * 4 / 1e3:.0f} kB an image in a store"
-    if TIMES.exists():
-        measured = load(TIMES)
-        times = measured["ms_per_image"].get(name)
-    if times:
-        minutes = sum(times.values()) * 1e4 / 1e3 / 60
-        each = ", ".join(f"{its} {ms:.2g} ms" for its, ms in times.items())
-        text += (
-            f"; CPU time an image on one thread, engine `eager`: {each}, so 10,000 of each class are "
-            f"{minutes:.1f} minutes of one thread and {len(times) * n * n * 4 / 1e5:.1f} GB "
-            f"({source(measured)}, `python benchmarks/populations.py`). "
-            "The work divides among cores and machines ([how](../../how-to/cluster.md)); "
-            "`--engine compiled` is faster ([measured](../../decisions/0005-two-simulation-backends.md))"
-        )
-    else:
-        text += (
-            "; `python benchmarks/populations.py` measures the time it takes here. The work divides among cores and "
-            "machines ([how](../../how-to/cluster.md))"
-        )
-    return text + ".\n"
+    n = populations.get(name).field.n_pixels
+    return (
+        f"    darklens simulate {name} --out stores/train --n-per-class 10000 --seed 1\n\n"
+        f"{n * n * 4 / 1e3:.0f} kB an image in a store. The work divides among cores and machines "
+        "([how](../../how-to/cluster.md)).\n"
+    )
 
 
 # Models

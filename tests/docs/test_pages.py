@@ -99,7 +99,7 @@ def test_formulas_can_be_drawn():
         ("[t](../src/darklens/recipes)", "[t](/_generated/reference/recipes.md)"),
         ("[`x`](../CONTRIBUTING.md)", "[`x`](/_generated/contributing.md)"),
         ("[t](physics.md#fits)", "[t](/physics.md#fits)"),
-        ("[t](../benchmarks/fit.py)", "t (`benchmarks/fit.py`)"),
+        ("[t](../benchmarks/run.py)", "t (`benchmarks/run.py`)"),
         ("[t](https://example.org/x)", "[t](https://example.org/x)"),
         ("[t](#here)", "[t](#here)"),
         ("```\n[t](../results/README.md)\n```", "[t](../results/README.md)"),

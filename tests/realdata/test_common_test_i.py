@@ -1,6 +1,6 @@
 """Our forward model on real images of Common Test I: with the right parameters only photon noise is left.
 
-The parameters were found by least squares and are rounded; benchmarks/fit_real_images.py refines them.
+The parameters were found by least squares and are rounded; docs/populations.md has chi2 of refined ones.
 """
 
 import math

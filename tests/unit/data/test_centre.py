@@ -23,7 +23,7 @@ def lenses():
 
 @pytest.mark.parametrize("number", range(3))
 def test_lenses_are_found_to_a_pixel_or_so(lenses, number):
-    """One of each class; benchmarks/centring.py has the errors of many."""
+    """One of each class; docs/how-to/your-files.md has the errors of many."""
     g = np.random.default_rng(number)
     up, right = (int(v) for v in g.integers(-25, 26, 2))
     wide = sky(number, N + 60, N + 80)

@@ -314,7 +314,7 @@ CORPUS = sorted((Path(__file__).parent.parent / "corpus").iterdir())
 
 @pytest.mark.parametrize("found", CORPUS, ids=lambda path: path.name)
 def test_what_fuzzing_found_is_one_sentence_now(tmp_path, found):
-    """benchmarks/fuzz_readers.py found each to be something worse."""
+    """tools/fuzz_readers.py found each to be something worse."""
     path = tmp_path / "x"
     path.write_bytes(found.read_bytes())
     sentence = sentence_of(path)
