@@ -1,4 +1,4 @@
-"""Sphinx: `make docs` builds these pages, runs every notebook, and needs no network."""
+"""Sphinx configuration: `make docs` builds these pages and runs every notebook, without a network."""
 
 import os
 import sys
@@ -6,13 +6,13 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent / "src"), str(HERE.parent / "tools")]
-# Cells of notebooks call `darklens` as a user does: the one beside this Python, on this source.
+# Notebook cells call `darklens` as a user does: the command of this environment, with the sources of this checkout.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent / "src"), os.environ.get("PYTHONPATH", "")])
-os.environ["TTY_COMPATIBLE"] = "0"  # IPython asks for colours, and rich would draw bars that move
+os.environ["TTY_COMPATIBLE"] = "0"  # IPython requests colours, and rich would draw animated progress bars
 os.environ.setdefault("COLUMNS", "100")
 
-import darklens  # noqa: E402  # found by the path above
+import darklens  # noqa: E402  # needs the path above
 
 project = "darklens"
 author = "The darklens developers"
@@ -29,7 +29,7 @@ extensions = [
 exclude_patterns = ["_build", "cards/words", "**.ipynb_checkpoints"]
 default_role = "code"  # single backticks in docstrings
 nitpicky = True
-# What is outside this package has no page here: no network, so no inventories of others.
+# Other packages have no pages here, because their inventories need a network.
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!darklens\.).*"),
     (r"py:.*", r"darklens\.(bundle\.Engine|contract\.Contract|.*\.(Familiar|Seen|EpochMetrics))"),
@@ -38,11 +38,11 @@ nitpick_ignore_regex = [
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "force"
-nb_execution_show_tb = True  # `make docs` turns warnings into errors, after all pages
-nb_execution_timeout = 900  # seconds a cell; on a machine that is busy
+nb_execution_show_tb = True  # `make docs` turns warnings into errors
+nb_execution_timeout = 900  # seconds per cell, on a busy machine
 nb_execution_in_temp = True
 nb_merge_streams = True
-nb_render_markdown_format = "myst"  # tables in the outputs of cells
+nb_render_markdown_format = "myst"  # renders tables in cell outputs
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

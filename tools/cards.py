@@ -1,6 +1,6 @@
 """Write docs/cards from recipes, populations, bundles and results: `python tools/cards.py [--check]`.
 
-What no file knows (what is hard, what it is not for) stands in docs/cards/words, one YAML a card.
+Text that no file contains (difficulties, limits) is in docs/cards/words, one YAML file per card.
 """
 
 import json
@@ -17,7 +17,7 @@ from darklens.simulate.priors import Constant, LogNormal, Normal, PowerLaw, Unif
 
 ROOT = Path(__file__).resolve().parent.parent
 CARDS, RESULTS = ROOT / "docs" / "cards", ROOT / "results"
-NOTE = "<!-- Made by `python tools/cards.py`; words that no file knows are in docs/cards/words. -->\n\n"
+NOTE = "<!-- Made by `python tools/cards.py`; edit the text in docs/cards/words. -->\n\n"
 
 
 def main() -> None:
@@ -46,12 +46,9 @@ def index() -> str:
     models = [f"- [{name}](models/{name}.md): {words(name)['about']}" for name in shipped()]
     return (
         f"{NOTE}# Cards\n\n"
-        "What a population or a trained model is, what it was measured to do, and what it is not for.\n\n"
-        "## Populations\n\n"
-        + "\n".join(rows)
-        + "\n\n## Models that come with the package\n\n"
-        + "\n".join(models)
-        + "\n\n"
+        "Use these cards to choose a population or a trained model. Each says what it is, how it performs and what not "
+        "to use it for.\n\n"
+        "## Populations\n\n" + "\n".join(rows) + "\n\n## Shipped models\n\n" + "\n".join(models) + "\n\n"
         "```{toctree}\n:hidden:\n:glob:\n\npopulations/*\nmodels/*\n```\n"
     )
 
@@ -89,13 +86,13 @@ def population_card(name: str) -> str:
         f"{NOTE}# {name}\n\n{population.description}\n\n"
         f"Version {population.version}; classes {', '.join(f'`{c}`' for c in population.class_names)}; {flags}. "
         f"[YAML](../../../src/darklens/populations/{name}.yaml)\n\n"
-        f"## Where it comes from\n\n{' '.join(own['origin'].split())}\n\n"
+        f"## Origin\n\n{' '.join(own['origin'].split())}\n\n"
         "## Equations\n\n$\\beta = \\theta - \\alpha(\\theta)$, $I(\\theta) = S(\\beta(\\theta))$ "
         "([laws and references](../../physics.md)).\n\n"
         f"{equations}\n## Priors\n\n{table(['setting', 'prior', 'unit or meaning'], priors)}\n"
-        f"## What it takes to make\n\n{generator(name)}\n"
-        f"## What is hard about it\n\n{bullets(own['hard'])}\n"
-        f"## What it is not for\n\n{bullets(own['not_for'])}"
+        f"## Make it\n\n{generator(name)}\n"
+        f"## What is difficult\n\n{bullets(own['hard'])}\n"
+        f"## Do not use it for\n\n{bullets(own['not_for'])}"
     )
 
 
@@ -145,8 +142,8 @@ def generator(name: str) -> str:
     n = populations.get(name).field.n_pixels
     return (
         f"    darklens simulate {name} --out stores/train --n-per-class 10000 --seed 1\n\n"
-        f"{n * n * 4 / 1e3:.0f} kB an image in a store. The work divides among cores and machines "
-        "([how](../../how-to/cluster.md)).\n"
+        f"{n * n * 4 / 1e3:.0f} kB per image in a store. You can spread the work over cores and machines "
+        "([guide](../../how-to/cluster.md)).\n"
     )
 
 
@@ -159,8 +156,8 @@ def model_card(name: str) -> str:
     trained, data, tested, n = bundle["provenance"], bundle["data"], judged["data"], bundle["n_pixels"]
     return (
         f"{NOTE}# {name}\n\n{' '.join(own['about'].split())}\n\n"
-        f"{bundle['parameters']:,} parameters; takes {n} x {n} pixels of {bundle['pixel_scale']} arcsec; "
-        f"gives {', '.join(f'`{c}`' for c in bundle['classes'])}. Licence: {bundle['licence']}.\n\n"
+        f"{bundle['parameters']:,} parameters; input {n} x {n} pixels of {bundle['pixel_scale']} arcsec; "
+        f"classes {', '.join(f'`{c}`' for c in bundle['classes'])}. Licence: {bundle['licence']}.\n\n"
         f"    darklens predict {name} FILES --out predictions.csv\n\n"
         "## Data\n\n"
         + table(
@@ -174,7 +171,7 @@ def model_card(name: str) -> str:
                     f"`{data['sha256'][:16]}`",
                 ],
                 [
-                    "judged on",
+                    "tested on",
                     card_link(tested["population"]),
                     f"{judged['n']:,}",
                     str(tested["seed"]),
@@ -183,12 +180,12 @@ def model_card(name: str) -> str:
             ],
         )
         + f"\nRecipe [`{bundle['recipe']}`](../../../src/darklens/recipes/{bundle['recipe']}.yaml), "
-        f"seed {trained['seed']}, {trained['train_images']:,} images of training, "
+        f"seed {trained['seed']}, {trained['train_images']:,} training images, "
         f"{trained['train_seconds'] / 60:.0f} minutes without the fits; {source(bundle)}. "
         f"Weights `{bundle['weights_sha256'][:16]}`.\n\n"
-        f"## What it was measured to do\n\n{metrics(judged)}\n## Calibration\n\n{calibration(judged)}\n"
-        f"## From which mass on\n\n{limits(judged)}\n{elsewhere(bundle, own)}"
-        f"## Limits\n\n{bullets(own['limits'])}\n## What it is for\n\n{bullets(own['use'])}"
+        f"## Performance\n\n{metrics(judged)}\n## Calibration\n\n{calibration(judged)}\n"
+        f"## Detection limit\n\n{limits(judged)}\n{elsewhere(bundle, own)}"
+        f"## Limits\n\n{bullets(own['limits'])}\n## Use it for\n\n{bullets(own['use'])}"
     )
 
 
@@ -218,10 +215,10 @@ def metrics(judged: dict[str, Any]) -> str:
     ]
     confusion = [[f"true {c}", *map(str, row)] for c, row in zip(classes, judged["confusion"], strict=True)]
     return (
-        f"Test images as above, 95 % bootstrap intervals over them; one training; {source(judged)}.\n\n"
+        f"One training, on the test images above; {source(judged)}. Brackets are 95 % intervals.\n\n"
         + table(["class", "AUC, one-vs-rest", "average precision", "accuracy, recall"], rows)
         + "\n"
-        + table(["", *(f"called {c}" for c in classes)], confusion)
+        + table(["", *(f"predicted {c}" for c in classes)], confusion)
     )
 
 
@@ -238,16 +235,16 @@ def calibration(judged: dict[str, Any]) -> str:
             rows.append(
                 [
                     f"{its['level']:.0%} sets, {kind}",
-                    f"hold the true class in {its[kind]['coverage']:.1%} (by class {by_class})",
+                    f"contain the true class in {its[kind]['coverage']:.1%} (by class {by_class})",
                 ]
             )
     for its in as_list(judged["selective"]):
         part, wrong = its["accepted"], its["wrong_of_accepted"]
         of_these = "" if wrong is None else f", {wrong:.2%} of these wrong"
-        answered = "could not be promised" if part is None else f"{part:.1%} answered{of_these}"
+        answered = "no guarantee possible" if part is None else f"{part:.1%} answered{of_these}"
         rows.append([f"risk of at most {its['risk']:.1%}", answered])
-    rows.append(["`ood: yes` (1 % promised)", f"{judged['ood']['beyond_p99']:.2%} of test images"])
-    return table(["what", "on the test images"], rows) + "\n[What these promise](../../uncertainty.md)\n"
+    rows.append(["`ood` is `yes` (nominal 1 %)", f"{judged['ood']['beyond_p99']:.2%} of test images"])
+    return table(["what", "on the test images"], rows) + "\n[What these guarantee](../../uncertainty.md)\n"
 
 
 def as_list(value: Any) -> list[Any]:
@@ -261,13 +258,15 @@ def limits(judged: dict[str, Any]) -> str:
             reached = (
                 f"{its['value']:.3g} {stratum['unit']}"
                 if its["reached"] == "inside"
-                else its["reached"] + " that occurs"
+                else its["reached"] + " in the test images"
             )
             smallest, largest = stratum["bins"][0], stratum["bins"][-1]
             span = f"{smallest['low']:.2g} to {largest['high']:.2g} {stratum['unit']}"
             lowest = interval(smallest["recall"][stratum["class"]], 3)
             rows.append([stratum["class"], stratum["parameter"], f"{its['recall']:.0%}", reached, span, lowest])
-    return table(["class", "mass", "recall", "from", "masses of the test images", "recall in the lightest tenth"], rows)
+    return table(
+        ["class", "mass", "recall", "reached at", "masses of the test images", "recall in the lightest tenth"], rows
+    )
 
 
 def elsewhere(bundle: dict[str, Any], own: dict[str, Any]) -> str:
@@ -279,8 +278,8 @@ def elsewhere(bundle: dict[str, Any], own: dict[str, Any]) -> str:
             [r["name"], interval(r["auc"]["macro"], 3), interval(r["accuracy"], 3), f"{r['ece']['value']:.3f}"]
             for r in found["rows"]
         ]
-        text += f"## On images that differ\n\n{found['n']} images a row; {source(found)}. "
-        text += "The fits assume the population as trained in every row.\n\n"
+        text += f"## On other images\n\n{found['n']} images per row; {source(found)}. "
+        text += "The fits always assume the training population.\n\n"
         text += table(["test images", "macro AUC", "accuracy", "ECE"], rows) + "\n"
     found = load(RESULTS / own["real_images"]) if "real_images" in own else None
     if found:
@@ -289,7 +288,7 @@ def elsewhere(bundle: dict[str, Any], own: dict[str, Any]) -> str:
             for k in ("exact", "recovered")
         ]
         page = Path(own["real_images"]).with_suffix(".md").as_posix()
-        text += f"## On real files of Common Test I\n\n{source(found)} ([each image](../../../results/{page})).\n\n"
+        text += f"## On original files of Common Test I\n\n{source(found)} ([each image](../../../results/{page})).\n\n"
         text += table(["images", "n", "accuracy", "macro AUC"], rows) + "\n"
     return text
 

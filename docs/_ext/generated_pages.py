@@ -1,4 +1,4 @@
-"""Pages that are made at build time from what they describe, below docs/_generated (which git ignores)."""
+"""Pages generated at build time below docs/_generated, which git ignores."""
 
 import re
 import shutil
@@ -12,7 +12,7 @@ HERE = ROOT / "docs" / COPIES
 
 
 def write(name: str, text: str) -> None:
-    """Write a page unless it is there already, word for word."""
+    """Write a page unless the file already has this text."""
     path = HERE / name
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
@@ -20,7 +20,7 @@ def write(name: str, text: str) -> None:
 
 
 def copy_results() -> None:
-    """Copy tables and figures of results/ and the files at the root, with links that lead to pages."""
+    """Copy tables and figures of results/ and the files at the root, with links to pages of the documentation."""
     for file in sorted((ROOT / "results").rglob("*.md")):
         name = file.relative_to(ROOT).as_posix()
         text = file.read_text(encoding="utf-8")
@@ -37,24 +37,24 @@ def copy_results() -> None:
 
 
 def command_line() -> str:
-    """Return the reference of all commands, from the application itself."""
+    """Return the reference of all commands, generated from the application."""
     from darklens.cli import app
 
-    made = app.generate_docs(output_format="markdown")
-    made = re.sub(
+    text = app.generate_docs(output_format="markdown")
+    text = re.sub(
         r"^## Table of Contents\n.*?(?=^\*\*Commands)",
         "",
-        made.removeprefix("# darklens\n"),
+        text.removeprefix("# darklens\n"),
         count=1,
         flags=re.M | re.S,
     )
-    # Lists of commands link to headings by names that Sphinx makes otherwise; the page's own list of contents has them.
-    made = re.sub(r"\[(`[\w-]+`)\]\(#[\w-]+\)", r"\1", made)
-    return f"# Command line\n\n{made}"
+    # Sphinx names headings differently, so these links would be dead; the contents list of the page replaces them.
+    text = re.sub(r"\[(`[\w-]+`)\]\(#[\w-]+\)", r"\1", text)
+    return f"# Command line\n\nLook up here every command with its arguments and options.\n\n{text}"
 
 
 def yaml_pages() -> dict[str, str]:
-    """Return the references of recipes and populations: what each is for, and its YAML."""
+    """Return the reference pages of recipes and populations: description and YAML of each."""
     from darklens.simulate import populations
     from darklens.training import recipe
 
@@ -63,33 +63,39 @@ def yaml_pages() -> dict[str, str]:
         (
             "recipes",
             recipe,
-            "A name for `darklens train`; `darklens config show NAME` prints one with all its defaults.",
+            "Look up here the recipes that you can give to `darklens train`. `darklens config show NAME` prints a "
+            "recipe with all its defaults.",
         ),
-        ("populations", populations, "A name for `darklens simulate`. Each has a [card](/cards/index.md)."),
+        (
+            "populations",
+            populations,
+            "Look up here the populations that you can give to `darklens simulate`. Each has a "
+            "[card](/cards/index.md).",
+        ),
     ):
-        text = f"# {folder.capitalize()[:-1]} files\n\n{about}\nA copy of one, edited, is given by its path.\n"
+        text = f"# {folder.capitalize()[:-1]} files\n\n{about}\nTo change one, edit a copy and give its path.\n"
         for name in kind.names():
             source = ROOT / "src/darklens" / folder / f"{name}.yaml"
             if not source.exists():  # a plug-in's
                 continue
             body = source.read_text(encoding="utf-8")
-            described = yaml.safe_load(body)["description"].strip()
-            text += f"\n## {name}\n\n{described}\n\n```yaml\n{body.rstrip()}\n```\n"
+            description = yaml.safe_load(body)["description"].strip()
+            text += f"\n## {name}\n\n{description}\n\n```yaml\n{body.rstrip()}\n```\n"
         pages[f"reference/{folder}.md"] = text
     return pages
 
 
 def architecture() -> str:
-    """Return the page of the levels, from the contract that the import linter enforces."""
+    """Return the page of the layers, generated from the contract of the import linter."""
     import ast
 
     contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
     layers = next(c["layers"] for c in contract if c["type"] == "layers")
     text = (
-        "# Architecture\n\nImports point downwards only: a module may use those of rows below its own and of its own "
-        "folder, never those above or\nbeside. `make lint` fails otherwise. This table is made from that contract "
-        "(`pyproject.toml`) and from what each module says of itself.\n\n"
-        "| row | modules | what it is for |\n| --- | --- | --- |\n"
+        "# Architecture\n\nFind here which module does what, and which modules it may import. A module may import from "
+        "its own folder and\nfrom lower layers, but not from higher layers or from other modules of its layer. "
+        "`make lint` enforces this contract\n(`pyproject.toml`).\n\n"
+        "| layer | modules | purpose |\n| --- | --- | --- |\n"
     )
     for row, layer in enumerate(layers):
         for i, module in enumerate(part.strip(" ()") for part in re.split(r"[|:]", layer)):
@@ -100,7 +106,7 @@ def architecture() -> str:
     for other in (c for c in contract if c["type"] == "forbidden"):
         names = ", ".join(f"`{m}`" for m in other["forbidden_modules"])
         users = ", ".join(f"`{m.removeprefix('darklens.')}`" for m in other["source_modules"])
-        text += f"\n{other['name']}: {names} may not be imported by {users}.\n"
+        text += f"\n{other['name']}: {users} may not import {names}.\n"
     return text
 
 
@@ -114,12 +120,12 @@ def make(_app=None) -> None:
 
 
 def plain_bars(_app, _what, _name, _object, _options, lines):
-    """Keep |theta| in docstrings from being read as a substitution."""
+    """Escape bars such as those of |theta| in docstrings, which reST reads as a substitution."""
     lines[:] = [line.replace("|", "\\|") for line in lines]
 
 
 def setup(app):
-    """Make the pages before Sphinx looks for them."""
+    """Generate the pages before Sphinx reads the sources."""
     app.connect("builder-inited", make)
     app.connect("autodoc-process-docstring", plain_bars)
     return {"parallel_read_safe": True}

@@ -1,4 +1,4 @@
-"""Formulas as inline SVG, drawn by matplotlib at build time: MathJax would have to be fetched by every reader."""
+"""Render formulas as inline SVG with matplotlib at build time, so that readers need not fetch MathJax."""
 
 from functools import cache
 from html import escape
@@ -10,19 +10,19 @@ from matplotlib.path import Path
 from matplotlib.textpath import TextPath
 from sphinx.util import logging
 
-SIZE = 100.0  # units of the drawing to one em
+SIZE = 100.0  # SVG units per em
 _LETTERS = {Path.MOVETO: "M", Path.LINETO: "L", Path.CURVE3: "Q", Path.CURVE4: "C", Path.CLOSEPOLY: "Z"}
 log = logging.getLogger(__name__)
 
 
 @cache
 def svg(formula: str) -> str:
-    """Return a TeX formula as an SVG element that takes the colour of the text around it."""
+    """Return a TeX formula as an SVG element in the colour of the surrounding text."""
     text, font = f"${' '.join(formula.split())}$", FontProperties(family="serif", math_fontfamily="stix", size=SIZE)
     width, height, depth, *_ = MathTextParser("path").parse(text, dpi=72, prop=font)
     steps = []
     for points, code in TextPath((0, 0), text, size=SIZE, prop=font).iter_segments(curves=True, simplify=False):
-        # Rows of an SVG count downwards.
+        # y points downwards in SVG.
         numbers = "" if code == Path.CLOSEPOLY else " ".join(f"{v:.1f}" for v in points * _signs(len(points)))
         steps.append(_LETTERS[code] + numbers)
     return (
@@ -37,7 +37,7 @@ def _signs(n):
     return [1, -1] * (n // 2)
 
 
-def _drawn(node):
+def _svg_of(node):
     try:
         return svg(node.astext())
     except ValueError as error:
@@ -47,19 +47,19 @@ def _drawn(node):
 
 def visit_inline(self, node):
     """Write a formula within a line."""
-    self.body.append(_drawn(node))
+    self.body.append(_svg_of(node))
     raise nodes.SkipNode
 
 
 def visit_block(self, node):
-    """Write a formula on its own line, each row of it as one drawing."""
+    """Write a displayed formula, one SVG per row."""
     rows = [row.replace("&", "").strip() for row in node.astext().split(r"\\")]
-    drawn = "".join(f'<div class="math">{_drawn(nodes.math("", row))}</div>' for row in rows if row)
-    self.body.append(drawn)
+    blocks = "".join(f'<div class="math">{_svg_of(nodes.math("", row))}</div>' for row in rows if row)
+    self.body.append(blocks)
     raise nodes.SkipNode
 
 
 def setup(app):
-    """Make it a renderer that `html_math_renderer` can name."""
+    """Register the renderer under the name that `html_math_renderer` uses."""
     app.add_html_math_renderer("mathtext", inline_renderers=(visit_inline, None), block_renderers=(visit_block, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,7 +1,7 @@
-"""Links of a page that is also read in the repository, made right for the built pages.
+"""Rewrite links in pages that are read both in the repository and in the built documentation.
 
-Tables of results and the files at the root are pages of the documentation too (`generated_pages`); anything else
-outside docs/ has no page, so its path is shown instead.
+Tables of results and the files at the root have pages of their own (`generated_pages`). Other files outside docs/ have
+none, so the path replaces the link.
 """
 
 import posixpath
@@ -16,7 +16,7 @@ _FENCE = re.compile(r"(^ *(?:```|~~~).*?^ *(?:```|~~~) *$)", re.MULTILINE | re.D
 
 
 def page_of(file: str) -> str | None:
-    """Return the page (from the top of the documentation) of a file of the repository, or None if it has none."""
+    """Return the page of a file of the repository, from the root of the documentation, or None if it has none."""
     path = PurePosixPath(file)
     if file in AT_ROOT:
         return f"/{COPIES}/{AT_ROOT[file]}.md"
@@ -31,27 +31,27 @@ def page_of(file: str) -> str | None:
 
 
 def rewritten(text: str, file: str) -> str:
-    """Return the text of a file of the repository with links to pages of the documentation.
+    """Return the text of a file with its links changed to pages of the documentation.
 
     Args:
-        text: Its Markdown.
-        file: Its path from the root of the repository.
+        text: Markdown of the file.
+        file: Path from the root of the repository.
     """
     folder = posixpath.dirname(file)
 
-    def mended(match: re.Match[str]) -> str:
+    def new_link(match: re.Match[str]) -> str:
         image, words, target = match.groups()
-        place, _, anchor = target.partition("#")
-        if place.startswith("/"):
+        path, _, anchor = target.partition("#")
+        if path.startswith("/"):
             return match[0]
-        where = posixpath.normpath(posixpath.join(folder, place))
-        page = page_of(where)
-        if page and (ROOT / where).exists():
+        file_path = posixpath.normpath(posixpath.join(folder, path))
+        page = page_of(file_path)
+        if page and (ROOT / file_path).exists():
             return f"{image}[{words}]({page}{'#' + anchor if anchor else ''})"
-        return f"{words} (`{where}`)" if words and words.strip("`") != where else f"`{where}`"
+        return f"{words} (`{file_path}`)" if words and words.strip("`") != file_path else f"`{file_path}`"
 
-    parts = _FENCE.split(text)  # odd ones are code
-    return "".join(part if i % 2 else _LINK.sub(mended, part) for i, part in enumerate(parts))
+    parts = _FENCE.split(text)  # parts with an odd index are code
+    return "".join(part if i % 2 else _LINK.sub(new_link, part) for i, part in enumerate(parts))
 
 
 def _on_source_read(app, docname, content):
@@ -60,6 +60,6 @@ def _on_source_read(app, docname, content):
 
 
 def setup(app):
-    """Rewrite each page as it is read; copies were rewritten when they were made."""
+    """Rewrite each page when Sphinx reads it; generated pages are rewritten when they are written."""
     app.connect("source-read", _on_source_read)
     return {"parallel_read_safe": True}
