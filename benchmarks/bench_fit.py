@@ -25,16 +25,15 @@ from record import record
 from scipy.optimize import least_squares
 from scipy.special import xlogy
 
-from darklens import __version__, provenance
+from darklens import __version__, populations, provenance
 from darklens.files import write_json
 from darklens.fit.fitter import fitter
 from darklens.fit.hypotheses import weigh_hypotheses
 from darklens.fit.macro import fit_macro, unit_range
 from darklens.memory import keep_freed_memory
-from darklens.simulate import populations
+from darklens.simulate.backend import Backend
 from darklens.simulate.batch import simulate_batch
-from darklens.simulate.draw import draw
-from darklens.simulate.engine import EngineName
+from darklens.simulate.truth import draw
 
 NAME, SEED = "common-test-i", 4242
 MANY = 512  # images in a timing of ours, which takes about as long as one image of scipy
@@ -67,7 +66,7 @@ def images_of(rows: range) -> tuple[torch.Tensor, dict[str, np.ndarray]]:
     return torch.from_numpy(images)[:, 0], truth
 
 
-def fit_seconds(first: int, n: int, engine: EngineName | None) -> float:
+def fit_seconds(first: int, n: int, engine: Backend | None) -> float:
     """Return the seconds of fitting n images on one thread: all hypotheses with an engine, else the smooth lens."""
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -79,7 +78,7 @@ def fit_seconds(first: int, n: int, engine: EngineName | None) -> float:
     return time.perf_counter() - started
 
 
-def throughput(rounds: int, engine: EngineName) -> dict[str, float]:
+def throughput(rounds: int, engine: Backend) -> dict[str, float]:
     """Return images per second of two processes with one thread each."""
     figures = {}
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from record import record
 
+from darklens import populations
 from darklens.bundle import Bundle
 from darklens.contract import Contract
 from darklens.locate import DEFAULT_MODEL
@@ -29,9 +30,8 @@ from darklens.models.informed import SISAutoencoder2Config
 from darklens.models.resnet_18 import ResNet18Config
 from darklens.models.resnet_simple import ResNetSimpleConfig
 from darklens.predict.engines import engine_of, write_model
-from darklens.simulate import populations
+from darklens.simulate.backend import compiler
 from darklens.simulate.batch import simulate_batch
-from darklens.simulate.engine import compiler
 
 SYSTEMS = {"resnet_18": ResNet18Config(), "resnet_simple": ResNetSimpleConfig()}
 SYSTEMS["sis_autoencoder2"] = SISAutoencoder2Config()

@@ -21,10 +21,10 @@ import psutil
 import torch
 from record import record
 
+from darklens import populations
 from darklens.bundle import Bundle
 from darklens.contract import Contract
 from darklens.models.resnet_simple import ResNetSimpleConfig
-from darklens.simulate import populations
 from darklens.simulate.batch import simulate_batch
 
 POPULATION, DIFFERENT, FILES_PER_FOLDER = "common-test-i", 60, 1000

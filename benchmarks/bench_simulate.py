@@ -29,8 +29,8 @@ PSF_TAPS = 15
 
 
 def rows_of(name, label, n):
-    from darklens.simulate import populations
-    from darklens.simulate.draw import draw
+    from darklens import populations
+    from darklens.simulate.truth import draw
 
     population = populations.get(name)
     truth = draw(population, 1, [label + 3 * k for k in range(n)])
@@ -49,16 +49,16 @@ def points_of(row, label):
     return [theta_E, row["line_x"] + along * math.cos(angle), row["line_y"] + along * math.sin(angle)]
 
 
-def ours(name, label, n, engine):
+def ours(name, label, n, backend):
     from darklens.simulate.batch import simulate_batch
 
-    return simulate_batch(_population(name), 1, [label + 3 * k for k in range(n)], engine=engine)[0][:, 0]
+    return simulate_batch(_population(name), 1, [label + 3 * k for k in range(n)], backend=backend)[0][:, 0]
 
 
 @lru_cache
 def _population(name):
+    from darklens import populations
     from darklens.memory import keep_freed_memory
-    from darklens.simulate import populations
 
     keep_freed_memory()
     return populations.get(name)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from record import record
 
+from darklens import populations
 from darklens.data.store import Store
-from darklens.simulate import populations
 from darklens.simulate.generate import generate
 from darklens.training.recipe import get
 from darklens.training.run import train
@@ -45,7 +45,7 @@ def main():
     stream = ["data.kind=stream", f"data.population={POPULATION}", f"data.images_per_epoch={options.images}"]
     stream += [f"data.validation_images={n_validation}"]
     from_stream = {
-        engine: get(options.recipe, [*common, *stream, f"data.engine={engine}"]) for engine in ("eager", "compiled")
+        engine: get(options.recipe, [*common, *stream, f"data.backend={engine}"]) for engine in ("eager", "compiled")
     }
     times = {"store": [], "eager": [], "compiled": []}
     with tempfile.TemporaryDirectory() as work:

@@ -159,8 +159,8 @@ def main():
     options = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it
 
+    from darklens import populations
     from darklens.data.store import Store
-    from darklens.simulate import populations
     from darklens.simulate.generate import generate
 
     # So many images that the first epoch outlasts the rounds and no validation is timed.

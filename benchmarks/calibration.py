@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from darklens import __version__, provenance
+from darklens import __version__, populations, provenance
 from darklens.bundle import Bundle
 from darklens.calibration import softmax
 from darklens.data.store import Store
@@ -25,7 +25,6 @@ from darklens.evaluation import conformal, metrics
 from darklens.evaluation.calibrate import calibrate_on
 from darklens.executors import usable_cores
 from darklens.files import write_json, write_text
-from darklens.simulate import populations
 from darklens.simulate.generate import generate
 
 ROOT = Path(__file__).resolve().parent.parent

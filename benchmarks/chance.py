@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from darklens import __version__, provenance
+from darklens import __version__, populations, provenance
 from darklens.data.store import Store
 from darklens.executors import usable_cores
 from darklens.files import write_json
 from darklens.fit.table import NUMBERS, fits_of
-from darklens.simulate import populations
 
 NAME, PERCENTILES = "common-test-i", [50, 95, 99, 99.9]
 

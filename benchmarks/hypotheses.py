@@ -14,13 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from darklens import __version__, provenance
+from darklens import __version__, populations, provenance
 from darklens.data.store import Store
 from darklens.executors import usable_cores
 from darklens.files import write_json
 from darklens.fit.hypotheses import weigh_hypotheses
 from darklens.fit.table import NUMBERS, fits_of
-from darklens.simulate import populations
 
 NAME, PERCENTILES = "common-test-i", [0, 1, 5, 50, 95, 99, 100]
 # Population that is fitted, its overrides, engine, and whether lenses are held at the middle.

@@ -18,14 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from darklens import __version__, provenance
+from darklens import __version__, populations, provenance
 from darklens.doctor.leaks import ALPHA, PERMUTATIONS, auc_with_interval, leaks
 from darklens.doctor.statistics import STATISTICS, measure
 from darklens.files import read_json, write_json, write_text
-from darklens.simulate import populations
+from darklens.populations.population import MassTheta
+from darklens.populations.priors import Constant
 from darklens.simulate.batch import simulate_batch
-from darklens.simulate.populations import MassTheta
-from darklens.simulate.priors import Constant
 
 OUT = Path(__file__).parent.parent / "results" / "leaks"
 NAMES, USUAL = [s.name for s in STATISTICS], {s.name for s in STATISTICS if s.usual}

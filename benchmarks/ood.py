@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from darklens import __version__, rng
+from darklens import __version__, populations, rng
 from darklens.bundle import BATCH_SIZE, Bundle
 from darklens.evaluation import ood
 from darklens.evaluation.metrics import binary_auc
 from darklens.files import read_json, write_json, write_text
 from darklens.provenance import commit, hardware
-from darklens.simulate import populations
 from darklens.simulate.batch import simulate_batch
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from darklens import populations
 from darklens.locate import shipped
-from darklens.simulate import populations
-from darklens.simulate.priors import Constant, LogNormal, Normal, PowerLaw, Uniform
+from darklens.populations.priors import Constant, LogNormal, Normal, PowerLaw, Uniform
 
 ROOT = Path(__file__).resolve().parent.parent
 CARDS, RESULTS = ROOT / "docs" / "cards", ROOT / "results"

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from darklens.simulate import populations
+from darklens import populations
 from darklens.simulate.batch import simulate_batch
 
 OUT = Path(__file__).parents[1] / "docs" / "images" / "gallery.png"

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from darklens import Bundle, Grid, fit_macro
+from darklens import Bundle, Grid, fit_macro, populations
 from darklens.physics import splat
 from darklens.physics.profiles import shear, sis
 from darklens.physics.raytrace import source_plane
-from darklens.simulate import populations
 from darklens.simulate.batch import simulate_batch
 
 OUT = Path(__file__).parents[1] / "docs" / "images" / "headline.png"

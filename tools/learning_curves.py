@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from darklens import __version__, provenance
+from darklens import __version__, populations, provenance
 from darklens.data.store import Store
 from darklens.evaluation.intervals import difference_over_seeds
 from darklens.evaluation.judged import read as read_judged
@@ -26,7 +26,6 @@ from darklens.executors import usable_cores
 from darklens.files import atomic_path, write_json, write_text
 from darklens.fit.table import NUMBERS, fits_of
 from darklens.report.figures import COLOURS, to_png
-from darklens.simulate import populations
 
 RAW = ["data.preprocess.crop=96", "data.preprocess.bin=2", "data.augment.kind=dihedral"]
 # System: recipe, what differs, whether it is trained at all sizes.
@@ -47,7 +46,7 @@ def main() -> None:
     train, test = given.stores / "train", given.stores / "test"
     for store, n, seed in ((train, max(given.sizes), 1), (test, given.test_per_class, 2)):
         if not (store / "store.json").exists():
-            size = ["--n-per-class", str(n), "--seed", str(seed), "--engine", given.engine]
+            size = ["--n-per-class", str(n), "--seed", str(seed), "--backend", given.engine]
             darklens("simulate", given.population, "--out", str(store), *size)
     rows = []
     for name, (recipe, changes, everywhere) in SYSTEMS.items():
@@ -102,7 +101,7 @@ def train_and_judge(
     given: argparse.Namespace, recipe: str, changes: list[str], n: int, seed: int, train: Path, test: Path, run: Path
 ) -> None:
     nearest = min(EPOCHS, key=lambda size: abs(size - n))
-    settings = [*changes, f"stages.0.epochs={given.epochs or EPOCHS[nearest]}", f"data.engine={given.engine}"]
+    settings = [*changes, f"stages.0.epochs={given.epochs or EPOCHS[nearest]}", f"data.backend={given.engine}"]
     if recipe == "lens_residual":
         settings += [f"model.population={given.population}", "model.centred=true"]  # as its lenses are
     if n < 1000:

@@ -28,7 +28,7 @@ def main() -> None:
     given = arguments()
     for name, n_per_class, seed in (("train", given.n_per_class, 1), ("test", given.test_per_class, 2)):
         if not (given.stores / name / "store.json").exists():
-            size = ["--n-per-class", str(n_per_class), "--seed", str(seed), "--engine", "compiled"]
+            size = ["--n-per-class", str(n_per_class), "--seed", str(seed), "--backend", "compiled"]
             darklens("simulate", given.population, "--out", str(given.stores / name), *size)
     for name in sorted(chosen(given), key=lambda name: sum(epochs(recipes.get(name), given.epochs_fraction))):
         train_and_judge(given, name)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from commands import ROOT
 
-from darklens import __version__, provenance
+from darklens import __version__, populations, provenance
 from darklens.bundle import Bundle
 from darklens.evaluation.compare import with_interval
 from darklens.evaluation.summary import summarise
@@ -22,12 +22,11 @@ from darklens.files import write_json, write_text
 from darklens.fit.hypotheses import weigh_hypotheses
 from darklens.fit.table import Seen, see, shown
 from darklens.models.lens_residual import LensResidualConfig
-from darklens.simulate import populations
+from darklens.populations.population import PoissonNoise, Population
+from darklens.simulate.backend import Backend
 from darklens.simulate.batch import simulate_batch
-from darklens.simulate.draw import draw, label_of
-from darklens.simulate.engine import EngineName
-from darklens.simulate.populations import PoissonNoise, Population
 from darklens.simulate.render import render
+from darklens.simulate.truth import draw, label_of
 
 SEED = 900
 Images = tuple[np.ndarray, Seen]  # labels, and what is seen of them
@@ -119,7 +118,7 @@ STORED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def in_flux_units(population: Population, n: int, engine: EngineName) -> Images:
+def in_flux_units(population: Population, n: int, engine: Backend) -> Images:
     """Return what is seen of counts of an exposure that falls by 30 % across the image, divided by it, with the map."""
     truth = draw(population, SEED, range(n))
     size = population.field.n_pixels

@@ -80,7 +80,7 @@ def arguments() -> argparse.Namespace:
 
 def simulate(given: argparse.Namespace, out: Path, n_per_class: int, seed: int) -> None:
     if not (out / "store.json").exists():
-        size = ["--n-per-class", str(n_per_class), "--seed", str(seed), "--engine", given.engine]
+        size = ["--n-per-class", str(n_per_class), "--seed", str(seed), "--backend", given.engine]
         darklens("simulate", given.population, *given.override, "--out", str(out), *size)
 
 
@@ -98,7 +98,7 @@ def choice(given: argparse.Namespace, system: str, way: str) -> tuple[str, list[
         per_epoch = of_store * given.epochs // sum(CURRICULUM)
         common += [
             f"data.population={given.population}",
-            f"data.engine={given.engine}",
+            f"data.backend={given.engine}",
             f"data.images_per_epoch={per_epoch}",
             *changes,
         ]

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from darklens.fit.hypotheses import weigh_hypotheses
     from darklens.fit.macro import fit_macro
     from darklens.physics.grid import Grid
+    from darklens.populations.population import get as get_population
     from darklens.simulate.generate import generate
-    from darklens.simulate.populations import get as get_population
     from darklens.training.recipe import get as get_recipe
     from darklens.training.run import train
 
@@ -28,7 +28,7 @@ _HOME = {
     "evidence_maps": ("darklens.fit.evidence", "evidence_maps"),
     "fit_macro": ("darklens.fit.macro", "fit_macro"),
     "generate": ("darklens.simulate.generate", "generate"),
-    "get_population": ("darklens.simulate.populations", "get"),
+    "get_population": ("darklens.populations.population", "get"),
     "get_recipe": ("darklens.training.recipe", "get"),
     "train": ("darklens.training.run", "train"),
     "weigh_hypotheses": ("darklens.fit.hypotheses", "weigh_hypotheses"),

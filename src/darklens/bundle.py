@@ -34,7 +34,7 @@ from darklens.models import lens_residual
 from darklens.models.ensemble import Ensemble, EnsembleConfig, fit_of
 from darklens.models.lens_residual import LensResidual
 from darklens.models.zoo import fits_lenses, has_k_network, last_layer
-from darklens.simulate.engine import EngineName
+from darklens.simulate.backend import Backend
 
 WEIGHTS, FAMILIAR = "model.safetensors", "ood.safetensors"
 BATCH_SIZE = 64
@@ -180,7 +180,7 @@ class Bundle:
         return received, self.network(received.contiguous(memory_format=torch.channels_last))
 
     @torch.inference_mode()
-    def see(self, images: Images, *, engine: EngineName = "eager") -> Tensor | Seen:
+    def see(self, images: Images, *, engine: Backend = "eager") -> Tensor | Seen:
         """Return what the network is shown of images: them, pre-processed, or the fits of lenses to them.
 
         Args:

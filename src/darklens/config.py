@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaH
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
+from darklens import aliases
 from darklens.errors import ConfigError
 
 
@@ -81,9 +82,9 @@ def load(
         ConfigError: If the file is missing or not YAML, or a key or value is wrong; the message names it.
     """
     name = name or (str(source) if isinstance(source, Path) else schema.__name__.lower())
-    tree = _read_yaml(source) if isinstance(source, Path) else source
+    tree = aliases.configuration(_read_yaml(source) if isinstance(source, Path) else source)
     for override in overrides:
-        tree = _overlay(tree, override)
+        tree = aliases.configuration(_overlay(tree, override))
     try:
         return schema.model_validate(tree)
     except ValidationError as error:

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 from spawning import prepared_processes
 
+from darklens import populations
 from darklens.cli import main
-from darklens.simulate import populations
 from darklens.simulate.generate import generate
 
 WORLD = 2

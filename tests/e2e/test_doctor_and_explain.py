@@ -7,7 +7,7 @@ import pytest
 import yaml
 from commandline import darklens
 
-from darklens.simulate import populations
+from darklens import populations
 
 SMALL = ["field.n_pixels=64", "--n-per-class", "30"]
 

@@ -22,7 +22,7 @@ from darklens.doctor import selftest
 from darklens.errors import ConfigError
 from darklens.models.zoo import SYSTEMS
 from darklens.physics.profiles import PROFILES
-from darklens.simulate.populations import POPULATIONS
+from darklens.populations.population import POPULATIONS
 from darklens.training.recipe import RECIPES
 
 PAGE = (Path(__file__).resolve().parent.parent.parent / "docs/how-to/extend.md").read_text(encoding="utf-8")
@@ -70,9 +70,9 @@ def test_a_profile_is_tested_by_the_laws_and_simulated(plug_in):
     there = store.truth("profile_plummer_is_there")
     assert there.shape[1] == 5 and (there[store.labels == 1] == 1).all() and (there[store.labels == 0] == 0).all()
     # The masses bend light: without them the images of the class are others.
-    from darklens.simulate import populations
-    from darklens.simulate.draw import draw
+    from darklens import populations
     from darklens.simulate.render import render
+    from darklens.simulate.truth import draw
 
     population = populations.get("clumps.yaml", SMALL)
     truth = draw(population, 1, [1])

@@ -12,9 +12,9 @@ import pytest
 import torch
 from spawning import prepared_processes
 
+from darklens import populations
 from darklens.data.store import Store
 from darklens.models.zoo import fits_lenses
-from darklens.simulate import populations
 from darklens.simulate.generate import generate
 from darklens.training import recipe as recipes
 from darklens.training.run import train
@@ -39,7 +39,7 @@ def overrides_of(name, source):
     """One epoch of few batches for each stage and two for the last, images from a store or from a stream."""
     changes = ["data.preprocess.crop=44", "data.preprocess.bin=1", f"data.kind={source}"]
     if fits_lenses(recipes.get(name).model):
-        changes = [f"data.kind={source}", "data.augment.kind=dihedral", "data.engine=eager"]
+        changes = [f"data.kind={source}", "data.augment.kind=dihedral", "data.backend=eager"]
         changes += [f"model.overrides=[{FIELD}]"]
     last = len(recipes.get(name).stages) - 1
     for i in range(last + 1):
@@ -47,7 +47,7 @@ def overrides_of(name, source):
         changes.append(f"stages.{i}.bin=1")
     if source == "store":
         return [*changes, "data.population=null", "data.n_per_class=null"]
-    stream = ["population=common-test-i", f"overrides=[{FIELD}]", "engine=eager", "workers=0"]
+    stream = ["population=common-test-i", f"overrides=[{FIELD}]", "backend=eager", "workers=0"]
     return [*changes, *(f"data.{c}" for c in stream), "data.images_per_epoch=24", "data.validation_images=9"]
 
 

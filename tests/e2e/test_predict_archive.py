@@ -13,9 +13,9 @@ import pytest
 from archives import fill, small_bundle
 from commandline import darklens, rows_of
 
+from darklens import populations
 from darklens.errors import StoppedError
 from darklens.predict import find_images, predict_table, problems_in, table
-from darklens.simulate import populations
 from darklens.simulate.batch import simulate_batch
 
 N, BAD = 500, {5, 400}

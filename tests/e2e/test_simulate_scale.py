@@ -13,11 +13,10 @@ import killing
 import pytest
 from commandline import darklens
 
-from darklens import executors
+from darklens import executors, populations
 from darklens.cli import main
 from darklens.data.store import Store
 from darklens.errors import ConfigError, StoppedError
-from darklens.simulate import populations
 from darklens.simulate.generate import generate
 
 POPULATION = populations.get("common-test-i", ["field.n_pixels=16"])

@@ -8,8 +8,8 @@ import pytest
 import torch
 from commandline import darklens, rows_of
 
+from darklens import populations
 from darklens.bundle import Bundle
-from darklens.simulate import populations
 from darklens.simulate.generate import generate
 from darklens.training import tune as tuning
 from darklens.training.recipe import get

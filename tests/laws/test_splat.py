@@ -6,13 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from darklens import populations
 from darklens.physics import light, splat
 from darklens.physics.grid import Grid
 from darklens.physics.profiles import shear, sis
 from darklens.physics.raytrace import source_plane
-from darklens.simulate import populations
-from darklens.simulate.draw import draw
 from darklens.simulate.render import grid_of, render
+from darklens.simulate.truth import draw
 
 FLUX = 1e-5  # relative
 N = 12

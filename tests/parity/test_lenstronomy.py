@@ -22,13 +22,13 @@ from lenstronomy.LensModel.Profiles.base_profile import LensProfileBase
 from lenstronomy.LightModel.light_model import LightModel
 from lenstronomy.Util import constants as lenstronomy_constants
 
+from darklens import populations
 from darklens.physics.cosmology import nfw_angles
 from darklens.physics.light import sersic_b
 from darklens.physics.profiles import PROFILES
-from darklens.simulate import populations
-from darklens.simulate.draw import draw
-from darklens.simulate.populations import LineMass
+from darklens.populations.substructure_models import LineMass
 from darklens.simulate.render import render
+from darklens.simulate.truth import draw
 from darklens.units import FWHM_PER_SIGMA, GRAVITATIONAL_CONSTANT_SI, SOLAR_MASS_SI
 
 DOUBLE = 1e-9  # of the image's peak

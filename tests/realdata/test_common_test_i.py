@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from darklens.simulate import populations
-from darklens.simulate.draw import columns
+from darklens import populations
 from darklens.simulate.render import render
+from darklens.simulate.truth import columns
 
 POPULATION = populations.get("common-test-i")
 

@@ -192,7 +192,7 @@ class TestHeaders:
 class TestLens:
     def test_its_image_is_the_simulators(self):
         """Of the parameters that the population drew itself, the same bytes come out."""
-        from darklens.simulate import populations
+        from darklens import populations
         from darklens.simulate.batch import simulate_batch
 
         chosen = populations.get("common-test-i")

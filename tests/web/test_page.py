@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from browser import Watched, browsing, chromium, is_needed, serving
 
+from darklens import populations
 from darklens.bundle import Bundle
-from darklens.simulate import populations
 from darklens.simulate.batch import simulate_batch
 
 pytestmark = pytest.mark.skipif(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import darklens
-from darklens import provenance
+from darklens import populations, provenance
 from darklens.bundle import Bundle
 from darklens.calibration import Calibration
 from darklens.cite import used
@@ -17,8 +17,7 @@ from darklens.contract import Contract
 from darklens.errors import ConfigError
 from darklens.locate import is_model, locate
 from darklens.models.ensemble import first_of
-from darklens.simulate import populations
-from darklens.simulate.populations import Population
+from darklens.populations.population import Population
 from darklens.training import recipe as recipes
 from darklens.training.recipe import Recipe
 

@@ -6,16 +6,9 @@ from typing import Any
 from darklens.calibration import Calibration
 from darklens.models.ensemble import EnsembleConfig
 from darklens.physics.profiles import PROFILES
-from darklens.simulate.lights import SersicLight
-from darklens.simulate.populations import (
-    InstrumentNoise,
-    LineMass,
-    Masses,
-    MassTheta,
-    PointMasses,
-    Population,
-    Subhaloes,
-)
+from darklens.populations.light_models import SersicLight
+from darklens.populations.population import InstrumentNoise, MassTheta, Population
+from darklens.populations.substructure_models import LineMass, Masses, PointMasses, Subhaloes
 
 Use = tuple[str, str]
 """Key of a work, and what it was used for."""

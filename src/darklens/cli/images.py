@@ -13,7 +13,7 @@ from darklens.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from darklens.data.store import Store
-    from darklens.simulate.populations import Population as PopulationModel
+    from darklens.populations.population import Population as PopulationModel
 
 
 @app.command
@@ -32,9 +32,12 @@ def simulate(
         ),
     ] = None,
     shard_size: Annotated[Positive | None, Parameter(help="Images in a file; by default 256 or 64 MB.")] = None,
-    engine: Annotated[
+    backend: Annotated[
         Literal["eager", "compiled"],
-        Parameter(help="compiled: some three times as fast after half a minute of preparation; differs in last bits."),
+        Parameter(
+            name=["--backend", "--engine"],
+            help="compiled: some three times as fast after half a minute of preparation; differs in last bits.",
+        ),
     ] = "eager",
     format: Annotated[
         Literal["store", "deeplense"], Parameter(help="A store, or DeepLense's folders of .npy files.")
@@ -49,8 +52,7 @@ def simulate(
     from contextlib import nullcontext
     from functools import partial
 
-    from darklens import executors
-    from darklens.simulate import populations
+    from darklens import executors, populations
     from darklens.simulate.generate import SHARD_SIZE, generate
 
     chosen = populations.get(population, overrides)
@@ -68,7 +70,7 @@ def simulate(
             seed=seed,
             workers=workers,
             executor=executor,
-            engine=engine,
+            backend=backend,
             shard_size=shard_size,
         )
         if format == "store":

@@ -22,7 +22,7 @@ def recipes() -> int:
 @app.command
 def populations() -> int:
     """List the built-in populations."""
-    from darklens.simulate import populations as known
+    from darklens import populations as known
 
     list_described((name, known.get(name).description) for name in known.names())
     return 0

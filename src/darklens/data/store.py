@@ -47,7 +47,9 @@ class StoreIndex(Frozen):
     population: dict[str, Any] | None = None
     seed: int | None = None
     source: str = ""
-    engine: str | None = Field(default=None, description="how simulated images were computed; decides the last bits")
+    backend: str | None = Field(
+        default=None, alias="engine", description="that computed simulated images; it decides the last bits"
+    )
     version: str
     columns: dict[str, str] = Field(default_factory=dict, description="unit and meaning of the truth columns")
     shards: list[Shard] = Field(min_length=1)

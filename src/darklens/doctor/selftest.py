@@ -14,18 +14,17 @@ import numpy as np
 import torch
 
 import darklens
-from darklens import plugins, provenance, rng
+from darklens import plugins, populations, provenance, rng
 from darklens.bundle import Bundle
 from darklens.locate import DEFAULT_MODEL
 from darklens.physics import optics, splat
 from darklens.physics.grid import Grid
 from darklens.physics.profiles import PROFILES
-from darklens.simulate import populations
+from darklens.populations.population import PoissonNoise, Population
+from darklens.simulate.backend import compiler
 from darklens.simulate.batch import simulate_batch
-from darklens.simulate.draw import Truth, draw
-from darklens.simulate.engine import compiler
-from darklens.simulate.populations import PoissonNoise, Population
 from darklens.simulate.render import render
+from darklens.simulate.truth import Truth, draw
 
 _PACKAGES = ("torch", "numpy", "scipy", "astropy", "pytorch-lightning")
 _EXTRAS = {

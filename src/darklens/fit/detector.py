@@ -10,7 +10,7 @@ from torch import Tensor
 from darklens.kernels import fits
 from darklens.physics import optics
 from darklens.physics.grid import Grid
-from darklens.simulate.populations import Population
+from darklens.populations.population import Population
 
 _BAND = 40  # blocks at most that share a band of the matrix, which is zero beside it
 _STEP = 0.02  # in ln sigma, of the differences that give derivatives by the PSF's width

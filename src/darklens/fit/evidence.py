@@ -21,7 +21,7 @@ from darklens.fit.noise import Maps, steps_of
 from darklens.fit.smooth import CENTRE
 from darklens.physics.grid import Grid
 from darklens.physics.profiles import line, point
-from darklens.simulate.populations import Population
+from darklens.populations.population import Population
 
 LINE_STEP, _LINE_REACH = 0.25, 1.25  # arcsec between centres of lines, and the largest coordinate of one
 _LINE_ANGLES = 8

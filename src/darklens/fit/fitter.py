@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from darklens import populations
 from darklens.fit.detector import Detector
 from darklens.fit.model import Kind, Model, Unknown
 from darklens.fit.noise import Noise
 from darklens.fit.smooth import SmoothLens
-from darklens.simulate import populations
-from darklens.simulate.draw import draw
-from darklens.simulate.engine import EngineName, check
-from darklens.simulate.populations import Field2D, Population
+from darklens.populations.population import Field2D, Population
+from darklens.simulate.backend import Backend, check
+from darklens.simulate.truth import draw
 
 Images = Float[Tensor, "b n n"]
 
@@ -104,7 +104,7 @@ class Fitter:
         return parameters, mean, norm, centred / norm[:, None]
 
 
-def fitter(population: Population | str, engine: EngineName = "eager", *, centred: bool = True) -> Fitter:
+def fitter(population: Population | str, engine: Backend = "eager", *, centred: bool = True) -> Fitter:
     """Return the fitter of a population or of its name, made once; `centred` as for `fit_macro`."""
     if isinstance(population, str) and population in populations.names():
         return _fitter_of(_built_in(population), engine, centred)
@@ -118,7 +118,7 @@ def _built_in(name: str) -> str:
 
 
 @lru_cache(maxsize=8)
-def _fitter_of(population: str, engine: EngineName, centred: bool) -> Fitter:
+def _fitter_of(population: str, engine: Backend, centred: bool) -> Fitter:
     check(engine)
     own = Population.model_validate_json(population)
     return Fitter(own, compiled=engine == "compiled", centred=centred)

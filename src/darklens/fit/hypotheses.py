@@ -19,8 +19,8 @@ from darklens.fit.macro import CONVERGED, batches, check_exposure, check_images,
 from darklens.fit.model import Model, Unknown
 from darklens.fit.noise import Gain, Maps, Noise
 from darklens.kernels.fits import load_for
-from darklens.simulate.engine import EngineName
-from darklens.simulate.populations import Population
+from darklens.populations.population import Population
+from darklens.simulate.backend import Backend
 
 N_POINTS = 3
 _LINE_STARTS, _LINE_STARTS_FREE = 3, 6  # of lenses that are held, and of others, which have more valleys
@@ -96,7 +96,7 @@ def weigh_hypotheses(
     population: Population | str,
     *,
     exposure: Images | None = None,
-    engine: EngineName = "eager",
+    engine: Backend = "eager",
     centred: bool = True,
 ) -> Hypotheses:
     """Fit the smooth lens alone, with a line mass, and with one to three point masses.

@@ -17,8 +17,8 @@ from darklens.fit.levenberg import Fitted, minimise
 from darklens.fit.model import Model, Unknown
 from darklens.fit.noise import Noise, steps_of
 from darklens.kernels.fits import load_for
-from darklens.simulate.engine import EngineName
-from darklens.simulate.populations import Population
+from darklens.populations.population import Population
+from darklens.simulate.backend import Backend
 
 Result = TypeVar("Result", bound=Any)  # a dataclass of tensors
 
@@ -73,7 +73,7 @@ def fit_macro(
     population: Population | str,
     *,
     exposure: Images | None = None,
-    engine: EngineName = "eager",
+    engine: Backend = "eager",
     centred: bool = True,
 ) -> MacroFit:
     """Fit the smooth lens of a population to images in any linear scale: counts, rates, or scaled to 0..1.

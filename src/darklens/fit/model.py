@@ -14,7 +14,7 @@ from darklens.fit.detector import Detector
 from darklens.fit.noise import Gain, Maps
 from darklens.fit.smooth import PSF, SmoothLens
 from darklens.kernels import fits
-from darklens.simulate.engine import fuse
+from darklens.simulate.backend import fuse
 
 Unknown = Float[Tensor, "b q"]
 Kind = Literal["smooth", "points", "line"]

@@ -10,7 +10,7 @@ from torch import Tensor
 from darklens.data.noise_estimate import noise_variance
 from darklens.fit.detector import Detector
 from darklens.kernels import fits
-from darklens.simulate.populations import PoissonNoise, Population
+from darklens.populations.population import PoissonNoise, Population
 
 Maps = Float[Tensor, "b m m"]
 Gain = Float[Tensor, "b 2"]  # ln of image units per count, image units at no light

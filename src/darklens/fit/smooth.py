@@ -13,10 +13,10 @@ from darklens.errors import ConfigError
 from darklens.physics import light, optics
 from darklens.physics.profiles import shear, sie, sis
 from darklens.physics.raytrace import source_plane
+from darklens.populations.light_models import SersicLight
+from darklens.populations.population import Field2D, Population
 from darklens.simulate import render
-from darklens.simulate.draw import draw
-from darklens.simulate.lights import SersicLight
-from darklens.simulate.populations import Field2D, Population
+from darklens.simulate.truth import draw
 
 Parameters = Float[Tensor, "b p"]
 Deflection = tuple[Tensor, Tensor]

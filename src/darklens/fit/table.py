@@ -27,8 +27,8 @@ from darklens.fit.fitter import Images
 from darklens.fit.hypotheses import N_POINTS, Hypotheses, weigh_hypotheses
 from darklens.kernels.fits import load_for
 from darklens.memory import keep_freed_memory
-from darklens.simulate.engine import EngineName
-from darklens.simulate.populations import Population
+from darklens.populations.population import Population
+from darklens.simulate.backend import Backend
 
 VERSION = 2  # of the fits: another number makes stores be fitted anew
 CHANNELS = ("image", "residual", "line_residual", "point_residual", "evidence", "line_evidence")
@@ -50,7 +50,7 @@ class Seen(NamedTuple):
     numbers: Float[Tensor, "b k"]
 
 
-def see(images: Images, population: Population, *, engine: EngineName = "eager", centred: bool = True) -> Seen:
+def see(images: Images, population: Population, *, engine: Backend = "eager", centred: bool = True) -> Seen:
     """Fit images and return what a classifier is shown; arguments as for `weigh_hypotheses`."""
     return shown(weigh_hypotheses(images, population, engine=engine, centred=centred))
 
@@ -111,7 +111,7 @@ def fits_of(
     store: Store,
     population: Population,
     *,
-    engine: EngineName = "eager",
+    engine: Backend = "eager",
     centred: bool = True,
     workers: int = 1,
     limit: int | None = None,
@@ -160,7 +160,7 @@ def fits_of(
     return Fits(store, folder)
 
 
-def _fit_shard(path: str, shard: int, folder: str, population: str, engine: EngineName, centred: bool) -> int:
+def _fit_shard(path: str, shard: int, folder: str, population: str, engine: Backend, centred: bool) -> int:
     torch.set_num_threads(1)
     keep_freed_memory()
     store = Store(path)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from darklens.config import Frozen, OneOf
 from darklens.models.lens_residual import LensResidual, LensResidualConfig
 from darklens.models.zoo import SYSTEMS, ModelConfig, build
-from darklens.simulate.engine import EngineName
-from darklens.simulate.populations import Population
+from darklens.populations.population import Population
+from darklens.simulate.backend import Backend
 
 
 class EnsembleConfig(Frozen):
@@ -58,7 +58,7 @@ class Ensemble(nn.Module):
         )
         self.register_buffer("temperatures", torch.ones(len(config.members)))
 
-    def see(self, images: Float[Tensor, "b 1 n n"], *, engine: EngineName = "eager") -> Any:
+    def see(self, images: Float[Tensor, "b 1 n n"], *, engine: Backend = "eager") -> Any:
         """Return the fits of images, which all members are shown; only of members that fit lenses."""
         first = self.members[0]
         assert isinstance(first, LensResidual)

@@ -7,13 +7,13 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from darklens import populations
 from darklens.config import Frozen
 from darklens.fit.hypotheses import N_POINTS
 from darklens.fit.table import CHANNELS, NUMBERS, Seen, see
 from darklens.models.tower import Tower
-from darklens.simulate import populations
-from darklens.simulate.engine import EngineName
-from darklens.simulate.populations import Population
+from darklens.populations.population import Population
+from darklens.simulate.backend import Backend
 
 # Maps are in standard deviations, the image from 0 to 1: to the size that a network likes.
 _UNITS = {"image": 1.0, "residual": 3.0, "line_residual": 3.0, "point_residual": 3.0, "evidence": 5.0}
@@ -84,7 +84,7 @@ class LensResidual(nn.Module):
         # One since the calibration is a record of the bundle; bundles from before have theirs here.
         self.register_buffer("temperature", torch.ones(()))
 
-    def see(self, images: Float[Tensor, "b 1 n n"], *, engine: EngineName = "eager") -> Seen:
+    def see(self, images: Float[Tensor, "b 1 n n"], *, engine: Backend = "eager") -> Seen:
         """Return the fits of images; `engine` as for `weigh_hypotheses`."""
         with torch.autocast(images.device.type, enabled=False):
             return see(images[:, 0].float(), self._config.population, engine=engine, centred=self._config.centred)

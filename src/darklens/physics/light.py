@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import jvp
@@ -134,3 +135,23 @@ def sersic_total(*, R_e: Field, n: Field, b: Field) -> Tensor:
     Source: Graham & Driver 2005, PASA 22, 118, eq. 4; R_e is the product average, so the axis ratio drops out.
     """
     return 2 * math.pi * n * R_e**2 * torch.exp(b - 2 * n * torch.log(b) + torch.lgamma(2 * n))
+
+
+def image_brightness(
+    image: Float[Tensor, "m m"], x: Float[Tensor, "n n"], y: Float[Tensor, "n n"], *, pixel_scale: Tensor
+) -> Float[Tensor, "n n"]:
+    """Return the surface brightness of a source that is an image, by bilinear interpolation; zero outside it.
+
+    Args:
+        image: Brightness per pixel.
+        x: Positions in arcsec, with the centre of the image as origin.
+        y: Positions in arcsec.
+        pixel_scale: Side of a pixel of the image in arcsec.
+
+    Returns:
+        Brightness per square arcsec.
+    """
+    half_side = image.shape[0] * pixel_scale / 2
+    positions = torch.stack([x / half_side, y / half_side], dim=-1)
+    sampled = F.grid_sample(image.to(x)[None, None], positions[None], mode="bilinear", align_corners=False)
+    return sampled[0, 0] / pixel_scale**2

@@ -19,7 +19,7 @@ from darklens.errors import ConfigError, DarklensError
 from darklens.export import missing_packages, onnx_program, require_onnx
 from darklens.files import atomic_path
 from darklens.fit.table import Seen
-from darklens.simulate import engine as arithmetic
+from darklens.simulate import backend as arithmetic
 
 EngineChoice = Literal["auto", "eager", "compiled", "onnx", "int8"]
 ENGINES: tuple[EngineChoice, ...] = get_args(EngineChoice)

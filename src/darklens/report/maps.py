@@ -13,11 +13,11 @@ from darklens.bundle import Bundle, Classified
 from darklens.data.store import Store, prepare_folder
 from darklens.errors import InputError
 from darklens.files import atomic_path
+from darklens.populations.population import Field2D, Population
 from darklens.report import figures
 from darklens.report.html import Picture, Section, Table
-from darklens.simulate.draw import columns
-from darklens.simulate.populations import Field2D, Population
 from darklens.simulate.render import deflection
+from darklens.simulate.truth import columns
 
 _LIT = 0.2  # of an image's range: pixels in which the deflection shows
 

@@ -18,9 +18,10 @@ from darklens.fit.smooth import CENTRE
 from darklens.fit.table import CHANNELS, NUMBERS, Seen, shown
 from darklens.models import lens_residual
 from darklens.models.ensemble import fit_of
+from darklens.populations.population import Population
+from darklens.populations.substructure_models import LineMass, NoSubstructure, PointMasses
 from darklens.serve.batching import Job
 from darklens.serve.responses import Fit, ImageResult, Map, OutOfDistribution, Quantity, Suggestion
-from darklens.simulate.populations import LineMass, NoSubstructure, PointMasses, Population
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Float32
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from darklens import populations
+from darklens.populations.population import PoissonNoise, Population
+from darklens.populations.substructure_models import PointMasses
 from darklens.serve.responses import Example, Slider, Sliders
-from darklens.simulate import populations
-from darklens.simulate.detector import observe
-from darklens.simulate.draw import draw
-from darklens.simulate.populations import PointMasses, PoissonNoise, Population
+from darklens.simulate.detection import observe
 from darklens.simulate.render import render
+from darklens.simulate.truth import draw
 
 POPULATION = "common-test-i"
 _POINT, _LINE = ["sphere"], ["vort"]

@@ -7,12 +7,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from darklens.simulate import engine as engines
-from darklens.simulate.detector import observe
-from darklens.simulate.draw import Truth, draw, label_of
-from darklens.simulate.engine import EngineName
-from darklens.simulate.populations import Population
+from darklens.populations.population import Population
+from darklens.simulate.backend import Backend, check, renderer
+from darklens.simulate.detection import observe
 from darklens.simulate.render import alike
+from darklens.simulate.truth import Truth, draw, label_of
 
 
 def simulate_batch(
@@ -20,7 +19,7 @@ def simulate_batch(
     seed: int,
     indices: Sequence[int],
     *,
-    engine: EngineName = "eager",
+    backend: Backend = "eager",
     device: torch.device | str = "cpu",
 ) -> tuple[Float[np.ndarray, "b 1 n n"], Truth]:
     """Simulate the images with the given numbers.
@@ -29,7 +28,7 @@ def simulate_batch(
         population: What to simulate.
         seed: With the number, fixes an image.
         indices: Numbers of the images.
-        engine: See `darklens.simulate.engine`; it decides the last bits.
+        backend: See `darklens.simulate.backend`; it decides the last bits.
         device: "cpu" or "cuda".
 
     Returns:
@@ -37,24 +36,24 @@ def simulate_batch(
         batch, on any number of threads. On a GPU bytes depend on the device.
 
     Raises:
-        ConfigError: If the compiled engine is asked for where there is no C++ compiler.
+        ConfigError: If the compiled backend is asked for where there is no C++ compiler.
     """
-    engines.check(engine)
-    place, n = torch.device(device), population.field.n_pixels
+    check(backend)
+    on, n = torch.device(device), population.field.n_pixels
     truth = draw(population, seed, indices)
-    values = {name: torch.from_numpy(column).to(place, torch.float32) for name, column in truth.items()}
+    values = {name: torch.from_numpy(column).to(on, torch.float32) for name, column in truth.items()}
     out = np.empty((len(indices), 1, n, n), dtype=np.float32)
     with torch.no_grad(), _one_thread():
         for present, rows in alike(values).items():
-            how = engines.engine(engine, population, present, place)
-            for some in torch.split(rows, how.at_once):
-                missing = how.at_once - len(some) if how.fixed else 0
-                padded = torch.cat([some, some[-1:].expand(missing)])
+            chosen = renderer(backend, population, present, on)
+            for batch in torch.split(rows, chosen.batch_size):
+                missing = chosen.batch_size - len(batch) if chosen.fixed_size else 0
+                padded = torch.cat([batch, batch[-1:].expand(missing)])
                 value = {name: column[padded] for name, column in values.items()}
-                rate = how.render(population, value)
+                rate = chosen.render(population, value)
                 numbers = [indices[i] for i in padded.tolist()]
-                images = observe(population, rate, value, seed=seed, indices=numbers, expand=how.expand)
-                out[some.cpu().numpy()] = images[: len(some)].cpu().numpy()
+                images = observe(population, rate, value, seed=seed, indices=numbers, expand=chosen.expand)
+                out[batch.cpu().numpy()] = images[: len(batch)].cpu().numpy()
     return out, {"label": np.array([label_of(population, i) for i in indices], dtype=np.int64), **truth}
 
 

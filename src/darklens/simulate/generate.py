@@ -25,10 +25,10 @@ from darklens.data.store import INDEX, Shard, Store, StoreIndex, damage, prepare
 from darklens.errors import InputError
 from darklens.files import locked, read_json, remove_temporaries, require_space, write_json
 from darklens.memory import keep_freed_memory
+from darklens.populations.population import Population
+from darklens.simulate.backend import Backend
 from darklens.simulate.batch import simulate_batch
-from darklens.simulate.draw import columns, draw
-from darklens.simulate.engine import EngineName
-from darklens.simulate.populations import Population
+from darklens.simulate.truth import columns, draw
 
 SHARD_SIZE = 256
 _SHARD_BYTES = 2**26  # a worker holds one shard in memory
@@ -44,7 +44,7 @@ class Plan(Frozen):
     seed: int
     n: int = Field(ge=1)
     shard_size: int = Field(ge=1)
-    engine: EngineName
+    backend: Backend
     version: str
 
     @property
@@ -69,7 +69,7 @@ def generate(
     seed: int,
     workers: int = 1,
     executor: Executor | None = None,
-    engine: EngineName = "eager",
+    backend: Backend = "eager",
     shard_size: int | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Store:
@@ -82,7 +82,7 @@ def generate(
         seed: The same seed gives the same bytes, whatever the number of workers.
         workers: Processes. More than one needs a script guarded by `if __name__ == "__main__"`, as they are spawned.
         executor: Where to run instead of `workers` processes: any executor whose workers see `out`.
-        engine: How images are computed, see `darklens.simulate.engine`; it decides the last bits.
+        backend: How images are computed, see `darklens.simulate.backend`; it decides the last bits.
         shard_size: Images in a file; by default 256, or fewer large images so that a shard stays below 64 MB.
         advance: Called with the number of images just finished.
 
@@ -92,7 +92,7 @@ def generate(
     """
     out, n = Path(out), n_per_class * len(population.classes)
     size = shard_size or _shard_size(population)
-    plan = Plan(population=population, seed=seed, n=n, shard_size=size, engine=engine, version=darklens.__version__)
+    plan = Plan(population=population, seed=seed, n=n, shard_size=size, backend=backend, version=darklens.__version__)
     if _claim(out, plan):
         with locked(out / _UNFINISHED / "lock"):
             _make_shards(plan, out, workers, executor, advance)
@@ -116,8 +116,8 @@ def _claim(out: Path, plan: Plan) -> bool:
     """Make `out` this simulation's folder, or recognise it as such; return whether shards are missing."""
     if (out / INDEX).exists():
         index = Store(out).index
-        found = index.population, index.seed, index.engine, sum(s.n for s in index.shards)
-        if found != (plan.tree()["population"], plan.seed, plan.engine, plan.n):
+        found = index.population, index.seed, index.backend, sum(s.n for s in index.shards)
+        if found != (plan.tree()["population"], plan.seed, plan.backend, plan.n):
             raise InputError(f"{out} already holds another store; choose another --out or remove it.")
         shutil.rmtree(out / _UNFINISHED, ignore_errors=True)
         return False
@@ -154,7 +154,7 @@ def _make_shards(
             population=plan.tree()["population"],
             seed=plan.seed,
             source=f"simulated from {plan.population.name}",
-            engine=plan.engine,
+            engine=plan.backend,
             version=plan.version,
             columns=columns(plan.population),
             shards=[shards[number] for number in range(plan.n_shards)],
@@ -172,7 +172,7 @@ def _make_shard(store: str, number: int) -> tuple[int, Shard]:
         if done:
             return number, done
         keep_freed_memory()
-        images, truth = simulate_batch(plan.population, plan.seed, plan.rows(number), engine=plan.engine)
+        images, truth = simulate_batch(plan.population, plan.seed, plan.rows(number), backend=plan.backend)
         shard = write_shard(out, number, images, truth)
         write_json(entry, shard.model_dump())
     return number, shard
@@ -195,7 +195,7 @@ def _read_plan(out: Path) -> Plan:
 
 @lru_cache(maxsize=1)
 def _parsed(plan: str) -> Plan:
-    """Validate a plan once, not for each shard; an engine also recognises a population by its identity."""
+    """Validate a plan once, not for each shard; a renderer also recognises a population by its identity."""
     return Plan.model_validate_json(plan)
 
 

@@ -11,11 +11,12 @@ from darklens.physics import light, optics
 from darklens.physics.grid import Grid
 from darklens.physics.profiles import PROFILES, line, shear, sie, sis
 from darklens.physics.raytrace import PointsTerms, deflection_of_points, haloes_deflection, points_terms, source_plane
-from darklens.simulate import galaxies
-from darklens.simulate.draw import Truth
-from darklens.simulate.lights import ImageLight, SersicLight
-from darklens.simulate.populations import Field2D, LineMass, Population
+from darklens.populations import galaxies
+from darklens.populations.light_models import ImageLight, SersicLight
+from darklens.populations.population import Field2D, Population
+from darklens.populations.substructure_models import LineMass
 from darklens.simulate.substructure import THERE
+from darklens.simulate.truth import Truth
 
 Values = Mapping[str, Tensor]
 Present = tuple[str, ...]
@@ -174,7 +175,7 @@ def _galaxies(source: ImageLight, terms: tuple[Tensor, ...], beta_x: Tensor, bet
     u, v = x * cos + y * sin, y * cos - x * sin
     paths = galaxies.files(source)
     shown = [
-        galaxies.brightness(
+        light.image_brightness(
             galaxies.galaxy(paths[int(number[i])]), u[i], v[i], pixel_scale=source.pixel_scale * size[i, 0, 0]
         )
         for i in range(len(u))

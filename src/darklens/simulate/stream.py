@@ -9,9 +9,9 @@ from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
 from darklens.data.part import Part
 from darklens.memory import keep_freed_memory
+from darklens.populations.population import Population
+from darklens.simulate.backend import Backend
 from darklens.simulate.batch import simulate_batch
-from darklens.simulate.engine import EngineName
-from darklens.simulate.populations import Population
 
 
 class Simulated(Dataset[tuple[Float[Tensor, "b 1 n n"], Int[Tensor, " b"]]]):
@@ -20,17 +20,17 @@ class Simulated(Dataset[tuple[Float[Tensor, "b 1 n n"], Int[Tensor, " b"]]]):
     Args:
         population: What to simulate.
         seed: With its number, fixes an image.
-        engine: See `darklens.simulate.engine`.
+        backend: See `darklens.simulate.backend`.
     """
 
-    def __init__(self, population: Population, seed: int, *, engine: EngineName = "eager") -> None:
-        self._population, self._seed, self._engine = population, seed, engine
+    def __init__(self, population: Population, seed: int, *, backend: Backend = "eager") -> None:
+        self._population, self._seed, self._backend = population, seed, backend
 
     def __getitem__(self, numbers: list[int]) -> tuple[Float[Tensor, "b 1 n n"], Int[Tensor, " b"]]:
         """Return images (b, 1, n, n) and labels (b,)."""
         if get_worker_info() is not None:
             keep_freed_memory()
-        images, truth = simulate_batch(self._population, self._seed, numbers, engine=self._engine)
+        images, truth = simulate_batch(self._population, self._seed, numbers, backend=self._backend)
         return torch.from_numpy(images), torch.from_numpy(truth["label"])
 
 
@@ -80,11 +80,11 @@ class Stream(IterableDataset[tuple[Float[Tensor, "b 1 n n"], Int[Tensor, " b"]]]
         seed: int,
         *,
         batch_size: int,
-        engine: EngineName = "eager",
+        backend: Backend = "eager",
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        self._images = Simulated(population, seed, engine=engine)
+        self._images = Simulated(population, seed, backend=backend)
         self._batch_size = batch_size
         self._rank, self._world = _place(rank, world_size)
 

@@ -10,8 +10,8 @@ from jaxtyping import Float
 
 from darklens.physics.cosmology import nfw_angles
 from darklens.physics.profiles import PROFILES, tnfw
-from darklens.simulate.draws import Draws
-from darklens.simulate.populations import LineMass, Masses, PointMasses, Subhaloes
+from darklens.populations.substructure_models import LineMass, Masses, PointMasses, Subhaloes
+from darklens.simulate.sampling import Draws
 
 THERE = "_is_there"
 _ON_THE_RING = 256  # directions; a smooth mass well off the ring needs a dozen

@@ -15,7 +15,7 @@ from darklens.errors import ConfigError
 from darklens.models.resnet_18 import SMALLEST
 from darklens.models.zoo import ModelConfig, fits_lenses, has_k_network, takes_any_size, task_of
 from darklens.registry import Registry, unknown
-from darklens.simulate.engine import EngineName
+from darklens.simulate.backend import Backend
 
 
 class Optimiser(Frozen):
@@ -87,7 +87,7 @@ class DataConfig(Frozen):
     images_per_epoch: int = Field(default=9000, ge=2, description="stream")
     validation_images: int = Field(default=900, ge=3, description="stream")
     workers: int = Field(default=1, ge=0, description="stream: processes that simulate beside the training")
-    engine: EngineName = Field(
+    backend: Backend = Field(
         default="eager", description="by which a stream simulates, or by which a store is fitted for lens_residual"
     )
     preprocess: Preprocess = Preprocess()

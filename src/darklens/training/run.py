@@ -176,7 +176,7 @@ def fits_for(recipe: Recipe, store: Store | None, *, advance: Callable[[int], No
     return fits_of(
         store,
         recipe.model.population,
-        engine=recipe.data.engine,
+        engine=recipe.data.backend,
         centred=recipe.model.centred,
         workers=usable_cores(),
         limit=limit,

@@ -8,13 +8,12 @@ import torch
 from jaxtyping import Int
 from torch.utils.data import DataLoader, Dataset
 
-from darklens import config, rng
+from darklens import config, populations, rng
 from darklens.data.datamodule import BatchOrder, loader, split
 from darklens.data.part import WHOLE, Part
 from darklens.data.store import Store
 from darklens.errors import ConfigError
 from darklens.fit.table import Fits, Seen
-from darklens.simulate import populations
 from darklens.simulate.stream import FreshBatches, Simulated
 from darklens.training.recipe import DataConfig, Stage
 
@@ -140,7 +139,7 @@ class StreamSource:
 
     def _simulated(self, stage: Stage, *address: str | int) -> Simulated:
         population = populations.get(str(self._data.population), [*self._data.overrides, *stage.overrides])
-        return Simulated(population, rng.integer_seed(self._seed, *address), engine=self._data.engine)
+        return Simulated(population, rng.integer_seed(self._seed, *address), backend=self._data.backend)
 
     def _check(self, stage: Stage, number: int) -> None:
         """Refuse a stage whose overrides change what the network takes or gives."""

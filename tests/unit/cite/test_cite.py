@@ -7,6 +7,7 @@ import pytest
 import yaml
 from commandline import darklens
 
+from darklens import populations
 from darklens.bundle import Bundle
 from darklens.calibration import Curve
 from darklens.cite import bibtex
@@ -14,7 +15,6 @@ from darklens.cite.bibtex import cite, entries
 from darklens.cite.used import _NETWORKS, _PROFILES, of_population
 from darklens.locate import SHIPPED, shipped
 from darklens.physics.profiles import PROFILES
-from darklens.simulate import populations
 from darklens.training import recipe as recipes
 
 NEEDED = {

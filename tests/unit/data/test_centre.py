@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from darklens import populations
 from darklens.data.centre import find_lens
 from darklens.data.prepare import prepare
 from darklens.data.readers import Image
-from darklens.simulate import populations
 from darklens.simulate.batch import simulate_batch
 
 N, SKY = 150, 10

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from darklens import populations
 from darklens.data.prepare import fill_isolated, interpolation, prepare, resample
 from darklens.data.readers import Image
 from darklens.errors import InputError
-from darklens.simulate import populations
 from darklens.simulate.batch import simulate_batch
 
 FINE = ["field.n_pixels=150", "field.pixel_scale=0.04"]

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
+from darklens import populations
 from darklens.data.store import Store, StoreIndex, write_index, write_shard
 from darklens.doctor.duplicates import duplicates, fingerprints, joined
 from darklens.doctor.examine import examine
 from darklens.errors import InputError
-from darklens.simulate import populations
 from darklens.simulate.batch import simulate_batch
 
 SMALL = populations.get("common-test-i", ("field.n_pixels=48",))

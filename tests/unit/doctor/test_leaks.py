@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
+from darklens import populations
 from darklens.doctor.leaks import ALPHA, auc_with_interval, leaks, normal_scores
 from darklens.doctor.statistics import STATISTICS, measure
 from darklens.errors import InputError
 from darklens.evaluation.metrics import binary_auc
-from darklens.simulate import populations
 from darklens.simulate.batch import simulate_batch
 
 NAMES = ["a", "b", "c"]

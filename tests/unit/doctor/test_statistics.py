@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from darklens import populations
 from darklens.doctor.statistics import STATISTICS, measure
-from darklens.simulate import populations
 from darklens.simulate.batch import simulate_batch
 
 SCALE = 0.05

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from darklens import populations
 from darklens.bundle import Bundle
 from darklens.contract import Contract
 from darklens.data.preprocess import Preprocess
@@ -13,7 +14,6 @@ from darklens.evaluation.explain import agreement, explain, with_random_weights
 from darklens.models.autoencoder import AutoencoderConfig
 from darklens.models.informed import SISAutoencoder2Config
 from darklens.models.resnet_simple import ResNetSimpleConfig
-from darklens.simulate import populations
 from darklens.simulate.batch import simulate_batch
 
 N = 64

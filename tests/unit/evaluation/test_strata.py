@@ -4,13 +4,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from darklens import populations
 from darklens.data.store import Store
 from darklens.evaluation import bounds, parameters
 from darklens.evaluation.parameters import Parameter, parameters_of, signal_to_noise
 from darklens.evaluation.strata import bins_of, detection_limit, stratify
-from darklens.simulate import populations
-from darklens.simulate.draw import draw
 from darklens.simulate.generate import generate
+from darklens.simulate.truth import draw
 
 CLASSES = ["no", "sphere", "vort"]
 

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
+from darklens import populations
 from darklens.fit.detector import Detector
 from darklens.fit.fitter import fitter, pooled
 from darklens.fit.noise import Noise, steps_of
 from darklens.fit.smooth import SmoothLens
-from darklens.simulate import populations
 from darklens.simulate.batch import simulate_batch
 
 

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from darklens import populations
 from darklens.errors import ConfigError
 from darklens.fit.evidence import evidence_maps
 from darklens.fit.macro import fit_macro
-from darklens.simulate import populations, render
+from darklens.simulate import render
 from darklens.simulate.batch import simulate_batch
-from darklens.simulate.draw import draw
+from darklens.simulate.truth import draw
 
 POPULATION = populations.get("common-test-i")
 SMOOTH = [0, 3, 6, 9]

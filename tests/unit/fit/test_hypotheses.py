@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from darklens import populations
 from darklens.fit.hypotheses import N_POINTS, weigh_hypotheses
 from darklens.fit.macro import check_exposure
-from darklens.simulate import populations
 from darklens.simulate.batch import simulate_batch
 
 N = 36

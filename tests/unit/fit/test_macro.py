@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from darklens import populations
 from darklens.errors import ConfigError
 from darklens.fit.evidence import evidence_maps
 from darklens.fit.fitter import Fitter, fitter
 from darklens.fit.macro import fit_macro
 from darklens.fit.model import Model
 from darklens.fit.smooth import CENTRE, SmoothLens
-from darklens.simulate import populations, render
+from darklens.simulate import render
 from darklens.simulate.batch import simulate_batch
 
 N = 24
@@ -141,7 +142,7 @@ def test_a_blank_image_is_not_said_to_be_fitted_well(common):
 
 
 def test_galaxies_from_files_are_not_a_family(tmp_path):
-    from darklens.simulate.lights import ImageLight
+    from darklens.populations.light_models import ImageLight
 
     population = populations.get("common-test-i")
     light = ImageLight.model_construct(kind="images")

@@ -4,14 +4,14 @@ import pytest
 import torch
 from kernels import must_build
 
+from darklens import populations
 from darklens.fit.detector import Detector
 from darklens.fit.model import Model
 from darklens.fit.noise import Noise, normal_equations
 from darklens.fit.smooth import SmoothLens
 from darklens.kernels import fits
 from darklens.kernels.library import library
-from darklens.simulate import populations
-from darklens.simulate.draw import draw
+from darklens.simulate.truth import draw
 
 pytestmark = pytest.mark.skipif(not must_build(), reason="no g++, or a processor without AVX2")
 

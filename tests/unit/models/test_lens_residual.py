@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from darklens import populations
 from darklens.bundle import Bundle
 from darklens.config import load
 from darklens.data.store import Store
@@ -11,7 +12,6 @@ from darklens.errors import ConfigError
 from darklens.fit.table import CHANNELS, NUMBERS, Seen, fits_of, see
 from darklens.models.lens_residual import LensResidual, LensResidualConfig, findings, fitted, telling
 from darklens.models.zoo import build
-from darklens.simulate import populations
 from darklens.simulate.batch import simulate_batch
 from darklens.simulate.generate import generate
 from darklens.training.recipe import Recipe

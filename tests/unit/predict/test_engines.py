@@ -16,7 +16,7 @@ from darklens.models.lens_residual import LensResidualConfig
 from darklens.models.resnet_simple import ResNetSimpleConfig
 from darklens.predict import engines, predict_table
 from darklens.predict.engines import TOLERANCE, choose, engine_of, write_model
-from darklens.simulate.engine import compiler
+from darklens.simulate.backend import compiler
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_auto_prepares_only_what_is_made_up_for(monkeypatch):
     assert choose("eager", bundle, many) == "eager"
     monkeypatch.setattr("darklens.export.find_spec", lambda _: None)
     assert choose("auto", bundle, many) == "eager"
-    monkeypatch.setattr("darklens.simulate.engine.compiler", lambda: None)
+    monkeypatch.setattr("darklens.simulate.backend.compiler", lambda: None)
     with pytest.raises(ConfigError, match=r"C\+\+ compiler"):
         choose("compiled", bundle, 1)
 

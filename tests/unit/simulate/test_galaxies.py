@@ -5,11 +5,12 @@ import pytest
 import torch
 from astropy.io import fits
 
+from darklens import populations
 from darklens.errors import ConfigError
-from darklens.simulate import galaxies, populations
+from darklens.populations import galaxies
 from darklens.simulate.batch import simulate_batch
-from darklens.simulate.draw import draw
 from darklens.simulate.render import render
+from darklens.simulate.truth import draw
 
 
 def blob(side=41, sigma=4.0, at=(0.0, 0.0), noise=0.0, sky=0.0):

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from darklens import populations
 from darklens.data.store import Store
 from darklens.errors import InputError
 from darklens.files import locked
 from darklens.simulate import generate as module
-from darklens.simulate import populations
 from darklens.simulate.batch import simulate_batch
-from darklens.simulate.draw import draw
 from darklens.simulate.generate import generate
 from darklens.simulate.render import render
+from darklens.simulate.truth import draw
 
 POPULATION = populations.get("common-test-i", ["field.n_pixels=24"])
 

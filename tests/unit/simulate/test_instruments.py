@@ -10,11 +10,11 @@ from lenstronomy.SimulationAPI.ObservationConfig.Euclid import Euclid
 from lenstronomy.SimulationAPI.ObservationConfig.HST import HST
 from lenstronomy.SimulationAPI.ObservationConfig.LSST import LSST
 
-from darklens.simulate import populations
-from darklens.simulate.detector import observe
-from darklens.simulate.draw import draw
-from darklens.simulate.instruments import INSTRUMENTS
+from darklens import populations
+from darklens.populations.instruments import INSTRUMENTS
+from darklens.simulate.detection import observe
 from darklens.simulate.render import render
+from darklens.simulate.truth import draw
 
 REFERENCE = {
     "hst-wfc3-f160w": HST("WFC3_F160W", psf_type="GAUSSIAN"),

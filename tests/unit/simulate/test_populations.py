@@ -7,14 +7,14 @@ import pytest
 import torch
 from scipy.stats import kstest, truncnorm
 
-from darklens import rng
+from darklens import populations, rng
 from darklens.config import load
 from darklens.errors import ConfigError
-from darklens.simulate import populations, priors
+from darklens.populations import priors
+from darklens.populations.population import Population
 from darklens.simulate.batch import simulate_batch
-from darklens.simulate.detector import observe
-from darklens.simulate.draw import columns, draw
-from darklens.simulate.populations import Population
+from darklens.simulate.detection import observe
+from darklens.simulate.truth import columns, draw
 
 
 @pytest.mark.parametrize("name", populations.names())

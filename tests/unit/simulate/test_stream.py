@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
+from darklens import populations
 from darklens.data.part import Part
-from darklens.simulate import populations
 from darklens.simulate.batch import simulate_batch
 from darklens.simulate.stream import FreshBatches, Simulated, Stream
 

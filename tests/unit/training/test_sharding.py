@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from darklens import populations
 from darklens.data.datamodule import BatchOrder
 from darklens.data.part import Part
 from darklens.data.preprocess import Affine, Dihedral, Draws, Preprocess
 from darklens.errors import ConfigError
-from darklens.simulate import populations
 from darklens.simulate.generate import generate
 from darklens.training.processes import ALONE, Place, place_of
 from darklens.training.recipe import get

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from darklens.config import Frozen
-from darklens.simulate.priors import Constant, Prior
+from darklens.populations.priors import Constant, Prior
 
 
 class Disc(Frozen):

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from darklens.data.readers import read_whole
 from darklens.errors import ConfigError, InputError
 from darklens.files import sha256_of
-from darklens.simulate.lights import ImageLight
+from darklens.populations.light_models import ImageLight
 
 _BORDER = 0.08  # of the side: the frame that shows the cut-out's own sky
 _NOISE_CUT = 2.0  # fainter pixels, in standard deviations of the sky, are not the galaxy's
@@ -78,20 +77,3 @@ def galaxy(path: Path) -> Float[Tensor, "m m"]:
     if image.sum() <= 0:
         raise ConfigError(f"source.folder: {path} shows nothing above its sky.")
     return torch.from_numpy(image / image.sum())
-
-
-def brightness(
-    image: Float[Tensor, "m m"], x: Float[Tensor, "n n"], y: Float[Tensor, "n n"], *, pixel_scale: Tensor
-) -> Float[Tensor, "n n"]:
-    """Return the surface brightness (per square arcsec) at positions x, y (arcsec), zero outside the cut-out.
-
-    Args:
-        image: Brightness per pixel.
-        x: Positions, with the image's centre as origin.
-        y: Positions.
-        pixel_scale: Side of the image's pixels, arcsec.
-    """
-    half_side = image.shape[0] * pixel_scale / 2
-    where = torch.stack([x / half_side, y / half_side], dim=-1)
-    looked_up = F.grid_sample(image.to(x)[None, None], where[None], mode="bilinear", align_corners=False)
-    return looked_up[0, 0] / pixel_scale**2

@@ -1,4 +1,4 @@
-"""How the arithmetic of an image is run: operation by operation, or fused by torch.compile."""
+"""The backends that compute an image: operation by operation, or fused by torch.compile."""
 
 import os
 import shutil
@@ -12,36 +12,41 @@ from torch import Tensor
 
 from darklens.errors import ConfigError
 from darklens.physics import optics
-from darklens.simulate.lights import SersicLight
-from darklens.simulate.populations import Population
+from darklens.populations.light_models import SersicLight
+from darklens.populations.population import Population
 from darklens.simulate.render import Present, Terms, Values, axes, is_profile, psf_of, scene, surface_brightness
 
-EngineName = Literal["eager", "compiled"]
+Backend = Literal["eager", "compiled"]
+"""`eager` runs operation by operation; `compiled` fuses the operations on pixels with torch.compile."""
 
-_COMPILED_AT_ONCE = {"cpu": 8, "cuda": 64}
-_MOST_KERNELS = 4096
+_COMPILED_BATCH_SIZE = {"cpu": 8, "cuda": 64}
+_MAX_KERNELS = 4096
 
 
 @dataclass(frozen=True)
-class Engine:
+class Renderer:
     """The steps from parameters to photon counts, each the law itself or a fused form of it.
 
     Attributes:
-        at_once: How many images to render together.
-        fixed: Whether it must always be just as many.
+        scene: Parameters to the terms that do not depend on the pixel.
+        brightness: Terms and positions to surface brightness.
+        convolve: The convolution with the point-spread function along both axes.
+        expand: The expansion of the Poisson quantile.
+        batch_size: Images to render together.
+        fixed_size: Whether every batch must have exactly that many.
     """
 
     scene: Callable[[Values, Tensor, Tensor], Terms]
     brightness: Callable[[Terms, Tensor, Tensor], Tensor]
     convolve: Callable[[Tensor, Tensor], Tensor]
     expand: optics.Expansion
-    at_once: int
-    fixed: bool = False
+    batch_size: int
+    fixed_size: bool = False
 
     def render(self, population: Population, value: Values) -> Tensor:
         """Return noise-free images (b, n, n), without sky, of lenses with the same kinds of substructure."""
-        some = value["theta_E"]
-        x, y = axes(population.field, some.dtype, some.device)
+        theta_E = value["theta_E"]
+        x, y = axes(population.field, theta_E.dtype, theta_E.device)
         brightness = self.brightness(self.scene(value, x, y), x, y)
         return self.convolve(optics.integrate_pixels(brightness, population.field.supersample), psf_of(population))
 
@@ -52,37 +57,37 @@ def compiler() -> str | None:
     return next((path for path in map(shutil.which, names) if path), None)
 
 
-def check(name: EngineName) -> None:
+def check(backend: Backend) -> None:
     """Raise ConfigError if "compiled" is asked for where there is no C++ compiler."""
-    if name == "compiled" and compiler() is None:
-        raise ConfigError("The compiled engine needs a C++ compiler such as g++: install one, or use engine eager.")
+    if backend == "compiled" and compiler() is None:
+        raise ConfigError("The compiled backend needs a C++ compiler such as g++: install one, or use backend eager.")
 
 
-def engine(name: EngineName, population: Population, present: Present, device: torch.device) -> Engine:
-    """Return the engine for lenses with these kinds of substructure.
+def renderer(backend: Backend, population: Population, present: Present, device: torch.device) -> Renderer:
+    """Return the renderer for lenses with these kinds of substructure.
 
     "compiled" fuses the passes over the pixels: faster, but the first images of each kind of substructure wait some
     ten seconds (once a machine: the result is cached on disk). Its images differ from those of "eager" in the last
     bits of the noise-free brightness, and so in a few photon counts.
     """
-    # Found by identity: hashing a population's contents each time would take longer than a small image.
-    key = name, id(population), present, device.type
-    if key not in _ENGINES:
-        _ENGINES[key] = population, _make(name, population, present, device)
-    return _ENGINES[key][1]
+    # Cached by identity: hashing a population's contents each time would take longer than a small image.
+    key = backend, id(population), present, device.type
+    if key not in _RENDERERS:
+        _RENDERERS[key] = population, _make(backend, population, present, device)
+    return _RENDERERS[key][1]
 
 
-_ENGINES: dict[tuple[EngineName, int, Present, str], tuple[Population, Engine]] = {}
+_RENDERERS: dict[tuple[Backend, int, Present, str], tuple[Population, Renderer]] = {}
 
 
-def _make(name: EngineName, population: Population, present: Present, device: torch.device) -> Engine:
-    own_scene, own_brightness = partial(scene, population, present), partial(surface_brightness, population, present)
+def _make(backend: Backend, population: Population, present: Present, device: torch.device) -> Renderer:
+    scene_law, brightness_law = partial(scene, population, present), partial(surface_brightness, population, present)
     # On the CPU one at a time: vectorised functions round the end of a long array differently from its middle, so an
     # image's last bit would depend on its neighbours (docs/decisions/0004).
-    eager_at_once = 1 if device.type == "cpu" else 256
-    if name == "eager":
-        return Engine(
-            own_scene, own_brightness, optics.convolve_separable, optics.settled_counts, at_once=eager_at_once
+    eager_batch_size = 1 if device.type == "cpu" else 256
+    if backend == "eager":
+        return Renderer(
+            scene_law, brightness_law, optics.convolve_separable, optics.settled_counts, batch_size=eager_batch_size
         )
     convolve = partial(optics.convolve_by_shifts, add=_fused(optics.shifted_sum))
     expand = _fused(optics.settled_counts)
@@ -93,15 +98,15 @@ def _make(name: EngineName, population: Population, present: Present, device: to
         or any(is_profile(prefix) for prefix in present)
         or not isinstance(population.source, SersicLight)
     ):
-        return Engine(own_scene, own_brightness, convolve, expand, at_once=eager_at_once)
-    # Two kernels, not one: fused into the second, the first would be computed anew for every pixel.
-    return Engine(
-        fuse(own_scene),
-        fuse(own_brightness),
+        return Renderer(scene_law, brightness_law, convolve, expand, batch_size=eager_batch_size)
+    # Two kernels, not one: fused into the second, the first would be computed again for every pixel.
+    return Renderer(
+        fuse(scene_law),
+        fuse(brightness_law),
         convolve,
         expand,
-        at_once=_COMPILED_AT_ONCE[device.type],
-        fixed=True,
+        batch_size=_COMPILED_BATCH_SIZE[device.type],
+        fixed_size=True,
     )
 
 
@@ -114,8 +119,8 @@ def fuse(law: Callable[..., Any], *, dynamic: bool = False, frozen: bool = False
     """Return a law as fused code: `dynamic` for arrays of any size, `frozen` with a network's weights as constants."""
     # Without a full graph, or beyond its limit of kernels, torch would quietly go on uncompiled, with other last bits.
     # Not set when this module is imported: that would import the compiler, which takes a second.
-    torch._dynamo.config.recompile_limit = _MOST_KERNELS
-    torch._dynamo.config.accumulated_recompile_limit = _MOST_KERNELS
+    torch._dynamo.config.recompile_limit = _MAX_KERNELS
+    torch._dynamo.config.accumulated_recompile_limit = _MAX_KERNELS
     options: dict[str, bool | int | str | Callable[..., Any]] | None = {"freezing": True} if frozen else None
     fused: Callable[..., Any] = torch.compile(law, dynamic=dynamic, fullgraph=True, options=options)
     return fused

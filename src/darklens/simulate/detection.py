@@ -8,8 +8,8 @@ from torch import Tensor
 
 from darklens import rng
 from darklens.physics import optics
-from darklens.simulate.draw import Truth
-from darklens.simulate.populations import ExposureNoise, InstrumentNoise, PoissonNoise, Population
+from darklens.populations.population import ExposureNoise, InstrumentNoise, PoissonNoise, Population
+from darklens.simulate.truth import Truth
 
 
 def observe(

@@ -1,30 +1,26 @@
 """Populations of lenses: what is drawn for each image, by class. A population is a YAML file, validated here."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import numpy as np
 import yaml
 from pydantic import Field, field_validator, model_validator
 
 from darklens.config import Frozen, load
 from darklens.errors import ConfigError
 from darklens.physics.cosmology import point_mass_theta_E
-from darklens.physics.profiles import PROFILES
+from darklens.populations import galaxies
+from darklens.populations.instruments import INSTRUMENTS, Instrument
+from darklens.populations.light_models import ImageLight, SersicLight, Source
+from darklens.populations.priors import Prior
+from darklens.populations.substructure_models import Substructure
 from darklens.registry import Registry, unknown
-from darklens.simulate.instruments import INSTRUMENTS
-from darklens.simulate.instruments.record import Instrument
-from darklens.simulate.lights import ImageLight, Place, SersicLight, Source
-from darklens.simulate.priors import Prior
 from darklens.units import FWHM_PER_SIGMA
-
-Scalars = TypeVar("Scalars", float, np.ndarray)
 
 
 class Field2D(Frozen):
@@ -107,114 +103,6 @@ class Lens(Frozen):
         if low < 0 or high >= 1:
             raise ValueError("the shear strength must lie in [0, 1)")
         return value
-
-
-class NoSubstructure(Frozen):
-    """A smooth halo."""
-
-    kind: Literal["none"] = "none"
-
-
-class PointMasses(Frozen):
-    """`count` point masses. A mass m has theta_E^2 = (m / lens_mass) of the smooth lens' theta_E^2."""
-
-    kind: Literal["point_masses"] = "point_masses"
-    count: int = Field(ge=1, le=1000)
-    mass: Prior = Field(description="solar masses")
-    lens_mass: float = Field(default=1e12, gt=0, description="solar masses")
-    radius: Prior = Field(description="arcsec; any direction")
-
-    @field_validator("mass")
-    @classmethod
-    def _positive(cls, value: "Prior") -> "Prior":
-        if value.bounds()[0] <= 0:
-            raise ValueError("must be positive")
-        return value
-
-    def theta_E_squared(self, mass: Scalars, theta_E: Scalars) -> Scalars:
-        """Return the squared Einstein radius (arcsec^2) of a mass (solar masses) in a lens of `theta_E` (arcsec)."""
-        squared: Scalars = theta_E**2 * mass / self.lens_mass
-        return squared
-
-
-class LineMass(Frozen):
-    """One uniform line mass (an axion vortex); its mass is a fraction of the smooth lens' theta_E^2."""
-
-    kind: Literal["line_mass"] = "line_mass"
-    mass_fraction: Prior
-    length: Prior = Field(description="arcsec, full length")
-    angle: Prior = Field(description="degrees")
-    position: Place
-    as_points: int = Field(
-        default=0, ge=0, le=1000, description="0: exact line; N: N equal point masses, ends included"
-    )
-
-    @field_validator("mass_fraction", "length")
-    @classmethod
-    def _positive(cls, value: "Prior") -> "Prior":
-        if value.bounds()[0] <= 0:
-            raise ValueError("must be positive")
-        return value
-
-
-class Subhaloes(Frozen):
-    """Truncated NFW subhaloes (Baltz et al. 2009): a Poisson number of them, each with its own concentration."""
-
-    kind: Literal["tnfw_subhaloes"] = "tnfw_subhaloes"
-    mean_count: float = Field(gt=0, le=500, description="mean of a Poisson number; an image has at least one")
-    mass: Prior = Field(description="m200 in solar masses, before stripping")
-    concentration: Prior = Field(description="r200 / R_s")
-    truncation: Prior = Field(description="r_t / R_s")
-    radius: Prior = Field(description="arcsec; any direction")
-    z_lens: float = Field(gt=0)
-    z_source: float = Field(gt=0)
-
-    @field_validator("mass", "concentration", "truncation")
-    @classmethod
-    def _positive(cls, value: "Prior") -> "Prior":
-        if value.bounds()[0] <= 0:
-            raise ValueError("must be positive")
-        return value
-
-    @model_validator(mode="after")
-    def _behind(self) -> "Subhaloes":
-        if self.z_source <= self.z_lens:
-            raise ValueError(f"z_source ({self.z_source}) must exceed z_lens ({self.z_lens})")
-        return self
-
-    @property
-    def max_count(self) -> int:
-        """The largest number an image may have; more are five standard deviations away, and are left out."""
-        return math.ceil(self.mean_count + 5 * math.sqrt(self.mean_count))
-
-
-class Masses(Frozen):
-    """`count` masses of one profile of `darklens.physics.profiles`, a plug-in's too, beside the smooth lens."""
-
-    kind: Literal["profile"] = "profile"
-    profile: str = Field(description="its name")
-    count: int = Field(default=1, ge=1, le=100)
-    parameters: dict[str, Prior] = Field(description="each parameter of the profile's card, in the card's unit")
-    position: Place
-
-    @model_validator(mode="after")
-    def _as_on_the_card(self) -> "Masses":
-        try:
-            card = {p.symbol: p for p in PROFILES[self.profile].parameters}
-        except ConfigError as error:
-            raise ValueError(str(error)) from None
-        if set(card) != set(self.parameters):
-            raise ValueError(f"parameters of {self.profile} are {', '.join(card)}; got {', '.join(self.parameters)}")
-        for name, prior in self.parameters.items():
-            low, high = prior.bounds()
-            if low < card[name].low or high > card[name].high:
-                raise ValueError(
-                    f"parameters.{name} must lie between {card[name].low} and {card[name].high} {card[name].unit}"
-                )
-        return self
-
-
-Substructure = Annotated[NoSubstructure | PointMasses | LineMass | Subhaloes | Masses, Field(discriminator="kind")]
 
 
 class PoissonNoise(Frozen):
@@ -319,7 +207,7 @@ class Population(Frozen):
 
 POPULATIONS: Registry[Traversable] = Registry("population", extensible=True)
 """YAML files by name; a file can also be given by its path, without being in here."""
-for _item in (resources.files("darklens") / "populations").iterdir():
+for _item in resources.files("darklens.populations").iterdir():
     if _item.name.endswith(".yaml"):
         POPULATIONS.add(_item.name.removesuffix(".yaml"), _item)
 
@@ -348,6 +236,4 @@ def _with_galaxies(population: Population) -> Population:
     """Read the cut-outs of a population that has them, and note which they are."""
     if not isinstance(population.source, ImageLight):
         return population
-    from darklens.simulate import galaxies  # knows the specifications above
-
     return population.model_copy(update={"source": galaxies.fixed(population.source)})

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from darklens.physics import light
-from darklens.simulate import galaxies
-from darklens.simulate.draws import Draws
-from darklens.simulate.lights import ImageLight, SersicLight
-from darklens.simulate.populations import InstrumentNoise, MassTheta, Noise, Population
+from darklens.populations import galaxies
+from darklens.populations.light_models import ImageLight, SersicLight
+from darklens.populations.population import InstrumentNoise, MassTheta, Noise, Population
+from darklens.simulate.sampling import Draws
 from darklens.simulate.substructure import KINDS, Columns
 
 _LENS = {

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float
 
 from darklens import rng
-from darklens.simulate.lights import Disc, Place
-from darklens.simulate.priors import Prior
+from darklens.populations.light_models import Disc, Place
+from darklens.populations.priors import Prior
 
 
 class Draws:

@@ -1,0 +1,123 @@
+"""The substructure that a class adds to the smooth lens, as populations describe it."""
+
+import math
+from typing import Annotated, Literal, TypeVar
+
+import numpy as np
+from pydantic import Field, field_validator, model_validator
+
+from darklens.config import Frozen
+from darklens.errors import ConfigError
+from darklens.physics.profiles import PROFILES
+from darklens.populations.light_models import Place
+from darklens.populations.priors import Prior
+
+Scalars = TypeVar("Scalars", float, np.ndarray)
+
+
+class NoSubstructure(Frozen):
+    """A smooth halo."""
+
+    kind: Literal["none"] = "none"
+
+
+class PointMasses(Frozen):
+    """`count` point masses. A mass m has theta_E^2 = (m / lens_mass) of the smooth lens' theta_E^2."""
+
+    kind: Literal["point_masses"] = "point_masses"
+    count: int = Field(ge=1, le=1000)
+    mass: Prior = Field(description="solar masses")
+    lens_mass: float = Field(default=1e12, gt=0, description="solar masses")
+    radius: Prior = Field(description="arcsec; any direction")
+
+    @field_validator("mass")
+    @classmethod
+    def _positive(cls, value: "Prior") -> "Prior":
+        if value.bounds()[0] <= 0:
+            raise ValueError("must be positive")
+        return value
+
+    def theta_E_squared(self, mass: Scalars, theta_E: Scalars) -> Scalars:
+        """Return the squared Einstein radius (arcsec^2) of a mass (solar masses) in a lens of `theta_E` (arcsec)."""
+        squared: Scalars = theta_E**2 * mass / self.lens_mass
+        return squared
+
+
+class LineMass(Frozen):
+    """One uniform line mass (an axion vortex); its mass is a fraction of the smooth lens' theta_E^2."""
+
+    kind: Literal["line_mass"] = "line_mass"
+    mass_fraction: Prior
+    length: Prior = Field(description="arcsec, full length")
+    angle: Prior = Field(description="degrees")
+    position: Place
+    as_points: int = Field(
+        default=0, ge=0, le=1000, description="0: exact line; N: N equal point masses, ends included"
+    )
+
+    @field_validator("mass_fraction", "length")
+    @classmethod
+    def _positive(cls, value: "Prior") -> "Prior":
+        if value.bounds()[0] <= 0:
+            raise ValueError("must be positive")
+        return value
+
+
+class Subhaloes(Frozen):
+    """Truncated NFW subhaloes (Baltz et al. 2009): a Poisson number of them, each with its own concentration."""
+
+    kind: Literal["tnfw_subhaloes"] = "tnfw_subhaloes"
+    mean_count: float = Field(gt=0, le=500, description="mean of a Poisson number; an image has at least one")
+    mass: Prior = Field(description="m200 in solar masses, before stripping")
+    concentration: Prior = Field(description="r200 / R_s")
+    truncation: Prior = Field(description="r_t / R_s")
+    radius: Prior = Field(description="arcsec; any direction")
+    z_lens: float = Field(gt=0)
+    z_source: float = Field(gt=0)
+
+    @field_validator("mass", "concentration", "truncation")
+    @classmethod
+    def _positive(cls, value: "Prior") -> "Prior":
+        if value.bounds()[0] <= 0:
+            raise ValueError("must be positive")
+        return value
+
+    @model_validator(mode="after")
+    def _behind(self) -> "Subhaloes":
+        if self.z_source <= self.z_lens:
+            raise ValueError(f"z_source ({self.z_source}) must exceed z_lens ({self.z_lens})")
+        return self
+
+    @property
+    def max_count(self) -> int:
+        """The largest number an image may have; more are five standard deviations away, and are left out."""
+        return math.ceil(self.mean_count + 5 * math.sqrt(self.mean_count))
+
+
+class Masses(Frozen):
+    """`count` masses of one profile of `darklens.physics.profiles`, a plug-in's too, beside the smooth lens."""
+
+    kind: Literal["profile"] = "profile"
+    profile: str = Field(description="its name")
+    count: int = Field(default=1, ge=1, le=100)
+    parameters: dict[str, Prior] = Field(description="each parameter of the profile's card, in the card's unit")
+    position: Place
+
+    @model_validator(mode="after")
+    def _as_on_the_card(self) -> "Masses":
+        try:
+            card = {p.symbol: p for p in PROFILES[self.profile].parameters}
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        if set(card) != set(self.parameters):
+            raise ValueError(f"parameters of {self.profile} are {', '.join(card)}; got {', '.join(self.parameters)}")
+        for name, prior in self.parameters.items():
+            low, high = prior.bounds()
+            if low < card[name].low or high > card[name].high:
+                raise ValueError(
+                    f"parameters.{name} must lie between {card[name].low} and {card[name].high} {card[name].unit}"
+                )
+        return self
+
+
+Substructure = Annotated[NoSubstructure | PointMasses | LineMass | Subhaloes | Masses, Field(discriminator="kind")]
