@@ -55,7 +55,7 @@ def command_line() -> str:
 
 def yaml_pages() -> dict[str, str]:
     """Return the reference pages of recipes and populations: description and YAML of each."""
-    from darklens.simulate import populations
+    from darklens import populations
     from darklens.training import recipe
 
     pages = {}
