@@ -12,9 +12,3 @@ def must_build():
         return False
     flags = set(Path("/proc/cpuinfo").read_text().split())
     return {"avx2", "fma"} <= flags and ("CI" in os.environ or shutil.which("g++") is not None)
-
-
-def must_have_tiles():
-    """Return whether the processor has a matrix unit that the kernels must use."""
-    flags = set(Path("/proc/cpuinfo").read_text().split()) if must_build() else set()
-    return {"amx_tile", "amx_bf16", "avx512_bf16"} <= flags

@@ -196,4 +196,4 @@ class Photons:
 def serve(*tensors: Tensor) -> bool:
     """Return whether kernels are loaded and take such tensors: float32, on the CPU, of which nothing learns."""
     learns = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    return is_loaded() and not learns and all(t.dtype == torch.float32 and applies(t, torch.float32) for t in tensors)
+    return is_loaded() and not learns and all(applies(t) for t in tensors)

@@ -31,9 +31,9 @@ _DIGEST = hashlib.sha256().digest_size
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """Return the kernels; None where they cannot be had, or DARKLENS_KERNELS=0 is set: PyTorch's layers serve as well.
+    """Return the kernels; None where they cannot be built or DARKLENS_KERNELS=0 is set. PyTorch computes the same then.
 
-    Needed are Linux, g++, and a processor with AVX2. Threads are those of PyTorch's own OpenMP library.
+    They need Linux, g++ and a processor with AVX2, and use the threads of PyTorch's own OpenMP library.
     """
     compiler = _compiler()
     if compiler is None:
@@ -42,8 +42,8 @@ def library() -> ctypes.CDLL | None:
         return _loaded(compiler, cache_folder())
     except (OSError, InputError, subprocess.SubprocessError) as error:
         warnings.warn(
-            "Training and fits are slower than they could be: PyTorch's layers serve, as kernels could not be built by "
-            f"{compiler} ({error}). Mend or change the compiler (CXX), or set DARKLENS_KERNELS=0.",
+            f"Fits are slower than they could be: {compiler} could not build the kernels ({error}), so PyTorch "
+            "computes instead. Fix or change the compiler (CXX), or set DARKLENS_KERNELS=0.",
             stacklevel=2,
         )
         return None

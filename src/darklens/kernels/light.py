@@ -1,5 +1,6 @@
 """Light that is put down between pixels, in one pass in place of some forty."""
 
+import ctypes
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from darklens.kernels.calls import Shape, applies, apply, call
+from darklens.kernels.calls import applies, call
 
 Image = Float[Tensor, "b c n n"]
 Position = Float[Tensor, "b n n"]
@@ -24,9 +25,18 @@ def summed(image: Image, column: Position, row: Position) -> Image | None:
     Returns:
         The summed light; None where kernels do not apply.
     """
-    if {image.dtype, column.dtype, row.dtype} != {torch.float32} or not applies(image, torch.float32):
+    if not all(applies(tensor) for tensor in (image, column, row)):
         return None
-    return apply(_Summed, image, column, row)
+    total: Tensor = _Summed.apply(image, column, row)  # type: ignore[no-untyped-call]  # torch gives it no types
+    return total
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("images", "channels", "pixels", "threads")]
+
+    @classmethod
+    def of(cls, image: Image) -> "_Shape":
+        return cls(*image.shape[:3], torch.get_num_threads())
 
 
 class _Summed(torch.autograd.Function):
@@ -34,7 +44,7 @@ class _Summed(torch.autograd.Function):
     def forward(context: Any, image: Tensor, column: Tensor, row: Tensor) -> Tensor:
         image, column, row = image.contiguous(), column.contiguous(), row.contiguous()
         total = torch.empty_like(image)
-        call("splat_forward", Shape.of(image), image, column, row, total)
+        call("splat_forward", _Shape.of(image), image, column, row, total)
         context.save_for_backward(image, column, row)
         return total
 
@@ -45,5 +55,5 @@ class _Summed(torch.autograd.Function):
         d_image = torch.empty_like(image) if context.needs_input_grad[0] else None
         d_column, d_row = torch.empty_like(column), torch.empty_like(row)
         gradient = gradient.contiguous()
-        call("splat_backward", Shape.of(image), image, column, row, gradient, d_image, d_column, d_row)
+        call("splat_backward", _Shape.of(image), image, column, row, gradient, d_image, d_column, d_row)
         return d_image, d_column, d_row

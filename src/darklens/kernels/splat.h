@@ -6,14 +6,17 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <vector>
 
-#include "windows.h"
+struct Shape {
+    int64_t images, channels, pixels, threads;  // pixels along a side
+};
 
 class Splat {
 public:
     Splat(const Shape& shape, const float* column, const float* row)
-        : images(shape.images), channels(shape.channels), n(shape.width), threads(shape.threads), column(column),
+        : images(shape.images), channels(shape.channels), n(shape.pixels), threads(shape.threads), column(column),
           row(row) {}
 
     // light (images, channels, n, n), positions (images, n, n) in pixels.

@@ -8,7 +8,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from darklens.config import Frozen
-from darklens.kernels.linear import WideLinear
 from darklens.models.resnet_simple import Trunk
 
 
@@ -27,7 +26,7 @@ class Autoencoder(nn.Module):
         self.n_pixels = n_pixels
         # Strides of 3 and 3 with kernels of 5 and 3 turn m pixels into 9 m + 6: 16 into 150.
         self._seed_size = max(1, -(-(n_pixels - 6) // 9))
-        self.encoder = nn.Sequential(Trunk(), nn.Flatten(), WideLinear(Trunk.features(n_pixels), config.latent))
+        self.encoder = nn.Sequential(Trunk(), nn.Flatten(), nn.Linear(Trunk.features(n_pixels), config.latent))
         self.expand = nn.Sequential(nn.ReLU(), nn.Linear(config.latent, 8 * self._seed_size**2), nn.ReLU(inplace=True))
         self.decoder = nn.Sequential(
             nn.ConvTranspose2d(8, 16, 5, stride=3, bias=False),

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from darklens.config import Frozen
 from darklens.errors import ConfigError
-from darklens.kernels.calls import Windows
-from darklens.models.resnet_simple import NormalisedConv, ResidualBlock, shortcut
+from darklens.models.resnet_simple import ResidualBlock, conv_block, normalised_conv, shortcut
 
 _WIDTHS = (64, 128, 256, 512)
 SMALLEST = 33  # pixels: below, the last stage has a single pixel whatever it sees
@@ -25,22 +24,21 @@ class ResNet18Config(Frozen):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions beside a shortcut, four times as wide at the end (He et al. 2016, fig. 5)."""
+    """1x1, 3x3 and 1x1 convolutions and a shortcut, four times as wide at the end (He et al. 2016, fig. 5)."""
 
     expansion = 4
 
     def __init__(self, inputs: int, width: int, *, stride: int = 1) -> None:
         super().__init__()
         outputs = self.expansion * width
-        self.first = NormalisedConv(inputs, width, kernel=1)
-        self.second = NormalisedConv(width, width, padding=1, stride=stride)
-        self.third = NormalisedConv(width, outputs, kernel=1)
+        self.first = conv_block(inputs, width, kernel=1)
+        self.second = conv_block(width, width, padding=1, stride=stride)
+        self.third = normalised_conv(width, outputs, kernel=1)
         self.shortcut = shortcut(inputs, outputs, stride)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d p q"]:
         """Return relu(shortcut(x) + block(x))."""
-        activated: Tensor = self.third(self.second(self.first(x)), self.shortcut(x))
-        return activated
+        return nn.functional.relu_(self.shortcut(x) + self.third(self.second(self.first(x))))
 
 
 class ResNet18(nn.Module):
@@ -56,9 +54,8 @@ class ResNet18(nn.Module):
             raise ConfigError(
                 f"Images of {n_pixels} pixels are too small for this network; at least {SMALLEST} are needed."
             )
-        self.stem = NormalisedConv(
-            in_channels, _WIDTHS[0], kernel=7, padding=3, stride=2, windows=Windows(3, stride=2, padding=1)
-        )
+        pool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.stem = conv_block(in_channels, _WIDTHS[0], kernel=7, padding=3, stride=2, pool=pool)
         blocks: list[nn.Module] = []
         inputs = _WIDTHS[0]
         for i, width in enumerate(_WIDTHS):

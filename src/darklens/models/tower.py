@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from darklens.kernels.calls import Windows
-from darklens.models.resnet_simple import NormalisedConv
+from darklens.models.resnet_simple import conv_block
 
 
 class Tower(nn.Module):
@@ -15,14 +14,14 @@ class Tower(nn.Module):
 
     def __init__(self, inputs: int, w: int) -> None:
         super().__init__()
-        layers = {
-            "0": NormalisedConv(inputs, w, kernel=5, padding=2, stride=2),
-            "1": NormalisedConv(w, w + w // 2, padding=1, windows=Windows()),
-            "3": NormalisedConv(w + w // 2, 2 * w, padding=1),
-            "4": NormalisedConv(2 * w, 2 * w, padding=1, windows=Windows()),
-            "6": NormalisedConv(2 * w, 3 * w, padding=1),
+        layers = {  # the names in the weights of bundles
+            "0": conv_block(inputs, w, kernel=5, padding=2, stride=2),
+            "1": conv_block(w, w + w // 2, padding=1, pool=nn.MaxPool2d(2)),
+            "3": conv_block(w + w // 2, 2 * w, padding=1),
+            "4": conv_block(2 * w, 2 * w, padding=1, pool=nn.MaxPool2d(2)),
+            "6": conv_block(2 * w, 3 * w, padding=1),
         }
-        self.layers = nn.Sequential(OrderedDict(layers))  # named as in bundles, where the maxima had numbers
+        self.layers = nn.Sequential(OrderedDict(layers))
 
     @classmethod
     def features(cls, w: int) -> int:

@@ -14,7 +14,6 @@ from darklens.data.preprocess import Dihedral, Draws
 from darklens.evaluation.metrics import macro_auc
 from darklens.fit.table import Seen
 from darklens.models.autoencoder import reconstruction_error
-from darklens.training.optimisers import Adam, AdamW
 from darklens.training.processes import ALONE, Processes
 from darklens.training.recipe import DataConfig, OneCycle, Plateau, Stage
 
@@ -127,7 +126,7 @@ class Learner(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Return the optimiser and schedule of the stage."""
         settings, stage = self._stage.optimiser, self._stage
-        make = AdamW if settings.kind == "adamw" else Adam
+        make = torch.optim.AdamW if settings.kind == "adamw" else torch.optim.Adam
         # Fused: one pass over the weights a step, not one an operation.
         optimiser = make(self.network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
         if isinstance(stage.schedule, OneCycle):

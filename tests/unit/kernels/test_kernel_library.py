@@ -102,7 +102,7 @@ def test_without_a_compiler_there_is_none(fresh, monkeypatch):
 @pytest.mark.parametrize("compiler", ["false", "sleep"])
 def test_a_compiler_that_fails_is_none(fresh, monkeypatch, compiler):
     monkeypatch.setenv("CXX", compiler)
-    with pytest.warns(UserWarning, match=f"PyTorch's layers serve.*{compiler}"):
+    with pytest.warns(UserWarning, match=f"{compiler} could not build the kernels"):
         assert library() is None
 
 
@@ -114,5 +114,5 @@ def test_it_can_be_switched_off(fresh):
 @needs_compiler
 def test_processors_and_compilers_are_told_apart(monkeypatch):
     name = module._name("g++")
-    monkeypatch.setattr(module, "_FLAGS", (*module._FLAGS, "-mno-avx512f"))
+    monkeypatch.setattr(module, "_FLAGS", (*module._FLAGS, "-mno-fma"))
     assert module._name("g++") != name

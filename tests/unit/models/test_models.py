@@ -8,12 +8,11 @@ from darklens.bundle import Bundle
 from darklens.config import load
 from darklens.contract import Contract
 from darklens.errors import ConfigError
-from darklens.kernels.calls import Windows
 from darklens.models.autoencoder import AutoencoderConfig
 from darklens.models.informed import Informed, SISAutoencoder2Config, SISAutoencoderConfig
 from darklens.models.lens_layer import KRange, LensLayer
 from darklens.models.resnet_18 import ResNet18Config
-from darklens.models.resnet_simple import NormalisedConv, ResNetSimpleConfig
+from darklens.models.resnet_simple import ResNetSimpleConfig, conv_block
 from darklens.models.transformer import TransformerConfig
 from darklens.models.two_stage import TwoStage, TwoStageConfig
 from darklens.models.zoo import build, count_parameters, kinds, task_of
@@ -146,20 +145,33 @@ def test_images_too_small_for_the_trunk_are_refused():
 
 
 @pytest.mark.parametrize(("kernel", "padding"), [(2, 0), (3, 1)])
-def test_the_maximum_before_relu_is_relu_before_the_maximum_to_the_bit(kernel, padding):
+def test_pooling_before_relu_gives_the_bits_of_relu_before_pooling(kernel, padding):
     x = torch.randn(4, 3, 21, 21, generator=torch.Generator().manual_seed(0)).round(decimals=1)  # has ties and zeros
-    # Three channels: PyTorch's layers run.
-    block, found = NormalisedConv(3, 3, kernel=1, windows=Windows(kernel, 2, padding)), []
-    conv, norm = block
+    pool, results = nn.MaxPool2d(kernel, stride=2, padding=padding), []
+    block = conv_block(3, 3, kernel=1, pool=pool)
+    conv, norm = block[:2]
     with torch.no_grad():
         conv.weight.copy_(torch.eye(3)[:, :, None, None])
-    for layers in (block, nn.Sequential(conv, norm, nn.ReLU(), nn.MaxPool2d(kernel, stride=2, padding=padding))):
+    for layers in (block, nn.Sequential(conv, norm, nn.ReLU(), pool)):
         images = x.clone().requires_grad_()
         out = layers(images)
         out.square().sum().backward()
-        found.append((out, images.grad))
-    assert all(torch.equal(ours, usual) for ours, usual in zip(*found, strict=True))
-    assert found[0][1].count_nonzero() > 100
+        results.append((out, images.grad))
+    assert all(torch.equal(ours, usual) for ours, usual in zip(*results, strict=True))
+    assert results[0][1].count_nonzero() > 100
+
+
+def test_names_of_weights_are_those_of_released_bundles():
+    def layers(config):
+        return {name.rpartition(".")[0] for name in make(config).state_dict()}
+
+    plain = {f"trunk.layers.{i}.{j}" for i in (0, 2, 4, 5, 9) for j in (0, 1)}
+    blocks = {f"trunk.layers.{i}.{part}.{j}" for i in (7, 8) for part in ("first", "second") for j in (0, 1)}
+    projection = {f"trunk.layers.7.shortcut.{j}" for j in (0, 1)}
+    assert layers(ResNetSimpleConfig()) == plain | blocks | projection | {f"head.{i}" for i in (1, 4, 7)}
+    blocks = {f"stages.{i}.{part}.{j}" for i in range(8) for part in ("first", "second") for j in (0, 1)}
+    projections = {f"stages.{i}.shortcut.{j}" for i in (2, 4, 6) for j in (0, 1)}
+    assert layers(ResNet18Config()) == {"stem.0", "stem.1", "head.1"} | blocks | projections
 
 
 class TestTwoStage:
