@@ -1,15 +1,15 @@
-"""What a user sees when something is wrong: one sentence that says what, where, and what to do."""
+"""Errors with messages for users: one sentence that says what is wrong, where, and what to do."""
 
 
 class DarklensError(Exception):
-    """A problem the user can mend. The command line prints the message and exits with `exit_code`."""
+    """An error that the user can fix. The command line prints the message and exits with `exit_code`."""
 
     exit_code = 2
-    told_elsewhere = False  # by another process of the same training
+    reported_elsewhere = False  # whether another process of the same training prints the message
 
 
 class ConfigError(DarklensError):
-    """A recipe, population or override is wrong; the message names the key."""
+    """A recipe, population or override is invalid; the message names the key."""
 
 
 class InputError(DarklensError):
@@ -17,6 +17,6 @@ class InputError(DarklensError):
 
 
 class StoppedError(DarklensError):
-    """Something from outside ended the work, such as a killed worker; the message says how to go on."""
+    """The work was stopped from outside, for example by a killed worker; the message says how to continue."""
 
     exit_code = 1

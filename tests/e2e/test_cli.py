@@ -152,7 +152,7 @@ def test_predict_gives_each_file_the_probabilities_evaluation_gave(work, tmp_pat
 
 def test_an_exported_system_gives_the_probabilities_of_predict(work, tmp_path, capsys):
     assert darklens("export", work / "sis_autoencoder2", "--onnx", tmp_path / "m.onnx") == 0
-    assert "from torch" in capsys.readouterr().out
+    assert "of PyTorch" in capsys.readouterr().out
     test = Store(work / "test")
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     found = session.run(["probability"], {"image": test.images(range(9))})[0]

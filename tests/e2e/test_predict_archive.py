@@ -67,10 +67,10 @@ def test_rows_are_in_the_order_of_the_files_and_bad_ones_are_named(work, tmp_pat
 
 
 def test_more_bad_files_than_anyone_reads_are_counted(work, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("darklens.cli.inference._MOST_LISTED", 1)
+    monkeypatch.setattr("darklens.cli.inference._MAX_LISTED", 1)
     assert darklens("predict", work / "model", work / "files", "--out", tmp_path / "t.csv") == 3
     complaints = capsys.readouterr().err.splitlines()
-    assert len(complaints) == 2 and complaints[1].startswith("darklens: 1 more files could not be used")
+    assert len(complaints) == 2 and complaints[1].startswith("darklens: 1 more files cannot be used")
 
 
 def test_two_processes_and_a_cluster_of_two_make_the_same_bytes(work, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Servers for tests, with a small network that nobody trained: it answers at once, and always the same."""
+"""Servers for tests, with a small untrained network: it is fast and deterministic."""
 
 import contextlib
 import threading
@@ -11,8 +11,8 @@ from darklens.bundle import Bundle
 from darklens.contract import Contract
 from darklens.models.resnet_simple import ResNetSimpleConfig
 from darklens.serve.http import create_app
-from darklens.serve.server import server_of
-from darklens.serve.settings import Settings
+from darklens.serve.limits import Settings
+from darklens.serve.server import create_server
 
 N, SCALE = 44, 0.15
 
@@ -20,12 +20,12 @@ N, SCALE = 44, 0.15
 @pytest.fixture(scope="session")
 def tiny():
     """A classifier of images of 44 x 44 pixels of 0.15 arcsec."""
-    known = {"parameters": 7, "data": {"population": "common-test-i"}}
-    contract = Contract.untrained(ResNetSimpleConfig(), n_pixels=N, pixel_scale=SCALE, **known)
+    metadata = {"parameters": 7, "data": {"population": "common-test-i"}}
+    contract = Contract.untrained(ResNetSimpleConfig(), n_pixels=N, pixel_scale=SCALE, **metadata)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = contract.build()
-    for module in network.modules():  # untrained logits are all alike
+    for module in network.modules():  # without this, untrained logits hardly differ between images
         if isinstance(module, torch.nn.Linear):
             module.weight.data *= 30
     return Bundle(contract, network)
@@ -43,10 +43,10 @@ def running(tiny):
     """Run a server in a thread: `with running(queue=3) as (address, service)`."""
 
     @contextlib.contextmanager
-    def run(**changed):
-        chosen = Settings(**({"readers": 1} | changed))
-        app = create_app({"tiny": tiny}, {"tiny": "0" * 64}, chosen)
-        server = server_of(app, chosen, 0)
+    def run(**changes):
+        settings = Settings(**({"readers": 1} | changes))
+        app = create_app({"tiny": tiny}, {"tiny": "0" * 64}, settings)
+        server = create_server(app, settings, 0)
         thread = threading.Thread(target=server.run)
         thread.start()
         try:
@@ -63,13 +63,13 @@ def running(tiny):
 
 @pytest.fixture(scope="session")
 def live(running):
-    """Address of a server with the usual limits."""
+    """Address of a server with the default limits."""
     with running(readers=2) as (address, _):
         yield address
 
 
 def _wait(condition, seconds=120):
-    until = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""Commands that make, take in and examine images."""
+"""Commands that simulate, import and examine images."""
 
 import math
 import sys
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from darklens.cli.root import SOME_INPUTS_BAD, Population, Positive, StorePath, app, list_problems, progress
+from darklens.cli.root import PARTIAL_SUCCESS, Population, Positive, StorePath, app, print_problems, progress
 from darklens.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -19,33 +19,39 @@ if TYPE_CHECKING:
 @app.command
 def simulate(
     population: Population,
-    *overrides: Annotated[str, Parameter(help="Changes such as `lens.gamma=0` or `field.n_pixels=64`.")],
+    *overrides: Annotated[
+        str, Parameter(help="Overrides of the population, such as `lens.gamma=0` or `field.n_pixels=64`.")
+    ],
     out: Annotated[Path, Parameter(help="Folder to write.")],
-    n_per_class: Annotated[Positive, Parameter(help="Images of each class.")] = 1000,
-    seed: Annotated[int, Parameter(help="The same seed gives the same bytes.")] = 0,
-    workers: Annotated[Positive | None, Parameter(help="Processes; by default one per usable core.")] = None,
+    n_per_class: Annotated[Positive, Parameter(help="Number of images per class.")] = 1000,
+    seed: Annotated[int, Parameter(help="Random seed; equal seeds give identical files.")] = 0,
+    workers: Annotated[
+        Positive | None, Parameter(help="Number of processes; by default one per available core.")
+    ] = None,
     cluster: Annotated[
         str | None,
         Parameter(
-            help="Run on the Dask cluster at this address (tcp://host:port) instead. Its workers must have the same "
-            "darklens and see --out: a file system that they all share."
+            help="Address (tcp://host:port) of a Dask cluster to run on. Its workers need the same version of darklens "
+            "and access to --out on a shared file system."
         ),
     ] = None,
-    shard_size: Annotated[Positive | None, Parameter(help="Images in a file; by default 256 or 64 MB.")] = None,
+    shard_size: Annotated[
+        Positive | None, Parameter(help="Images per file; by default 256, or fewer if they exceed 64 MB.")
+    ] = None,
     backend: Annotated[
         Literal["eager", "compiled"],
         Parameter(
             name=["--backend", "--engine"],
-            help="compiled: some three times as fast after half a minute of preparation; differs in last bits.",
+            help="compiled: about three times as fast, after 30 s of compilation; pixels differ by rounding errors.",
         ),
     ] = "eager",
     format: Annotated[
-        Literal["store", "deeplense"], Parameter(help="A store, or DeepLense's folders of .npy files.")
+        Literal["store", "deeplense"], Parameter(help="store, or deeplense: one folder per class with .npy files.")
     ] = "store",
 ) -> int:
     """Simulate labelled lens images.
 
-    An interrupted simulation goes on when the command is given again.
+    To continue an interrupted simulation, repeat the command.
 
     Example: `darklens simulate common-test-i --out stores/train --n-per-class 10000 --seed 1`
     """
@@ -55,17 +61,17 @@ def simulate(
     from darklens import executors, populations
     from darklens.simulate.generate import SHARD_SIZE, generate
 
-    chosen = populations.get(population, overrides)
-    n = n_per_class * len(chosen.classes)
+    specification = populations.get(population, overrides)
+    n = n_per_class * len(specification.classes)
     if cluster and workers:
-        raise ConfigError("--workers is for this machine and --cluster has its own; give one of them.")
+        raise ConfigError("--workers is for this machine only; give either --workers or --cluster.")
     if workers is None:
-        # Starting a process takes longer than a shard.
+        # Starting a process takes longer than simulating a shard.
         workers = min(executors.usable_cores(), n // (2 * SHARD_SIZE)) or 1
     with executors.cluster(cluster) if cluster else nullcontext() as executor:
-        make = partial(
+        simulate_to = partial(
             generate,
-            chosen,
+            specification,
             n_per_class=n_per_class,
             seed=seed,
             workers=workers,
@@ -75,15 +81,15 @@ def simulate(
         )
         if format == "store":
             with progress("Simulating", n) as advance:
-                make(out, advance=advance)
+                simulate_to(out, advance=advance)
         else:
-            _simulate_folder(chosen, n, out, make)
-    print(f"{n} images of {chosen.name} in {out}")
+            _simulate_folder(specification, n, out, simulate_to)
+    print(f"{n} images of {specification.name} in {out}")
     return 0
 
 
-def _simulate_folder(population: "PopulationModel", n: int, out: Path, make: "Callable[..., Store]") -> None:
-    """Simulate a store beside `out` and turn it into DeepLense's folders; both steps can be interrupted."""
+def _simulate_folder(population: "PopulationModel", n: int, out: Path, simulate_to: "Callable[..., Store]") -> None:
+    """Simulate a store next to `out` and convert it to folders of DeepLense; both steps can be interrupted."""
     import shutil
 
     from darklens.data.deeplense import export_folder
@@ -96,7 +102,7 @@ def _simulate_folder(population: "PopulationModel", n: int, out: Path, make: "Ca
     if not scratch.exists():
         require_space(out, 3 * bytes_needed(population, n))  # a float32 store and float64 files
     with progress("Simulating", n) as advance:
-        store = make(scratch / "store", advance=advance)
+        store = simulate_to(scratch / "store", advance=advance)
     shutil.rmtree(scratch / "folder", ignore_errors=True)
     with progress("Writing .npy files", n) as advance:
         export_folder(store, scratch / "folder", advance=advance)
@@ -109,23 +115,23 @@ def import_(
     source: Annotated[
         Path,
         Parameter(
-            help="Folder with no/, sphere/, vort/ of image files (npy, npz, FITS, HDF5, PNG, TIFF), or an index.csv of "
-            "files and labels, or images.npy and labels.npy; an npz or HDF5 file with images and labels; what --format "
-            "says."
+            help="Folder with subfolders no/, sphere/ and vort/ of image files (npy, npz, FITS, HDF5, PNG, TIFF), with "
+            "an index.csv of files and labels, or with images.npy and labels.npy; or npz or HDF5 file with the arrays "
+            "`images` and `labels`. Other values of --format may expect something else."
         ),
     ],
     *,
     out: Annotated[Path, Parameter(help="Store to write.")],
-    format: Annotated[str, Parameter(help="deeplense, or the name of a plug-in's importer.")] = "deeplense",
+    format: Annotated[str, Parameter(help="deeplense, or the importer of a plug-in.")] = "deeplense",
     pixel_scale: Annotated[
-        float | None, Parameter(help="Pixel scale of the images, arcsec; by default what they say, or 0.05.")
+        float | None, Parameter(help="Pixel scale in arcsec; by default that of the files, or 0.05 if they have none.")
     ] = None,
 ) -> int:
-    """Import labelled images into a store; bad ones are listed and left out, and the exit code is then 3.
+    """Import labelled images into a store. Files that cannot be used are listed and skipped (exit code 3).
 
     Example: `darklens import data/Common_Test_I/train --out stores/train`
     """
-    import darklens.data.deeplense  # noqa: F401  # registers itself
+    import darklens.data.deeplense  # noqa: F401  # registers its importer
     from darklens.data.importers import IMPORTERS, import_images, list_entries
 
     if pixel_scale is not None and not 0 < pixel_scale < math.inf:
@@ -137,48 +143,52 @@ def import_(
     for warning in report.warnings:
         print(f"Warning: {warning}", file=sys.stderr)
     print(f"{len(report.store)} images in {out}")
-    return list_problems(report.problems)
+    return print_problems(report.problems)
 
 
 @app.command
 def inspect(
     store: StorePath,
     *,
-    verify: Annotated[bool, Parameter(negative="", help="Check every shard's checksum and contents.")] = False,
+    verify: Annotated[bool, Parameter(negative="", help="Check the checksum and the contents of every shard.")] = False,
 ) -> int:
-    """Say what a store holds."""
+    """Print the contents of a store: number of images per class, pixel scale in arcsec, and origin.
+
+    Example: `darklens inspect stores/train --verify`
+    """
     import numpy as np
 
     from darklens.data.store import Store
 
-    opened = Store(store)
-    index = opened.index
-    print(f"{len(opened)} images of {index.n_pixels} x {index.n_pixels} pixels, {index.pixel_scale} arcsec each")
-    print(f"{index.source}, seed {index.seed}, darklens {index.version}, sha256 {opened.sha256[:16]}")
+    contents = Store(store)
+    index = contents.index
+    print(f"{len(contents)} images of {index.n_pixels} x {index.n_pixels} pixels of {index.pixel_scale} arcsec")
+    print(f"{index.source}, seed {index.seed}, darklens {index.version}, sha256 {contents.sha256[:16]}")
     if verify:
-        problems = list(opened.problems())
+        problems = list(contents.problems())
         if problems:
-            return list_problems(problems)
+            return print_problems(problems)
         print(f"All {len(index.shards)} shards match their checksums and the schema.")
-    counts = np.bincount(opened.labels, minlength=len(index.classes))
+    counts = np.bincount(contents.labels, minlength=len(index.classes))
     print(", ".join(f"{name}: {n}" for name, n in zip(index.classes, counts, strict=True)))
     return 0
 
 
 @app.command
 def doctor(
-    store: Annotated[Path | None, Parameter(help="Store to examine; none: this installation.")] = None,
+    store: Annotated[Path | None, Parameter(help="Store to examine; by default the installation is tested.")] = None,
     *,
     against: Annotated[
-        list[Path] | None, Parameter(help="Other splits, such as the training store; give it once for each.")
+        list[Path] | None,
+        Parameter(help="Another store, such as the training store, to search for the same images; repeatable."),
     ] = None,
-    out: Annotated[Path | None, Parameter(help="Report to write (.json).")] = None,
-    seed: Annotated[int, Parameter(help="Of the permutations that say what chance would give.")] = 0,
+    out: Annotated[Path | None, Parameter(help="JSON report to write.")] = None,
+    seed: Annotated[int, Parameter(help="Random seed of the permutation tests.")] = 0,
 ) -> int:
-    """Say what of a store gives its classes away besides substructure, and which images are there twice.
+    """Search a store for duplicate images and for statistics that reveal the class without any substructure.
 
-    Without a store: versions, device, and a self-test of the physics of some five seconds. Exit code: 0 nothing was
-    found, 3 there are warnings, 1 the self-test failed.
+    Without a store, print versions and hardware and test the physics (5 s). Exit code: 0 no warnings, 3 warnings, 1 a
+    test failed.
 
     Example: `darklens doctor stores/test --against stores/train --out doctor.json`
     """
@@ -186,20 +196,20 @@ def doctor(
 
     if store is None:
         if against or out:
-            raise ConfigError("--against and --out are for a store; name it first.")
+            raise ConfigError("--against and --out need a store; give it as the first argument.")
         return report.installation(print)
 
     from darklens.data.store import Store
     from darklens.doctor.examine import examine
 
-    opened, others = Store(store), [Store(path) for path in against or []]
-    with progress("Reading", sum(map(len, [opened, *others]))) as advance:
-        found = examine(opened, others, seed=seed, advance=advance)
+    contents, others = Store(store), [Store(path) for path in against or []]
+    with progress("Reading", sum(map(len, [contents, *others]))) as advance:
+        findings = examine(contents, others, seed=seed, advance=advance)
     if out:
         from darklens.files import write_json
 
-        write_json(out, found)
-    for warning in found["warnings"]:
+        write_json(out, findings)
+    for warning in findings["warnings"]:
         print(f"Warning: {warning}", file=sys.stderr)
-    print(report.summary(found))
-    return SOME_INPUTS_BAD if found["warnings"] else 0
+    print(report.summary(findings))
+    return PARTIAL_SUCCESS if findings["warnings"] else 0

@@ -1,4 +1,4 @@
-"""Commands that judge systems and use them on images."""
+"""Commands that apply a trained model: evaluate, compare, predict, explain."""
 
 import sys
 from collections.abc import Sequence
@@ -7,21 +7,21 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from darklens.cli.root import Model, Positive, StorePath, app, complain, list_problems, progress
+from darklens.cli.root import Model, Positive, StorePath, app, print_error, print_problems, progress
 from darklens.errors import ConfigError, InputError
 
-_MOST_LISTED = 1000  # bad files; beyond, the table has them
+_MAX_LISTED = 1000  # unusable files to print; the table lists them all
 FILES = (
-    "Images (npy, npz, FITS, HDF5, PNG, TIFF), folders of them, patterns in quotes, @LIST.txt with one path a line, or "
-    "- for such lines on standard input."
+    "Image files (npy, npz, FITS, HDF5, PNG, TIFF), folders, quoted patterns such as 'lens*.fits', @LIST.txt for a "
+    "text file with one path per line, or - to read the paths from standard input."
 )
 PixelScale = Annotated[
     float | None,
-    Parameter(help="Pixel scale of the images in arcsec, in place of what the files say; without both, the model's."),
+    Parameter(help="Pixel scale of the images, arcsec; by default that of the file, or else that of the model."),
 ]
 ImageName = Annotated[
     str | None,
-    Parameter(help="Array, HDF5 dataset, or FITS header unit (name or number) of files with several images."),
+    Parameter(help="Array, HDF5 dataset or FITS extension (name or number) to read from files with several images."),
 ]
 
 
@@ -32,25 +32,28 @@ def evaluate(
     *,
     out: Annotated[
         Path,
-        Parameter(help="Folder to write: eval.json, curves.json, predictions.csv, figures, report.html; overwritten."),
+        Parameter(
+            help="Folder for eval.json, curves.json, predictions.csv, figures and report.html; existing files are "
+            "overwritten."
+        ),
     ],
-    seed: Annotated[int, Parameter(help="Of the bootstrap.")] = 0,
+    seed: Annotated[int, Parameter(help="Random seed of the bootstrap.")] = 0,
 ) -> int:
-    """Judge a trained system on images it has not seen.
+    """Evaluate a model on test images: metrics with 95 % intervals, calibration, detection limit, and a report.
 
     Example: `darklens evaluate runs/sis stores/test --out results/sis`
     """
     from darklens.bundle import Bundle
     from darklens.data.store import Store
-    from darklens.evaluation.evaluate import evaluate as judge
+    from darklens.evaluation.evaluate import evaluate as evaluate_model
     from darklens.executors import usable_cores
     from darklens.locate import locate
     from darklens.report.evaluation import write_evaluation
 
-    opened, bundle = Store(store), Bundle.load(model)
-    with progress("Evaluating", len(opened)) as advance:
-        result = judge(bundle, locate(model), opened, seed=seed, workers=usable_cores(), advance=advance)
-    write_evaluation(out, result, bundle, opened, run=model)
+    images, bundle = Store(store), Bundle.load(model)
+    with progress("Evaluating", len(images)) as advance:
+        result = evaluate_model(bundle, locate(model), images, seed=seed, workers=usable_cores(), advance=advance)
+    write_evaluation(out, result, bundle, images, run=model)
     for warning in result.evaluation["warnings"]:
         print(f"Warning: {warning}", file=sys.stderr)
     if result.probabilities is not None:
@@ -62,14 +65,14 @@ def evaluate(
 
 @app.command
 def compare(
-    evaluations: Annotated[list[Path], Parameter(help="Folders that `evaluate` wrote.")],
+    evaluations: Annotated[list[Path], Parameter(help="Folders written by `evaluate`, all on the same store.")],
     *,
-    out: Annotated[Path, Parameter(help="Folder to write: compare.json, compare.md, compare.png, report.html.")],
-    predictions: Annotated[Path | None, Parameter(help="A table of `predict` to show in the report.")] = None,
+    out: Annotated[Path, Parameter(help="Folder for compare.json, compare.md, compare.png and report.html.")],
+    predictions: Annotated[Path | None, Parameter(help="Table written by `predict` to include in the report.")] = None,
 ) -> int:
-    """Compare systems on the same test images: paired differences with intervals and tests.
+    """Compare models on the same test images: differences with 95 % intervals, DeLong's and McNemar's tests.
 
-    Trainings of one recipe that differ only in their seed count as one system.
+    Evaluations of runs that differ only in the random seed are combined.
 
     Example: `darklens compare results/resnet results/sis --out results/comparison`
     """
@@ -84,49 +87,55 @@ def compare(
 def predict(
     model: Annotated[
         Path,
-        Parameter(help="Run folder, bundle folder, or a shipped model's name (`darklens models`); may be left out."),
+        Parameter(
+            help="Run folder, bundle folder, name of a shipped model (`darklens models` lists them), or Hugging Face "
+            "repository; optional."
+        ),
     ] = Path("lens_residual"),  # locate.DEFAULT_MODEL
     files: Annotated[list[Path] | None, Parameter(help=FILES)] = None,
     *,
-    out: Annotated[Path, Parameter(help="Table to write (.csv).")],
+    out: Annotated[Path, Parameter(help="CSV table to write.")],
     pixel_scale: PixelScale = None,
     image: ImageName = None,
-    engine: Annotated[
+    backend: Annotated[
         Literal["auto", "eager", "compiled", "onnx", "int8"],
         Parameter(
-            help="compiled (needs a C++ compiler) and onnx (needs the extra `onnx`) take half a minute of preparation "
-            "and give the same classes, and probabilities to 1e-4; auto: onnx for thousands of files. int8: "
-            "faster and less exact, 8-bit numbers whose range is set by the first 64 images."
+            name=["--backend", "--engine"],
+            help="Software that evaluates the network. eager: PyTorch. compiled (needs a C++ compiler) and onnx (needs "
+            "the extra `onnx`): faster after 30 s of preparation; same classes, probabilities within 1e-4. auto: onnx "
+            "for thousands of files, otherwise eager. int8: fastest and least accurate, 8-bit arithmetic calibrated on "
+            "the first 64 images. --engine is the old name.",
         ),
     ] = "auto",
     workers: Annotated[
-        Positive | None, Parameter(help="Processes; by default one per usable core, fewer for few files.")
+        Positive | None,
+        Parameter(help="Number of processes; by default one per available core, or fewer for few files."),
     ] = None,
     cluster: Annotated[
         str | None,
         Parameter(
-            help="Run on the Dask cluster at this address (tcp://host:port) instead. Its workers must have the same "
-            "darklens and see the model, the files and --out: a file system that they all share."
+            help="Address (tcp://host:port) of a Dask cluster to run on. Its workers need the same version of darklens "
+            "and access to the model, the files and --out on a shared file system."
         ),
     ] = None,
     maps: Annotated[
         Path | None,
         Parameter(
-            help="New folder for what a system made of each image, as FILE.npz and FILE.png. lens_residual: image, "
-            "residual, line_residual, point_residual, evidence, line_evidence (sigma); a system with a lens step: "
-            "image, k, alpha_x, alpha_y (arcsec), source; both: pixel_scale (arcsec). Files of one name have their "
-            "folder's in front. One process makes them, from the start."
+            help="New folder for maps of each image: FILE.npz and FILE.png. lens_residual gives image, residual, "
+            "line_residual, point_residual, evidence and line_evidence (standard deviations); systems that predict a "
+            "deflection give image, k, alpha_x, alpha_y (arcsec) and source; both give pixel_scale (arcsec). If file "
+            "names repeat, the name of the folder comes first. Runs in one process and cannot be continued."
         ),
     ] = None,
 ) -> int:
-    """Classify image files. A bad file gets an error row; the others go on, and the exit code is 3.
+    """Classify image files. A file that cannot be used gets a row with the reason (exit code 3).
 
-    Images of another size or pixel scale are cropped, padded by up to two fifths, or resampled about their centre; the
-    column `changes` says so. An interrupted run goes on when the command is given again.
+    Images of a different size or pixel scale are cropped, padded (by up to 40 % of the side) or resampled; the column
+    `changes` lists what was done. To continue an interrupted run, repeat the command.
 
     Example: `darklens predict my-lens.npy more-lenses/ --out predictions.csv --maps maps`
 
-    Example with a model of your own: `darklens predict runs/sis my-lens.npy --out predictions.csv`
+    Example with your own model: `darklens predict runs/sis my-lens.npy --out predictions.csv`
     """
     from contextlib import nullcontext
     from itertools import islice
@@ -137,18 +146,18 @@ def predict(
     from darklens.locate import DEFAULT_MODEL, is_model, locate
     from darklens.predict import find_images, predict_table, problems_in
 
-    given = list(files or [])
+    arguments = list(files or [])
     is_image = model.exists() or model.name.lower().endswith(SUFFIXES) or is_listing(model)
-    if not is_model(model) and (not given or is_image):
-        model, given = Path(DEFAULT_MODEL), [model, *given]
+    if not is_model(model) and (not arguments or is_image):
+        model, arguments = Path(DEFAULT_MODEL), [model, *arguments]
     locate(model)
-    if not given:
+    if not arguments:
         raise ConfigError("Name the files or folders to classify, such as `darklens predict my-lens.npy --out t.csv`.")
     if cluster and workers:
-        raise ConfigError("--workers is for this machine and --cluster has its own; give one of them.")
-    if maps is not None and (cluster or (workers or 1) > 1 or engine not in ("auto", "eager")):
-        raise ConfigError("--maps are made by one process with engine eager; leave out --workers, --cluster, --engine.")
-    paths = [str(path) for path in find_images(given)]
+        raise ConfigError("--workers is for this machine only; give either --workers or --cluster.")
+    if maps is not None and (cluster or (workers or 1) > 1 or backend not in ("auto", "eager")):
+        raise ConfigError("--maps needs one process and the eager backend; omit --workers, --cluster and --backend.")
+    paths = [str(path) for path in find_images(arguments)]
     if maps is not None:
         bad = _predict_with_maps(model, paths, out, maps, pixel_scale=pixel_scale, image=image)
     else:
@@ -156,32 +165,32 @@ def predict(
             executors.cluster(cluster) if cluster else nullcontext() as executor,
             progress("Predicting", len(paths)) as advance,
         ):
-            done = predict_table(
+            summary = predict_table(
                 model,
                 paths,
                 out,
                 pixel_scale=pixel_scale,
                 image=image,
-                engine=engine,
+                engine=backend,
                 workers=workers,
                 executor=executor,
                 advance=advance,
-                say=complain,
+                say=print_error,
             )
-        bad = done.bad
-        if done.kept:
-            print(f"{done.kept} images were classified before it was interrupted.")
+        bad = summary.bad
+        if summary.kept:
+            print(f"{summary.kept} images were already classified before the interruption.")
     print(f"{len(paths) - bad} of {len(paths)} images classified, in {out}")
-    listed = list(islice(problems_in(out), _MOST_LISTED)) if bad else []
+    listed = list(islice(problems_in(out), _MAX_LISTED)) if bad else []
     if bad > len(listed):
-        listed.append(f"{bad - len(listed)} more files could not be used; the column message of {out} has the reasons.")
-    return list_problems(listed)
+        listed.append(f"{bad - len(listed)} more files cannot be used; see the column `message` of {out}.")
+    return print_problems(listed)
 
 
 def _predict_with_maps(
     model: Path, paths: Sequence[str], out: Path, maps: Path, *, pixel_scale: float | None, image: str | None
 ) -> int:
-    """Classify files with maps and return how many were bad."""
+    """Classify files with maps and return the number that cannot be used."""
     from darklens.bundle import Bundle
     from darklens.files import write_text
     from darklens.predict import predict, to_csv
@@ -189,10 +198,10 @@ def _predict_with_maps(
 
     bundle = Bundle.load(model)
     bundle.require_classifier("predict")
-    given = [Path(path) for path in paths]
-    writer = MapWriter(bundle, maps, given)
+    files = [Path(path) for path in paths]
+    writer = MapWriter(bundle, maps, files)
     with progress("Predicting", len(paths)) as advance:
-        rows = predict(bundle, given, pixel_scale=pixel_scale, name=image, advance=advance, use=writer)
+        rows = predict(bundle, files, pixel_scale=pixel_scale, name=image, advance=advance, use=writer)
     write_text(out, to_csv(rows, bundle.contract.classes))
     return sum(bool(row.message) for row in rows)
 
@@ -205,21 +214,25 @@ def explain(
     out: Annotated[
         Path,
         Parameter(
-            help="New folder for predictions.csv and, for each image, FILE.png and FILE.npz: inputs and attribution "
-            "(channels, y, x; log-odds), numbers of fits, pixel_scale (arcsec)."
+            help="New folder for predictions.csv and, for each image, FILE.png and FILE.npz: inputs and attributions "
+            "(channel, y, x; log-odds), fit parameters, and pixel_scale (arcsec)."
         ),
     ],
     method: Annotated[
         Literal["integrated_gradients", "occlusion"],
-        Parameter(help="integrated_gradients adds up to the log-odds; occlusion covers a window at a time."),
+        Parameter(
+            help="Attribution method: integrated_gradients sums to the log-odds; occlusion covers one window at a time."
+        ),
     ] = "integrated_gradients",
-    label: Annotated[str | None, Parameter(help="Class to explain; by default the one that the model prefers.")] = None,
+    label: Annotated[str | None, Parameter(help="Class to explain; by default the predicted class.")] = None,
     pixel_scale: PixelScale = None,
     image: ImageName = None,
 ) -> int:
-    """Show which pixels speak for a class and which against it. A bad file is listed, and the exit code is 3.
+    """Compute attributions: how much each input pixel adds to the log-odds of a class.
 
-    Needs `pip install 'darklens[explain]'`. Example: `darklens explain lens_residual my-lens.npy --out why`
+    Files that cannot be used are listed (exit code 3). Needs `pip install 'darklens[explain]'`.
+
+    Example: `darklens explain lens_residual my-lens.npy --out attributions`
     """
     from darklens.bundle import Bundle
     from darklens.files import write_text
@@ -229,10 +242,10 @@ def explain(
     bundle, paths = Bundle.load(model), find_images(files)
     classes = bundle.contract.classes
     if label is not None and label not in classes:
-        raise InputError(f"--label: the model knows {', '.join(classes)}, not {label}.")
+        raise InputError(f"--label: the classes of the model are {', '.join(classes)}, not {label}.")
     writer = ExplanationWriter(bundle, out, paths, method=method, label=None if label is None else classes.index(label))
     with progress("Explaining", len(paths)) as advance:
         rows = predict(bundle, paths, pixel_scale=pixel_scale, name=image, use=writer, advance=advance)
     write_text(out / "predictions.csv", to_csv(rows, classes))
     print(f"{sum(not row.message for row in rows)} of {len(rows)} images explained, in {out}")
-    return list_problems([row.message for row in rows if row.message])
+    return print_problems([row.message for row in rows if row.message])

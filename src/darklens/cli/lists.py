@@ -1,53 +1,63 @@
-"""Commands that say what there is."""
+"""Commands that list recipes, populations and models, and print citations and configurations."""
 
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from darklens.cli.root import Recipe, app, list_described
+from darklens.cli.root import Recipe, app, print_described
 
-config_app = App(name="config", help="Show a recipe with all its defaults, or the schema of recipes.")
+config_app = App(name="config", help="Print a complete recipe, or the JSON schema of recipes.")
 app.command(config_app)
 
 
 @app.command
 def recipes() -> int:
-    """List the built-in recipes."""
+    """List the built-in recipes for `train`.
+
+    Example: `darklens recipes`
+    """
     from darklens.training import recipe
 
-    list_described((name, recipe.get(name).description) for name in recipe.names())
+    print_described((name, recipe.get(name).description) for name in recipe.names())
     return 0
 
 
 @app.command
 def populations() -> int:
-    """List the built-in populations."""
-    from darklens import populations as known
+    """List the built-in populations for `simulate`.
 
-    list_described((name, known.get(name).description) for name in known.names())
+    Example: `darklens populations`
+    """
+    from darklens import populations as builtin
+
+    print_described((name, builtin.get(name).description) for name in builtin.names())
     return 0
 
 
 @app.command
 def models() -> int:
-    """List the systems that a recipe's `model.kind` can name, what they take and give, and the trained ones."""
+    """List the systems that a recipe can train (`model.kind`) and the trained models that come with darklens.
+
+    Example: `darklens models`
+    """
     from darklens.bundle import Bundle
     from darklens.locate import shipped
     from darklens.models.zoo import descriptions
 
-    list_described(iter(descriptions().items()))
-    print("\nTrained and shipped, to be named in place of a run folder:")
-    list_described((name, Bundle.load(name).card) for name in shipped())
+    print_described(iter(descriptions().items()))
+    print("\nTrained models, to use by name in place of a run folder:")
+    print_described((name, Bundle.load(name).card) for name in shipped())
     return 0
 
 
 @app.command
 def cite(
     subject: Annotated[
-        str, Parameter(help="Run or bundle folder, shipped model, hub repository, or recipe (name or YAML file).")
+        str,
+        Parameter(help="Run folder, bundle folder, shipped model, Hugging Face repository, or recipe (name or file)."),
     ],
 ) -> int:
-    """Print BibTeX of the physics, methods and software that a run, a model or a recipe used.
+    """Print BibTeX entries of the physics, methods and software that a model or recipe uses.
 
     Example: `darklens cite runs/sis > references.bib`
     """
@@ -60,9 +70,12 @@ def cite(
 @config_app.command
 def show(
     recipe: Recipe,
-    *overrides: Annotated[str, Parameter(help="Changes such as `stages.0.epochs=5`.")],
+    *overrides: Annotated[str, Parameter(help="Overrides such as `stages.0.epochs=5`.")],
 ) -> int:
-    """Print a recipe with all its defaults and overrides, as YAML that `train` takes."""
+    """Print a recipe with all defaults and overrides, as YAML for `train`.
+
+    Example: `darklens config show resnet_18 stages.0.epochs=5 > my-recipe.yaml`
+    """
     from darklens.config import dump
     from darklens.training import recipe as recipes
 
@@ -72,7 +85,10 @@ def show(
 
 @config_app.command
 def schema() -> int:
-    """Print the JSON schema of recipes, for editors."""
+    """Print the JSON schema of recipes, for completion in an editor.
+
+    Example: `darklens config schema > recipe.schema.json`
+    """
     import json
 
     from darklens.training.recipe import Recipe as RecipeModel

@@ -1,4 +1,4 @@
-"""Commands that make trained systems and hand them on."""
+"""Commands that train, combine, calibrate and export models."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,21 +11,27 @@ from darklens.cli.root import Model, Recipe, StorePath, app, progress
 @app.command
 def train(
     recipe: Recipe,
-    *overrides: Annotated[str, Parameter(help="Changes such as `stages.0.epochs=5` or `data.preprocess.crop=96`.")],
-    data: Annotated[Path | None, Parameter(help="Store to train on; none if data.kind is stream.")] = None,
+    *overrides: Annotated[
+        str, Parameter(help="Overrides of the recipe, such as `stages.0.epochs=5` or `data.preprocess.crop=96`.")
+    ],
+    data: Annotated[
+        Path | None, Parameter(help="Store of training images; omit it if `data.kind` is `stream`.")
+    ] = None,
     out: Annotated[Path, Parameter(help="Run folder to write.")],
-    seed: Annotated[int, Parameter(help="Decides weights, split, order and augmentation.")] = 0,
-    resume: Annotated[bool, Parameter(negative="", help="Go on with an interrupted run.")] = False,
+    seed: Annotated[
+        int, Parameter(help="Random seed of initial weights, validation split, batch order and augmentation.")
+    ] = 0,
+    resume: Annotated[bool, Parameter(negative="", help="Continue an interrupted run.")] = False,
 ) -> int:
-    """Train a recipe on a store, or on a stream of simulated images; images held out choose the best epoch.
+    """Train a recipe on a store, or on images simulated during training. A validation split selects the best epoch.
 
     Example: `darklens train sis_autoencoder2 --data stores/train --out runs/sis stages.1.epochs=30`
 
-    Several processes, one a GPU, train it together when `torchrun` or `srun` starts them: `torchrun --nproc-per-node 4
-    -m darklens.cli train ...`. The recipe's batch is shared out among them.
-
-    Example without data: `darklens train resnet_simple --out runs/endless data.kind=stream
+    Example without a store: `darklens train resnet_simple --out runs/stream data.kind=stream
     data.population=common-test-i`
+
+    Distributed training with one process per GPU: `torchrun --nproc-per-node 4 -m darklens.cli train ...`, or `srun`.
+    The processes share each batch of the recipe.
     """
     from darklens.data.store import Store
     from darklens.training import recipe as recipes
@@ -41,13 +47,13 @@ def train(
         if not processes.leads:
             return 0
     contract = bundle.contract
-    chosen = ", ".join(
+    selected = ", ".join(
         f"epoch {value + 1:.0f}" if name == "epoch" else f"{name.replace('_', ' ')} {value:.4g}"
         for name, value in contract.validation.items()
     )
     print(
         f"{contract.recipe}: {contract.parameters:,} parameters, "
-        f"{contract.provenance['train_seconds']:.0f} s ({chosen})"
+        f"{contract.provenance['train_seconds']:.0f} s ({selected})"
     )
     print(f"Bundle in {out / 'bundle'}")
     return 0
@@ -55,13 +61,13 @@ def train(
 
 @app.command
 def ensemble(
-    models: Annotated[list[Path], Parameter(help="Two or more runs, bundles or shipped models.")],
+    models: Annotated[list[Path], Parameter(help="Two or more run folders, bundle folders or shipped models.")],
     *,
-    out: Annotated[Path, Parameter(help="Bundle folder to write; it holds copies of the members' weights.")],
+    out: Annotated[Path, Parameter(help="Bundle folder to write; it contains copies of the weights of all members.")],
 ) -> int:
-    """Make one model of several: its probabilities are the mean of theirs. It stands wherever a MODEL does.
+    """Combine several models into one that averages their probabilities.
 
-    Sets and promised risks need images that no member was trained on: give the result to `darklens calibrate`.
+    It has no prediction sets or selective risks until `darklens calibrate` computes them from new images.
 
     Example: `darklens ensemble runs/seed0 runs/seed1 runs/seed2 --out runs/ensemble`
     """
@@ -82,15 +88,16 @@ def calibrate(
     method: Annotated[
         Literal["temperature", "isotonic"],
         Parameter(
-            help="isotonic fits a rising curve for each class besides: for a network that is surest where it is wrong. "
-            "Takes 600 images of each class; such a model is not exported, and is no member of an ensemble."
+            help="temperature: divide the logits by one number. isotonic: also fit a monotonic function per class, for "
+            "models that are most confident where they are wrong; needs 600 images per class, and such a model cannot "
+            "be exported or be part of an ensemble."
         ),
     ] = "temperature",
-    seed: Annotated[int, Parameter(help="Of the halves that the images are shared by.")] = 0,
+    seed: Annotated[int, Parameter(help="Random seed of the split of the images into two halves.")] = 0,
 ) -> int:
-    """Calibrate a model anew: temperature, prediction sets, promised risks and what counts as unfamiliar.
+    """Calibrate a model on new images: probabilities, prediction sets, selective risk, out-of-distribution threshold.
 
-    `train` does this at its end, on its validation images. The store must hold images that no network was trained on.
+    `train` does this at its end with the validation images. The store must not contain training images of the model.
 
     Example: `darklens calibrate runs/ensemble stores/held-out --out runs/ensemble-calibrated`
     """
@@ -99,10 +106,10 @@ def calibrate(
     from darklens.evaluation.calibrate import calibrate_on
     from darklens.executors import usable_cores
 
-    opened = Store(store)
-    with progress("Calibrating", len(opened)) as advance:
+    images = Store(store)
+    with progress("Calibrating", len(images)) as advance:
         bundle = calibrate_on(
-            Bundle.load(model), opened, seed=seed, method=method, workers=usable_cores(), advance=advance
+            Bundle.load(model), images, seed=seed, method=method, workers=usable_cores(), advance=advance
         )
     bundle.save(out)
     assert bundle.contract.calibration is not None
@@ -114,15 +121,19 @@ def calibrate(
 def export(
     model: Model,
     *,
-    onnx: Annotated[Path, Parameter(help="ONNX file to write. Its input is raw images, its output probabilities.")],
+    onnx: Annotated[
+        Path, Parameter(help="ONNX file to write; its input is raw images, its output class probabilities.")
+    ],
 ) -> int:
-    """Write a trained system as one ONNX file, once ONNX Runtime gives what torch gives to 1e-4.
+    """Export a model to ONNX and check that ONNX Runtime gives the probabilities of PyTorch within 1e-4.
 
-    Needs `pip install 'darklens[onnx]'`. Example: `darklens export runs/sis --onnx sis.onnx`
+    Needs `pip install 'darklens[onnx]'`.
+
+    Example: `darklens export runs/sis --onnx sis.onnx`
     """
     from darklens.bundle import Bundle
     from darklens.export import export_onnx
 
     difference = export_onnx(Bundle.load(model), onnx)
-    print(f"{onnx}: {onnx.stat().st_size / 1e6:.1f} MB, at most {difference:.1g} from torch")
+    print(f"{onnx}: {onnx.stat().st_size / 1e6:.1f} MB, probabilities within {difference:.1g} of PyTorch")
     return 0

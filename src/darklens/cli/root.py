@@ -1,4 +1,4 @@
-"""What all commands share: the application, kinds of arguments, progress bars, and how problems are told."""
+"""The application and what its commands share: types of arguments, progress bars, and the printing of errors."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -13,41 +13,47 @@ import darklens
 app = App(
     name="darklens",
     help="Physics-informed classification of dark-matter substructure in strong-lens images.\n\n"
-    "Angles are in arcsec. Exit codes: 0 done; 2 wrong use or bad configuration; 3 finished, but some inputs were "
-    "bad or `doctor` warns; 1 anything unexpected (`--debug` shows where).",
+    "Angles are in arcsec.\n\n"
+    "To classify an image with the shipped model: `darklens predict my-lens.npy --out predictions.csv`, or start a web "
+    "page with `darklens serve`. To train a model: `simulate` or `import`, then `train`, then `evaluate`.\n\n"
+    "Exit codes: 0 success; 1 unexpected error (`--debug` shows the traceback); 2 wrong usage or configuration; "
+    "3 finished, but some input files could not be used, or `doctor` gave warnings.",
     version=lambda: darklens.__version__,
     help_format="markdown",
-    suppress_keyboard_interrupt=False,  # main says how to go on
+    suppress_keyboard_interrupt=False,  # main prints how to continue
     default_parameter=Parameter(negative_iterable=()),  # no --empty-files
 )
 
-app.register_install_completion_command(help="Install completion of commands and options for your shell.")
+app.register_install_completion_command(help="Install shell completion of commands and options.")
 
-SOME_INPUTS_BAD = 3
+PARTIAL_SUCCESS = 3  # exit code
 Positive = Annotated[int, Parameter(validator=validators.Number(gte=1))]
-Recipe = Annotated[str, Parameter(help="A name from `darklens recipes`, or a YAML file.")]
-Population = Annotated[str, Parameter(help="A name from `darklens populations`, or a YAML file.")]
-StorePath = Annotated[Path, Parameter(help="Folder that `simulate` or `import` wrote.")]
+Recipe = Annotated[str, Parameter(help="Name of a recipe (`darklens recipes` lists them), or a YAML file.")]
+Population = Annotated[str, Parameter(help="Name of a population (`darklens populations` lists them), or a YAML file.")]
+StorePath = Annotated[Path, Parameter(help="Store: a folder written by `simulate` or `import`.")]
 Model = Annotated[
     Path,
-    Parameter(help="Run folder of `train`, bundle folder, shipped model, or hub repository `owner/name[@revision]`."),
+    Parameter(
+        help="Run folder written by `train`, bundle folder, name of a shipped model (`darklens models` lists them), or "
+        "Hugging Face repository `owner/name[@revision]`."
+    ),
 ]
 
 
-def complain(sentence: str) -> None:
-    """Print a sentence on standard error."""
-    print(f"darklens: {sentence}", file=sys.stderr)
+def print_error(message: str) -> None:
+    """Print a message to standard error."""
+    print(f"darklens: {message}", file=sys.stderr)
 
 
-def list_problems(problems: list[str]) -> int:
-    """Print what was wrong with inputs and return the exit code that says so."""
+def print_problems(problems: list[str]) -> int:
+    """Print the problems of input files and return the exit code: 3 if there are any, 0 otherwise."""
     for problem in problems:
-        complain(problem)
-    return SOME_INPUTS_BAD if problems else 0
+        print_error(problem)
+    return PARTIAL_SUCCESS if problems else 0
 
 
-def list_described(rows: Iterator[tuple[str, str]]) -> None:
-    """Print names with their descriptions."""
+def print_described(rows: Iterator[tuple[str, str]]) -> None:
+    """Print names and descriptions in two columns."""
     from rich.console import Console
     from rich.table import Table
 
@@ -59,7 +65,7 @@ def list_described(rows: Iterator[tuple[str, str]]) -> None:
 
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yield what advances a progress bar; nothing is drawn where standard error is no terminal."""
+    """Yield a function that advances a progress bar; nothing is drawn if standard error is not a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

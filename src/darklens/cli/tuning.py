@@ -1,12 +1,11 @@
-"""The command that searches for the best settings of a recipe."""
+"""The command that tunes hyperparameters."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from darklens.cli.root import SOME_INPUTS_BAD, Positive, Recipe, app
+from darklens.cli.root import PARTIAL_SUCCESS, Positive, Recipe, app, print_error
 
 
 @app.command
@@ -15,35 +14,33 @@ def tune(
     *space: Annotated[
         str,
         Parameter(
-            help="What to search: `a.b=low..high`, `a.b=log:1e-5..1e-2` or, in quotes, `'a.b={x,y,z}'`; with `a.b=c` "
-            "all trials have c. By default the last stage's rate and weight decay."
+            help="Search space: `a.b=low..high`, `a.b=log:1e-5..1e-2` or, in quotes, `'a.b={x,y,z}'`; `a.b=c` fixes a "
+            "value. By default the learning rate and the weight decay of the last stage."
         ),
     ],
-    data: Annotated[Path | None, Parameter(help="Store to train on; none if data.kind is stream.")] = None,
-    out: Annotated[Path, Parameter(help="Folder of the search: trials.csv, best.yaml, tune.png, the trials' runs.")],
+    data: Annotated[
+        Path | None, Parameter(help="Store of training images; omit it if `data.kind` is `stream`.")
+    ] = None,
+    out: Annotated[Path, Parameter(help="Folder for trials.csv, best.yaml, tune.png and the runs of all trials.")],
     trials: Annotated[
-        Positive, Parameter(help="Number of trials in the end, those of an interrupted call included.")
+        Positive, Parameter(help="Total number of trials, including those of an interrupted search.")
     ] = 20,
-    metric: Annotated[
-        Literal["val_loss", "val_auc"], Parameter(help="Of the images that training holds out.")
-    ] = "val_loss",
+    metric: Annotated[Literal["val_loss", "val_auc"], Parameter(help="Validation metric to optimise.")] = "val_loss",
     pruner: Annotated[
         Literal["median", "hyperband", "none"],
-        Parameter(
-            help="Which trials are stopped early: those worse than the median at an epoch, Hyperband's, or none."
-        ),
+        Parameter(help="Early stopping of trials: those worse than the median at the same epoch, Hyperband, or none."),
     ] = "median",
-    prune_after: Annotated[Positive, Parameter(help="Whole trials before the median stops any.")] = 5,
+    prune_after: Annotated[Positive, Parameter(help="Complete trials before the median pruner stops any.")] = 5,
     space_file: Annotated[
         Path | None,
-        Parameter(name="--space", help="YAML file of keys and ranges or lists, beside or in place of words."),
+        Parameter(name="--space", help="YAML file with the search space: keys with ranges or lists."),
     ] = None,
-    seed: Annotated[int, Parameter(help="Of the search and of every training.")] = 0,
+    seed: Annotated[int, Parameter(help="Random seed of the search and of each training.")] = 0,
 ) -> int:
-    """Search for the best settings of a recipe; given again, an interrupted search goes on.
+    """Tune the hyperparameters of a recipe.
 
-    Needs `pip install 'darklens[tune]'`. Each trial is a training of its own, judged by the part of the training store
-    that it holds out; best.yaml is a recipe for `train`.
+    Each trial trains the recipe with one choice of settings and evaluates it on the validation images. best.yaml is a
+    recipe for `train`. To continue an interrupted search, repeat the command. Needs `pip install 'darklens[tune]'`.
 
     Example: `darklens tune resnet_simple --data stores/train --out tuned stages.0.optimiser.lr=log:1e-4..1e-1
     'data.augment.kind={none,dihedral}'`
@@ -56,18 +53,18 @@ def tune(
     from darklens.training.trials import Trial
     from darklens.training.tune import tune as search
 
-    found, overrides = spaces.parse(space, space_file)
+    search_space, overrides = spaces.parse(space, space_file)
 
-    def tell(trial: Trial, best: Trial | None) -> None:
+    def report(trial: Trial, best: Trial | None) -> None:
         value = "-" if trial.value is None else f"{trial.value:.4g}"
         settings = ", ".join(f"{key}={text}" for key, text in trial.settings.items())
-        so_far = "" if best is None else f", best {best.value:.4g}"
-        print(f"Trial {trial.number}: {trial.state}, {metric} {value}{so_far} ({settings})", flush=True)
+        best_value = "" if best is None else f", best {best.value:.4g}"
+        print(f"Trial {trial.number}: {trial.state}, {metric} {value}{best_value} ({settings})", flush=True)
 
-    ended = search(
+    results = search(
         recipe,
         overrides,
-        found,
+        search_space,
         Store(data) if data else None,
         out,
         trials=trials,
@@ -75,13 +72,13 @@ def tune(
         pruner=pruner,
         prune_after=prune_after,
         seed=seed,
-        tell=tell,
+        tell=report,
     )
     with atomic_path(out / "tune.png") as temporary:
-        temporary.write_bytes(to_png(history(ended, metric)))
-    refused = [trial for trial in ended if trial.state == "refused"]
-    for trial in refused:
-        print(f"darklens: Trial {trial.number} was refused: {trial.problem}", file=sys.stderr)
+        temporary.write_bytes(to_png(history(results, metric)))
+    invalid = [trial for trial in results if trial.state == "refused"]
+    for trial in invalid:
+        print_error(f"Trial {trial.number} has invalid settings: {trial.problem}")
     if (out / "best.yaml").exists():
         print(f"Best recipe in {out / 'best.yaml'}")
-    return SOME_INPUTS_BAD if refused else 0
+    return PARTIAL_SUCCESS if invalid else 0

@@ -28,7 +28,7 @@ class Prepared:
 
 
 def prepare(
-    image: Image, *, n_pixels: int, pixel_scale: float, own_scale: float | None = None, name: str = "The image"
+    image: Image, *, n_pixels: int, pixel_scale: float, image_pixel_scale: float | None = None, name: str = "The image"
 ) -> Prepared:
     """Cut, mend and resample an image for a model.
 
@@ -40,7 +40,7 @@ def prepare(
         image: What a reader gave.
         n_pixels: Side of the model's images.
         pixel_scale: The model's, in arcsec.
-        own_scale: The image's, in arcsec, in place of what its file says.
+        image_pixel_scale: The image's, in arcsec, in place of what its file says.
         name: What messages call the image.
 
     Raises:
@@ -48,7 +48,7 @@ def prepare(
             field, more than isolated pixels are missing, or the pixels are infinite or all equal.
     """
     changes = list(image.changes)
-    scale = next(value for value in (own_scale, image.pixel_scale, pixel_scale) if value is not None)
+    scale = next(value for value in (image_pixel_scale, image.pixel_scale, pixel_scale) if value is not None)
     require_near(scale, pixel_scale, name)
     factor = pixel_scale / scale
     same = abs(factor - 1) <= SAME_SCALE

@@ -98,7 +98,7 @@ def read_one(
     size, scale, whole = bundle.contract.n_pixels, bundle.contract.pixel_scale, folder / path
     try:
         image = read_image(whole, name=name)
-        return prepare(image, n_pixels=size, pixel_scale=scale, own_scale=pixel_scale, name=str(path))
+        return prepare(image, n_pixels=size, pixel_scale=scale, image_pixel_scale=pixel_scale, name=str(path))
     except DarklensError as error:
         return str(error).replace(str(whole), str(path))
 

@@ -1,4 +1,5 @@
-"""The web server: a face beside the command line, on the same readers, preparation and classifiers.
+"""The web server: the readers, the image preparation and the classifiers of the command line, behind HTTP.
 
-Needs the extra `serve`. Images are read in processes of their own (`reading`, which imports neither torch nor FastAPI).
+Needs the extra `serve`. Separate processes read the uploaded files (`reader_processes`, which imports neither torch nor
+FastAPI).
 """

@@ -1,4 +1,4 @@
-"""One thread a model that classifies what has come in since it last looked, together."""
+"""Micro-batching: one thread per model classifies all images that have arrived since its last batch."""
 
 import threading
 import time
@@ -18,13 +18,13 @@ class Job:
     """An image to classify.
 
     Attributes:
-        name: Of the image.
-        pixels: As the model takes them.
-        changes: What was done to make them so.
-        maps: Whether maps are wanted.
-        exposure: Relative to the population's.
-        deadline: Of `time.monotonic`, after which nobody waits for the result.
-        result: Of the classification.
+        name: Name of the image.
+        pixels: The image on the model's pixel grid.
+        changes: Changes made to put it on that grid, in words.
+        maps: Whether to compute maps.
+        exposure: Exposure relative to that of the population.
+        deadline: Time of `time.monotonic` after which no client waits for the result.
+        result: Will hold the classification.
     """
 
     name: str
@@ -37,60 +37,60 @@ class Job:
 
 
 class Batcher:
-    """Classifies jobs in batches, in the order in which they came.
+    """Classifies jobs in batches, in order of arrival.
 
-    Those that nobody waits for any more are dropped before the work on them begins.
+    Jobs that no client waits for any more are dropped before they are classified.
 
     Args:
-        classify: Classifies jobs, one result each.
-        most: Jobs in a batch.
+        classify: Classifies jobs; returns one result for each.
+        max_batch: Largest number of jobs in a batch.
         on_batch: Called with the number of jobs before each batch.
-        on_drop: Called with the number of jobs that were dropped.
+        on_drop: Called with the number of dropped jobs.
     """
 
     def __init__(
         self,
         classify: Callable[[Sequence[Job]], list[ImageResult]],
         *,
-        most: int,
+        max_batch: int,
         on_batch: Callable[[int], None] = lambda _: None,
         on_drop: Callable[[int], None] = lambda _: None,
     ) -> None:
-        self._classify, self._most, self._on_batch, self._on_drop = classify, most, on_batch, on_drop
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._classify, self._max_batch, self._on_batch, self._on_drop = classify, max_batch, on_batch, on_drop
+        self._queue: SimpleQueue[Job | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="classify", daemon=True)
         self._thread.start()
 
     def submit(self, job: Job) -> None:
-        """Queue a job; its `result` says when it is done. Cancel that to drop the job."""
-        self._jobs.put(job)
+        """Queue a job. Cancel its `result` to drop it."""
+        self._queue.put(job)
 
     def close(self) -> None:
-        """Finish what is queued, and end the thread."""
-        self._jobs.put(None)
+        """Classify the queued jobs, then end the thread."""
+        self._queue.put(None)
         self._thread.join()
 
     def _run(self) -> None:
         while True:
-            jobs = self._next()
-            wanted = [job for job in jobs if job is not None]
-            live = [job for job in wanted if job.result.set_running_or_notify_cancel() and not _is_late(job)]
-            if len(live) < len(wanted):
-                self._on_drop(len(wanted) - len(live))
-            if live:
-                self._run_batch(live)
-            if len(wanted) < len(jobs):
+            items = self._next()
+            jobs = [item for item in items if item is not None]
+            pending = [job for job in jobs if job.result.set_running_or_notify_cancel() and not _is_late(job)]
+            if len(pending) < len(jobs):
+                self._on_drop(len(jobs) - len(pending))
+            if pending:
+                self._run_batch(pending)
+            if len(jobs) < len(items):
                 return
 
     def _next(self) -> list[Job | None]:
-        """Wait for a job, and return it with those that came meanwhile; None ends the thread."""
-        jobs = [self._jobs.get()]
-        while jobs[-1] is not None and len(jobs) < self._most:
+        """Wait for a job; return it and all others in the queue, up to a full batch. None ends the thread."""
+        items = [self._queue.get()]
+        while items[-1] is not None and len(items) < self._max_batch:
             try:
-                jobs.append(self._jobs.get_nowait())
+                items.append(self._queue.get_nowait())
             except Empty:
                 break
-        return jobs
+        return items
 
     def _run_batch(self, jobs: list[Job]) -> None:
         self._on_batch(len(jobs))
@@ -100,7 +100,7 @@ class Batcher:
             if len(jobs) == 1:
                 jobs[0].result.set_exception(error)
                 return
-            for job in jobs:  # one image must not spoil those it happened to come with
+            for job in jobs:  # an image that fails must not fail the others of its batch
                 self._run_batch([job])
             return
         for job, result in zip(jobs, results, strict=True):

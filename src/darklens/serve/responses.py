@@ -1,15 +1,32 @@
-"""What the server answers, as schemas of the OpenAPI document."""
+"""Responses of the server, as schemas of the OpenAPI document, and the exception that becomes an error response."""
 
 from typing import Literal
 
 from pydantic import BaseModel, Field
+
+REASONS = {
+    400: "bad_request",
+    401: "unauthorized",
+    403: "foreign_origin",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "too_slow",
+    413: "too_large",
+    415: "unsupported_media_type",
+    421: "unknown_host",
+    422: "invalid",
+    429: "too_many_requests",
+    500: "unexpected",
+    503: "busy",
+}
+RETRY_AFTER = 1  # s
 
 
 class Quantity(BaseModel):
     """A fitted parameter."""
 
     value: float
-    error: float | None = Field(description="one standard deviation; none where it was not computed (maps=false)")
+    error: float | None = Field(description="standard deviation; null if it was not computed (maps=false)")
     unit: str
 
 
@@ -17,34 +34,34 @@ class Fit(BaseModel):
     """The fit of the smooth lens."""
 
     converged: bool
-    chi2_per_pixel: float = Field(description="deviance per block of pixels that the smooth lens alone leaves")
+    chi2_per_pixel: float = Field(description="deviance of the smooth lens per fitted pixel; near 1 for a good fit")
     parameters: dict[str, Quantity]
-    message: str | None = Field(default=None, description="what is wrong with the fit")
+    message: str | None = Field(default=None, description="why the fit failed; null if it succeeded")
 
 
 class Suggestion(BaseModel):
-    """The substructure that explains the image best."""
+    """The best-fitting perturber of the predicted class."""
 
     kind: Literal["point", "line"]
-    x: float = Field(description="arcsec")
-    y: float = Field(description="arcsec")
-    mass: float | None = Field(description="solar masses, where the smooth lens has the population's mass")
-    theta_E_squared: float = Field(description="the mass as squared Einstein radius, arcsec^2")
-    length: float | None = Field(default=None, description="arcsec, of a line")
-    angle: float | None = Field(default=None, description="degrees from x towards y, of a line")
+    x: float = Field(description="position of the centre, arcsec")
+    y: float = Field(description="position of the centre, arcsec")
+    mass: float | None = Field(description="solar masses; null if the population does not fix the mass of the lens")
+    theta_E_squared: float = Field(description="mass as the squared Einstein radius, arcsec^2")
+    length: float | None = Field(default=None, description="length of a line, arcsec")
+    angle: float | None = Field(default=None, description="direction of a line, degrees from the x axis towards y")
     units: dict[str, str]
 
 
 class OutOfDistribution(BaseModel):
-    """Whether the image is one of a kind that the model knows."""
+    """The out-of-distribution score of the image."""
 
     score: float
-    threshold: float = Field(description="that 99 % of familiar images stay below")
-    unfamiliar: bool
+    threshold: float = Field(description="99th percentile of the score on held-out images of the training population")
+    unfamiliar: bool = Field(description="whether the score exceeds the threshold: the image is out of distribution")
 
 
 class Map(BaseModel):
-    """A picture of numbers."""
+    """A two-dimensional map."""
 
     label: str
     unit: str
@@ -56,26 +73,28 @@ class Map(BaseModel):
 
 
 class ImageResult(BaseModel):
-    """What was found of one image."""
+    """The classification of one image."""
 
     name: str
     status: Literal["ok", "error"]
-    message: str = Field(default="", description="why there is no result")
-    predicted: str | None = None
-    probabilities: dict[str, float] = {}
-    set: list[str] = Field(default=[], description="classes; for images like those of the calibration, holds the truth")
-    coverage: float | None = Field(default=None, description="the part of images whose set holds the truth, at least")
-    dont_know: bool = Field(default=False, description="the set does not hold exactly one class")
+    message: str = Field(default="", description="why the image could not be classified")
+    predicted: str | None = Field(default=None, description="most probable class")
+    probabilities: dict[str, float] = Field(default={}, description="calibrated probability of each class")
+    set: list[str] = Field(default=[], description="conformal prediction set")
+    coverage: float | None = Field(default=None, description="coverage of the prediction set, such as 0.9")
+    dont_know: bool = Field(default=False, description="whether the prediction set does not hold exactly one class")
     ood: OutOfDistribution | None = None
-    changes: list[str] = Field(default=[], description="what was done to the image before the model saw it")
+    changes: list[str] = Field(default=[], description="changes made to the image to fit the model's pixel grid")
     fit: Fit | None = None
-    hypotheses: dict[str, float] | None = Field(default=None, description="chi2 (deviance) over all blocks of pixels")
+    hypotheses: dict[str, float] | None = Field(
+        default=None, description="chi2 (deviance) of the best fit under the hypothesis of each class"
+    )
     suggestion: Suggestion | None = None
     maps: dict[str, Map] | None = None
 
 
 class Prediction(BaseModel):
-    """Results in the order of the files."""
+    """Classifications in the order of the files."""
 
     model: str
     version: str
@@ -83,13 +102,13 @@ class Prediction(BaseModel):
 
 
 class LensPrediction(Prediction):
-    """The result of a simulated lens, and what it was simulated with."""
+    """The classification of a simulated lens, and the true parameters of that lens."""
 
     truth: dict[str, float | int | str]
 
 
-class Input(BaseModel):
-    """The images that a model takes; others are cropped, padded and resampled."""
+class ModelInput(BaseModel):
+    """The images that a model takes; the server crops, pads and resamples others."""
 
     height: int
     width: int
@@ -98,63 +117,63 @@ class Input(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """What a model is."""
+    """A model in brief."""
 
     name: str
     recipe: str
     population: str | None
     classes: list[str]
-    parameters: int
-    input: Input
-    metrics: dict[str, float] | None = Field(description="on its validation images")
+    parameters: int = Field(description="number of trainable parameters")
+    input: ModelInput
+    metrics: dict[str, float] | None = Field(description="metrics on the validation images")
     bundle_sha256: str
     licence: str
     has_maps: bool
-    fits: bool = Field(description="whether it fits lenses to images")
+    fits: bool = Field(description="whether the model fits a lens to each image")
 
 
 class Models(BaseModel):
-    """The models that the server has."""
+    """The models of the server."""
 
     models: list[ModelCard]
     default: str
 
 
 class Limits(BaseModel):
-    """What a request may ask for."""
+    """Limits of a request."""
 
-    max_bytes: int = Field(description="of a request body")
-    max_files: int
-    max_pixels: int = Field(description="of an image")
-    timeout_s: float
-    queue: int = Field(description="images that may wait")
-    per_client: int = Field(description="requests of one address at a time")
-    formats: list[str]
+    max_bytes: int = Field(description="largest request body, bytes")
+    max_files: int = Field(description="files per request")
+    max_pixels: int = Field(description="pixels per image")
+    timeout_s: float = Field(description="time to answer a request, s")
+    queue: int = Field(description="images waiting or being classified")
+    per_client: int = Field(description="simultaneous requests per client address")
+    formats: list[str] = Field(description="suffixes of the files that can be read")
     token_needed: bool
 
 
-class State(BaseModel):
-    """Whether the server lives, or takes requests."""
+class Health(BaseModel):
+    """Whether the server is running, or ready."""
 
     status: str
 
 
 class Slider(BaseModel):
-    """One number that a simulated lens is made from."""
+    """One parameter of a simulated lens."""
 
     name: str
     label: str
     unit: str
     min: float
     max: float
-    step: float = Field(description="decades where the scale is log")
+    step: float = Field(description="in dex if the scale is log")
     default: float
     scale: Literal["linear", "log"] = "linear"
-    classes: list[str] | None = Field(default=None, description="classes that it matters to; none: all")
+    classes: list[str] | None = Field(default=None, description="classes that have the parameter; null: all")
 
 
 class Example(BaseModel):
-    """A lens to begin with."""
+    """The parameters of an example lens."""
 
     name: str
     label: str
@@ -162,7 +181,56 @@ class Example(BaseModel):
 
 
 class Sliders(BaseModel):
-    """What a simulated lens can be made from."""
+    """The parameters of a simulated lens, and examples."""
 
     parameters: list[Slider]
     examples: list[Example]
+
+
+class ErrorDetail(BaseModel):
+    """What is wrong with a request."""
+
+    code: int = Field(description="HTTP status code")
+    reason: str = Field(description="one word, for programs")
+    message: str = Field(description="one sentence that says what is wrong and what to do")
+    field: str | None = Field(default=None, description="name of the wrong field")
+
+
+class ErrorResponse(BaseModel):
+    """The body of every error response."""
+
+    error: ErrorDetail
+
+
+class RequestError(Exception):
+    """Rejects a request.
+
+    Args:
+        code: HTTP status code.
+        message: One sentence that says what is wrong and what to do.
+        reason: One word, for programs; by default the one in `REASONS`.
+        field: Name of the wrong field.
+    """
+
+    def __init__(self, code: int, message: str, *, reason: str | None = None, field: str | None = None) -> None:
+        super().__init__(message)
+        self.detail = ErrorDetail(code=code, reason=reason or REASONS[code], message=message, field=field)
+
+    @property
+    def code(self) -> int:
+        """HTTP status code."""
+        return self.detail.code
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers that the status code requires."""
+        if self.code in (429, 503):
+            return {"Retry-After": str(RETRY_AFTER)}
+        if self.code == 401:
+            return {"WWW-Authenticate": "Bearer"}
+        return {}
+
+    @property
+    def body(self) -> bytes:
+        """The response body as JSON."""
+        return ErrorResponse(error=self.detail).model_dump_json(exclude_none=True).encode()

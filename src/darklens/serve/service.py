@@ -1,4 +1,4 @@
-"""What a running server has: models, each with its queue, processes that read, the gate and the counts."""
+"""A running server: its models, each with a batching thread, its reading processes, admission and metrics."""
 
 import asyncio
 import threading
@@ -14,22 +14,26 @@ from darklens.bundle import Bundle, sha256_of_bundle
 from darklens.data.prepare import Prepared, prepare
 from darklens.data.readers import Image
 from darklens.locate import locate
-from darklens.serve import lens
+from darklens.serve import simulated_lens
 from darklens.serve.batching import Batcher, Job
 from darklens.serve.classifier import Classifier
-from darklens.serve.gate import Gate
+from darklens.serve.limits import Admission, Settings
 from darklens.serve.prometheus import Metrics
-from darklens.serve.readers import Readers, Wanted
-from darklens.serve.refusal import Refusal
-from darklens.serve.responses import ImageResult, Input, ModelCard
-from darklens.serve.settings import Settings
+from darklens.serve.reader_processes import ReaderPool, ReadRequest
+from darklens.serve.responses import ImageResult, ModelCard, ModelInput, RequestError
+from darklens.serve.simulated_lens import LensRequest
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A file of a request."""
+    """An uploaded file.
+
+    Attributes:
+        name: Name of the file, for messages.
+        data: Contents of the file.
+    """
 
     name: str
     data: bytes
@@ -37,7 +41,7 @@ class Upload:
 
 @dataclass(frozen=True)
 class Model:
-    """A model that is served."""
+    """A model that the server offers."""
 
     card: ModelCard
     bundle: Bundle
@@ -45,22 +49,22 @@ class Model:
 
 
 class Service:
-    """The models and what they share.
+    """The models of the server and the resources that they share.
 
     Args:
-        models: Bundles by the names that requests call them; the first is the default.
-        digests: Of each, for its card.
+        models: Bundles by name; the first is the default.
+        digests: SHA-256 of each bundle by name, for its card.
         settings: Limits.
     """
 
     def __init__(self, models: Mapping[str, Bundle], digests: Mapping[str, str], settings: Settings) -> None:
-        self.settings, self.gate = settings, Gate(settings)
-        self.metrics = Metrics(lambda: float(self.gate.images))
+        self.settings, self.admission = settings, Admission(settings)
+        self.metrics = Metrics(lambda: float(self.admission.n_images))
         self._bundles, self._digests = models, digests
         self.cards = [_card(name, bundle, digests[name]) for name, bundle in models.items()]
         self.default = next(iter(models))
         self._models: dict[str, Model] = {}
-        self._readers: Readers | None = None
+        self._readers: ReaderPool | None = None
         self._ready = threading.Event()
         self.failure: Exception | None = None
 
@@ -71,134 +75,139 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Whether requests are answered at once."""
-        return self._ready.is_set() and self.gate.is_open and not self.gate.is_full
+        """Whether the server accepts images: the models are loaded, the queue has room, and it is not stopping."""
+        return self._ready.is_set() and self.admission.is_open and not self.admission.is_full
 
     def start(self) -> None:
-        """Start threads and processes; the service is ready when each model has classified its first image."""
+        """Start threads and processes; the service is ready once each model has classified a first image."""
         settings, metrics = self.settings, self.metrics
-        self._readers = Readers(settings.readers, timeout=settings.read_timeout, on_kill=metrics.killed.add)
+        self._readers = ReaderPool(settings.readers, timeout=settings.read_timeout, on_kill=metrics.readers_killed.inc)
         for card in self.cards:
             bundle = self._bundles[card.name]
             batcher = Batcher(
                 Classifier(bundle),
-                most=settings.batch,
-                on_batch=lambda n, name=card.name: metrics.batches.see(float(n), name),  # type: ignore[misc]  # a default has no type
-                on_drop=lambda n: metrics.dropped.add(amount=float(n)),
+                max_batch=settings.batch,
+                on_batch=lambda n, name=card.name: metrics.batches.observe(float(n), name),  # type: ignore[misc]  # a lambda cannot annotate its default
+                on_drop=lambda n: metrics.dropped.inc(amount=float(n)),
             )
             self._models[card.name] = Model(card, bundle, batcher)
         threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
 
     def stop(self) -> None:
-        """Finish what is queued and end threads and processes."""
-        self.gate.is_open = False
+        """Classify the queued images, then end threads and processes."""
+        self.admission.is_open = False
         for model in self._models.values():
             model.batcher.close()
         if self._readers is not None:
             self._readers.close()
 
     def model(self, name: str | None) -> Model:
-        """Return a model by name, or the default one.
+        """Return a model by name; None names the default model.
 
         Raises:
-            Refusal: 422 if there is none of that name, 503 if the models are not ready.
+            RequestError: 422 if the name is unknown, 503 while the models are loading.
         """
-        chosen = self.default if name is None else name
-        if chosen not in self.names:
-            raise Refusal(422, f"model: this server has {', '.join(self.names)}.", field="model")
+        name = self.default if name is None else name
+        if name not in self.names:
+            raise RequestError(422, f"model: the models of this server are {', '.join(self.names)}.", field="model")
         if not self._ready.is_set():
-            raise Refusal(503, "The models are not loaded yet; try again in a moment.", reason="loading")
-        return self._models[chosen]
+            raise RequestError(503, "The models are still loading; try again in a moment.", reason="loading")
+        return self._models[name]
 
     async def predict(
         self, model: Model, uploads: Sequence[Upload], *, maps: bool, pixel_scale: float | None, image: str | None
     ) -> list[ImageResult]:
-        """Read and classify files; a result each, also of bad ones.
+        """Read and classify files; a file that cannot be read gives a result with status `error`.
 
         Raises:
-            Refusal: 503 if there is no room for them, or time is up.
+            RequestError: 503 if the queue has no room for them, or the time limit has passed.
         """
         assert self._readers is not None
-        until = time.monotonic() + self.settings.timeout
-        with self.gate.queued(len(uploads)):
+        deadline = time.monotonic() + self.settings.timeout
+        with self.admission.images(len(uploads)):
             reading = []
             for upload in uploads:
-                wanted = Wanted(
+                request = ReadRequest(
                     name=upload.name,
                     n_pixels=model.bundle.contract.n_pixels,
                     pixel_scale=model.bundle.contract.pixel_scale,
-                    own_scale=pixel_scale,
+                    image_pixel_scale=pixel_scale,
                     image=image,
                     max_pixels=self.settings.max_pixels,
                 )
-                reading.append(asyncio.wrap_future(self._readers.read(upload.data, wanted)))
+                reading.append(asyncio.wrap_future(self._readers.read(upload.data, request)))
             work = [
-                asyncio.ensure_future(self._finish(model, upload.name, future, maps, until))
+                asyncio.ensure_future(self._classify_file(model, upload.name, future, maps, deadline))
                 for upload, future in zip(uploads, reading, strict=True)
             ]
             try:
-                return list(await _within(asyncio.gather(*work), until))
+                return list(await _before(deadline, asyncio.gather(*work)))
             finally:
                 for future in reading:
                     future.cancel()
                 for task in work:
                     task.cancel()
 
-    async def simulate(self, model: Model, wanted: lens.LensRequest) -> ImageResult:
+    async def simulate(self, model: Model, lens: LensRequest) -> ImageResult:
         """Simulate a lens and classify it, with maps.
 
         Raises:
-            Refusal: 503 if there is no room for it, or time is up.
+            RequestError: 503 if the queue has no room for it, or the time limit has passed.
         """
-        until = time.monotonic() + self.settings.timeout
-        contract, population = model.bundle.contract, lens.population()
-        with self.gate.queued(1):
-            pixels = await asyncio.to_thread(lens.simulate, wanted)
-            ready = prepare(
+        deadline = time.monotonic() + self.settings.timeout
+        contract, population = model.bundle.contract, simulated_lens.population()
+        with self.admission.images(1):
+            pixels = await asyncio.to_thread(simulated_lens.simulate, lens)
+            prepared = prepare(
                 Image(pixels.astype(np.float64), population.field.pixel_scale),
                 n_pixels=contract.n_pixels,
                 pixel_scale=contract.pixel_scale,
             )
             job = Job(
-                "simulated lens", ready.pixels, ready.changes, maps=True, exposure=wanted.exposure, deadline=until
+                "simulated lens",
+                prepared.pixels,
+                prepared.changes,
+                maps=True,
+                exposure=lens.exposure,
+                deadline=deadline,
             )
-            return await _within(self._classify(model, job), until)
+            return await _before(deadline, self._classify(model, job))
 
-    async def _finish(
-        self, model: Model, name: str, reading: "asyncio.Future[Prepared | str]", maps: bool, until: float
+    async def _classify_file(
+        self, model: Model, name: str, reading: "asyncio.Future[Prepared | str]", maps: bool, deadline: float
     ) -> ImageResult:
-        read = await reading
-        if isinstance(read, str):
-            self.metrics.bad_images.add()
-            return ImageResult(name=name, status="error", message=read)
-        return await self._classify(model, Job(name, read.pixels, read.changes, maps=maps, deadline=until))
+        prepared = await reading
+        if isinstance(prepared, str):
+            self.metrics.bad_images.inc()
+            return ImageResult(name=name, status="error", message=prepared)
+        return await self._classify(model, Job(name, prepared.pixels, prepared.changes, maps=maps, deadline=deadline))
 
     async def _classify(self, model: Model, job: Job) -> ImageResult:
         model.batcher.submit(job)
         result = await asyncio.wrap_future(job.result)
-        self.metrics.images.add(model.card.name, str(result.predicted))
+        self.metrics.images.inc(model.card.name, str(result.predicted))
         return result
 
     def _warm_up(self) -> None:
         try:
-            self._try_once()
-        except Exception as error:  # the server ends itself when it sees this
+            self._classify_first_images()
+        except Exception as error:  # the server checks this and stops
             self.failure = error
         else:
             self._ready.set()
 
-    def _try_once(self) -> None:
-        """Do once what is slow the first time: the banks of the fits, and the imports of the readers."""
-        pixels = lens.simulate(lens.LensRequest())
+    def _classify_first_images(self) -> None:
+        """Classify an image with each model; the first is slow, as fits compute templates and readers start."""
+        pixels = simulated_lens.simulate(LensRequest())
         jobs = []
         for model in self._models.values():
             contract = model.bundle.contract
-            ready = prepare(
+            prepared = prepare(
                 Image(pixels.astype(np.float64), contract.pixel_scale * pixels.shape[0] / contract.n_pixels),
                 n_pixels=contract.n_pixels,
                 pixel_scale=contract.pixel_scale,
             )
-            jobs.append(Job("", ready.pixels, maps=True))
+            jobs.append(Job("", prepared.pixels, maps=True))
             model.batcher.submit(jobs[-1])
         for job in jobs:
             job.result.result()
@@ -206,11 +215,11 @@ class Service:
         self._readers.wait_until_ready()
 
 
-async def _within(work: Awaitable[T], until: float) -> T:
+async def _before(deadline: float, work: Awaitable[T]) -> T:
     try:
-        return await asyncio.wait_for(work, max(until - time.monotonic(), 0.0))
+        return await asyncio.wait_for(work, max(deadline - time.monotonic(), 0.0))
     except TimeoutError:
-        raise Refusal(503, "The server did not get to it in time; try again, or send fewer files.") from None
+        raise RequestError(503, "The request was not processed in time; try again, or send fewer files.") from None
 
 
 def _card(name: str, bundle: Bundle, digest: str) -> ModelCard:
@@ -221,7 +230,7 @@ def _card(name: str, bundle: Bundle, digest: str) -> ModelCard:
         population=contract.data.get("population"),
         classes=contract.classes,
         parameters=contract.parameters,
-        input=Input(
+        input=ModelInput(
             height=contract.n_pixels,
             width=contract.n_pixels,
             pixel_scale=contract.pixel_scale,
@@ -235,11 +244,13 @@ def _card(name: str, bundle: Bundle, digest: str) -> ModelCard:
     )
 
 
-def load(paths: Sequence[Path]) -> tuple[dict[str, Bundle], dict[str, str]]:
-    """Load bundles, and return them and their digests by the last part of their path; further ones of a name get -2.
+def load_models(paths: Sequence[Path]) -> tuple[dict[str, Bundle], dict[str, str]]:
+    """Load bundles; return them and their SHA-256 digests by name.
+
+    The name is the last part of the path, followed by -2, -3, ... where several are equal.
 
     Raises:
-        InputError: If one is missing or damaged, or does not classify.
+        InputError: If a bundle is missing or damaged, or is no classifier.
     """
     models: dict[str, Bundle] = {}
     digests: dict[str, str] = {}

@@ -147,7 +147,7 @@ class Processes:
             return result[0]
         kind, placed, plain = raised[0]
         told_once: DarklensError = kind(plain if len(raised) == len(told) else placed)
-        told_once.told_elsewhere = not self.leads
+        told_once.reported_elsewhere = not self.leads
         raise told_once
 
     def first(self, function: Callable[[], R]) -> R | None:
@@ -216,7 +216,7 @@ def joined() -> Iterator[Processes]:
             "Another process of this training ended, so all do; what it said is above. Give the command again with "
             "--resume to go on from the last whole epoch."
         )
-        stopped.told_elsewhere = not processes.leads
+        stopped.reported_elsewhere = not processes.leads
         raise stopped from error
     else:
         dist.destroy_process_group()
@@ -231,7 +231,7 @@ def _meet(place: Place) -> Processes:
             f"{place.local_world} processes on {socket.gethostname()} see {torch.cuda.device_count()} of its GPUs; "
             "start one a GPU, and with Slurm ask for --gpus-per-node, as --gpus-per-task hides those of the others."
         )
-        error.told_elsewhere = place.local_rank > 0
+        error.reported_elsewhere = place.local_rank > 0
         raise error
     # Slurm does not set these, and torch listens where they say.
     os.environ |= {"MASTER_ADDR": place.address, "MASTER_PORT": str(place.port)}
@@ -250,7 +250,7 @@ def _meet(place: Place) -> Processes:
             f"The {place.world} processes of this training did not all meet at {place.address}:{place.port} "
             f"({str(error).splitlines()[0]}); start as many as you say, on machines that reach that one."
         )
-        said.told_elsewhere = place.rank > 0
+        said.reported_elsewhere = place.rank > 0
         raise said from error
 
 

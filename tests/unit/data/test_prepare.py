@@ -99,7 +99,7 @@ def test_a_sky_stays_flat_when_padded_and_resampled():
 
 
 def test_the_caller_knows_the_scale_better_than_the_file():
-    made = prepare(Image(noise(50, 50), 0.1), n_pixels=40, pixel_scale=0.05, own_scale=0.04)
+    made = prepare(Image(noise(50, 50), 0.1), n_pixels=40, pixel_scale=0.05, image_pixel_scale=0.04)
     assert made.changes == ("resampled from 0.04 to 0.05 arcsec per pixel",)
 
 

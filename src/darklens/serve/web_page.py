@@ -1,13 +1,13 @@
-"""The page's files, and a plain list of the routes; both are in memory, so that no request names a file on disk."""
+"""The files of the web page and the list of routes, all held in memory: no request can name a file on disk."""
 
 from importlib import resources
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import HTMLResponse, Response
 
-from darklens.serve.refusal import Refusal
+from darklens.serve.responses import RequestError
 
-_TYPES = {
+_CONTENT_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -18,36 +18,36 @@ _DOCS = """<!doctype html>
 <head><meta charset="utf-8"><title>darklens: routes</title><link rel="icon" href="data:,"></head>
 <body>
 <h1>Routes</h1>
-<p>All of it, for programs: <a href="openapi.json">openapi.json</a>.</p>
+<p>The full description for programs: <a href="openapi.json">openapi.json</a>.</p>
 {% for path, methods in document.paths.items() %}{% for method, route in methods.items() %}
 <h2><code>{{ method.upper() }} {{ path }}</code></h2>
 <p>{{ route.description or route.summary }}</p>
 {% if route.parameters %}<ul>{% for p in route.parameters %}
-<li><code>{{ p.name }}</code> {{ p.description or p.schema.description or "" }}</li>{% endfor %}
+<li><code>{{ p.name }}</code>: {{ p.description or p.schema.description or "" }}</li>{% endfor %}
 </ul>{% endif %}
-<p>Answers: {{ route.responses | join(", ") }}</p>
+<p>Status codes: {{ route.responses | join(", ") }}</p>
 {% endfor %}{% endfor %}
 </body>
 </html>
 """
 
 
-def pages() -> APIRouter:
-    """Return the routes of the page, which are not part of the interface that the OpenAPI document describes."""
+def page_routes() -> APIRouter:
+    """Return the routes of the web page; the OpenAPI document leaves them out."""
     router, files = APIRouter(include_in_schema=False), _files()
 
-    def answer(name: str) -> Response:
+    def respond(name: str) -> Response:
         if name not in files:
-            raise Refusal(404, "There is no such page; begin at /.")
+            raise RequestError(404, "No such page; start at /.")
         return Response(*files[name])
 
     @router.get("/")
     def index() -> Response:
-        return answer("index.html")
+        return respond("index.html")
 
     @router.get("/page/{name}")
     def file(name: str) -> Response:
-        return answer(name)
+        return respond(name)
 
     @router.get("/docs")
     def docs(request: Request) -> Response:
@@ -61,12 +61,12 @@ def pages() -> APIRouter:
 
 
 def _files() -> dict[str, tuple[bytes, int, dict[str, str]]]:
-    """Return content, status and headers of each file of the page by its name."""
+    """Return content, status code and headers of each file of the page by its name."""
     folder = resources.files("darklens.serve") / "page"
-    found = {}
+    files = {}
     for item in folder.iterdir() if folder.is_dir() else ():
-        kind = _TYPES.get(item.name[item.name.rfind(".") :])
-        if item.is_file() and kind is not None:
-            headers = {"content-type": kind, "cache-control": "no-cache"}
-            found[item.name] = (item.read_bytes(), 200, headers)
-    return found
+        content_type = _CONTENT_TYPES.get(item.name[item.name.rfind(".") :])
+        if item.is_file() and content_type is not None:
+            headers = {"content-type": content_type, "cache-control": "no-cache"}
+            files[item.name] = (item.read_bytes(), 200, headers)
+    return files

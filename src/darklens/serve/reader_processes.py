@@ -1,0 +1,252 @@
+"""Processes that read the files of requests.
+
+Uploaded files are not trusted: they may be made to exhaust the memory or to take forever to read. A process therefore
+reads them with bounded memory, and is killed and replaced if it is too slow. The files lie in a private folder under
+names that the server chooses. Parent and child exchange bytes and JSON; nothing is pickled.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+
+from darklens.data.prepare import Prepared, prepare
+from darklens.data.readers import read_image
+from darklens.errors import DarklensError
+
+MEMORY = 1_000_000_000  # bytes that a process may allocate beyond those it has at its start
+_START_TIMEOUT = 120.0  # s, for the imports on a busy machine
+# Messages name options of the command line; the web interface has parameters.
+_PARAMETER_NAMES = {"--pixel-scale": "pixel_scale", "--image NAME": "the parameter image"}
+
+
+@dataclass(frozen=True)
+class ReadRequest:
+    """How to read a file.
+
+    Attributes:
+        name: Name of the file in messages.
+        n_pixels: Side of the model's images, pixels.
+        pixel_scale: Pixel scale of the model's images, arcsec.
+        image_pixel_scale: Pixel scale of the image, arcsec; overrides that of the file.
+        image: Name of the image in a file that holds several.
+        max_pixels: Largest number of pixels of the image.
+    """
+
+    name: str
+    n_pixels: int
+    pixel_scale: float
+    image_pixel_scale: float | None
+    image: str | None
+    max_pixels: int
+
+
+class ReaderPool:
+    """Reads files in separate processes.
+
+    Args:
+        n: Number of processes.
+        timeout: Time in s after which a process that is still reading a file is killed.
+        on_kill: Called when that happens.
+    """
+
+    def __init__(self, n: int, *, timeout: float, on_kill: Callable[[], None] = lambda: None) -> None:
+        self._timeout, self._on_kill = timeout, on_kill
+        self._folder = Path(tempfile.mkdtemp(prefix="darklens-serve-"))
+        self._idle: SimpleQueue[_Reader] = SimpleQueue()
+        self._readers = [_Reader(self._folder / str(i)) for i in range(n)]
+        for reader in self._readers:
+            self._idle.put(reader)
+        self._threads = ThreadPoolExecutor(n, thread_name_prefix="read")
+
+    def read(self, data: bytes, request: ReadRequest) -> "Future[Prepared | str]":
+        """Return the image on the model's pixel grid, or one sentence that says why it cannot be used."""
+        return self._threads.submit(self._read, data, request)
+
+    def wait_until_ready(self) -> None:
+        """Return once all processes have started."""
+        for reader in self._readers:
+            reader.wait_until_ready()
+
+    def close(self) -> None:
+        """End the processes and remove their files."""
+        self._threads.shutdown(cancel_futures=True)
+        for reader in self._readers:
+            reader.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _read(self, data: bytes, request: ReadRequest) -> Prepared | str:
+        reader = self._idle.get()
+        try:
+            return reader.read(data, request, self._timeout)
+        except _ReaderLostError as error:
+            self._on_kill()
+            reader.restart()
+            return f"{request.name}: {error}"
+        finally:
+            self._idle.put(reader)
+
+
+class _ReaderLostError(Exception):
+    """The process has ended or was too slow."""
+
+
+class _Reader:
+    """The parent's side of one process; only one thread at a time may use it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+        self._connection, child_connection = context.Pipe()
+        self._process = context.Process(target=read_files, args=(child_connection, str(self._path)), daemon=True)
+        self._process.start()
+        child_connection.close()
+        self._ready = False
+
+    def wait_until_ready(self) -> None:
+        if not self._ready:
+            _receive(self._connection, _START_TIMEOUT)
+            self._ready = True
+
+    def read(self, data: bytes, request: ReadRequest, timeout: float) -> Prepared | str:
+        try:
+            self.wait_until_ready()
+            self._connection.send_bytes(json.dumps(vars(request)).encode())
+            self._connection.send_bytes(data)
+            reply: dict[str, Any] = json.loads(_receive(self._connection, timeout))
+            if "message" in reply:
+                return str(reply["message"])
+            pixels = np.frombuffer(_receive(self._connection, timeout), dtype="<f4").astype(np.float32)
+        except TimeoutError:
+            raise _ReaderLostError(
+                f"takes more than {timeout:g} s to read; save the image again without compression."
+            ) from None
+        except (OSError, EOFError):
+            raise _ReaderLostError(
+                "cannot be read: it crashed the process that read it; save the image again."
+            ) from None
+        return Prepared(pixels.reshape(request.n_pixels, request.n_pixels), tuple(reply["changes"]))
+
+    def restart(self) -> None:
+        self.close()
+        self._start()
+
+    def close(self) -> None:
+        self._connection.close()
+        self._process.kill()
+        self._process.join()
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
+
+
+def _receive(connection: Connection, timeout: float) -> bytes:
+    if not connection.poll(timeout):
+        raise TimeoutError
+    return connection.recv_bytes()
+
+
+def read_files(connection: Connection, path: str) -> None:
+    """Read files until the connection is closed: the child's side of one process.
+
+    Args:
+        connection: Receives pairs of messages: a `ReadRequest` as JSON, then the bytes of the file. Sends JSON with
+            `message`, or with `changes` followed by the pixels.
+        path: Temporary path of the file while it is read.
+    """
+    # The parent ends this process; a signal that stops the server reaches the whole process group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    warnings.simplefilter("ignore")
+    _limit_memory()
+    _end_with_parent()
+    file = Path(path)
+    connection.send_bytes(b"ready")
+    while True:
+        try:
+            request, data = json.loads(connection.recv_bytes()), connection.recv_bytes()
+        except EOFError:
+            return
+        reply, pixels = _read_file(file, ReadRequest(**request), data)
+        del data
+        connection.send_bytes(json.dumps(reply).encode())
+        if pixels is not None:
+            connection.send_bytes(pixels.tobytes())
+
+
+def _read_file(file: Path, request: ReadRequest, data: bytes) -> tuple[dict[str, Any], np.ndarray | None]:
+    name = request.name
+    try:
+        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
+            stream.write(data)
+        image = read_image(file, name=request.image)
+        n = image.pixels.size
+        if n > request.max_pixels:
+            message = f"{name}: has {n} pixels, and this server takes at most {request.max_pixels}; cut out the lens."
+            return {"message": message}, None
+        prepared = prepare(
+            image,
+            n_pixels=request.n_pixels,
+            pixel_scale=request.pixel_scale,
+            image_pixel_scale=request.image_pixel_scale,
+            name=name,
+        )
+    except DarklensError as error:
+        return {"message": _reworded(str(error), str(file), name)}, None
+    except MemoryError:
+        return {"message": f"{name}: needs too much memory to read; cut out the lens first."}, None
+    except Exception as error:
+        return {"message": f"{name}: cannot be read ({type(error).__name__}); save the image again."}, None
+    finally:
+        file.unlink(missing_ok=True)
+    return {"changes": list(prepared.changes)}, prepared.pixels.astype("<f4")
+
+
+def _reworded(message: str, path: str, name: str) -> str:
+    """Replace the temporary path by the file's name, and options of the command line by parameters of the request."""
+    for old, new in {path: name, **_PARAMETER_NAMES}.items():
+        message = message.replace(old, new)
+    return message
+
+
+def _limit_memory() -> None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:  # not Linux
+        return
+    limit = pages * os.sysconf("SC_PAGE_SIZE") + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _end_with_parent() -> None:
+    """End this process when the parent ends: a killed parent cannot tell its children, and they may be busy."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def end() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
