@@ -24,13 +24,13 @@ from record import record
 
 from darklens import populations
 from darklens.bundle import Bundle
+from darklens.compilation import compiler
 from darklens.contract import Contract
 from darklens.locate import DEFAULT_MODEL
 from darklens.models.informed import SISAutoencoder2Config
 from darklens.models.resnet_18 import ResNet18Config
 from darklens.models.resnet_simple import ResNetSimpleConfig
 from darklens.predict.engines import engine_of, write_model
-from darklens.simulate.backend import compiler
 from darklens.simulate.batch import simulate_batch
 
 SYSTEMS = {"resnet_18": ResNet18Config(), "resnet_simple": ResNetSimpleConfig()}

@@ -16,12 +16,12 @@ import torch
 import darklens
 from darklens import plugins, populations, provenance, rng
 from darklens.bundle import Bundle
+from darklens.compilation import compiler
 from darklens.locate import DEFAULT_MODEL
 from darklens.physics import optics, splat
 from darklens.physics.grid import Grid
 from darklens.physics.profiles import PROFILES
 from darklens.populations.population import PoissonNoise, Population
-from darklens.simulate.backend import compiler
 from darklens.simulate.batch import simulate_batch
 from darklens.simulate.render import render
 from darklens.simulate.truth import Truth, draw

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from darklens.compilation import compile_function
 from darklens.fit import masses
 from darklens.fit.detector import Detector
 from darklens.fit.noise import Gain, Maps
 from darklens.fit.smooth import PSF, SmoothLens
 from darklens.kernels import fits
-from darklens.simulate.backend import fuse
 
 Unknown = Float[Tensor, "b q"]
 Kind = Literal["smooth", "points", "line"]
@@ -167,4 +167,4 @@ def _parts(
 
 @cache
 def _fused(law: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return fuse(law, dynamic=True)
+    return compile_function(law, dynamic=True)

@@ -3,7 +3,6 @@
 import ctypes
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,6 +10,7 @@ import warnings
 from functools import cache
 from pathlib import Path
 
+from darklens.compilation import compiler
 from darklens.errors import InputError
 from darklens.files import atomic_path
 
@@ -35,14 +35,14 @@ def library() -> ctypes.CDLL | None:
 
     They need Linux, g++ and a processor with AVX2, and use the threads of PyTorch's own OpenMP library.
     """
-    compiler = _compiler()
-    if compiler is None:
+    path = _compiler_path()
+    if path is None:
         return None
     try:
-        return _loaded(compiler, cache_folder())
+        return _loaded(path, cache_folder())
     except (OSError, InputError, subprocess.SubprocessError) as error:
         warnings.warn(
-            f"Fits are slower than they could be: {compiler} could not build the kernels ({error}), so PyTorch "
+            f"Fits are slower than they could be: {path} could not build the kernels ({error}), so PyTorch "
             "computes instead. Fix or change the compiler (CXX), or set DARKLENS_KERNELS=0.",
             stacklevel=2,
         )
@@ -54,13 +54,13 @@ def is_loaded() -> bool:
     return library.cache_info().currsize > 0
 
 
-def _compiler() -> str | None:
+def _compiler_path() -> str | None:
     if os.environ.get("DARKLENS_KERNELS") == "0" or not sys.platform.startswith("linux"):
         return None
     # Of two OpenMP libraries each would have its own threads, more than there are cores.
     if not hasattr(ctypes.CDLL(None), "GOMP_parallel"):
         return None
-    return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("g++")
+    return compiler(["g++"])
 
 
 def cache_folder() -> Path:
@@ -69,29 +69,29 @@ def cache_folder() -> Path:
     return Path(base) / "darklens"
 
 
-def _loaded(compiler: str, folder: Path) -> ctypes.CDLL:
-    path = _path(compiler, folder)
+def _loaded(compiler_path: str, folder: Path) -> ctypes.CDLL:
+    path = _path(compiler_path, folder)
     if not _whole(path):
         try:
             with atomic_path(path) as temporary:
-                _build(compiler, temporary)
+                _build(compiler_path, temporary)
         except InputError:  # no place that lasts
             with tempfile.TemporaryDirectory() as lasting_until_loaded:
                 path = Path(lasting_until_loaded) / path.name
-                _build(compiler, path)
+                _build(compiler_path, path)
                 return ctypes.CDLL(str(path))
     return ctypes.CDLL(str(path))
 
 
-def _path(compiler: str, folder: Path) -> Path:
-    return folder / f"kernels-{_name(compiler)}.so"
+def _path(compiler_path: str, folder: Path) -> Path:
+    return folder / f"kernels-{_name(compiler_path)}.so"
 
 
-def _name(compiler: str) -> str:
+def _name(compiler_path: str) -> str:
     """Return what tells apart all that the code depends on: computers of a cluster may share the folder."""
     # The processor as the compiler sees it.
-    target = _output(compiler, *_FLAGS, "-Q", "--help=target")
-    parts = [_output(compiler, "--version"), target, *(path.read_bytes() for path in _sources())]
+    target = _output(compiler_path, *_FLAGS, "-Q", "--help=target")
+    parts = [_output(compiler_path, "--version"), target, *(path.read_bytes() for path in _sources())]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
@@ -103,12 +103,12 @@ def _output(*command: str) -> bytes:
     return subprocess.run(command, check=True, capture_output=True, timeout=_LONGEST).stdout
 
 
-def _build(compiler: str, target: Path) -> None:
+def _build(compiler_path: str, target: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         objects = Path(folder) / "kernels.o"
-        _output(compiler, *_FLAGS, "-c", str(_SOURCE / "kernels.cpp"), "-o", str(objects))
+        _output(compiler_path, *_FLAGS, "-c", str(_SOURCE / "kernels.cpp"), "-o", str(objects))
         # Without -fopenmp here: its functions are to be found in the library that PyTorch has loaded.
-        _output(compiler, "-shared", str(objects), "-o", str(target))
+        _output(compiler_path, "-shared", str(objects), "-o", str(target))
     code = target.read_bytes()
     target.write_bytes(code + hashlib.sha256(code).digest())  # the loader does not look behind the code
 

@@ -15,11 +15,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from darklens.bundle import AT_ONCE, Answer, Bundle, Engine, Images
+from darklens.compilation import compile_function, require_compiler
 from darklens.errors import ConfigError, DarklensError
 from darklens.export import missing_packages, onnx_program, require_onnx
 from darklens.files import atomic_path
 from darklens.fit.table import Seen
-from darklens.simulate import backend as arithmetic
 
 EngineChoice = Literal["auto", "eager", "compiled", "onnx", "int8"]
 ENGINES: tuple[EngineChoice, ...] = get_args(EngineChoice)
@@ -43,7 +43,7 @@ def choose(asked: EngineChoice, bundle: Bundle, n: int) -> EngineChoice:
             return "eager"
         return "onnx" if not missing_packages() else "eager"
     if asked == "compiled":
-        arithmetic.check("compiled")
+        require_compiler("The compiled backend", "use backend eager")
     if asked in ("onnx", "int8"):
         if bundle.fits_on_the_way:
             raise ConfigError(
@@ -154,7 +154,7 @@ class _CompiledNetwork:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self._network = arithmetic.fuse(_WithInner(bundle).eval(), frozen=True)
+        self._network = compile_function(_WithInner(bundle).eval(), freezing=True)
 
     def see(self, images: Images) -> Tensor | Seen:
         return self._bundle.see(images)

@@ -1,7 +1,5 @@
 """The backends that compute an image: operation by operation, or fused by torch.compile."""
 
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -10,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from darklens.errors import ConfigError
+from darklens.compilation import compile_function, require_compiler
 from darklens.physics import optics
 from darklens.populations.light_models import SersicLight
 from darklens.populations.population import Population
@@ -20,7 +18,6 @@ Backend = Literal["eager", "compiled"]
 """`eager` runs operation by operation; `compiled` fuses the operations on pixels with torch.compile."""
 
 _COMPILED_BATCH_SIZE = {"cpu": 8, "cuda": 64}
-_MAX_KERNELS = 4096
 
 
 @dataclass(frozen=True)
@@ -51,16 +48,10 @@ class Renderer:
         return self.convolve(optics.integrate_pixels(brightness, population.field.supersample), psf_of(population))
 
 
-def compiler() -> str | None:
-    """Return the path of the C++ compiler that torch.compile would take; None if there is none."""
-    names = (os.environ.get("CXX", "g++"), "g++", "clang++", "cl")
-    return next((path for path in map(shutil.which, names) if path), None)
-
-
 def check(backend: Backend) -> None:
     """Raise ConfigError if "compiled" is asked for where there is no C++ compiler."""
-    if backend == "compiled" and compiler() is None:
-        raise ConfigError("The compiled backend needs a C++ compiler such as g++: install one, or use backend eager.")
+    if backend == "compiled":
+        require_compiler("The compiled backend", "use backend eager")
 
 
 def renderer(backend: Backend, population: Population, present: Present, device: torch.device) -> Renderer:
@@ -101,8 +92,8 @@ def _make(backend: Backend, population: Population, present: Present, device: to
         return Renderer(scene_law, brightness_law, convolve, expand, batch_size=eager_batch_size)
     # Two kernels, not one: fused into the second, the first would be computed again for every pixel.
     return Renderer(
-        fuse(scene_law),
-        fuse(brightness_law),
+        compile_function(scene_law),
+        compile_function(brightness_law),
         convolve,
         expand,
         batch_size=_COMPILED_BATCH_SIZE[device.type],
@@ -112,15 +103,4 @@ def _make(backend: Backend, population: Population, present: Present, device: to
 
 @cache
 def _fused(law: Callable[..., Any]) -> Callable[..., Any]:
-    return fuse(law)
-
-
-def fuse(law: Callable[..., Any], *, dynamic: bool = False, frozen: bool = False) -> Callable[..., Any]:
-    """Return a law as fused code: `dynamic` for arrays of any size, `frozen` with a network's weights as constants."""
-    # Without a full graph, or beyond its limit of kernels, torch would quietly go on uncompiled, with other last bits.
-    # Not set when this module is imported: that would import the compiler, which takes a second.
-    torch._dynamo.config.recompile_limit = _MAX_KERNELS
-    torch._dynamo.config.accumulated_recompile_limit = _MAX_KERNELS
-    options: dict[str, bool | int | str | Callable[..., Any]] | None = {"freezing": True} if frozen else None
-    fused: Callable[..., Any] = torch.compile(law, dynamic=dynamic, fullgraph=True, options=options)
-    return fused
+    return compile_function(law)

@@ -24,6 +24,7 @@ from torch import nn
 import darklens
 from darklens import config, provenance, rng
 from darklens.bundle import Bundle, Output
+from darklens.compilation import compile_network
 from darklens.contract import Contract
 from darklens.data.store import Store, prepare_folder
 from darklens.errors import ConfigError, InputError
@@ -36,7 +37,6 @@ from darklens.memory import keep_freed_memory
 from darklens.models.lens_residual import LensResidualConfig
 from darklens.models.zoo import build, count_parameters
 from darklens.training.average import RunningMean
-from darklens.training.fusion import fuse
 from darklens.training.learner import Learner
 from darklens.training.normalisation import synchronised
 from darklens.training.precision import precision_of
@@ -216,7 +216,7 @@ def _run_stage(
     if stage.task == "reconstruct" and isinstance(child := getattr(network, "k_network", None), nn.Module):
         part = child
     if recipe.compile:
-        fuse(part)
+        compile_network(part)
     folder = out / "checkpoints" / f"stage{number}-{stage.task}"
     last = folder / "last.ckpt"
     # Not ModelCheckpoint's save_last, which writes only when the best changes.

@@ -61,5 +61,5 @@ def test_extras_are_those_of_the_package():
 
 
 def test_a_compiler_that_is_not_there_is_said(monkeypatch):
-    monkeypatch.setattr("darklens.simulate.backend.shutil.which", lambda _: None)
+    monkeypatch.setattr("darklens.compilation.shutil.which", lambda _: None)
     assert selftest.versions()["compiler"].startswith("none")

@@ -1,6 +1,7 @@
 """Building, keeping and finding the compiled code."""
 
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -95,7 +96,7 @@ def test_a_folder_that_cannot_be_written_does_not_matter(short, fresh, tmp_path)
 
 
 def test_without_a_compiler_there_is_none(fresh, monkeypatch):
-    monkeypatch.setattr(module.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     assert library() is None
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from archives import PIXELS, fill, rings, small_bundle
 
+from darklens.compilation import compiler
 from darklens.errors import ConfigError, DarklensError
 from darklens.models.ensemble import EnsembleConfig
 from darklens.models.informed import SISAutoencoder2Config
@@ -16,7 +17,6 @@ from darklens.models.lens_residual import LensResidualConfig
 from darklens.models.resnet_simple import ResNetSimpleConfig
 from darklens.predict import engines, predict_table
 from darklens.predict.engines import TOLERANCE, choose, engine_of, write_model
-from darklens.simulate.backend import compiler
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from darklens.compilation import compile_network, compiler
 from darklens.data.store import Store, StoreIndex, write_index, write_shard
 from darklens.errors import ConfigError
 from darklens.models.resnet_18 import ResNet18
-from darklens.training import fusion
 from darklens.training.recipe import get, names
 from darklens.training.run import train
 
@@ -75,16 +75,16 @@ def test_a_network_is_fused_only_with_a_compiler(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="needs a C\\+\\+ compiler"):
-        fusion.fuse(nn.Linear(2, 2))
+        compile_network(nn.Linear(2, 2))
 
 
 def test_a_fused_network_keeps_its_weights_names_and_answers():
-    if not any(shutil.which(name) for name in ("g++", "clang++", "cl")):
+    if compiler() is None:
         pytest.skip("no C++ compiler")
     network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     x, names_before = torch.rand(5, 4), list(network.state_dict())
     expected = network(x)
-    fusion.fuse(network)
+    compile_network(network)
     torch.testing.assert_close(network(x), expected)
     assert list(network.state_dict()) == names_before
     torch.testing.assert_close(copy.deepcopy(network)(x), expected)
