@@ -75,7 +75,7 @@ def judged(bundle: Bundle, held_out: Store, fresh: Store) -> dict[str, Any]:
     raw, after = softmax(logits), record.probabilities(logits)
     g = np.random.default_rng(0)
     drawn = [(g.random((len(after), 1)) > after.cumsum(1)).sum(1).clip(max=after.shape[1] - 1) for _ in range(DRAWS)]
-    coverage = conformal.summarise(after, labels, record.conformal)
+    coverage = conformal.summarise_sets(after, labels, record.conformal)
     return {
         "recipe": bundle.contract.recipe,
         "population": fresh.population_name,

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from darklens import provenance, rng
-from darklens.evaluation import bounds
-from darklens.evaluation.intervals import bootstrap, interval, scalars
+from darklens.evaluation.bootstrap import bootstrap, percentile_interval, scalar_metrics
+from darklens.evaluation.intervals import metric_with_interval
 from darklens.files import write_json
 
 SYSTEMS = {
@@ -32,15 +32,15 @@ def sample(n, *address, skill, sharpness):
 
 def covered(experiments, n, resamples, system):
     """Return for each metric its truth, and how often intervals and plain bootstrap percentiles hold it."""
-    truth = scalars(*sample(TRUTH_IMAGES, "truth", **system))
+    truth = scalar_metrics(*sample(TRUTH_IMAGES, "truth", **system))
     ours, percentiles, total = (dict.fromkeys(truth, 0.0) for _ in range(3))
     for k in range(experiments):
         labels, p = sample(n, "experiment", k, **system)
-        values, drawn = scalars(labels, p), bootstrap(labels, p, seed=k, resamples=resamples)
+        values, drawn = scalar_metrics(labels, p), bootstrap(labels, p, seed=k, resamples=resamples)
         for name, true in truth.items():
-            low, high = bounds.with_interval(name, values[name], drawn[name], labels, p)["ci95"]
+            low, high = metric_with_interval(name, values[name], drawn[name], labels, p)["ci95"]
             ours[name] += low <= true <= high
-            low, high = interval(drawn[name])
+            low, high = percentile_interval(drawn[name])
             percentiles[name] += low <= true <= high
             total[name] += values[name]
     return {

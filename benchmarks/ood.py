@@ -109,7 +109,7 @@ def main() -> None:
     torch.set_num_threads(1)
     bundle = Bundle.load(given.model)
     calibration = bundle.contract.calibration
-    if bundle.familiar is None or calibration is None or calibration.ood is None:
+    if bundle.ood_reference is None or calibration is None or calibration.ood is None:
         raise SystemExit(f"{given.model} does not know what is familiar; train it again, or use `darklens calibrate`.")
     familiar = scored(bundle, simulated("common-test-i")(given.n))
     rows = []
@@ -137,11 +137,11 @@ def main() -> None:
 
 def scored(bundle: Bundle, images: Images) -> dict[str, np.ndarray]:
     """Return the score of each image, and of a system that fits lenses the chi2 per block of the best hypothesis."""
-    assert bundle.familiar is not None
+    assert bundle.ood_reference is not None
     parts: list[dict[str, np.ndarray]] = []
     for start in range(0, len(images), BATCH_SIZE):
         found = bundle.classify(images[start : start + BATCH_SIZE])
-        part = {"score": ood.scores(bundle.familiar, found.features)}
+        part = {"score": ood.scores(bundle.ood_reference, found.features)}
         if "chi2" in found.findings:
             chi2 = [np.array(found.findings[name], dtype=float) for name in ("chi2_line", "chi2_points")]
             part |= {"chi2": np.minimum(*chi2), "failed": np.array(found.findings["fit"]) != "ok"}

@@ -19,9 +19,9 @@ from sklearn.preprocessing import StandardScaler
 
 from darklens import __version__, populations, provenance
 from darklens.data.store import Store
-from darklens.evaluation.intervals import difference_over_seeds
-from darklens.evaluation.judged import read as read_judged
-from darklens.evaluation.summary import summarise
+from darklens.evaluation.bootstrap import difference_over_seeds
+from darklens.evaluation.intervals import metrics_with_intervals
+from darklens.evaluation.runs import read_run
 from darklens.executors import usable_cores
 from darklens.files import atomic_path, write_json, write_text
 from darklens.fit.table import NUMBERS, fits_of
@@ -124,7 +124,7 @@ def logistic(given: argparse.Namespace, train: Store, test: Store, n: int) -> di
         found.append(np.log1p(np.maximum(fits.numbers[:, columns], 0)))
     model = make_pipeline(StandardScaler(), LogisticRegression(C=10, max_iter=5000))
     model.fit(found[0][rows], train.labels[rows])
-    metrics = summarise(test.labels, model.predict_proba(found[1]), test.classes)
+    metrics = metrics_with_intervals(test.labels, model.predict_proba(found[1]), test.classes)
     return {**metrics, "model": {"parameters": 3 * (len(GAINS) + 1)}, "provenance": {"train_seconds": 0}}
 
 
@@ -167,7 +167,7 @@ def differences(given: argparse.Namespace, largest: int) -> list[dict[str, Any]]
 
 def judged_at(given: argparse.Namespace, name: str, n: int, seeds: int) -> list[Any]:
     folders = [given.runs / recipe_folder(name) / str(n) / f"seed{seed}" / "test" for seed in range(seeds)]
-    return [read_judged(folder) for folder in folders if (folder / "eval.json").exists()]
+    return [read_run(folder) for folder in folders if (folder / "eval.json").exists()]
 
 
 def table(result: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from darklens.evaluation.compare import with_interval
+from darklens.evaluation.compare import format_metric
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 # Pages that other tools make.
@@ -103,7 +103,7 @@ def reconstructions() -> list[str]:
     for path in sorted(RESULTS.glob("*/*/seed*/eval.json")):
         e = json.loads(path.read_text())
         if "reconstruction" in e:
-            found = [with_interval(e["reconstruction"][name]) for name in ("psnr_db", "ssim", "chi2_per_pixel")]
+            found = [format_metric(e["reconstruction"][name]) for name in ("psnr_db", "ssim", "chi2_per_pixel")]
             where = f"{e['provenance']['train_commit']}, {e['provenance']['train_hardware']}"
             link = f"[{e['model']['recipe']}]({path.parent.relative_to(RESULTS)})"
             seed = path.parent.name.removeprefix("seed")
@@ -125,10 +125,10 @@ def cells(path: Path) -> list[str]:
         f"[{e['model']['recipe']}]({path.parent.relative_to(RESULTS)})",
         path.parent.name.removeprefix("seed"),
         f"{e['model']['parameters'] / 1e6:.2f} M",
-        with_interval(e["auc"]["macro"]),
+        format_metric(e["auc"]["macro"]),
         *(f"{e['auc'][name]['value']:.3f}" for name in ("no", "sphere", "vort")),
-        with_interval(e["accuracy"]),
-        with_interval(e["ece"]),
+        format_metric(e["accuracy"]),
+        format_metric(e["ece"]),
         "-" if legacy is None else f"{legacy:.3f}",
         f"{p['train_seconds'] / 60:.0f} min",
         f"{p['train_commit']}, {p['train_hardware']}",

@@ -16,8 +16,8 @@ from commands import ROOT
 
 from darklens import __version__, populations, provenance
 from darklens.bundle import Bundle
-from darklens.evaluation.compare import with_interval
-from darklens.evaluation.summary import summarise
+from darklens.evaluation.compare import format_metric
+from darklens.evaluation.intervals import metrics_with_intervals
 from darklens.files import write_json, write_text
 from darklens.fit.hypotheses import weigh_hypotheses
 from darklens.fit.table import Seen, see, shown
@@ -134,7 +134,7 @@ def in_flux_units(population: Population, n: int, engine: Backend) -> Images:
 def judged(name: str, bundle: Bundle, labels: np.ndarray, what: Seen) -> dict[str, Any]:
     with torch.inference_mode():
         probabilities = bundle.calibrated(bundle.output(what).logits)
-    metrics = summarise(labels, probabilities, bundle.contract.classes)
+    metrics = metrics_with_intervals(labels, probabilities, bundle.contract.classes)
     return {"name": name, **{key: metrics[key] for key in ("n", "auc", "accuracy", "ece", "nll", "confusion")}}
 
 
@@ -152,7 +152,7 @@ def table(result: dict[str, Any]) -> str:
     ]
     for r in result["rows"]:
         classes = [f"{r['auc'][c]['value']:.4f}" for c in ("no", "sphere", "vort")]
-        macro, accuracy = (with_interval(v) for v in (r["auc"]["macro"], r["accuracy"]))
+        macro, accuracy = (format_metric(v) for v in (r["auc"]["macro"], r["accuracy"]))
         cells = [r["name"], macro, *classes, accuracy, f"{r['ece']['value']:.3f}", f"{r['nll']['value']:.3f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

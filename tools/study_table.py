@@ -15,7 +15,7 @@ from commands import ROOT, darklens
 
 from darklens import __version__, provenance
 from darklens.data.store import Store
-from darklens.evaluation.compare import with_interval
+from darklens.evaluation.compare import format_metric
 from darklens.files import write_json, write_text
 
 VALIDATION = 0.1  # of a store, by the recipes
@@ -140,9 +140,9 @@ def table(result: dict[str, Any]) -> str:
             row["system"],
             "its way, faults included" if row["way"] == "study" else "mended",
             f"{e['model']['parameters'] / 1e6:.2f} M",
-            with_interval(e["auc"]["macro"]),
+            format_metric(e["auc"]["macro"]),
             *(f"{e['auc'][name]['value']:.3f}" for name in ("no", "sphere", "vort")),
-            with_interval(e["accuracy"]),
+            format_metric(e["accuracy"]),
             "-" if legacy is None else f"{legacy:.3f}",
             f"{e['provenance']['train_seconds'] / 60:.0f} min",
         ]

@@ -1,7 +1,7 @@
 """A trained system as a folder that needs only torch and safetensors to load: weights and their input contract.
 
 BUNDLE/model.safetensors    weights
-BUNDLE/ood.safetensors      what features of familiar images look like; older bundles have none
+BUNDLE/ood.safetensors      reference of the out-of-distribution score; older bundles have none
 BUNDLE/bundle.json          how to build the network, what it takes and gives, its calibration, where it came from
 """
 
@@ -20,9 +20,9 @@ from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from darklens.calibration import Calibration, Familiar
+from darklens.calibration import Calibration, MahalanobisStats
 from darklens.contract import Contract
-from darklens.data.appearance import appearance
+from darklens.data.ring_statistics import ring_statistics
 from darklens.data.store import Store
 from darklens.errors import InputError
 from darklens.files import atomic_path, read_json, sha256_of, write_json, write_text
@@ -36,7 +36,7 @@ from darklens.models.lens_residual import LensResidual
 from darklens.models.zoo import fits_lenses, has_k_network, last_layer
 from darklens.simulate.backend import Backend
 
-WEIGHTS, FAMILIAR = "model.safetensors", "ood.safetensors"
+WEIGHTS, OOD_REFERENCE = "model.safetensors", "ood.safetensors"
 BATCH_SIZE = 64
 AT_ONCE = 16  # images that a processor's network is shown together: its layers then stay in the cache
 
@@ -90,12 +90,12 @@ class Bundle:
         contract: Contract,
         network: nn.Module,
         *,
-        familiar: Familiar | None = None,
+        ood_reference: MahalanobisStats | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.contract = contract
         self.network = network.eval().to(device)
-        self.familiar = familiar
+        self.ood_reference = ood_reference
         self._device = torch.device(device)
 
     @classmethod
@@ -127,17 +127,17 @@ class Bundle:
         except (SafetensorError, RuntimeError) as error:
             first_line = str(error).splitlines()[0]
             raise InputError(f"{weights} does not fit the network its contract describes ({first_line}).") from None
-        return cls(contract, network, familiar=_read_familiar(folder, contract), device=device)
+        return cls(contract, network, ood_reference=_read_ood_reference(folder, contract), device=device)
 
     def save(self, folder: Path) -> None:
         """Write weights and contract; the contract last, so that an interrupted write is not a bundle."""
         with atomic_path(folder / WEIGHTS) as temporary:
             save_file({name: value.contiguous() for name, value in self.network.state_dict().items()}, temporary)
         digests = {"weights_sha256": sha256_of(folder / WEIGHTS), "ood_sha256": ""}
-        if self.familiar is not None:
-            with atomic_path(folder / FAMILIAR) as temporary:
-                save_numpy({k: np.ascontiguousarray(v) for k, v in self.familiar._asdict().items()}, temporary)
-            digests["ood_sha256"] = sha256_of(folder / FAMILIAR)
+        if self.ood_reference is not None:
+            with atomic_path(folder / OOD_REFERENCE) as temporary:
+                save_numpy({k: np.ascontiguousarray(v) for k, v in self.ood_reference._asdict().items()}, temporary)
+            digests["ood_sha256"] = sha256_of(folder / OOD_REFERENCE)
         contract = self.contract.model_copy(update=digests)
         write_json(folder / CONTRACT, contract.model_dump(mode="json", by_alias=True))
 
@@ -226,7 +226,7 @@ class Bundle:
         """
         logits, inner = answer or self.answer(shown)
         looks = [shown.maps[:, :1], lens_residual.unusual(shown.numbers)] if isinstance(shown, Seen) else [shown]
-        features = torch.cat([inner.double(), appearance(looks[0]), *(v.double() for v in looks[1:])], 1)
+        features = torch.cat([inner.double(), ring_statistics(looks[0]), *(v.double() for v in looks[1:])], 1)
         return Output(logits.double().cpu().numpy(), features.cpu().numpy())
 
     def calibrated(self, logits: Float[np.ndarray, "b classes"]) -> Float[np.ndarray, "b classes"]:
@@ -364,15 +364,15 @@ def _check_shapes(weights: Path, contract: Contract) -> None:
         )
 
 
-def _read_familiar(folder: Path, contract: Contract) -> Familiar | None:
-    """Return what familiar features look like; None in a bundle that does not know."""
+def _read_ood_reference(folder: Path, contract: Contract) -> MahalanobisStats | None:
+    """Return the reference of the out-of-distribution score; None in a bundle without it."""
     if not contract.ood_sha256:
         return None
-    path = folder / FAMILIAR
+    path = folder / OOD_REFERENCE
     if not path.exists() or sha256_of(path) != contract.ood_sha256:
         raise InputError(f"{path} is missing or does not match its contract; train or download it again.")
     try:
-        return Familiar(**load_numpy(path))
+        return MahalanobisStats(**load_numpy(path))
     except (SafetensorError, TypeError):
         raise InputError(f"{path} does not hold what its contract says; train or download it again.") from None
 

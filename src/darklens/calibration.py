@@ -21,14 +21,14 @@ class ConformalThresholds(Frozen):
 
 
 class SelectiveThreshold(Frozen):
-    """The confidence above which at most a part `risk` of the images are wrong, see `evaluation.selective`."""
+    """The confidence above which at most a part `risk` of the images are wrong, see `evaluation.conformal`."""
 
     risk: float = Field(gt=0, lt=1)
     certainty: float = Field(gt=0, lt=1, description="probability, over draws of the held-out images, that it holds")
     confidence: float | None = Field(description="none: the held-out images are too few to promise it")
 
 
-class FamiliarThresholds(Frozen):
+class OODThresholds(Frozen):
     """Scores that 95 % and 99 % of held-out images stay below, see `evaluation.ood`."""
 
     p95: float
@@ -60,7 +60,7 @@ class Calibration(Frozen):
     images: str = Field(default="", description="where the images come from")
     conformal: tuple[ConformalThresholds, ...] = ()
     selective: tuple[SelectiveThreshold, ...] = ()
-    ood: FamiliarThresholds | None = None
+    ood: OODThresholds | None = None
 
     def probabilities(self, logits: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:
         """Return softmax(logits / temperature), passed through the curves if there are any, float64."""
@@ -87,7 +87,7 @@ def softmax(logits: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:
     return np.asarray(powers / powers.sum(1, keepdims=True))
 
 
-class Familiar(NamedTuple):
+class MahalanobisStats(NamedTuple):
     """What features of familiar images look like: of f features and c classes.
 
     `whiten` turns standardised features into ones of unit covariance about their class' mean.

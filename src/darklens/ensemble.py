@@ -49,7 +49,7 @@ def ensemble(members: Sequence[Bundle]) -> Bundle:
             "data": {**first.data, "members": [member.contract.data for member in members]},
             "validation": {},
             "provenance": _provenance([member.contract for member in members]),
-            "calibration": Calibration(ood=ood, images="none yet; what is familiar is the first member's to say"),
+            "calibration": Calibration(ood=ood, images="none yet; the OOD reference is that of the first member"),
         }
     )
     network = contract.build()
@@ -57,7 +57,7 @@ def ensemble(members: Sequence[Bundle]) -> Bundle:
     for own, member in zip(network.members, members, strict=True):
         own.load_state_dict(member.network.state_dict())
     network.temperatures.copy_(torch.tensor([record.temperature for record in records]))
-    return Bundle(contract, network, familiar=members[0].familiar)
+    return Bundle(contract, network, ood_reference=members[0].ood_reference)
 
 
 def _takes(contract: Contract) -> Any:

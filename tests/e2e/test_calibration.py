@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from commandline import darklens, rows_of
 
-from darklens.bundle import FAMILIAR, Bundle
+from darklens.bundle import OOD_REFERENCE, Bundle
 from darklens.locate import CONTRACT
 
 SMALL = ["field.n_pixels=44", "--n-per-class", 24]
@@ -30,7 +30,7 @@ def work(tmp_path_factory):
 def test_a_training_leaves_a_calibration_and_evaluate_says_how_it_fares(work, tmp_path):
     record = Bundle.load(work / "run0").contract.calibration
     assert record.temperature_images == 0 and record.threshold_images == 18  # 18 are too few for a temperature
-    assert "validation" in record.images and (work / "run0" / "bundle" / FAMILIAR).exists()
+    assert "validation" in record.images and (work / "run0" / "bundle" / OOD_REFERENCE).exists()
     assert darklens("evaluate", work / "run0", work / "test", "--out", tmp_path / "e") == 0
     found = json.loads((tmp_path / "e" / "eval.json").read_text())
     assert [row["level"] for row in found["conformal"]] == [0.9, 0.95]
@@ -61,7 +61,7 @@ def test_resuming_a_finished_run_calibrates_it_again_to_the_same_bytes(work, tmp
     shutil.copytree(work / "run0", tmp_path / "run")
     bundle = tmp_path / "run" / "bundle"
     before = {path.name: path.read_bytes() for path in bundle.iterdir()}
-    (bundle / FAMILIAR).unlink()
+    (bundle / OOD_REFERENCE).unlink()
     contract = json.loads(before[CONTRACT])
     del contract["calibration"], contract["ood_sha256"]
     (bundle / CONTRACT).write_text(json.dumps(contract))

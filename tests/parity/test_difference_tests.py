@@ -6,10 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, chi2, norm
 
-from darklens.evaluation import delong
-from darklens.evaluation.intervals import paired_difference
-from darklens.evaluation.mcnemar import mcnemar
+from darklens.evaluation.bootstrap import paired_difference
 from darklens.evaluation.metrics import class_auc
+from darklens.evaluation.paired_tests import delong_test, mcnemar_test
 
 EXACT = 1e-9
 
@@ -48,7 +47,7 @@ def slow_variance_of_difference(positive, a, b):
 @settings(max_examples=150, deadline=None)
 def test_delong_is_what_all_pairs_give(case):
     labels, a, b = case
-    found = delong.difference(labels, [a], [b])
+    found = delong_test(labels, [a], [b])
     for i, test in enumerate(found[:-1]):
         positive = labels == i
         assert test["value"] == pytest.approx(class_auc(labels, a)[i] - class_auc(labels, b)[i], abs=EXACT)
@@ -73,7 +72,7 @@ def sample(n, skill, seed):
 
 def test_delong_and_the_bootstrap_agree_on_classes_and_on_the_mean():
     labels, a, b = sample(1500, 1.5, 0)
-    exact, resampled = delong.difference(labels, [a], [b]), paired_difference(labels, a, b, resamples=1500)
+    exact, resampled = delong_test(labels, [a], [b]), paired_difference(labels, a, b, resamples=1500)
     for test, name in zip(exact, ["auc_0", "auc_1", "auc_2", "auc"], strict=True):
         low, high = resampled[name]["ci95"]
         assert test["value"] == pytest.approx(resampled[name]["value"], abs=1e-12)
@@ -88,20 +87,20 @@ def test_delong_rejects_equal_systems_as_often_as_it_says():
         g = np.random.default_rng(seed)
         labels = np.arange(90) % 3
         a, b = g.dirichlet([1, 1, 1], 90), g.dirichlet([1, 1, 1], 90)
-        rejected += delong.difference(labels, [a], [b])[-1]["p"] < 0.05
+        rejected += delong_test(labels, [a], [b])[-1]["p"] < 0.05
     assert 8 <= rejected <= 34  # 20 expected
 
 
 def test_trainings_count_by_their_mean_and_the_same_system_does_not_differ():
     labels, a, b = sample(300, 1.0, 1)
-    twice, once = delong.difference(labels, [a, a], [b]), delong.difference(labels, [a], [b])
+    twice, once = delong_test(labels, [a, a], [b]), delong_test(labels, [a], [b])
     assert [test["p"] for test in twice] == pytest.approx([test["p"] for test in once], abs=1e-12)
-    same = delong.difference(labels, [a], [a])
+    same = delong_test(labels, [a], [a])
     assert all(test == {"value": 0.0, "se": 0.0, "ci95": [0.0, 0.0], "p": 1.0} for test in same)
 
 
 def test_one_image_of_a_class_says_nothing_of_scatter():
-    found = delong.difference(np.arange(3), [np.eye(3)], [np.full((3, 3), 1 / 3)])
+    found = delong_test(np.arange(3), [np.eye(3)], [np.full((3, 3), 1 / 3)])
     assert [test["value"] for test in found] == [0.5] * 4
     assert all(test["p"] is test["se"] is test["ci95"] is None for test in found)
 
@@ -113,7 +112,7 @@ def test_mcnemar_is_scipys_binomial_or_the_corrected_chi2(first_only, second_onl
     labels, a, b = np.zeros(n, dtype=int), np.tile([1.0, 0.0], (n, 1)), np.tile([1.0, 0.0], (n, 1))
     b[:first_only] = [0.0, 1.0]
     a[first_only : first_only + second_only] = [0.0, 1.0]
-    found = mcnemar(labels, a, b)
+    found = mcnemar_test(labels, a, b)
     discordant = first_only + second_only
     assert (found["first_only"], found["second_only"]) == (first_only, second_only)
     if discordant < 25:

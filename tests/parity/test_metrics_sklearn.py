@@ -17,8 +17,8 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from darklens.evaluation import curves, intervals, metrics
-from darklens.evaluation.summary import summarise
+from darklens.evaluation import bootstrap, metrics
+from darklens.evaluation.intervals import metrics_with_intervals
 
 EXACT = 1e-9
 
@@ -43,7 +43,7 @@ def test_parity(case):
     metrics.check(labels, p)
     for i in range(n_classes):
         assert metrics.class_auc(labels, p)[i] == pytest.approx(roc_auc_score(labels == i, p[:, i]), abs=EXACT)
-        ours = np.array(curves.roc(labels == i, p[:, i]))
+        ours = np.array(metrics.roc_curve(labels == i, p[:, i]))
         theirs = np.array(roc_curve(labels == i, p[:, i], drop_intermediate=False)[:2])
         np.testing.assert_allclose(ours, theirs, atol=EXACT)
     if n_classes > 2:
@@ -54,7 +54,7 @@ def test_parity(case):
     assert (
         metrics.confusion(labels, p).tolist() == confusion_matrix(labels, p.argmax(1), labels=range(n_classes)).tolist()
     )
-    clipped = p.clip(metrics.SMALLEST_PROBABILITY)
+    clipped = p.clip(metrics.MIN_PROBABILITY)
     expected = -np.log(clipped[np.arange(len(labels)), labels]).mean()
     assert metrics.log_loss(labels, p) == pytest.approx(expected, abs=EXACT)
     if p.min() > 0:
@@ -73,7 +73,7 @@ def test_parity_of_precision_recall_and_brier(case):
         )
         precision, recall, _ = precision_recall_curve(positive, score)
         np.testing.assert_allclose(
-            curves.precision_recall(positive, score), [recall[::-1], precision[::-1]], atol=EXACT
+            metrics.precision_recall_curve(positive, score), [recall[::-1], precision[::-1]], atol=EXACT
         )
     np.testing.assert_allclose(metrics.recall(labels, p), recall_score(labels, p.argmax(1), average=None), atol=EXACT)
     expected = sum(brier_score_loss(labels == i, p[:, i]) for i in classes)
@@ -86,20 +86,20 @@ def test_parity_of_risk_and_coverage(case):
     """One minus the risk is the precision of "this answer is right" at the threshold."""
     labels, p = case
     right, confidence = p.argmax(1) == labels, p.max(1)
-    coverage, risk = curves.risk_coverage(right, confidence)
+    coverage, risk = metrics.risk_coverage_curve(right, confidence)
     precision, _, thresholds = precision_recall_curve(right | ~right, confidence)  # its distinct thresholds
     precision = [right[confidence >= t].mean() for t in thresholds[::-1]]
     np.testing.assert_allclose(1 - risk, precision, atol=EXACT)
     np.testing.assert_allclose(coverage, [(confidence >= t).mean() for t in thresholds[::-1]], atol=EXACT)
     area = np.mean([1 - right[confidence >= c].mean() for c in confidence])
-    assert intervals.scalars(labels, p)["aurc"] == pytest.approx(area, abs=EXACT)
+    assert bootstrap.scalar_metrics(labels, p)["aurc"] == pytest.approx(area, abs=EXACT)
 
 
 @given(judged())
 @settings(max_examples=100, deadline=None)
 def test_scalars_of_the_bootstrap_are_the_metrics(case):
     labels, p = case
-    found = intervals.scalars(labels, p)
+    found = bootstrap.scalar_metrics(labels, p)
     assert all(np.isfinite(value) for value in found.values())
     single = {
         "accuracy": metrics.accuracy,
@@ -128,5 +128,5 @@ def test_reliability_has_the_bins_of_scikit_learn_where_no_confidence_is_tied():
 @pytest.mark.parametrize("labels", [[0, 1, 2], [2, 0, 1]])
 def test_three_images_and_ties(labels):
     for p in (np.full((3, 3), 1 / 3), np.eye(3)[labels], np.eye(3)):
-        found = summarise(np.array(labels), p, ["no", "sphere", "vort"], resamples=20)
+        found = metrics_with_intervals(np.array(labels), p, ["no", "sphere", "vort"], resamples=20)
         assert np.isfinite([found[name]["value"] for name in ("accuracy", "nll", "brier", "ece", "aurc")]).all()

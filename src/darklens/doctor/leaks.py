@@ -19,9 +19,9 @@ from jaxtyping import Float, Int
 
 from darklens import rng
 from darklens.errors import InputError
-from darklens.evaluation import delong
-from darklens.evaluation.bounds import of_standard_error
+from darklens.evaluation.intervals import logit_interval
 from darklens.evaluation.metrics import binary_auc
+from darklens.evaluation.paired_tests import auc_influence
 
 ALPHA = 0.01
 PERMUTATIONS = 999
@@ -142,9 +142,9 @@ def normal_scores(values: Values) -> Values:
 
 
 def auc_with_interval(own: np.ndarray, score: np.ndarray) -> tuple[float, tuple[float, float]]:
-    """Return the AUC of `score` for the images in `own`, and its 95 % interval (`evaluation.delong`)."""
-    auc, parts = binary_auc(own, score), delong.influence(own, score)
-    low, high = of_standard_error(auc, float(np.sqrt((parts**2).sum())))
+    """Return the AUC of `score` for the images in `own`, and its 95 % interval (`evaluation.paired_tests`)."""
+    auc, parts = binary_auc(own, score), auc_influence(own, score)
+    low, high = logit_interval(auc, float(np.sqrt((parts**2).sum())))
     return auc, (low, high)
 
 

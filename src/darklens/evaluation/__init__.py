@@ -1,1 +1,1 @@
-"""Judging a system: metrics, their intervals, paired comparisons."""
+"""Evaluation of trained systems: metrics and their intervals, calibration, comparisons, explanations."""

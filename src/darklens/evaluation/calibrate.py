@@ -1,9 +1,10 @@
-"""Everything that a trained classifier learns from images that its weights have not seen.
+"""Calibration of a trained classifier on held-out images: temperature, prediction sets, risk guarantees, OOD score.
 
-Held-out images are shared by two halves, class by class: the first fits the temperature and proposes what may be tried,
-the second fits all thresholds. So no threshold is judged by what it was chosen on. What is familiar comes from images
-that were trained on, or of a store that nobody trained on from its first half. Validation images have chosen the
-epoch before; what that costs shows in the coverage on fresh test images, which `evaluate` reports.
+The held-out images are divided into two halves, class by class. The first half fits the temperature (and the curves)
+and proposes candidate thresholds; the second half fits all thresholds, so that no threshold is tested on the images
+that it was chosen on. The reference of the OOD score comes from training images, or, for a store that the bundle was
+not trained on, from the first half. Validation images have already chosen the epoch; the effect of that is visible in
+the coverage on test images, which `evaluate` reports.
 """
 
 from collections.abc import Callable
@@ -14,29 +15,29 @@ from jaxtyping import Int
 
 from darklens import rng
 from darklens.bundle import Bundle, Output
-from darklens.calibration import Calibration, Curve, softmax
+from darklens.calibration import Calibration, Curve, SelectiveThreshold, softmax
 from darklens.data.store import Store
 from darklens.errors import InputError
-from darklens.evaluation import conformal, isotonic, ood, selective
+from darklens.evaluation import conformal, ood
 from darklens.evaluation.evaluate import check_compatible, trained_on
-from darklens.evaluation.temperature import FEWEST, fit_temperature
+from darklens.evaluation.scaling import MIN_CURVE_IMAGES, MIN_TEMPERATURE_IMAGES, fit_curves, fit_temperature
 
 Method = Literal["temperature", "isotonic"]
 
 
-class Labelled(NamedTuple):
+class LabelledOutputs(NamedTuple):
     """Outputs of n images, and their true classes."""
 
     output: Output
     labels: Int[np.ndarray, " n"]
 
-    def part(self, rows: Int[np.ndarray, " k"]) -> "Labelled":
-        """Return some of the images."""
-        return Labelled(Output(self.output.logits[rows], self.output.features[rows]), self.labels[rows])
+    def subset(self, rows: Int[np.ndarray, " k"]) -> "LabelledOutputs":
+        """Return k of the images."""
+        return LabelledOutputs(Output(self.output.logits[rows], self.output.features[rows]), self.labels[rows])
 
 
 def halves(labels: Int[np.ndarray, " n"], *, seed: int) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]:
-    """Return the rows of two halves with each class in both; of an odd number the second has one more."""
+    """Return the rows of two halves of each class; of an odd number of images the second half has one more."""
     first, second = [], []
     for label in np.unique(labels):
         members = rng.generator(seed, "calibration", int(label)).permutation(np.flatnonzero(labels == label))
@@ -45,64 +46,63 @@ def halves(labels: Int[np.ndarray, " n"], *, seed: int) -> tuple[Int[np.ndarray,
     return np.sort(np.concatenate(first)), np.sort(np.concatenate(second))
 
 
-def calibrated(
+def calibrate(
     bundle: Bundle,
-    held_out: Labelled,
+    held_out: LabelledOutputs,
     *,
-    trained_on: Labelled | None = None,
+    reference: LabelledOutputs | None = None,
     images: str,
     seed: int = 0,
     method: Method = "temperature",
 ) -> Bundle:
-    """Return the bundle with a calibration and with what familiar images look like.
+    """Return the bundle with a calibration and the reference of the OOD score.
 
     Args:
-        bundle: A classifier; a calibration that it has is replaced.
+        bundle: A classifier; an earlier calibration is replaced.
         held_out: Images that no weight was fitted to.
-        trained_on: Images, typical of those trained on, that are familiar; None takes the first half of the others.
-        images: A sentence on where the held-out images come from, for the record.
-        seed: Of the halves and of randomised sets.
-        method: isotonic fits a curve for each class after the temperature.
+        reference: Training images, for the OOD score; by default the first half of the held-out images.
+        images: Where the held-out images come from, for the record.
+        seed: Of the halves and of randomised prediction sets.
+        method: isotonic adds a curve for each class after the temperature.
 
     Raises:
-        InputError: If curves are asked for and a class has too few images for them.
+        InputError: If a class has too few images for curves.
     """
-    rows = halves(held_out.labels, seed=seed)
-    first, second = (held_out.part(half) for half in rows)
-    typical = first if trained_on is None else trained_on
-    fitted = len(first.labels) if len(first.labels) >= FEWEST else 0
-    temperature = fit_temperature(first.output.logits, first.labels) if fitted else 1.0
+    n_classes = len(bundle.contract.classes)
+    first, second = (held_out.subset(half) for half in halves(held_out.labels, seed=seed))
+    n_temperature = len(first.labels) if len(first.labels) >= MIN_TEMPERATURE_IMAGES else 0
+    temperature = fit_temperature(first.output.logits, first.labels) if n_temperature else 1.0
     curves: tuple[Curve, ...] = ()
     if method == "isotonic":
-        if min(np.bincount(first.labels, minlength=len(bundle.contract.classes))) < isotonic.FEWEST:
+        if min(np.bincount(first.labels, minlength=n_classes)) < MIN_CURVE_IMAGES:
             raise InputError(
-                f"Curves need {2 * isotonic.FEWEST} held-out images of each class, half of which fit them; "
+                f"Curves need {2 * MIN_CURVE_IMAGES} held-out images of each class, half of which fit them; "
                 "simulate more, or calibrate without --method isotonic."
             )
-        curves = isotonic.fit_curves(softmax(first.output.logits / temperature), first.labels)
-    honest = Calibration(temperature=temperature, temperature_images=fitted, curves=curves)
-    tried, tested = (honest.probabilities(half.output.logits) for half in (first, second))
-    confidence, right, n = tested.max(1), tested.argmax(1) == second.labels, len(second.labels)
-    familiar = ood.fit(typical.output.features, typical.labels, len(bundle.contract.classes))
-    record = honest.model_copy(
+        curves = fit_curves(softmax(first.output.logits / temperature), first.labels)
+    scaled = Calibration(temperature=temperature, temperature_images=n_temperature, curves=curves)
+    proposing, testing = (scaled.probabilities(half.output.logits) for half in (first, second))
+    confidence, correct, n = testing.max(1), testing.argmax(1) == second.labels, len(second.labels)
+    reference = first if reference is None else reference
+    ood_reference = ood.fit(reference.output.features, reference.labels, n_classes)
+
+    def selective_threshold(risk: float) -> SelectiveThreshold:
+        candidates = conformal.candidate_thresholds(proposing.max(1), n, risk=risk, certainty=conformal.CERTAINTY)
+        return conformal.fit_selective(confidence, correct, candidates, risk=risk)
+
+    record = scaled.model_copy(
         update={
             "threshold_images": n,
             "images": images,
-            "conformal": tuple(conformal.fit(tested, second.labels, level, seed=seed) for level in conformal.LEVELS),
-            "selective": tuple(
-                selective.fit(
-                    confidence,
-                    right,
-                    selective.candidates(tried.max(1), n, risk=risk, certainty=selective.CERTAINTY),
-                    risk=risk,
-                )
-                for risk in selective.RISKS
+            "conformal": tuple(
+                conformal.fit_sets(testing, second.labels, level, seed=seed) for level in conformal.LEVELS
             ),
-            "ood": ood.thresholds(ood.scores(familiar, second.output.features)),
+            "selective": tuple(selective_threshold(risk) for risk in conformal.RISKS),
+            "ood": ood.thresholds(ood.scores(ood_reference, second.output.features)),
         }
     )
     contract = bundle.contract.model_copy(update={"calibration": record})
-    return Bundle(contract, bundle.network, familiar=familiar)
+    return Bundle(contract, bundle.network, ood_reference=ood_reference)
 
 
 def calibrate_on(
@@ -114,31 +114,33 @@ def calibrate_on(
     workers: int = 1,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Bundle:
-    """Return the bundle calibrated on a store that it, or any member of an ensemble, was not trained on.
+    """Return the bundle calibrated on a store that neither it nor any member of an ensemble was trained on.
 
-    Half of the images, class by class, say what is familiar and fit the temperature, the others fit all thresholds.
+    Half of the images of each class fit the temperature and the reference of the OOD score, the others all thresholds.
 
     Args:
-        bundle: A classifier; a calibration that it has is replaced.
-        store: At least four images of each class; of some hundreds of each, thresholds are good to a per cent.
-        seed: Of the halves and of randomised sets.
-        method: isotonic fits a curve for each class after the temperature, of 600 images a class or more.
-        workers: Processes of a system that fits lenses.
+        bundle: A classifier; an earlier calibration is replaced.
+        store: At least four images of each class; several hundred of each make the thresholds accurate to a per cent.
+        seed: Of the halves and of randomised prediction sets.
+        method: isotonic adds a curve for each class after the temperature; it needs 600 images of each class.
+        workers: Processes that fit lenses, for a system that does.
         advance: Called with the number of images just finished.
 
     Raises:
-        InputError: If the bundle was trained on such images, or classes or images are not those it was made for, or
-            they are too few.
+        InputError: If the bundle was trained on images of the store, the images or classes do not match, or there are
+            too few images.
     """
     bundle.require_classifier("calibrate")
     check_compatible(bundle, store)
     if trained_on(bundle.contract.data, store):
         raise InputError(
-            f"{store.path} holds images that the model was trained on, of which it is too sure; "
+            f"{store.path} holds images that the model was trained on, for which it is overconfident; "
             "calibrate on others, for example a simulation of another seed."
         )
     if min(np.bincount(store.labels, minlength=len(store.classes))) < 4:
-        raise InputError(f"{store.path} has a class of fewer than 4 images; calibrate on some hundreds of each class.")
-    found = Labelled(bundle.outputs_of(store, workers=workers, advance=advance), store.labels)
+        raise InputError(
+            f"{store.path} has a class of fewer than 4 images; calibrate on several hundred of each class."
+        )
+    outputs = LabelledOutputs(bundle.outputs_of(store, workers=workers, advance=advance), store.labels)
     name = f"{store.population_name}, seed {store.index.seed}, which no network was trained on"
-    return calibrated(bundle, found, images=name, seed=seed, method=method)
+    return calibrate(bundle, outputs, images=name, seed=seed, method=method)

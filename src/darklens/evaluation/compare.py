@@ -1,4 +1,4 @@
-"""Systems judged on the same images, side by side: paired differences with intervals and tests."""
+"""Comparison of systems on the same images: paired differences with intervals and tests."""
 
 import math
 from collections.abc import Sequence
@@ -8,24 +8,25 @@ from typing import Any
 import numpy as np
 
 from darklens.errors import InputError
-from darklens.evaluation import bounds, delong, metrics
-from darklens.evaluation.intervals import Training, difference, over_seeds
-from darklens.evaluation.judged import System
-from darklens.evaluation.mcnemar import mcnemar
+from darklens.evaluation import metrics
+from darklens.evaluation.bootstrap import BootstrapMetrics, difference, mean_over_seeds
+from darklens.evaluation.intervals import bootstrap_logit_interval, metric_with_interval
 from darklens.evaluation.metrics import Labels
+from darklens.evaluation.paired_tests import delong_test, mcnemar_test
+from darklens.evaluation.runs import SystemRuns
 
 _SINGLE = ("accuracy", "nll", "brier", "ece", "aurc")
 _BY_CLASS = ("auc", "recall", "average_precision")
 
 
-def compare(systems: Sequence[System], *, seed: int = 0) -> dict[str, Any]:
-    """Return the systems' metrics and all paired differences, ready for JSON.
+def compare(systems: Sequence[SystemRuns], *, seed: int = 0) -> dict[str, Any]:
+    """Return the content of compare.json: the metrics of the systems and all paired differences.
 
-    A system of several trainings counts by their mean; intervals and bootstrap p-values are then over trainings as
-    well as images. DeLong's test is of these trainings on other images, McNemar's of each pair of trainings.
+    A system of several trainings has their mean; its intervals and bootstrap p-values include the scatter of trainings
+    as well as of images. DeLong's test is of these trainings on new images, McNemar's of each pair of trainings.
 
     Raises:
-        InputError: If there are fewer than two systems or they were judged on different images.
+        InputError: If there are fewer than two systems or they were evaluated on different images.
     """
     if len(systems) < 2:
         raise InputError("A comparison needs at least two evaluations.")
@@ -40,22 +41,24 @@ def compare(systems: Sequence[System], *, seed: int = 0) -> dict[str, Any]:
                     "store."
                 )
     classes, labels = first.evaluation["classes"], first.labels
-    judged = [[Training.of(t.labels, t.probabilities, seed=seed) for t in system.trainings] for system in systems]
+    measured = [
+        [BootstrapMetrics.of(t.labels, t.probabilities, seed=seed) for t in system.trainings] for system in systems
+    ]
     return {
         "schema": 1,
         "n": first.evaluation["n"],
         "data": first.evaluation["data"],
-        "systems": [_shown(s, own, labels, classes, seed) for s, own in zip(systems, judged, strict=True)],
+        "systems": [_metrics_of(s, m, labels, classes, seed) for s, m in zip(systems, measured, strict=True)],
         "differences": [
             {
                 "first": a.name,
                 "second": b.name,
                 "over": "images and seeds" if len(a.trainings) + len(b.trainings) > 2 else "images",
-                "paired_seeds": a.paired_with(b),
-                **_named(difference(own_a, own_b, paired=a.paired_with(b), seed=seed), classes),
+                "paired_seeds": a.is_paired_with(b),
+                **_by_class(difference(metrics_a, metrics_b, paired=a.is_paired_with(b), seed=seed), classes),
                 **_tests(a, b, labels, classes),
             }
-            for (a, own_a), (b, own_b) in combinations(zip(systems, judged, strict=True), 2)
+            for (a, metrics_a), (b, metrics_b) in combinations(zip(systems, measured, strict=True), 2)
         ],
     }
 
@@ -70,7 +73,7 @@ def to_markdown(comparison: dict[str, Any]) -> str:
 
 
 def systems_table(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows of the systems' metrics."""
+    """Return header and rows of the metrics of each system."""
     classes = [name for name in comparison["systems"][0]["auc"] if name != "macro"]
     header = ["system", "seeds", "parameters", "training", "macro AUC", *(f"AUC {c}" for c in classes)]
     rows = [
@@ -79,8 +82,8 @@ def systems_table(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]
             ", ".join("?" if seed is None else str(seed) for seed in s["seeds"]),
             f"{s['model']['parameters']:,}",
             f"{s['provenance']['train_images']:,} images, {s['provenance']['train_seconds']:.0f} s",
-            *(with_interval(s["auc"][c]) for c in ["macro", *classes]),
-            *(with_interval(s[name]) for name in ("accuracy", "ece", "brier", "aurc")),
+            *(format_metric(s["auc"][c]) for c in ["macro", *classes]),
+            *(format_metric(s[name]) for name in ("accuracy", "ece", "brier", "aurc")),
         ]
         for s in comparison["systems"]
     ]
@@ -96,29 +99,29 @@ def differences_table(comparison: dict[str, Any]) -> tuple[list[str], list[list[
         rows.append(
             [
                 f"{d['first']} - {d['second']}",
-                with_interval(auc, signed=True),
-                p_value(auc["p"]),
-                p_value(d["delong"]["macro"]["p"]),
-                with_interval(accuracy, signed=True),
-                p_value(accuracy["p"]),
-                ", ".join(p_value(test["p"]) for test in d["mcnemar"]) or "-",
+                format_metric(auc, signed=True),
+                format_p_value(auc["p"]),
+                format_p_value(d["delong"]["macro"]["p"]),
+                format_metric(accuracy, signed=True),
+                format_p_value(accuracy["p"]),
+                ", ".join(format_p_value(test["p"]) for test in d["mcnemar"]) or "-",
             ]
         )
     return header, rows
 
 
 def footnote(comparison: dict[str, Any]) -> str:
-    """Return what intervals and p-values are of."""
+    """Return a sentence on what the intervals and p-values describe."""
     several = any(len(s["seeds"]) > 1 for s in comparison["systems"])
-    over = "images and trainings" if several else "images"
-    text = f"{comparison['n']} images of {comparison['data']['population']}; 95 % intervals from resampled {over}"
-    more = "; DeLong's p is of these trainings, McNemar's of each pair of trainings" if several else ""
+    resampled = "images and trainings" if several else "images"
+    text = f"{comparison['n']} images of {comparison['data']['population']}; 95 % intervals from resampled {resampled}"
+    tests = "; DeLong's p describes these trainings, McNemar's each pair of trainings" if several else ""
     count = len(comparison["differences"])
     adjusted = f"; p-values are not adjusted for the {count} comparisons" if count > 1 else ""
-    return f"{text}{more}{adjusted}."
+    return f"{text}{tests}{adjusted}."
 
 
-def with_interval(metric: dict[str, Any], *, signed: bool = False) -> str:
+def format_metric(metric: dict[str, Any], *, signed: bool = False) -> str:
     """Return a metric as text, such as `0.915 [0.897, 0.931]`, with more digits close to 0 and 1."""
     low, high = metric["ci95"]
     value = metric["value"]
@@ -128,23 +131,24 @@ def with_interval(metric: dict[str, Any], *, signed: bool = False) -> str:
     return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
-def p_value(p: float | None) -> str:
-    """Return a p-value as text; `-` where there is none."""
+def format_p_value(p: float | None) -> str:
+    """Return a p-value as text, `-` for None."""
     return "-" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
-def _shown(
-    system: System, trainings: Sequence[Training], labels: Labels, classes: Sequence[str], seed: int
+def _metrics_of(
+    system: SystemRuns, trainings: Sequence[BootstrapMetrics], labels: Labels, classes: Sequence[str], seed: int
 ) -> dict[str, Any]:
     """Return a system's metrics; those of a single training are as in its eval.json."""
-    mean, alone = over_seeds(trainings, seed=seed), len(trainings) == 1
+    mean, single = mean_over_seeds(trainings, seed=seed), len(trainings) == 1
 
     def metric(name: str) -> dict[str, Any]:
-        value, drawn = mean.point[name], mean.drawn[name]
-        if alone:
-            return bounds.with_interval(name, value, drawn, labels, system.trainings[0].probabilities)
-        each = [t.point[name] for t in trainings]
-        return {"value": value, "ci95": bounds.logit_normal(name, value, drawn, labels), "by_seed": each}
+        value, resampled = mean.values[name], mean.resampled[name]
+        if single:
+            return metric_with_interval(name, value, resampled, labels, system.trainings[0].probabilities)
+        by_seed = [t.values[name] for t in trainings]
+        ci95 = bootstrap_logit_interval(name, value, resampled, labels)
+        return {"value": value, "ci95": ci95, "by_seed": by_seed}
 
     evaluation = system.trainings[0].evaluation
     seconds = [t.evaluation["provenance"]["train_seconds"] for t in system.trainings]
@@ -161,16 +165,18 @@ def _shown(
     }
 
 
-def _tests(a: System, b: System, labels: Labels, classes: Sequence[str]) -> dict[str, Any]:
-    found = delong.difference(labels, [t.probabilities for t in a.trainings], [t.probabilities for t in b.trainings])
-    pairs = list(zip(a.trainings, b.trainings, strict=True)) if a.paired_with(b) else []
+def _tests(a: SystemRuns, b: SystemRuns, labels: Labels, classes: Sequence[str]) -> dict[str, Any]:
+    delong = delong_test(labels, [t.probabilities for t in a.trainings], [t.probabilities for t in b.trainings])
+    pairs = list(zip(a.trainings, b.trainings, strict=True)) if a.is_paired_with(b) else []
     return {
-        "delong": dict(zip([*classes, "macro"], found, strict=True)),
-        "mcnemar": [{"seeds": [x.seed, y.seed], **mcnemar(labels, x.probabilities, y.probabilities)} for x, y in pairs],
+        "delong": dict(zip([*classes, "macro"], delong, strict=True)),
+        "mcnemar": [
+            {"seeds": [x.seed, y.seed], **mcnemar_test(labels, x.probabilities, y.probabilities)} for x, y in pairs
+        ],
     }
 
 
-def _named(differences: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+def _by_class(differences: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
     by_class = {
         name: {c: differences[f"{name}_{i}"] for i, c in enumerate(classes)} | {"macro": differences[name]}
         for name in _BY_CLASS

@@ -1,4 +1,4 @@
-"""A bundle judged on a store: predictions for every image, and eval.json."""
+"""Evaluation of a bundle on a store: a prediction for each image, and the content of eval.json."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,19 +13,27 @@ from darklens import provenance
 from darklens.bundle import Bundle, batched, sha256_of_bundle
 from darklens.data.store import Store
 from darklens.errors import InputError
-from darklens.evaluation import judgement
+from darklens.evaluation.columns import prediction_columns, summarise_calibration
+from darklens.evaluation.intervals import means_with_intervals, metrics_with_intervals
+from darklens.evaluation.metrics import reconstruction_metrics
 from darklens.evaluation.parameters import parameters_of
 from darklens.evaluation.strata import stratify
-from darklens.evaluation.summary import summarise
 
-_SEEN = "Images like these, of the same seed, were trained on; the numbers say nothing about new ones."
+_TRAINED_ON = (
+    "The system was trained on images of this population and seed, so these metrics do not hold for new images."
+)
 
 
 @dataclass(frozen=True)
-class Result:
-    """What an evaluation found. `probabilities` is None for a system that does not classify.
+class EvaluationResult:
+    """Result of an evaluation.
 
-    `columns` are those that `judgement.columns` adds to predictions.csv.
+    Attributes:
+        evaluation: The content of eval.json.
+        names: Of the images.
+        labels: True classes.
+        probabilities: None for a system that does not classify.
+        columns: Further columns of predictions.csv, as from `prediction_columns`.
     """
 
     evaluation: dict[str, Any]
@@ -43,39 +51,36 @@ def evaluate(
     seed: int = 0,
     workers: int = 1,
     advance: Callable[[int], None] = lambda _: None,
-) -> Result:
-    """Judge a bundle on all images of a store.
+) -> EvaluationResult:
+    """Evaluate a bundle on all images of a store.
 
     Args:
         bundle: The system.
         folder: Its bundle folder, whose digest goes into the result.
-        store: Images that the system has not been trained on; if it has, the result carries a warning.
+        store: Test images; if the system was trained on them, the result has a warning.
         seed: Of the bootstrap.
-        workers: Processes of a system that fits lenses.
+        workers: Processes that fit lenses, for a system that does.
         advance: Called with the number of images just finished.
 
     Raises:
-        InputError: If the images or classes are not those the bundle was made for.
+        InputError: If the classes, size or pixel scale of the images differ from those of the bundle.
     """
     check_compatible(bundle, store)
-    labels, columns = store.labels, {}
+    labels, columns, probabilities = store.labels, {}, None
     if bundle.contract.task == "classify":
         logits, features = bundle.outputs_of(store, workers=workers, advance=advance)
         probabilities = bundle.calibrated(logits)
-        metrics = summarise(labels, probabilities, store.classes, seed=seed)
+        metrics = metrics_with_intervals(labels, probabilities, store.classes, seed=seed)
         metrics["strata"] = stratify(labels, probabilities, store.classes, parameters_of(store), seed=seed)
-        metrics |= judgement.summarise(bundle, probabilities, features, labels)
-        columns = judgement.columns(bundle, probabilities, features)
+        metrics |= summarise_calibration(bundle, probabilities, features, labels)
+        columns = prediction_columns(bundle, probabilities, features)
     else:
-        from darklens.evaluation import reconstruction
-
-        measured = []
+        batches = []
         for images in batched(len(store), store.images, advance):
             received, output = bundle.run(images)
-            measured.append(reconstruction.measures(output, received))
-        probabilities = None
-        joined = {name: np.concatenate([block[name] for block in measured]) for name in measured[0]}
-        metrics = {"n": len(store), "reconstruction": reconstruction.summarise(joined, seed=seed)}
+            batches.append(reconstruction_metrics(output, received))
+        values = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+        metrics = {"n": len(store), "reconstruction": means_with_intervals(values, seed=seed)}
     contract = bundle.contract
     evaluation = {
         "schema": 1,
@@ -98,22 +103,22 @@ def evaluate(
             "train_commit": contract.provenance["commit"],
             "train_hardware": contract.provenance["hardware"],
         },
-        "warnings": [_SEEN] if trained_on(contract.data, store) else [],
+        "warnings": [_TRAINED_ON] if trained_on(contract.data, store) else [],
     }
-    return Result(evaluation, image_names(store), labels, probabilities, columns)
+    return EvaluationResult(evaluation, image_names(store), labels, probabilities, columns)
 
 
 def image_names(store: Store) -> list[str]:
-    """Return a name for each image: its file for imported ones, its number for simulated ones."""
+    """Return a name for each image: the file of an imported image, the number of a simulated one."""
     if "path" in store.index.columns:
         return [str(name) for name in store.truth("path")]
     return [str(i) for i in range(len(store))]
 
 
 def trained_on(training_data: dict[str, Any], store: Store) -> bool:
-    """Tell whether images of the store were trained on.
+    """Return whether images of the store were in the training data.
 
-    A simulation is known by its population and seed: a longer one begins with the images of a shorter one.
+    Simulations of equal population and seed share images: a larger one begins with the images of a smaller one.
     """
     members = training_data.get("members")
     if members:
@@ -124,12 +129,12 @@ def trained_on(training_data: dict[str, Any], store: Store) -> bool:
 
 
 def check_compatible(bundle: Bundle, store: Store) -> None:
-    """Raise `InputError` unless the store has the classes and images that the bundle was made for."""
+    """Raise `InputError` unless classes, size and pixel scale of the images are those of the bundle."""
     contract, index = bundle.contract, store.index
     if contract.task == "classify" and index.classes != contract.classes:
-        raise InputError(f"{store.path} has classes {index.classes}, the model knows {contract.classes}.")
+        raise InputError(f"{store.path} has classes {index.classes}, but the model has {contract.classes}.")
     if index.n_pixels != contract.n_pixels or not np.isclose(index.pixel_scale, contract.pixel_scale, rtol=1e-3):
         raise InputError(
-            f"{store.path} has {index.n_pixels} pixels of {index.pixel_scale} arcsec, the model takes "
+            f"{store.path} has {index.n_pixels} pixels of {index.pixel_scale} arcsec, but the model takes "
             f"{contract.n_pixels} of {contract.pixel_scale} arcsec; evaluate on images like those it was trained on."
         )

@@ -1,8 +1,8 @@
-"""How unlike the familiar images an image is: the distance of its features from the nearest class (Lee et al. 2018).
+"""Out-of-distribution score: the Mahalanobis distance of an image's features to the nearest class (Lee et al. 2018).
 
-Features are standardised, so that shrinkage treats arcsec and activations alike; the covariance about the class means
-is shared by the classes and shrunk towards the unit matrix by as much as its own scatter asks (Ledoit & Wolf 2004).
-The score is the Mahalanobis distance over the root of the number of features: familiar images have about one.
+Features are standardised, so that shrinkage treats all units alike. The classes share one covariance about their means,
+shrunk towards a multiple of the identity (Ledoit & Wolf 2004). The score is the distance divided by the square root of
+the number of features: about 1 for images of the training distribution.
 """
 
 from typing import Any
@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from darklens.calibration import Familiar, FamiliarThresholds
+from darklens.calibration import MahalanobisStats, OODThresholds
 
-LARGEST = 1e6  # of a score: features that overflow are as unfamiliar as can be
+MAX_SCORE = 1e6  # also that of features which overflow
 
 
-def fit(features: Float[np.ndarray, "n f"], labels: Int[np.ndarray, " n"], n_classes: int) -> Familiar:
-    """Return what familiar features look like, from images that were trained on.
+def fit(features: Float[np.ndarray, "n f"], labels: Int[np.ndarray, " n"], n_classes: int) -> MahalanobisStats:
+    """Return the class means and the covariance of the features of training images.
 
     Args:
         features: Of n > 1 images.
@@ -25,54 +25,54 @@ def fit(features: Float[np.ndarray, "n f"], labels: Int[np.ndarray, " n"], n_cla
     """
     values = features.astype(np.float64)
     centre, scale = values.mean(0), values.std(0)
-    # A feature that never changed in training has no unit; where it changes later, it counts in units of its own size.
+    # A feature that is constant in training has no scale; its absolute value serves instead.
     scale = np.where(scale > 1e-6 * np.abs(centre).clip(1e-6), scale, np.abs(centre).clip(1e-3))
     z = (values - centre) / scale
-    present = [np.flatnonzero(labels == i) for i in range(n_classes)]
-    means = np.stack([z[rows].mean(0) if len(rows) else np.zeros(z.shape[1]) for rows in present])
+    members = [np.flatnonzero(labels == i) for i in range(n_classes)]
+    means = np.stack([z[rows].mean(0) if len(rows) else np.zeros(z.shape[1]) for rows in members])
     covariance = ledoit_wolf(z - means[labels])
-    return Familiar(centre, scale, means, np.linalg.inv(np.linalg.cholesky(covariance)))
+    return MahalanobisStats(centre, scale, means, np.linalg.inv(np.linalg.cholesky(covariance)))
 
 
 def ledoit_wolf(residuals: Float[np.ndarray, "n f"]) -> Float[np.ndarray, "f f"]:
-    """Return the covariance of residuals about zero, shrunk towards a multiple of the unit matrix.
+    """Return the covariance of residuals about zero, shrunk towards a multiple of the identity.
 
     Ledoit & Wolf 2004 (J. Multivariate Anal. 88, 365), eqs. 9 to 14; always positive definite.
     """
     n, f = residuals.shape
     sample = residuals.T @ residuals / n
     mean = np.trace(sample) / f
-    spread = float(((sample - mean * np.eye(f)) ** 2).sum())
+    dispersion = float(((sample - mean * np.eye(f)) ** 2).sum())
     # sum over images of |x x' - S|^2, without n matrices: |x|^4 - 2 x'S x + |S|^2.
-    own = float(((residuals**2).sum(1) ** 2).sum() - n * (sample**2).sum()) / n**2
-    weight = 1.0 if spread <= 0 else min(own / spread, 1.0)
+    error = float(((residuals**2).sum(1) ** 2).sum() - n * (sample**2).sum()) / n**2
+    weight = 1.0 if dispersion <= 0 else min(error / dispersion, 1.0)
     floor = 1e-6 * max(mean, 1e-6)  # equal images have no scatter at all
     return np.asarray((1 - weight) * sample + (weight * mean + floor) * np.eye(f))
 
 
-def scores(familiar: Familiar, features: Float[np.ndarray, "n f"]) -> Float[np.ndarray, " n"]:
-    """Return how unfamiliar images are; about one for images like the familiar ones."""
+def scores(reference: MahalanobisStats, features: Float[np.ndarray, "n f"]) -> Float[np.ndarray, " n"]:
+    """Return the out-of-distribution score of each image."""
     with np.errstate(over="ignore", invalid="ignore"):
-        z = (features.astype(np.float64) - familiar.centre) / familiar.scale
-        white = (z[:, None] - familiar.means) @ familiar.whiten.T
+        z = (features.astype(np.float64) - reference.centre) / reference.scale
+        white = (z[:, None] - reference.means) @ reference.whiten.T
         distance = np.sqrt((white**2).mean(2).min(1))
-    return np.asarray(np.nan_to_num(distance, nan=LARGEST, posinf=LARGEST).clip(max=LARGEST))
+    return np.asarray(np.nan_to_num(distance, nan=MAX_SCORE, posinf=MAX_SCORE).clip(max=MAX_SCORE))
 
 
-def thresholds(held_out: Float[np.ndarray, " n"]) -> FamiliarThresholds:
-    """Return the scores that 95 % and 99 % of images are below: conformal quantiles, or the largest of few images."""
+def thresholds(held_out: Float[np.ndarray, " n"]) -> OODThresholds:
+    """Return the conformal 95 % and 99 % quantiles of the scores of held-out images, at most their largest."""
     ordered = np.sort(held_out)
 
     def rank(level: float) -> int:
         return min(int(np.ceil((len(ordered) + 1) * level)), len(ordered)) - 1
 
-    return FamiliarThresholds(p95=float(ordered[rank(0.95)]), p99=float(ordered[rank(0.99)]))
+    return OODThresholds(p95=float(ordered[rank(0.95)]), p99=float(ordered[rank(0.99)]))
 
 
-def summarise(found: Float[np.ndarray, " n"], limits: FamiliarThresholds) -> dict[str, Any]:
-    """Return how many images lie beyond each threshold, ready for JSON."""
+def summarise(of_images: Float[np.ndarray, " n"], limits: OODThresholds) -> dict[str, Any]:
+    """Return the median score and the fraction of images above each threshold, ready for JSON."""
     return {
-        "median_score": float(np.median(found)),
-        "beyond_p95": float((found > limits.p95).mean()),
-        "beyond_p99": float((found > limits.p99).mean()),
+        "median_score": float(np.median(of_images)),
+        "beyond_p95": float((of_images > limits.p95).mean()),
+        "beyond_p99": float((of_images > limits.p99).mean()),
     }

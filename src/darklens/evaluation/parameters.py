@@ -1,4 +1,4 @@
-"""True parameters of a store's images by which a system is judged: what was drawn, in the units people speak of."""
+"""True parameters of simulated images, by which performance is stratified."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,9 +29,9 @@ _NAMES = {
     "exposure": ("exposure", "s"),
 }
 _MASSES = ("largest point mass", "largest halo mass", "line mass")
-# Of the kinds of substructure whose columns do not depend on more.
+# Kinds of substructure whose columns are fixed.
 _COLUMNS = {kind: tuple(KINDS[kind].columns(None)) for kind in ("point_masses", "line_mass", "tnfw_subhaloes")}
-_EDGE = 3  # pixels of the frame whose median is the sky
+_BORDER = 3  # pixels; the median of the border is the sky
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Parameter:
     """One number for each image.
 
     Args:
-        name: What it is called in reports.
-        unit: Empty for a pure number.
-        values: NaN where the image has no such thing.
-        of_class: The class that alone has it, or None.
+        name: For reports.
+        unit: Empty if dimensionless.
+        values: NaN for images without it.
+        of_class: The only class that has it, or None.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Parameter:
 
     @property
     def is_mass(self) -> bool:
-        """Whether more of it is easier to see, so that a detection limit can be asked for."""
+        """Whether it is a mass of substructure, which has a detection limit."""
         return self.name in _MASSES
 
     @property
@@ -62,101 +62,104 @@ class Parameter:
 
 
 def parameters_of(store: Store, *, advance: Callable[[int], None] = lambda _: None) -> list[Parameter]:
-    """Return the parameters that vary among the images of a simulated store; none of an imported one.
+    """Return the parameters that vary among the images of a simulated store; an imported store has none.
 
     Args:
         store: Images and their truth.
-        advance: Called with the number of images just read, for their signal-to-noise ratio.
+        advance: Called with the number of images just read to measure the signal-to-noise ratio.
     """
     population, columns = store.index.population, store.index.columns
     if population is None:
         return []
-    owners = _owners(store)
-    found = [
-        Parameter(name, unit, np.hypot(store.truth(x), store.truth(y)), owners.get(x))
+    class_of = _class_of_column(store)
+    parameters = [
+        Parameter(name, unit, np.hypot(store.truth(x), store.truth(y)), class_of.get(x))
         for name, (x, y, unit) in _PAIRS.items()
         if x in columns and y in columns
     ]
-    found += [
-        Parameter(name, unit, store.truth(column).astype(np.float64), owners.get(column))
+    parameters += [
+        Parameter(name, unit, store.truth(column).astype(np.float64), class_of.get(column))
         for column, (name, unit) in _NAMES.items()
         if column in columns
     ]
-    found += _largest_masses(store, owners)
-    found.append(Parameter("signal-to-noise ratio", "", signal_to_noise(store, advance=advance)))
-    return [p for p in (_own_images(p, store) for p in found) if _varies(p.values)]
+    parameters += _largest_masses(store, class_of)
+    parameters.append(Parameter("signal-to-noise ratio", "", signal_to_noise(store, advance=advance)))
+    return [p for p in (_within_class(p, store) for p in parameters) if _varies(p.values)]
 
 
 def signal_to_noise(store: Store, *, advance: Callable[[int], None] = lambda _: None) -> Float[np.ndarray, " n"]:
-    """Return the signal-to-noise ratio of all light above the sky, as if every pixel had the noise of the sky.
+    """Return the signal-to-noise ratio of all light above the sky, with the noise of the sky in each pixel.
 
-    It is sqrt(sum (image - sky)^2 / variance - number of pixels), with the sky and its variance from the image's edge.
-    Where photons of the lens add noise of their own it is an upper limit, in the order of the true ratio.
+    It is sqrt(sum (image - sky)^2 / variance - number of pixels), with the sky and its variance from the border of the
+    image. Without the photon noise of the lens it is an upper limit of the order of the true ratio.
     """
     n = store.index.n_pixels
     frame = np.ones((n, n), dtype=bool)
-    frame[_EDGE:-_EDGE, _EDGE:-_EDGE] = False
-    found = []
+    frame[_BORDER:-_BORDER, _BORDER:-_BORDER] = False
+    ratios = []
     for images in batched(len(store), store.images, advance):
         batch = images[:, 0].astype(np.float64)
         sky, variance = np.median(batch[:, frame], axis=1), batch[:, frame].var(1)
         light = ((batch - sky[:, None, None]) ** 2).sum((1, 2)) / np.maximum(variance, np.finfo(float).tiny)
-        found.append(np.sqrt((light - n * n).clip(0)))
-    return np.concatenate(found)
+        ratios.append(np.sqrt((light - n * n).clip(0)))
+    return np.concatenate(ratios)
 
 
 def _population(store: Store) -> dict[str, Any]:
-    """Return the population of a simulated store, as its index has it."""
+    """Return the population of a simulated store, as in its index."""
     assert store.index.population is not None
     return store.index.population
 
 
-def _owners(store: Store) -> dict[str, str]:
-    """Return for each column of substructure the class that has it, where it is just one."""
-    owners: dict[str, list[str]] = {}
+def _class_of_column(store: Store) -> dict[str, str]:
+    """Return the class of each column of substructure that only one class has."""
+    classes: dict[str, list[str]] = {}
     for name, spec in _population(store)["classes"].items():
         for column in _COLUMNS.get(spec["kind"], ()):
-            owners.setdefault(column, []).append(name)
-    return {column: names[0] for column, names in owners.items() if len(names) == 1}
+            classes.setdefault(column, []).append(name)
+    return {column: names[0] for column, names in classes.items() if len(names) == 1}
 
 
-def _largest_masses(store: Store, owners: dict[str, str]) -> list[Parameter]:
+def _largest_masses(store: Store, class_of: dict[str, str]) -> list[Parameter]:
     columns = store.index.columns
-    found = []
-    if "point_theta_E" in columns and "point_theta_E" in owners:
+    parameters = []
+    if "point_theta_E" in columns and "point_theta_E" in class_of:
+        name = class_of["point_theta_E"]
         squared = store.truth("point_theta_E") ** 2
-        spec = _population(store)["classes"][owners["point_theta_E"]]
-        mass = spec["lens_mass"] * squared.max(1) / _theta_E_with_points(store, squared) ** 2
-        found.append(Parameter("largest point mass", "solar masses", mass, owners["point_theta_E"]))
-    if "halo_mass" in columns and "halo_mass" in owners:
+        lens_mass = _population(store)["classes"][name]["lens_mass"]
+        mass = lens_mass * squared.max(1) / _total_theta_E(store, squared) ** 2
+        parameters.append(Parameter("largest point mass", "solar masses", mass, name))
+    if "halo_mass" in columns and "halo_mass" in class_of:
         mass = store.truth("halo_mass").max(1).astype(np.float64)
-        found.append(Parameter("largest halo mass", "solar masses", mass, owners["halo_mass"]))
-    return found
+        parameters.append(Parameter("largest halo mass", "solar masses", mass, class_of["halo_mass"]))
+    return parameters
 
 
-def _theta_E_with_points(store: Store, squared: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
-    """Return the Einstein radius that masses are a fraction of, from that of the smooth lens.
+def _total_theta_E(store: Store, squared: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
+    """Return the Einstein radius of the lens with its point masses, which `lens_mass` refers to.
 
-    Where a population conserves mass the smooth lens has lost the sum of point_theta_E^2 inside the ring, over theta_E.
+    Where a population conserves mass, the theta_E of the smooth lens is smaller by the sum of point_theta_E^2 inside
+    the ring, divided by theta_E.
     """
     smooth = store.truth("theta_E").astype(np.float64)
     if not _population(store).get("conserve_mass"):
         return smooth
-    radius, whole = np.hypot(store.truth("point_x"), store.truth("point_y")), smooth
-    for _ in range(5):  # what is inside the ring depends on the ring
-        inside = np.where(radius < whole[:, None], squared, 0).sum(1)
-        whole = (smooth + np.sqrt(smooth**2 + 4 * inside)) / 2
-    return np.asarray(whole)
+    radius, total = np.hypot(store.truth("point_x"), store.truth("point_y")), smooth
+    for _ in range(5):  # which points are inside the ring depends on the ring
+        inside = np.where(radius < total[:, None], squared, 0).sum(1)
+        total = (smooth + np.sqrt(smooth**2 + 4 * inside)) / 2
+    return np.asarray(total)
 
 
-def _own_images(parameter: Parameter, store: Store) -> Parameter:
+def _within_class(parameter: Parameter, store: Store) -> Parameter:
+    """Return the parameter with NaN for images of classes that do not have it."""
     if parameter.of_class is None:
         return parameter
-    own = store.labels == store.classes.index(parameter.of_class)
-    values = np.where(own, parameter.values, np.nan)
+    members = store.labels == store.classes.index(parameter.of_class)
+    values = np.where(members, parameter.values, np.nan)
     return Parameter(parameter.name, parameter.unit, values, parameter.of_class)
 
 
 def _varies(values: Float[np.ndarray, " n"]) -> bool:
-    known = values[np.isfinite(values)]
-    return len(known) > 0 and bool(np.ptp(known) > 1e-9 * np.abs(known).max())
+    finite = values[np.isfinite(values)]
+    return len(finite) > 0 and bool(np.ptp(finite) > 1e-9 * np.abs(finite).max())

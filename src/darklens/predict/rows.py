@@ -14,7 +14,7 @@ from darklens.bundle import BATCH_SIZE, Bundle, Classified, Engine
 from darklens.data.prepare import Prepared, prepare, require_near
 from darklens.data.readers import read_image
 from darklens.errors import DarklensError
-from darklens.evaluation import judgement
+from darklens.evaluation.columns import prediction_columns
 from darklens.fit.table import NUMBERS
 from darklens.models import lens_residual
 
@@ -107,7 +107,7 @@ def _rows(bundle: Bundle, prepared: dict[Path, Prepared], use: Use, engine: Engi
     paths, images = list(prepared), np.stack([image.pixels for image in prepared.values()])[:, None]
     found = bundle.classify(images, engine)
     use(paths, images, found)
-    further = judgement.columns(bundle, found.probabilities, found.features) | found.findings
+    further = prediction_columns(bundle, found.probabilities, found.features) | found.findings
     return {
         path: Row(
             str(path),
@@ -122,10 +122,10 @@ def _rows(bundle: Bundle, prepared: dict[Path, Prepared], use: Use, engine: Engi
 def columns_of(bundle: Bundle) -> list[str]:
     """Return the names of the columns after `message` that a bundle's rows have."""
     classes = len(bundle.contract.classes)
-    features = 0 if bundle.familiar is None else len(bundle.familiar.centre)
-    judged = judgement.columns(bundle, np.zeros((0, classes)), np.zeros((0, features)))
+    features = 0 if bundle.ood_reference is None else len(bundle.ood_reference.centre)
+    calibration = prediction_columns(bundle, np.zeros((0, classes)), np.zeros((0, features)))
     fits = lens_residual.findings(torch.zeros(0, len(NUMBERS))) if bundle.fits_lenses else {}
-    return ["changes", *judged, *fits]
+    return ["changes", *calibration, *fits]
 
 
 def header(classes: Sequence[str], further: Sequence[str]) -> str:

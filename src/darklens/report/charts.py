@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
 
-from darklens.evaluation import curves
-from darklens.evaluation.metrics import Labels, Probabilities, average_precision, binary_auc
+from darklens.evaluation import metrics
+from darklens.evaluation.metrics import Labels, Probabilities
 from darklens.report.figures import COLOURS, new_figure
 
 
@@ -16,8 +16,8 @@ def roc(labels: Labels, probabilities: Probabilities, classes: Sequence[str]) ->
     """Return one-vs-rest ROC curves."""
     figure, axes = new_figure(4.3, 4.1)
     for i, name in enumerate(classes):
-        false_rate, true_rate = curves.roc(labels == i, probabilities[:, i])
-        area = binary_auc(labels == i, probabilities[:, i])
+        false_rate, true_rate = metrics.roc_curve(labels == i, probabilities[:, i])
+        area = metrics.binary_auc(labels == i, probabilities[:, i])
         axes.plot(false_rate, true_rate, color=COLOURS[i], label=f"{name}: AUC {area:.3f}")
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":")
     axes.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
@@ -85,8 +85,8 @@ def precision_recall(labels: Labels, probabilities: Probabilities, classes: Sequ
     """Return one-vs-rest curves of precision against recall, as steps between thresholds."""
     figure, axes = new_figure(4.3, 4.1)
     for i, name in enumerate(classes):
-        recall, precision = curves.precision_recall(labels == i, probabilities[:, i])
-        area = average_precision(labels == i, probabilities[:, i])
+        recall, precision = metrics.precision_recall_curve(labels == i, probabilities[:, i])
+        area = metrics.average_precision(labels == i, probabilities[:, i])
         axes.step(recall, precision, where="pre", color=COLOURS[i], label=f"{name}: AP {area:.3f}")
     axes.set(xlabel="recall", ylabel="precision", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     axes.legend(loc="lower left")
@@ -96,7 +96,7 @@ def precision_recall(labels: Labels, probabilities: Probabilities, classes: Sequ
 def risk_coverage(right: Bool[np.ndarray, " n"], confidence: Float[np.ndarray, " n"]) -> Figure:
     """Return the fraction of wrong answers against the fraction of images answered, the most confident first."""
     figure, axes = new_figure(4.3, 4.1)
-    coverage, risk = curves.risk_coverage(right, confidence)
+    coverage, risk = metrics.risk_coverage_curve(right, confidence)
     axes.step(coverage, risk, where="post", color=COLOURS[0], label="this system")
     axes.axhline(float((~right).mean()), color="0.6", linewidth=1, linestyle=":", label="without selection")
     axes.set(xlabel="images answered", ylabel="wrong among them", xlim=(0, 1))
@@ -139,9 +139,9 @@ def differences(found: Sequence[Mapping[str, Any]]) -> Figure:
     names = ["accuracy", *(f"AUC {name}" for name in found[0]["auc"])]
     height = 0.8 / len(names)
     for k, name in enumerate(names):
-        metrics = [d["accuracy"] if name == "accuracy" else d["auc"][name.removeprefix("AUC ")] for d in found]
-        values = np.array([m["value"] for m in metrics])
-        low, high = np.array([m["ci95"] for m in metrics]).T
+        compared = [d["accuracy"] if name == "accuracy" else d["auc"][name.removeprefix("AUC ")] for d in found]
+        values = np.array([m["value"] for m in compared])
+        low, high = np.array([m["ci95"] for m in compared]).T
         spread = np.clip([values - low, high - values], 0, None)
         at = np.arange(len(found)) + (k - (len(names) - 1) / 2) * height
         axes.errorbar(values, at, xerr=spread, fmt="o", color=COLOURS[k % len(COLOURS)], capsize=3, label=name)

@@ -6,14 +6,14 @@ import numpy as np
 
 from darklens.data.store import Store
 from darklens.evaluation import metrics
-from darklens.evaluation.compare import with_interval
-from darklens.evaluation.evaluate import Result
-from darklens.report import charts, figures, strata
+from darklens.evaluation.compare import format_metric
+from darklens.evaluation.evaluate import EvaluationResult
+from darklens.report import charts, figures, strata_section
 from darklens.report.html import Picture, Section, Table
 from darklens.report.sections import confusion_picture, roc_picture
 
 
-def sections(result: Result, store: Store) -> tuple[list[Section], str]:
+def sections(result: EvaluationResult, store: Store) -> tuple[list[Section], str]:
     """Return the sections, and the sentence at the head of the report."""
     evaluation = result.evaluation
     found = [
@@ -21,30 +21,30 @@ def sections(result: Result, store: Store) -> tuple[list[Section], str]:
         _calibration(result),
         _selective(result),
         *_sets(evaluation),
-        *strata.sections(evaluation.get("strata", []), evaluation["classes"]),
+        *strata_section.sections(evaluation.get("strata", []), evaluation["classes"]),
         _examples(result, store),
     ]
     lead = (
-        f"Macro AUC {with_interval(evaluation['auc']['macro'])}, accuracy {with_interval(evaluation['accuracy'])} "
+        f"Macro AUC {format_metric(evaluation['auc']['macro'])}, accuracy {format_metric(evaluation['accuracy'])} "
         f"on {evaluation['n']} images."
     )
     return found, lead
 
 
-def calibration_picture(result: Result) -> Picture:
+def calibration_picture(result: EvaluationResult) -> Picture:
     """Return the reliability diagram with the calibration error."""
     assert result.probabilities is not None
     bins = metrics.reliability(result.labels, result.probabilities)
     points = ", ".join(f"{confidence:.3f} {accuracy:.3f}" for confidence, accuracy, _ in bins)
     caption = (
         f"Accuracy against confidence in {len(bins)} bins of equal numbers of images. "
-        f"ECE {with_interval(result.evaluation['ece'])}."
+        f"ECE {format_metric(result.evaluation['ece'])}."
     )
     alt = f"Reliability diagram; confidence and accuracy of each bin: {points}."
     return Picture(figures.to_png(charts.calibration(bins)), alt, caption)
 
 
-def _results(result: Result) -> Section:
+def _results(result: EvaluationResult) -> Section:
     evaluation, labels, probabilities = result.evaluation, result.labels, result.probabilities
     assert probabilities is not None
     classes, legacy = evaluation["classes"], evaluation["legacy_auc"]
@@ -53,7 +53,7 @@ def _results(result: Result) -> Section:
         [
             [
                 "mean" if name == "macro" else name,
-                *(with_interval(evaluation[key][name]) for key in ("auc", "average_precision", "recall")),
+                *(format_metric(evaluation[key][name]) for key in ("auc", "average_precision", "recall")),
                 "-" if legacy[name] is None else f"{legacy[name]:.3f}",
             ]
             for name in [*classes, "macro"]
@@ -61,7 +61,7 @@ def _results(result: Result) -> Section:
     )
     names = {"accuracy": "accuracy", "nll": "log loss, nats", "brier": "Brier score", "ece": "ECE", "aurc": "AURC"}
     overall = Table(
-        ["over all images", "value"], [[label, with_interval(evaluation[key])] for key, label in names.items()]
+        ["over all images", "value"], [[label, format_metric(evaluation[key])] for key, label in names.items()]
     )
     areas = ", ".join(f"{name} {evaluation['average_precision'][name]['value']:.4f}" for name in classes)
     curves = figures.to_png(charts.precision_recall(labels, probabilities, classes))
@@ -85,18 +85,18 @@ def _results(result: Result) -> Section:
     )
 
 
-def _calibration(result: Result) -> Section:
+def _calibration(result: EvaluationResult) -> Section:
     return Section(
         "Calibration",
-        f"Expected calibration error {with_interval(result.evaluation['ece'])}, log loss "
-        f"{with_interval(result.evaluation['nll'])}. Points below the line are predictions more confident than "
+        f"Expected calibration error {format_metric(result.evaluation['ece'])}, log loss "
+        f"{format_metric(result.evaluation['nll'])}. Points below the line are predictions more confident than "
         "they are right. Scatter in the bins adds to the calibration error, the more the fewer the images; the "
         "interval allows for that, so that of a well calibrated system it may end below the error that is seen.",
         pictures=[calibration_picture(result)],
     )
 
 
-def _selective(result: Result) -> Section:
+def _selective(result: EvaluationResult) -> Section:
     evaluation, labels, probabilities = result.evaluation, result.labels, result.probabilities
     assert probabilities is not None
     right, confidence = probabilities.argmax(1) == labels, probabilities.max(1)
@@ -106,7 +106,7 @@ def _selective(result: Result) -> Section:
     picture = Picture(
         figures.to_png(charts.risk_coverage(right, confidence)), f"Risk against coverage. {caption}", caption
     )
-    tables = [Table(["images answered", "wrong among them"], [[c, with_interval(m)] for c, m in risks.items()])]
+    tables = [Table(["images answered", "wrong among them"], [[c, format_metric(m)] for c, m in risks.items()])]
     promises = [
         [
             f"{row['risk']:.1%}",
@@ -162,7 +162,7 @@ def _sets(evaluation: dict[str, Any]) -> list[Section]:
     return [Section("Prediction sets and unfamiliar images", text, tables=[Table(header, rows)])]
 
 
-def _examples(result: Result, store: Store) -> Section:
+def _examples(result: EvaluationResult, store: Store) -> Section:
     """Show for each class the image the system is most sure of, and the mistake it is most sure of."""
     assert result.probabilities is not None
     labels, probabilities, classes = result.labels, result.probabilities, result.evaluation["classes"]

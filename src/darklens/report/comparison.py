@@ -10,11 +10,11 @@ from darklens.evaluation.compare import (
     compare,
     differences_table,
     footnote,
+    format_metric,
     systems_table,
     to_markdown,
-    with_interval,
 )
-from darklens.evaluation.judged import System, group, read, read_csv
+from darklens.evaluation.runs import SystemRuns, group_runs, read_csv, read_run
 from darklens.files import write_json, write_text
 from darklens.report import charts, figures
 from darklens.report.html import Picture, Section, Table, page
@@ -32,7 +32,7 @@ def write_comparison(out: Path, folders: Sequence[Path], *, predictions: Path | 
     Raises:
         InputError: If a folder is not an evaluation of a classifier, or the test images differ.
     """
-    systems = group([read(folder) for folder in folders], folders)
+    systems = group_runs([read_run(folder) for folder in folders], folders)
     comparison = compare(systems)
     trainings = [(s.name, t) for s in systems for t in s.trainings]
     warnings = [f"{name}: {warning}" for name, t in trainings for warning in t.evaluation["warnings"]]
@@ -44,7 +44,7 @@ def write_comparison(out: Path, folders: Sequence[Path], *, predictions: Path | 
     unseen = "" if warnings else " that none of them was trained on"
     lead = (
         f"{len(systems)} systems judged on the same {comparison['n']} images of {comparison['data']['population']}"
-        f"{unseen}. Best: {best['name']}, macro AUC {with_interval(best['auc']['macro'])}."
+        f"{unseen}. Best: {best['name']}, macro AUC {format_metric(best['auc']['macro'])}."
     )
     title = f"{' and '.join(s['name'] for s in comparison['systems'])} on {comparison['data']['population']}"
     write_json(out / "compare.json", comparison)
@@ -55,14 +55,14 @@ def write_comparison(out: Path, folders: Sequence[Path], *, predictions: Path | 
 
 def _sections(comparison: dict[str, Any]) -> list[Section]:
     header, rows = systems_table(comparison)
-    areas = "; ".join(f"{s['name']} {with_interval(s['auc']['macro'])}" for s in comparison["systems"])
+    areas = "; ".join(f"{s['name']} {format_metric(s['auc']['macro'])}" for s in comparison["systems"])
     bars = Picture(
         figures.to_png(charts.auc_bars(comparison["systems"])),
         f"AUC of each system. Macro: {areas}.",
         f"Macro AUC: {areas}.",
     )
     apart = "; ".join(
-        f"{d['first']} - {d['second']} {with_interval(d['auc']['macro'], signed=True)}"
+        f"{d['first']} - {d['second']} {format_metric(d['auc']['macro'], signed=True)}"
         for d in comparison["differences"]
     )
     chart = Picture(
@@ -98,7 +98,7 @@ def _meaning(comparison: dict[str, Any]) -> str:
     )
 
 
-def _curves(system: System) -> Section:
+def _curves(system: SystemRuns) -> Section:
     own = system.trainings[0]
     classes = own.evaluation["classes"]
     counts = metrics.confusion(own.labels, own.probabilities)
@@ -106,7 +106,7 @@ def _curves(system: System) -> Section:
     return Section(f"{_first(system)}: ROC and confusion", pictures=pictures)
 
 
-def _first(system: System) -> str:
+def _first(system: SystemRuns) -> str:
     return system.name if len(system.trainings) == 1 else f"{system.name}, seed {system.seeds[0]}"
 
 

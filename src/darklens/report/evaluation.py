@@ -5,19 +5,19 @@ from pathlib import Path
 
 from darklens.bundle import Bundle
 from darklens.data.store import Store
-from darklens.evaluation import curves
-from darklens.evaluation.evaluate import Result
-from darklens.evaluation.judged import read_csv
+from darklens.evaluation import metrics
+from darklens.evaluation.evaluate import EvaluationResult
+from darklens.evaluation.runs import read_csv
 from darklens.files import write_json, write_text
 from darklens.predict import Row, to_csv
-from darklens.report import charts, classification, figures, maps, reconstruction
+from darklens.report import charts, classification, figures, maps, reconstruction_section
 from darklens.report.html import Picture, Section, page
 from darklens.report.sections import provenance, roc_picture, write_bytes
 
 _HISTORY = "metrics.csv"
 
 
-def write_evaluation(out: Path, result: Result, bundle: Bundle, store: Store, *, run: Path) -> None:
+def write_evaluation(out: Path, result: EvaluationResult, bundle: Bundle, store: Store, *, run: Path) -> None:
     """Write the folder; files of an earlier evaluation in it are replaced.
 
     Args:
@@ -29,7 +29,7 @@ def write_evaluation(out: Path, result: Result, bundle: Bundle, store: Store, *,
     """
     evaluation = result.evaluation
     if result.probabilities is None:
-        sections, lead = reconstruction.sections(evaluation, bundle, store)
+        sections, lead = reconstruction_section.sections(evaluation, bundle, store)
     else:
         _write_tables(out, result)
         sections, lead = classification.sections(result, store)
@@ -45,13 +45,13 @@ def write_evaluation(out: Path, result: Result, bundle: Bundle, store: Store, *,
     write_json(out / "eval.json", evaluation)
 
 
-def _write_tables(out: Path, result: Result) -> None:
+def _write_tables(out: Path, result: EvaluationResult) -> None:
     labels, probabilities, classes = result.labels, result.probabilities, result.evaluation["classes"]
     assert probabilities is not None
     rows = [Row(name, [float(v) for v in p]) for name, p in zip(result.names, probabilities, strict=True)]
     columns: dict[str, Sequence[object]] = {**result.columns, "label": [classes[i] for i in labels]}
     write_text(out / "predictions.csv", to_csv(rows, classes, columns))
-    write_json(out / "curves.json", curves.of_evaluation(labels, probabilities, classes))
+    write_json(out / "curves.json", metrics.curves(labels, probabilities, classes))
     write_bytes(out / "roc.png", roc_picture(labels, probabilities, classes).png)
     write_bytes(out / "calibration.png", classification.calibration_picture(result).png)
 

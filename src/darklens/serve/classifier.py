@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 
 from darklens.bundle import Bundle
-from darklens.evaluation import judgement
+from darklens.evaluation.columns import prediction_columns
 from darklens.fit.evidence import Evidence, evidence_maps
 from darklens.fit.hypotheses import N_POINTS, weigh_hypotheses
 from darklens.fit.macro import MacroFit, fit_macro
@@ -71,7 +71,7 @@ class Classifier:
         what = self._see(images, exposure)
         logits, features = self.bundle.output(what)
         probabilities = self.bundle.calibrated(logits)
-        told = judgement.columns(self.bundle, probabilities, features)
+        told = prediction_columns(self.bundle, probabilities, features)
         seen = what if isinstance(what, Seen) else None
         maps = self._maps(jobs, images, seen, exposure)
         results = []

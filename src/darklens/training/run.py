@@ -28,7 +28,7 @@ from darklens.compilation import compile_network
 from darklens.contract import Contract
 from darklens.data.store import Store, prepare_folder
 from darklens.errors import ConfigError, InputError
-from darklens.evaluation.calibrate import Labelled, calibrated
+from darklens.evaluation.calibrate import LabelledOutputs, calibrate
 from darklens.executors import usable_cores
 from darklens.files import read_json, write_json, write_text
 from darklens.fit.table import Fits, Seen, fits_of
@@ -46,7 +46,7 @@ from darklens.training.rows import EpochMetrics, EpochRows, read_rows
 from darklens.training.sources import Loader, Source, source_of
 
 _STATE = "state.json"
-_FAMILIAR_IMAGES = 4000  # of the training images, to say what is familiar: enough for the covariance of 500 features
+_OOD_REFERENCE_IMAGES = 4000  # training images: enough for the covariance of 500 features
 
 
 def train(
@@ -186,18 +186,20 @@ def fits_for(recipe: Recipe, store: Store | None, *, advance: Callable[[int], No
 
 def _calibrated(bundle: Bundle, source: Source, stages: Sequence[Stage], seed: int) -> Bundle:
     """Calibrate on the validation images of the last stage, as they are stored: none is moved."""
-    familiar, held_out = source.typical(stages[-1], len(stages) - 1, _FAMILIAR_IMAGES)
+    reference, held_out = source.typical(stages[-1], len(stages) - 1, _OOD_REFERENCE_IMAGES)
     name = "validation images, which chose the epoch"
     outputs = _outputs(bundle, held_out)
-    return calibrated(bundle, outputs, trained_on=_outputs(bundle, familiar), images=name, seed=seed)
+    return calibrate(bundle, outputs, reference=_outputs(bundle, reference), images=name, seed=seed)
 
 
-def _outputs(bundle: Bundle, images: Loader) -> Labelled:
+def _outputs(bundle: Bundle, images: Loader) -> LabelledOutputs:
     outputs, labels = [], []
     for batch, own in images:
         outputs.append(bundle.output(batch if isinstance(batch, Seen) else bundle.see(batch.numpy())))
         labels.append(own.numpy())
-    return Labelled(Output(*(np.concatenate(parts) for parts in zip(*outputs, strict=True))), np.concatenate(labels))
+    return LabelledOutputs(
+        Output(*(np.concatenate(parts) for parts in zip(*outputs, strict=True))), np.concatenate(labels)
+    )
 
 
 def _run_stage(

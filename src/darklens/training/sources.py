@@ -59,8 +59,8 @@ class StoreSource:
         train = self._parts.train
         chosen = train[np.unique(np.linspace(0, len(train) - 1, min(n, len(train))).round().astype(int))]
         parts = (BatchOrder(part, stage.batch_size, shuffle=False) for part in (chosen, self._parts.validation))
-        familiar, held_out = (self._loader(part) for part in parts)
-        return familiar, held_out
+        reference, held_out = (self._loader(part) for part in parts)
+        return reference, held_out
 
     def _loader(self, order: BatchOrder) -> Loader:
         if self._fits is None:
@@ -131,8 +131,8 @@ class StreamSource:
         images, size = self._simulated(stage, "stream", number), stage.batch_size
         n = min(n, stage.epochs * self._per_epoch(stage))
         batches = [list(range(i, min(i + size, n))) for i in range(0, n, size)]
-        familiar: Loader = DataLoader(images, sampler=batches, batch_size=None)
-        return familiar, self._validation(stage, WHOLE)
+        reference: Loader = DataLoader(images, sampler=batches, batch_size=None)
+        return reference, self._validation(stage, WHOLE)
 
     def _per_epoch(self, stage: Stage) -> int:
         return stage.images_per_epoch or self._data.images_per_epoch

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from darklens.bundle import FAMILIAR, Bundle
+from darklens.bundle import OOD_REFERENCE, Bundle
 from darklens.calibration import Calibration, softmax
 from darklens.contract import Contract
 from darklens.data.store import Store, StoreIndex, write_index, write_shard
 from darklens.ensemble import ensemble
 from darklens.errors import InputError
-from darklens.evaluation import judgement
 from darklens.evaluation.calibrate import calibrate_on, halves
+from darklens.evaluation.columns import prediction_columns, summarise_calibration
 from darklens.export import export_onnx
 from darklens.locate import CONTRACT
 from darklens.models.autoencoder import AutoencoderConfig
@@ -89,23 +89,23 @@ def test_bundles_with_and_without_calibration_come_back_as_they_were(store, cali
         assert again.contract.calibration == bundle.contract.calibration
         np.testing.assert_array_equal(again.probabilities_of(store), bundle.probabilities_of(store))
         features = again.outputs_of(store).features
-        found = judgement.columns(again, again.probabilities_of(store), features)
-        assert found == judgement.columns(bundle, bundle.probabilities_of(store), features)
+        found = prediction_columns(again, again.probabilities_of(store), features)
+        assert found == prediction_columns(bundle, bundle.probabilities_of(store), features)
     # A bundle of an earlier version has neither of the two entries.
     contract = json.loads((tmp_path / "old" / CONTRACT).read_text())
     del contract["calibration"], contract["ood_sha256"]
     (tmp_path / "old" / CONTRACT).write_text(json.dumps(contract))
     old = Bundle.load(tmp_path / "old")
-    assert old.contract.calibration is None and not (tmp_path / "old" / FAMILIAR).exists()
-    found = judgement.columns(old, np.ones((2, 3)) / 3, np.zeros((2, 5)))
+    assert old.contract.calibration is None and not (tmp_path / "old" / OOD_REFERENCE).exists()
+    found = prediction_columns(old, np.ones((2, 3)) / 3, np.zeros((2, 5)))
     assert found == {"set": ["", ""], "ood_score": ["", ""], "ood": ["", ""]}
-    assert judgement.summarise(old, np.ones((2, 3)) / 3, np.zeros((2, 5)), np.array([0, 1])) == {}
+    assert summarise_calibration(old, np.ones((2, 3)) / 3, np.zeros((2, 5)), np.array([0, 1])) == {}
 
 
 @pytest.mark.parametrize("damage", ["absent", "changed", "other"])
 def test_a_damaged_record_of_what_is_familiar_is_one_sentence(calibrated, tmp_path, damage):
     calibrated.save(tmp_path / "b")
-    path = tmp_path / "b" / FAMILIAR
+    path = tmp_path / "b" / OOD_REFERENCE
     if damage == "absent":
         path.unlink()
     else:
@@ -120,7 +120,7 @@ def test_unlike_images_are_called_so_and_sets_are_written(store, calibrated):
     images = store.images(range(60))
     strange = np.random.default_rng(0).normal(size=images.shape).astype(np.float32)
     found = [
-        judgement.columns(calibrated, c.probabilities, c.features) for c in map(calibrated.classify, (images, strange))
+        prediction_columns(calibrated, c.probabilities, c.features) for c in map(calibrated.classify, (images, strange))
     ]
     assert set(found[1]["ood"]) == {"yes"} and found[0]["ood"].count("yes") <= 6
     assert set(found[0]["ood_score"]).isdisjoint(found[1]["ood_score"])
@@ -130,7 +130,7 @@ def test_unlike_images_are_called_so_and_sets_are_written(store, calibrated):
     assert all(own <= names for own in sets)
     top = [calibrated.contract.classes[i] for i in probabilities.argmax(1)]
     assert all(name in own for name, own in zip(top, sets, strict=True))
-    summary = judgement.summarise(calibrated, probabilities, calibrated.classify(images).features, store.labels[:60])
+    summary = summarise_calibration(calibrated, probabilities, calibrated.classify(images).features, store.labels[:60])
     assert set(summary) == {"calibration", "conformal", "selective", "ood"}
     json.dumps(summary, allow_nan=False)
 
@@ -158,7 +158,7 @@ def test_an_ensemble_is_the_mean_of_its_members_wherever_it_is_asked(store, tmp_
     assert again.contract.parameters == 14 and again.contract.provenance["train_images"] == 60
     fitted = calibrate_on(again, store)
     np.testing.assert_allclose(softmax(fitted.output(fitted.see(images)).logits), mean, atol=1e-6)
-    assert fitted.contract.calibration.conformal and fitted.familiar is not None
+    assert fitted.contract.calibration.conformal and fitted.ood_reference is not None
     assert "ensemble of 2" in again.card
 
 
@@ -173,7 +173,7 @@ def test_an_ensemble_needs_members_that_take_the_same_images(calibrated):
         ensemble([calibrated, untrained(config=AutoencoderConfig())])
     inherited = ensemble([calibrated, untrained()])
     assert inherited.contract.calibration.ood == calibrated.contract.calibration.ood
-    assert inherited.contract.calibration.conformal == () and inherited.familiar is calibrated.familiar
+    assert inherited.contract.calibration.conformal == () and inherited.ood_reference is calibrated.ood_reference
 
 
 def test_onnx_gives_calibrated_probabilities(store, calibrated, tmp_path):

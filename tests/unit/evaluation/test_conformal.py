@@ -47,9 +47,9 @@ def test_scores_by_hand():
 def test_fresh_images_are_covered_as_often_as_stated(level):
     found = {kind: [] for kind in ("lac", "lac_by_class", "aps", "aps_whole")}
     for repetition in range(60):
-        fitted = conformal.fit(*simulated(300, 2 * repetition), level, seed=repetition)
+        fitted = conformal.fit_sets(*simulated(300, 2 * repetition), level, seed=repetition)
         p, labels = simulated(1000, 2 * repetition + 1)
-        for kind, members in conformal.sets(p, fitted, seed=repetition + 1000).items():
+        for kind, members in conformal.prediction_sets(p, fitted, seed=repetition + 1000).items():
             found[kind].append(conformal.coverage(members, labels))
     mean = {kind: np.mean(values) for kind, values in found.items()}
     for kind in ("lac", "lac_by_class", "aps"):
@@ -64,22 +64,22 @@ def test_each_class_is_covered_by_its_own_threshold_where_one_for_all_is_unfair(
         labels = np.arange(n) % 3
         return softmax(np.eye(3)[labels] * np.array([0.5, 2, 4])[labels][:, None] + g.normal(0, 0.7, (n, 3))), labels
 
-    fitted = conformal.fit(*unfair(3000), 0.9)
+    fitted = conformal.fit_sets(*unfair(3000), 0.9)
     p, labels = unfair(6000)
-    row = conformal.summarise(p, labels, (fitted,))[0]
+    row = conformal.summarise_sets(p, labels, (fitted,))[0]
     assert min(row["lac"]["coverage_by_class"]) < 0.8
     assert all(0.88 < value < 0.92 for value in row["lac_by_class"]["coverage_by_class"])
 
 
 def test_whole_sums_leave_no_set_empty_and_too_few_images_leave_every_class_in():
     p, labels = simulated(500, 1)
-    assert conformal.sets(p, conformal.fit(p, labels, 0.9))["aps_whole"].any(1).all()
-    few = conformal.fit(p[:5], labels[:5], 0.9)
-    assert all(found.all() for kind, found in conformal.sets(p, few).items())
+    assert conformal.prediction_sets(p, conformal.fit_sets(p, labels, 0.9))["aps_whole"].any(1).all()
+    few = conformal.fit_sets(p[:5], labels[:5], 0.9)
+    assert all(found.all() for kind, found in conformal.prediction_sets(p, few).items())
 
 
 def test_sizes_and_empty_sets_are_counted():
     p = np.array([[0.9, 0.1, 0.0], [0.4, 0.35, 0.25]])
     thresholds = conformal.ConformalThresholds(level=0.9, lac=0.5, lac_by_class=(1, 1, 1), aps=1.0, aps_whole=1.0)
-    found = conformal.summarise(p, np.array([0, 1]), (thresholds,))[0]["lac"]
+    found = conformal.summarise_sets(p, np.array([0, 1]), (thresholds,))[0]["lac"]
     assert found["mean_size"] == 0.5 and found["empty"] == 0.5 and found["coverage"] == 0.5

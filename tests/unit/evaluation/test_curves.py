@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from darklens.evaluation import curves
+from darklens.evaluation import metrics
 
 CLASSES = ["no", "sphere", "vort"]
 
@@ -15,17 +15,17 @@ def sample(n, seed=0):
 
 def test_thinned_curves_keep_their_ends_and_their_shape():
     labels, p = sample(6000)
-    whole = curves.roc(labels == 0, p[:, 0])
-    x, y = curves.thinned(whole)
-    assert 150 < len(x) <= curves.POINTS < len(whole[0])
+    whole = metrics.roc_curve(labels == 0, p[:, 0])
+    x, y = metrics.thin_curve(whole)
+    assert 150 < len(x) <= metrics.MAX_CURVE_POINTS < len(whole[0])
     assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
     assert np.abs(np.interp(whole[0], x, y) - whole[1]).max() < 0.02
-    assert curves.thinned((x, y)) == (x, y) or len(x) == curves.POINTS
+    assert metrics.thin_curve((x, y)) == (x, y) or len(x) == metrics.MAX_CURVE_POINTS
 
 
 def test_all_curves_are_json():
     labels, p = sample(3000)
-    found = curves.of_evaluation(labels, p, CLASSES)
+    found = metrics.curves(labels, p, CLASSES)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert list(found["roc"]) == list(found["precision_recall"]) == CLASSES
     assert found["risk_coverage"]["coverage"][-1] == 1
@@ -35,6 +35,6 @@ def test_all_curves_are_json():
 
 def test_the_risk_at_a_coverage_is_of_the_fewest_images_that_reach_it():
     right, confidence = np.array([True, True, False, True]), np.array([0.9, 0.8, 0.7, 0.6])
-    found = curves.weighted_selective(right, confidence, np.ones((1, 4)), (0.5, 0.6, 1.0))
+    found = metrics.weighted_risk_coverage(right, confidence, np.ones((1, 4)), (0.5, 0.6, 1.0))
     assert found.risk_at[:, 0] == pytest.approx([0, 1 / 3, 1 / 4])
     assert found.area[0] == pytest.approx((0 + 0 + 1 / 3 + 1 / 4) / 4)

@@ -7,11 +7,18 @@ import pytest
 
 from darklens import rng
 from darklens.errors import InputError
-from darklens.evaluation import bounds, calibration_bounds, intervals, metrics
+from darklens.evaluation import bootstrap, metrics
+from darklens.evaluation.bootstrap import difference_over_seeds, paired_difference, scalar_metrics
 from darklens.evaluation.compare import compare, to_markdown
-from darklens.evaluation.intervals import difference_over_seeds, paired_difference, scalars
-from darklens.evaluation.judged import Judged, System, group
-from darklens.evaluation.summary import summarise
+from darklens.evaluation.intervals import (
+    _ReliabilityBins,
+    calibration_error_interval,
+    metric_with_interval,
+    metrics_with_intervals,
+    skewed_mean_interval,
+    wilson_interval,
+)
+from darklens.evaluation.runs import EvaluationRun, SystemRuns, group_runs
 
 CLASSES = ["no", "sphere", "vort"]
 
@@ -27,8 +34,8 @@ def test_a_resample_is_the_metric_of_the_repeated_images():
     labels, p = sample(120)
     p = np.round(p, 1) + 1e-9
     p /= p.sum(1, keepdims=True)  # ties
-    weights = np.concatenate(list(intervals.multiplicities(labels, 0, 60)))
-    resampled = intervals.bootstrap(labels, p, seed=0, resamples=60)
+    weights = np.concatenate(list(bootstrap.multiplicities(labels, 0, 60)))
+    resampled = bootstrap.bootstrap(labels, p, seed=0, resamples=60)
     for row in (0, 17, 59):
         # Sorted by confidence as the bins are, so that equal confidences fall into the same bins.
         again = np.repeat(np.arange(120), weights[row])
@@ -41,7 +48,7 @@ def test_a_resample_is_the_metric_of_the_repeated_images():
 
 def test_unweighted_scalars_are_the_plain_metrics():
     labels, p = sample(500)
-    found = intervals.scalars(labels, p)
+    found = bootstrap.scalar_metrics(labels, p)
     assert found["auc"] == pytest.approx(metrics.macro_auc(labels, p), abs=1e-12)
     assert found["auc_1"] == pytest.approx(metrics.class_auc(labels, p)[1], abs=1e-12)
     assert found["ece"] == pytest.approx(metrics.calibration_error(labels, p), abs=1e-12)
@@ -50,13 +57,13 @@ def test_unweighted_scalars_are_the_plain_metrics():
 @pytest.mark.parametrize("skill", [1.0, 3.0])
 def test_intervals_cover_the_truth_about_as_often_as_they_say(skill):
     """benchmarks/interval_coverage.py does it at length; at skill 3 plain percentiles hold the AUC in some 83 %."""
-    truth = scalars(*sample(60_000, skill=skill, seed=99))
+    truth = scalar_metrics(*sample(60_000, skill=skill, seed=99))
     names, covered = ("auc", "auc_1", "average_precision_2", "recall_0", "accuracy", "brier"), Counter()
     for seed in range(100):
         labels, p = sample(150, skill=skill, seed=seed)
-        values, drawn = scalars(labels, p), intervals.bootstrap(labels, p, resamples=200)
+        values, drawn = scalar_metrics(labels, p), bootstrap.bootstrap(labels, p, resamples=200)
         for name in names:
-            low, high = bounds.with_interval(name, values[name], drawn[name], labels, p)["ci95"]
+            low, high = metric_with_interval(name, values[name], drawn[name], labels, p)["ci95"]
             covered[name] += low <= truth[name] <= high
     assert all(covered[name] >= 87 for name in names), covered  # 95 expected, 2.2 the standard deviation
 
@@ -72,23 +79,23 @@ def test_the_interval_of_the_calibration_error_holds_it_near_zero_and_far_from_i
 
     truth = metrics.calibration_error(*drawn(300_000, 99))
     assert truth < 0.004 if sharpness == 1 else truth > 0.1
-    found = [bounds.with_interval("ece", 0.0, np.zeros(1), *drawn(300, seed))["ci95"] for seed in range(100)]
+    found = [metric_with_interval("ece", 0.0, np.zeros(1), *drawn(300, seed))["ci95"] for seed in range(100)]
     assert sum(low <= truth <= high for low, high in found) >= 87
     assert all(0 <= low < high < truth + 0.2 for low, high in found)
 
 
 def test_the_interval_of_the_calibration_error_narrows_and_needs_no_more_than_three_images():
-    few, many = (calibration_bounds.interval(*sample(n, seed=5)) for n in (300, 30_000))
+    few, many = (calibration_error_interval(*sample(n, seed=5)) for n in (300, 30_000))
     assert many[1] - many[0] < (few[1] - few[0]) / 3
-    low, high = calibration_bounds.interval(np.arange(3), np.full((3, 3), 1 / 3))
+    low, high = calibration_error_interval(np.arange(3), np.full((3, 3), 1 / 3))
     assert 0 <= low <= high <= 1
-    certain = calibration_bounds.interval(np.arange(300) % 3, np.eye(3)[np.arange(300) % 3])
+    certain = calibration_error_interval(np.arange(300) % 3, np.eye(3)[np.arange(300) % 3])
     assert certain[0] == 0 and certain[1] < 0.05
 
 
 @pytest.mark.parametrize("error", [0.0, 0.001, 0.03, 0.2])
 def test_the_most_likely_gaps_make_up_the_error_asked_for(error):
-    seen = calibration_bounds._Seen.of(*sample(300), 15)
+    seen = _ReliabilityBins.of(*sample(300), 15)
     gaps = seen.gaps_of(error)
     assert seen.error(gaps) == pytest.approx(error, abs=1e-12)
 
@@ -104,12 +111,12 @@ def test_the_most_likely_gaps_make_up_the_error_asked_for(error):
 
 def test_a_risk_above_a_quantile_of_confidence_is_as_telling_as_fewer_images():
     labels, p = sample(300, skill=1.5)
-    risk, drawn = scalars(labels, p)["risk_at_0.5"], intervals.bootstrap(labels, p)["risk_at_0.5"]
-    low, high = bounds.with_interval("risk_at_0.5", risk, drawn, labels, p)["ci95"]
-    plain = bounds.wilson(risk, 150)
+    risk, drawn = scalar_metrics(labels, p)["risk_at_0.5"], bootstrap.bootstrap(labels, p)["risk_at_0.5"]
+    low, high = metric_with_interval("risk_at_0.5", risk, drawn, labels, p)["ci95"]
+    plain = wilson_interval(risk, 150)
     assert low < plain[0] < risk < plain[1] < high
-    nothing = bounds.with_interval("risk_at_0.5", 0.0, np.zeros(9), labels, p)["ci95"]
-    assert nothing == bounds.wilson(0.0, 150)
+    nothing = metric_with_interval("risk_at_0.5", 0.0, np.zeros(9), labels, p)["ci95"]
+    assert nothing == wilson_interval(0.0, 150)
 
 
 def test_the_interval_of_a_skew_mean_leans_to_its_tail_and_is_students_without_skewness():
@@ -117,32 +124,32 @@ def test_the_interval_of_a_skew_mean_leans_to_its_tail_and_is_students_without_s
     even = g.normal(5, 1, 4000)
     even = np.concatenate([even, 10 - even])
     half = 1.96 * even.std() / np.sqrt(8000)
-    assert bounds.of_skew_mean(even) == pytest.approx([5 - half, 5 + half], abs=1e-4)
-    low, high = bounds.of_skew_mean(skew := g.exponential(size=50) ** 2)
+    assert skewed_mean_interval(even) == pytest.approx([5 - half, 5 + half], abs=1e-4)
+    low, high = skewed_mean_interval(skew := g.exponential(size=50) ** 2)
     assert high - skew.mean() > 1.5 * (skew.mean() - low) and low > 0
-    assert bounds.of_skew_mean(np.full(4, 0.5)) == [0.5, 0.5] and bounds.of_skew_mean(np.ones(1)) == [1.0, 1.0]
+    assert skewed_mean_interval(np.full(4, 0.5)) == [0.5, 0.5] and skewed_mean_interval(np.ones(1)) == [1.0, 1.0]
 
 
 def test_a_system_does_not_differ_from_itself_and_a_better_one_does():
     labels, good = sample(600, skill=2.0)
     _, poor = sample(600, skill=0.5, seed=1)
-    same = intervals.paired_difference(labels, good, good, resamples=100)
+    same = bootstrap.paired_difference(labels, good, good, resamples=100)
     assert same["auc"] == {"value": 0.0, "ci95": [0.0, 0.0], "p": 1.0}
-    better = intervals.paired_difference(labels, good, poor, resamples=100)
+    better = bootstrap.paired_difference(labels, good, poor, resamples=100)
     assert better["auc"]["value"] > 0.1 and better["auc"]["ci95"][0] > 0 and better["auc"]["p"] < 0.05
 
 
 def test_pairing_narrows_the_interval():
     labels, p = sample(600)
     nearly = 0.95 * p + 0.05 * rng.generator(0).dirichlet([1, 1, 1], 600)
-    paired = intervals.paired_difference(labels, p, nearly, resamples=200)["auc"]["ci95"]
-    alone = intervals.interval(intervals.bootstrap(labels, p, resamples=200)["auc"])
+    paired = bootstrap.paired_difference(labels, p, nearly, resamples=200)["auc"]["ci95"]
+    alone = bootstrap.percentile_interval(bootstrap.bootstrap(labels, p, resamples=200)["auc"])
     assert paired[1] - paired[0] < (alone[1] - alone[0]) / 2
 
 
 def test_the_summary_is_json_with_values_inside_their_intervals():
     labels, p = sample(300)
-    summary = summarise(labels, p, CLASSES, resamples=200)
+    summary = metrics_with_intervals(labels, p, CLASSES, resamples=200)
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     fixed = {"accuracy", "auc", "classes", "confusion", "ece", "legacy_auc", "n", "nll"}
     assert set(summary) == fixed | {"aurc", "average_precision", "brier", "recall", "risk_at_coverage"}
@@ -151,12 +158,12 @@ def test_the_summary_is_json_with_values_inside_their_intervals():
     for metric in (*(summary[name] for name in ("accuracy", "nll", "brier", "aurc")), *by_class[0].values()):
         assert metric["ci95"][0] <= metric["value"] <= metric["ci95"][1]
     assert np.sum(summary["confusion"]) == summary["n"] == 300
-    assert summarise(labels, p, CLASSES, resamples=200) == summary
-    assert summarise(labels, p, CLASSES, resamples=200, seed=1) != summary
+    assert metrics_with_intervals(labels, p, CLASSES, resamples=200) == summary
+    assert metrics_with_intervals(labels, p, CLASSES, resamples=200, seed=1) != summary
 
 
 def test_three_images_are_enough():
-    summary = summarise(np.arange(3), np.full((3, 3), 1 / 3), CLASSES, resamples=20)
+    summary = metrics_with_intervals(np.arange(3), np.full((3, 3), 1 / 3), CLASSES, resamples=20)
     assert summary["auc"]["macro"]["value"] == 0.5
 
 
@@ -167,8 +174,8 @@ def judged(name, skill, sha="x"):
         "data": {"population": "test", "sha256": sha},
         "provenance": {"train_images": 1, "train_seconds": 1.0},
     }
-    own = Judged(name, {**summarise(labels, p, CLASSES, resamples=50), **rest}, labels, p)
-    return System(name, (own,))
+    own = EvaluationRun(name, {**metrics_with_intervals(labels, p, CLASSES, resamples=50), **rest}, labels, p)
+    return SystemRuns(name, (own,))
 
 
 def test_a_comparison_names_the_better_system():
@@ -185,7 +192,7 @@ def test_a_comparison_names_the_better_system():
     first = comparison["differences"][0]
     assert first["over"] == "images" and first["delong"]["macro"]["p"] < 0.001
     assert first["mcnemar"][0]["p"] < 0.01 and first["mcnemar"][0]["first_only"] > first["mcnemar"][0]["second_only"]
-    alone = summarise(*sample(300, skill=2.0, seed=20), CLASSES)
+    alone = metrics_with_intervals(*sample(300, skill=2.0, seed=20), CLASSES)
     assert comparison["systems"][0]["auc"] == alone["auc"] and comparison["systems"][0]["brier"] == alone["brier"]
 
 
@@ -201,11 +208,11 @@ def training(recipe, seed, skill, sha256="r"):
         "training_data": {"population": "test", "seed": 1, "sha256": "t", "n": 900},
         "provenance": {"train_images": 1, "train_seconds": 1.0 + (seed or 0), "seed": seed},
     }
-    return Judged(recipe, {**summarise(labels, p, CLASSES, resamples=20), **rest}, labels, p)
+    return EvaluationRun(recipe, {**metrics_with_intervals(labels, p, CLASSES, resamples=20), **rest}, labels, p)
 
 
 def grouped(*trainings):
-    return group(trainings, [Path(f"run{i}/test") for i in range(len(trainings))])
+    return group_runs(trainings, [Path(f"run{i}/test") for i in range(len(trainings))])
 
 
 class TestSeveralSeeds:
@@ -267,7 +274,9 @@ class TestDifferenceOverSeeds:
         labels, good = self.trainings(2.0)
         _, poor = self.trainings(1.0)
         found = difference_over_seeds(labels, good, poor, seed=1)["auc"]
-        each = [scalars(labels, a)["auc"] - scalars(labels, b)["auc"] for a, b in zip(good, poor, strict=True)]
+        each = [
+            scalar_metrics(labels, a)["auc"] - scalar_metrics(labels, b)["auc"] for a, b in zip(good, poor, strict=True)
+        ]
         assert found["value"] == pytest.approx(np.mean(each))
         assert 0 < found["ci95"][0] < found["value"] < found["ci95"][1]
         assert found["p"] <= 0.01

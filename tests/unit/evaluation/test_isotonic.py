@@ -7,7 +7,7 @@ from sklearn.isotonic import IsotonicRegression
 from darklens.calibration import Calibration, Curve, softmax
 from darklens.errors import InputError
 from darklens.evaluation import metrics
-from darklens.evaluation.isotonic import fit_curves
+from darklens.evaluation.scaling import fit_curves
 
 
 def too_sure_of_one_class(n, seed):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.covariance import LedoitWolf
 
-from darklens.data.appearance import appearance
+from darklens.data.ring_statistics import ring_statistics
 from darklens.evaluation import ood
 from darklens.evaluation.metrics import binary_auc
 
@@ -37,7 +37,7 @@ def test_thresholds_leave_a_twentieth_and_a_hundredth_beyond():
     assert found["beyond_p95"] == pytest.approx(0.05, abs=0.015)
     assert found["beyond_p99"] == pytest.approx(0.01, abs=0.008)
     few = np.array([3.0, 1.0, 2.0])
-    assert ood.thresholds(few) == ood.FamiliarThresholds(p95=3.0, p99=3.0)
+    assert ood.thresholds(few) == ood.OODThresholds(p95=3.0, p99=3.0)
 
 
 def test_fewer_images_than_features_constant_features_and_infinite_ones_give_finite_scores():
@@ -46,7 +46,7 @@ def test_fewer_images_than_features_constant_features_and_infinite_ones_give_fin
     familiar = ood.fit(features, np.array([0, 0, 1, 1, 0, 1]), 3)
     assert np.isfinite(ood.scores(familiar, features)).all()
     odd = np.full((3, 30), [[1e300], [np.inf], [np.nan]])
-    assert (ood.scores(familiar, odd) == ood.LARGEST).all()
+    assert (ood.scores(familiar, odd) == ood.MAX_SCORE).all()
 
 
 def test_appearance_knows_rings_turns_and_noise():
@@ -55,7 +55,7 @@ def test_appearance_knows_rings_turns_and_noise():
     disc = (torch.hypot(x, y) < 0.5).double()
     stretched = (torch.hypot(x, 2 * y) < 0.8).double()
     noisy = disc + 0.3 * torch.randn(n, n, generator=torch.Generator().manual_seed(0))
-    found = appearance(torch.stack([disc, stretched, stretched.T, noisy])[:, None].float())
+    found = ring_statistics(torch.stack([disc, stretched, stretched.T, noisy])[:, None].float())
     assert found.shape == (4, 34) and found.dtype == torch.float64
     np.testing.assert_allclose(found[0, :3], 1, atol=0.02)
     np.testing.assert_allclose(found[0, 5:8], 0, atol=1e-6)

@@ -6,7 +6,8 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from darklens.data.noise_estimate import noise_variance
-from darklens.evaluation.reconstruction import measures, summarise
+from darklens.evaluation.intervals import means_with_intervals
+from darklens.evaluation.metrics import reconstruction_metrics
 
 
 def rings_in_counts(sky, n_images=8, n=100):
@@ -29,19 +30,19 @@ def test_the_noise_of_photon_counts_is_found_from_the_image_alone(sky):
 
 def test_chi2_is_one_for_the_noise_free_image_zero_for_a_copy_and_large_for_a_constant():
     images, expected, _ = rings_in_counts(10)
-    assert measures(expected, images)["chi2_per_pixel"].mean() == pytest.approx(1, abs=0.05)
-    assert measures(images + 0, images)["chi2_per_pixel"].max() == 0
-    assert measures(torch.full_like(images, 0.2), images)["chi2_per_pixel"].min() > 5
+    assert reconstruction_metrics(expected, images)["chi2_per_pixel"].mean() == pytest.approx(1, abs=0.05)
+    assert reconstruction_metrics(images + 0, images)["chi2_per_pixel"].max() == 0
+    assert reconstruction_metrics(torch.full_like(images, 0.2), images)["chi2_per_pixel"].min() > 5
 
 
 def test_an_image_without_noise_or_light_gives_no_nan():
     flat = torch.zeros(2, 1, 40, 40)
-    assert np.isfinite(measures(flat + 0.1, flat)["chi2_per_pixel"]).all()
+    assert np.isfinite(reconstruction_metrics(flat + 0.1, flat)["chi2_per_pixel"]).all()
 
 
 def test_psnr_and_ssim_are_scikit_images():
     images, expected, _ = rings_in_counts(10, n_images=3)
-    found = measures(expected, images)
+    found = reconstruction_metrics(expected, images)
     for i in range(3):
         pair = expected[i, 0].double().numpy(), images[i, 0].double().numpy()
         assert found["psnr_db"][i] == pytest.approx(peak_signal_noise_ratio(*pair, data_range=1), rel=1e-5)
@@ -53,7 +54,7 @@ def test_psnr_and_ssim_are_scikit_images():
 
 def test_the_summary_is_a_mean_with_an_interval_around_it():
     values = np.random.default_rng(0).normal(5, 1, 400)
-    found = summarise({"a": values}, seed=1)["a"]
+    found = means_with_intervals({"a": values}, seed=1)["a"]
     low, high = found["ci95"]
     assert found["value"] == pytest.approx(values.mean()) and low < found["value"] < high
     assert high - low == pytest.approx(4 * 1 / 20, rel=0.15)

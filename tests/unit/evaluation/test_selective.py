@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from darklens.evaluation import selective
+from darklens.evaluation import conformal
 
 
 def drawn(n, seed):
@@ -25,8 +25,8 @@ def test_the_risk_is_kept_in_19_of_20_draws_and_most_thresholds_are_useful(risk)
     risks = true_risks(grid)
     for run in range(runs):
         confidence, right = drawn(800, 2 * run)
-        tried = selective.candidates(drawn(800, 2 * run + 1)[0], 800, risk=risk, certainty=0.95)
-        found = selective.fit(confidence, right, tried, risk=risk).confidence
+        tried = conformal.candidate_thresholds(drawn(800, 2 * run + 1)[0], 800, risk=risk, certainty=0.95)
+        found = conformal.fit_selective(confidence, right, tried, risk=risk).confidence
         if found is not None:
             promised += 1
             broken += np.interp(found, grid, risks) > risk
@@ -35,24 +35,24 @@ def test_the_risk_is_kept_in_19_of_20_draws_and_most_thresholds_are_useful(risk)
 
 
 def test_too_few_images_promise_nothing():
-    assert selective.fewest(0.01, 0.95) == 299
+    assert conformal.min_images(0.01, 0.95) == 299
     few = np.ones(298), np.ones(298, dtype=bool)
-    assert selective.fit(*few, np.zeros(1), risk=0.01).confidence is None
+    assert conformal.fit_selective(*few, np.zeros(1), risk=0.01).confidence is None
     enough = np.ones(299), np.ones(299, dtype=bool)
-    assert selective.fit(*enough, np.zeros(1), risk=0.01).confidence == 0
-    none = selective.candidates(np.zeros(0), 0, risk=0.01, certainty=0.95)
-    assert selective.fit(np.zeros(0), np.zeros(0, dtype=bool), none, risk=0.01).confidence is None
+    assert conformal.fit_selective(*enough, np.zeros(1), risk=0.01).confidence == 0
+    none = conformal.candidate_thresholds(np.zeros(0), 0, risk=0.01, certainty=0.95)
+    assert conformal.fit_selective(np.zeros(0), np.zeros(0, dtype=bool), none, risk=0.01).confidence is None
 
 
 def test_thresholds_are_tried_from_the_strictest():
-    tried = selective.candidates(drawn(800, 0)[0], 800, risk=0.05, certainty=0.95)
+    tried = conformal.candidate_thresholds(drawn(800, 0)[0], 800, risk=0.05, certainty=0.95)
     assert (np.diff(tried) < 0).all() and tried[-1] == 0 and tried[0] > 0.9
 
 
 def test_what_is_accepted_is_counted():
     p, labels = np.array([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]]), np.array([0, 1, 1])
-    kept = selective.SelectiveThreshold(risk=0.05, certainty=0.95, confidence=0.7)
-    none = selective.SelectiveThreshold(risk=0.01, certainty=0.95, confidence=None)
-    first, second = selective.summarise(p, labels, (kept, none))
+    kept = conformal.SelectiveThreshold(risk=0.05, certainty=0.95, confidence=0.7)
+    none = conformal.SelectiveThreshold(risk=0.01, certainty=0.95, confidence=None)
+    first, second = conformal.summarise_selective(p, labels, (kept, none))
     assert first["accepted"] == pytest.approx(2 / 3) and first["wrong_of_accepted"] == 0.5
     assert second["accepted"] == 0 and second["wrong_of_accepted"] is None

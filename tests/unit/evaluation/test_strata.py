@@ -6,9 +6,10 @@ import pytest
 
 from darklens import populations
 from darklens.data.store import Store
-from darklens.evaluation import bounds, parameters
+from darklens.evaluation import parameters
+from darklens.evaluation.intervals import bootstrap_logit_interval, metric_with_interval, wilson_interval
 from darklens.evaluation.parameters import Parameter, parameters_of, signal_to_noise
-from darklens.evaluation.strata import bins_of, detection_limit, stratify
+from darklens.evaluation.strata import detection_limit, equal_count_bins, stratify
 from darklens.simulate.generate import generate
 from darklens.simulate.truth import draw
 
@@ -67,11 +68,11 @@ def test_limits_cover_the_truth():
 def test_bins_hold_equal_numbers_and_equal_values_stay_together():
     values = np.random.default_rng(0).normal(size=407)
     values[::8] = np.nan
-    parts = bins_of(values)
+    parts = equal_count_bins(values)
     assert sum(map(len, parts)) == np.isfinite(values).sum() and max(map(len, parts)) - min(map(len, parts)) <= 1
     assert all(values[a].max() < values[b].min() for a, b in pairwise(parts))
-    assert [len(part) for part in bins_of(np.repeat([1.0, 2.0, 3.0], 100))] == [100, 100, 100]
-    assert bins_of(np.arange(39.0)) == []
+    assert [len(part) for part in equal_count_bins(np.repeat([1.0, 2.0, 3.0], 100))] == [100, 100, 100]
+    assert equal_count_bins(np.arange(39.0)) == []
 
 
 def test_parameters_are_what_was_drawn(store):
@@ -96,7 +97,7 @@ def test_masses_are_fractions_of_the_whole_lens(tmp_path):
         "common-test-i", ["field.n_pixels=16", "classes.sphere.mass={kind: constant, value: 5.0e+9}"]
     )
     made = generate(population, tmp_path / "s", n_per_class=20, seed=1)
-    (mass,) = parameters._largest_masses(made, parameters._owners(made))
+    (mass,) = parameters._largest_masses(made, parameters._class_of_column(made))
     np.testing.assert_allclose(mass.values[made.labels == 1], 5e9, rtol=1e-5)
 
 
@@ -140,22 +141,22 @@ class TestBounds:
 
         for hits, n in ((0, 5), (3, 7), (250, 250), (40, 93)):
             low, high = binomtest(hits, n).proportion_ci(method="wilson")
-            assert bounds.wilson(hits / n, n) == pytest.approx([low, high], abs=1e-12)
+            assert wilson_interval(hits / n, n) == pytest.approx([low, high], abs=1e-12)
 
     def test_intervals_stay_inside_the_range_and_around_the_value(self):
         labels = np.arange(30) % 3
         drawn = np.random.default_rng(0).normal(0.99, 0.05, 500)
-        low, high = bounds.with_interval("auc", 0.99, drawn, labels, EVEN)["ci95"]
+        low, high = metric_with_interval("auc", 0.99, drawn, labels, EVEN)["ci95"]
         assert 0 < low < 0.99 < high < 1
-        low, high = bounds.logit_normal("nll", 0.01, drawn, labels)
+        low, high = bootstrap_logit_interval("nll", 0.01, drawn, labels)
         assert 0 < low < 0.01 < high
-        assert 1 < bounds.with_interval("brier", 1.5, drawn, labels, EVEN)["ci95"][1] < 2
+        assert 1 < metric_with_interval("brier", 1.5, drawn, labels, EVEN)["ci95"][1] < 2
 
     def test_what_never_changes_is_its_own_interval_but_a_fraction_is_not(self):
         labels, drawn = np.arange(30) % 3, np.ones(100)
-        assert bounds.with_interval("auc", 1.0, drawn, labels, EVEN)["ci95"] == [1.0, 1.0]
-        assert bounds.with_interval("accuracy", 1.0, drawn, labels, EVEN)["ci95"][0] == pytest.approx(0.886, abs=1e-3)
-        assert bounds.with_interval("recall_1", 1.0, drawn, labels, EVEN)["ci95"][0] == pytest.approx(0.722, abs=1e-3)
-        assert bounds.with_interval("risk_at_0.5", 0.0, drawn, labels, EVEN)["ci95"][1] == pytest.approx(
+        assert metric_with_interval("auc", 1.0, drawn, labels, EVEN)["ci95"] == [1.0, 1.0]
+        assert metric_with_interval("accuracy", 1.0, drawn, labels, EVEN)["ci95"][0] == pytest.approx(0.886, abs=1e-3)
+        assert metric_with_interval("recall_1", 1.0, drawn, labels, EVEN)["ci95"][0] == pytest.approx(0.722, abs=1e-3)
+        assert metric_with_interval("risk_at_0.5", 0.0, drawn, labels, EVEN)["ci95"][1] == pytest.approx(
             0.204, abs=1e-3
         )

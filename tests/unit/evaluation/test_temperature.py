@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from darklens.calibration import Calibration, softmax
 from darklens.evaluation.metrics import calibration_error
-from darklens.evaluation.temperature import fit_temperature
+from darklens.evaluation.scaling import fit_temperature
 
 
 def honest(n, seed):

@@ -3,7 +3,7 @@ import re
 
 import numpy as np
 
-from darklens.report import charts, figures, strata
+from darklens.report import charts, figures, strata_section
 from darklens.report.html import Picture, Section, Table, page
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -27,13 +27,13 @@ STRATUM = {
 
 
 def test_limits_are_told_in_words_where_they_are_not_reached():
-    (section,) = strata.sections([STRATUM], ["no", "sphere", "vort"])
+    (section,) = strata_section.sections([STRATUM], ["no", "sphere", "vort"])
     limits = [row[-2:] for row in section.tables[0].rows]
     assert limits == [["0.018 [< 0.015, 0.02]", "0.0123"], ["above 0.03", "0.0123"]]
     assert "vort 0.400" in section.pictures[0].alt and "vort 0.700" in section.pictures[0].caption
     absent = {**STRATUM, "class": None, "bins": [{**row, "recall": {"vort": None}} for row in STRATUM["bins"]]}
-    assert strata.sections([absent], ["no", "sphere", "vort"])[0].title == "By lens and image"
-    assert strata.sections([], []) == []
+    assert strata_section.sections([absent], ["no", "sphere", "vort"])[0].title == "By lens and image"
+    assert strata_section.sections([], []) == []
 
 
 def test_pictures_stand_in_figures_with_their_numbers():

@@ -7,7 +7,7 @@ import numpy as np
 from darklens.bundle import Bundle
 from darklens.data.noise_estimate import noise_variance
 from darklens.data.store import Store
-from darklens.evaluation.compare import with_interval
+from darklens.evaluation.compare import format_metric
 from darklens.report import figures
 from darklens.report.html import Picture, Section, Table
 
@@ -22,8 +22,8 @@ def sections(evaluation: dict[str, Any], bundle: Bundle, store: Store) -> tuple[
     """Return the sections, and the sentence at the head of the report."""
     found = evaluation["reconstruction"]
     lead = (
-        f"PSNR {with_interval(found['psnr_db'])} dB, SSIM {with_interval(found['ssim'])}, "
-        f"chi2 per pixel {with_interval(found['chi2_per_pixel'])} on {evaluation['n']} images."
+        f"PSNR {format_metric(found['psnr_db'])} dB, SSIM {format_metric(found['ssim'])}, "
+        f"chi2 per pixel {format_metric(found['chi2_per_pixel'])} on {evaluation['n']} images."
     )
     chosen = [int(np.flatnonzero(store.labels == i)[0]) for i in np.unique(store.labels)]
     received, output = bundle.run(store.images(chosen))
@@ -35,7 +35,7 @@ def sections(evaluation: dict[str, Any], bundle: Bundle, store: Store) -> tuple[
     alt = "An image of each class, its reconstruction, and their difference in units of the noise."
     table = Table(
         ["measure", "mean over images"],
-        [[label, with_interval(found[name])] for name, label in _MEASURES.items()],
+        [[label, format_metric(found[name])] for name, label in _MEASURES.items()],
     )
     text = (
         "PSNR: -10 log10(MSE) for images in [0, 1]. SSIM: structural similarity, 1 for equal images. chi2 per pixel: "
