@@ -1,4 +1,4 @@
-"""Debian's chromium on the page of a real server, and what it must never do: ask another host, report an error."""
+"""Debian's chromium on the page of a real server. Pages may neither contact another host nor report an error."""
 
 import os
 import shutil
@@ -20,21 +20,21 @@ def chromium():
 
 
 def is_needed():
-    """Return whether a missing browser is a failure: wherever it was promised."""
+    """Return whether a missing browser is a failure, as it is in CI."""
     return "CI" in os.environ
 
 
 @contextmanager
 def browsing():
-    """Run chromium, without a window."""
+    """Run chromium without a window."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
         try:
-            yield running
+            yield browser
         finally:
-            running.close()
+            browser.close()
 
 
 @contextmanager
@@ -61,8 +61,8 @@ def serving(*words):
 
 
 def _wait_for(address, server):
-    until = time.monotonic() + _START
-    while time.monotonic() < until:
+    deadline = time.monotonic() + _START
+    while time.monotonic() < deadline:
         if server.poll() is not None:
             raise RuntimeError(f"The server stopped: {server.stdout.read()}")
         try:
@@ -74,7 +74,7 @@ def _wait_for(address, server):
 
 
 class Watched:
-    """A page of its own context, with a record of requests to other hosts and of errors in the console."""
+    """A page in a separate context that records requests to other hosts and errors in the console."""
 
     def __init__(self, browser, address, *, width=1400, theme="light"):
         self.context = browser.new_context(
@@ -82,17 +82,17 @@ class Watched:
         )
         self.context.set_default_timeout(PATIENCE)
         self.page = self.context.new_page()
-        self.elsewhere, self.errors = [], []
+        self.foreign_requests, self.errors = [], []
         self.page.on("request", lambda request: self._note(request.url, address))
-        self.page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
+        self.page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(address)
         self.page.locator("#examples button").first.wait_for()
 
     def _note(self, url, address):
         if not url.startswith((address, "data:", "blob:")):
-            self.elsewhere.append(url)
+            self.foreign_requests.append(url)
 
     def settle(self):
-        """Wait until nothing is being asked of the server."""
+        """Wait until no request is in flight."""
         self.page.locator("#results[aria-busy=false]").wait_for()

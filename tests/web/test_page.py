@@ -35,23 +35,23 @@ def browser():
 
 @pytest.fixture
 def opened(browser, address):
-    """Open pages; at the end none of them has asked another host for anything, or reported an error."""
+    """Open pages; at the end check that none contacted another host or reported an error."""
     pages = []
 
-    def one(**options):
+    def open_page(**options):
         pages.append(Watched(browser, address, **options))
         return pages[-1]
 
-    yield one
+    yield open_page
     for watched in pages:
         watched.context.close()
-        assert watched.elsewhere == []
+        assert watched.foreign_requests == []
         assert watched.errors == []
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """A simulated image of each class as it would be uploaded, and a file that is none."""
+    """A simulated image of each class, and a file that is no image."""
     folder = tmp_path_factory.mktemp("images")
     simulated, _ = simulate_batch(populations.get("common-test-i"), 5, range(3))
     for name, image in zip(CLASSES, simulated, strict=True):
@@ -62,7 +62,7 @@ def images(tmp_path_factory):
 
 def upload(watched, *files):
     watched.page.get_by_label("Choose files").set_input_files([str(file) for file in files])
-    watched.page.locator("#shown .summary").first.wait_for()
+    watched.page.locator("#output .summary").first.wait_for()
     watched.settle()
 
 
@@ -76,15 +76,15 @@ def text_of(watched, selector):
     return watched.page.locator(selector).first.inner_text()
 
 
-def test_an_uploaded_image_is_judged_as_the_bundle_judges_it(opened, images):
+def test_an_uploaded_image_gets_the_classification_of_the_bundle(opened, images):
     watched = opened()
     page = watched.page
     upload(watched, images / "vort.npy")
-    own = Bundle.load(FIRST).probabilities(np.load(images / "vort.npy")[None])[0]
-    expected = dict(zip(CLASSES, own, strict=True))
+    probabilities = Bundle.load(FIRST).probabilities(np.load(images / "vort.npy")[None])[0]
+    expected = dict(zip(CLASSES, probabilities, strict=True))
 
     assert text_of(watched, ".headline").startswith("vort")
-    assert "90 %" in text_of(watched, ".summary") and "Familiar image" in text_of(watched, ".summary")
+    assert "90 %" in text_of(watched, ".summary") and "Within the training distribution" in text_of(watched, ".summary")
     for i, name in enumerate(CLASSES):
         row = page.locator(".bars li").nth(i)
         assert row.inner_text().startswith(name)
@@ -92,10 +92,10 @@ def test_an_uploaded_image_is_judged_as_the_bundle_judges_it(opened, images):
         width = row.locator(".fill").evaluate("bar => bar.getBoundingClientRect().width")
         whole = row.locator(".bar").evaluate("bar => bar.getBoundingClientRect().width")
         assert width / whole == pytest.approx(expected[name], abs=0.02)
-    assert re.search(r"A line would lower χ² of the smooth fit by \d+: more than", text_of(watched, ".seen"))
-    assert "Suggested: a line through" in text_of(watched, ".summary")
+    assert re.search(r"A line lowers χ² of the fit by \d+, more than", text_of(watched, ".comparison"))
+    assert "Suggested perturber: line centred at" in text_of(watched, ".summary")
     assert "Einstein radius" in text_of(watched, ".details") and "±" in text_of(watched, ".details")
-    assert "What was done to the image" in text_of(watched, ".summary")
+    assert "Changes to the image" in text_of(watched, ".summary")
 
     record = json.loads(saved(watched, "JSON").read_text())
     result = record["images"][0]["results"][FIRST]
@@ -109,7 +109,7 @@ def test_an_uploaded_image_is_judged_as_the_bundle_judges_it(opened, images):
     assert saved(watched, "PNG").read_bytes().startswith(b"\x89PNG")
 
 
-def test_maps_are_drawn_and_read_out(opened, images):
+def test_maps_are_drawn_and_read_by_keyboard(opened, images):
     watched = opened()
     page = watched.page
     upload(watched, images / "sphere.npy")
@@ -117,33 +117,33 @@ def test_maps_are_drawn_and_read_out(opened, images):
     assert {"image", "residual", "evidence_point"} <= drawn
     colours = """canvas => {
       const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
-      const seen = new Set();
-      for (let i = 0; i < data.length; i += 4) seen.add((data[i] << 16) | (data[i + 1] << 8) | data[i + 2]);
-      return seen.size;
+      const colours = new Set();
+      for (let i = 0; i < data.length; i += 4) colours.add((data[i] << 16) | (data[i + 1] << 8) | data[i + 2]);
+      return colours.size;
     }"""
     for figure in page.locator(".map-figure").all():
         assert figure.locator("canvas").evaluate(colours) > 50
         assert re.search(r"from .* at x .* arcsec, to .* at x", figure.locator("canvas").get_attribute("aria-label"))
 
     result = json.loads(saved(watched, "JSON").read_text())["images"][0]["results"][FIRST]
-    kept = result["maps"]["residual"]
-    values = np.frombuffer(base64.b64decode(kept["data"]), dtype="<f4").reshape(kept["shape"])
+    record = result["maps"]["residual"]
+    values = np.frombuffer(base64.b64decode(record["data"]), dtype="<f4").reshape(record["shape"])
     canvas = page.locator('[data-map="residual"] canvas')
     canvas.focus()
     for key in ("ArrowRight", "ArrowUp", "ArrowUp"):
         page.keyboard.press(key)
-    told = text_of(watched, '[data-map="residual"] output').replace("\N{MINUS SIGN}", "-")
-    x, y, value = map(float, re.match(r"x (\S+)″, y (\S+)″: (\S+)", told).groups())
-    x0, x1, y0, y1 = kept["extent"]
-    h, w = kept["shape"]
+    readout = text_of(watched, '[data-map="residual"] output').replace("\N{MINUS SIGN}", "-")
+    x, y, value = map(float, re.match(r"x (\S+)″, y (\S+)″: (\S+)", readout).groups())
+    x0, x1, y0, y1 = record["extent"]
+    h, w = record["shape"]
     near = values[int((y - y0) / (y1 - y0) * h - 0.5) :, int((x - x0) / (x1 - x0) * w - 0.5) :][:3, :3]
     assert np.isclose(near, value, rtol=6e-3, atol=1e-3).any()
-    assert text_of(watched, '[data-map="image"] output').startswith("x ")  # all maps follow
+    assert text_of(watched, '[data-map="image"] output').startswith("x ")  # all maps show the position
     page.keyboard.press("Escape")
     assert " to " in text_of(watched, '[data-map="residual"] output')
 
 
-def test_a_broken_file_is_one_row_and_the_others_go_on(opened, images):
+def test_a_broken_file_is_one_row_and_the_others_are_classified(opened, images):
     watched = opened(width=400)
     page = watched.page
     upload(watched, *(images / f"{name}.npy" for name in (*CLASSES, "broken")))
@@ -167,12 +167,12 @@ def test_a_broken_file_is_one_row_and_the_others_go_on(opened, images):
     assert [row["status"] for row in table] == ["ok", "ok", "ok", "error"] and table[3]["predicted"] == ""
 
 
-def test_sliders_move_by_keyboard_until_the_clump_is_seen(opened):
+def test_sliders_move_by_keyboard_until_the_model_finds_the_perturber(opened):
     watched = opened()
     page = watched.page
     page.get_by_role("tab", name="Your images").focus()
     page.keyboard.press("ArrowRight")
-    page.locator("#shown .summary").wait_for()
+    page.locator("#output .summary").wait_for()
     watched.settle()
     mass = page.locator("#slider-mass")
 
@@ -180,43 +180,42 @@ def test_sliders_move_by_keyboard_until_the_clump_is_seen(opened):
         mass.focus()
         for key in keys:
             page.keyboard.press(key)
-        page.wait_for_timeout(300)  # the sliders rest before they ask
+        page.wait_for_timeout(300)  # the page waits until the sliders rest
         watched.settle()
-        return text_of(watched, "#shown .seen")
+        return text_of(watched, "#output .comparison")
 
-    unseen = moved("Home")
-    assert "the model does not find it" in unseen
+    assert "the model does not find the perturber" in moved("Home")
     for _ in range(20):
-        seen = moved(*["ArrowRight"] * 8)
-        if "the model finds it" in seen:
+        sentence = moved(*["ArrowRight"] * 8)
+        if "the model finds the perturber" in sentence:
             break
-    assert "the model finds it" in seen and "beyond" in seen
-    assert "The clump raises χ²" in text_of(watched, "#announce")
-    moved(*["ArrowLeft"] * 8)  # each before the last is answered: the newest wins
+    assert "the model finds the perturber" in sentence and "more than" in sentence
+    assert "Point masses lower χ²" in text_of(watched, "#announce")
+    moved(*["ArrowLeft"] * 8)  # each overtakes the one before: the last request counts
     record = json.loads(saved(watched, "JSON").read_text())["images"][0]
-    shown = float(mass.get_attribute("aria-valuetext").split()[0])
-    assert f"{record['truth']['mass']:.2e}".startswith(f"{shown:.2f}"[:4])
+    mantissa = float(mass.get_attribute("aria-valuetext").split()[0])
+    assert f"{record['truth']['mass']:.2e}".startswith(f"{mantissa:.2f}"[:4])
     page.get_by_label("no substructure").check()
     page.wait_for_timeout(300)
     watched.settle()
     assert not mass.is_visible()
-    assert "There is nothing but the smooth lens" in text_of(watched, "#shown .seen")
+    assert "The lens is smooth" in text_of(watched, "#output .comparison")
 
 
-def test_all_masses_are_tried(opened):
+def test_a_sweep_in_mass(opened):
     watched = opened(width=400)
     page = watched.page
-    page.get_by_role("tab", name="Make a lens").click()
-    page.locator("#shown .summary").wait_for()
+    page.get_by_role("tab", name="Simulate a lens").click()
+    page.locator("#output .summary").wait_for()
     page.get_by_role("button", name="Try all masses").click()
     page.locator(".sweep").wait_for()
     watched.settle()
     cells = [row.locator("td").all_inner_texts() for row in page.locator(".sweep tbody tr").all()]
     assert len(cells) == page.locator(".sweep circle").count() == 9
-    found = [row[2] for row in cells]
-    assert found[0] == "no" and "yes" in found
-    assert page.locator(".sweep circle.found").count() == found.count("yes")
-    assert re.search("clump is (not )?found (from|at|above)", text_of(watched, ".sweep .seen"))
+    detected = [row[2] for row in cells]
+    assert detected[0] == "no" and "yes" in detected
+    assert page.locator(".sweep circle.detected").count() == detected.count("yes")
+    assert re.search("finds the point mass (from|at)", text_of(watched, ".sweep .comparison"))
     assert no_sideways_scroll(page)
 
 
@@ -235,7 +234,7 @@ def test_two_models_side_by_side(opened, images):
     assert results[FIRST]["probabilities"] != results[SECOND]["probabilities"]
 
 
-def test_errors_of_a_request_are_the_servers_sentence(opened, images):
+def test_an_error_response_is_displayed(opened, images):
     watched = opened()
     page = watched.page
     sentence = "The server is busy; try again in a few seconds."
@@ -245,14 +244,14 @@ def test_errors_of_a_request_are_the_servers_sentence(opened, images):
     assert text_of(watched, ".summary .message") == sentence
     page.unroute("**/v1/predict*")
     page.route(re.compile("/v1/lens"), lambda route: route.abort())
-    page.get_by_role("tab", name="Make a lens").click()
-    page.get_by_role("alert").get_by_text("The server does not answer").wait_for()
-    # The browser itself reports both failures, which were made here.
+    page.get_by_role("tab", name="Simulate a lens").click()
+    page.get_by_role("alert").get_by_text("The server does not respond").wait_for()
+    # The browser reports both failures, which this test caused.
     assert len(watched.errors) == 2 and all("Failed to load resource" in error for error in watched.errors)
     watched.errors.clear()
 
 
-def test_a_dropped_file_is_taken(opened):
+def test_a_dropped_file_is_classified(opened):
     watched = opened()
     drop = """() => {
       const dataTransfer = new DataTransfer();
@@ -265,11 +264,11 @@ def test_a_dropped_file_is_taken(opened):
     assert len(text_of(watched, ".summary .message")) > 20
 
 
-def test_a_token_is_asked_for_and_large_files_are_not_sent(opened, images):
-    """The server is real; what it says of its limits, and of requests without the token, is put in its mouth."""
+def test_a_token_is_requested_and_large_files_are_not_sent(opened, images):
+    """A real server, but the test replaces its limits and its responses to requests without the token."""
     watched = opened()
     page = watched.page
-    sentence = "This server asks for a token; send it as Authorization: Bearer TOKEN."
+    sentence = "This server requires a token; send it as Authorization: Bearer TOKEN."
     refusal = json.dumps({"error": {"code": 401, "reason": "no_token", "message": sentence}})
     sent = []
 
@@ -291,10 +290,10 @@ def test_a_token_is_asked_for_and_large_files_are_not_sent(opened, images):
     page.keyboard.press("Enter")
     page.locator("#examples button").first.wait_for()
     upload(watched, images / "no.npy")
-    assert "no.npy has 0.0901 MB, this server takes 0.00100 MB" in text_of(watched, ".summary .message")
+    assert "no.npy has 0.0901 MB, and this server takes at most 0.00100 MB" in text_of(watched, ".summary .message")
     assert sent and not any("predict" in url for url in sent)
     assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie.length]") == [0, 0, 0]
-    watched.errors[:] = [error for error in watched.errors if "401" not in error]  # refused here
+    watched.errors[:] = [error for error in watched.errors if "401" not in error]  # rejected by this test
 
 
 def test_keyboard_order_theme_and_print(opened):
@@ -324,12 +323,12 @@ def test_axe_finds_nothing_serious(opened, images):
             page.set_viewport_size({"width": width, "height": 900})
             page.emulate_media(color_scheme=theme)
             page.locator(f"html[data-theme={theme}]").wait_for()
-            found = [
+            violations = [
                 f"{state}, {theme}, {width}: {v['id']}: {v['nodes'][0]['html']}"
                 for v in Axe().run(page).response["violations"]
                 if v["impact"] in ("serious", "critical")
             ]
-            assert found == []
+            assert violations == []
             assert no_sideways_scroll(page), (state, theme, width)
 
     check("start")
@@ -339,10 +338,10 @@ def test_axe_finds_nothing_serious(opened, images):
     watched.settle()
     check("two models, a batch")
     page.get_by_label("Compare with").select_option("")
-    page.get_by_role("tab", name="Make a lens").click()
-    page.locator("#shown .seen").wait_for()
+    page.get_by_role("tab", name="Simulate a lens").click()
+    page.locator("#output .comparison").wait_for()
     watched.settle()
-    check("made lens")
+    check("simulated lens")
 
 
 def no_sideways_scroll(page):
@@ -354,21 +353,21 @@ def test_a_real_image_of_common_test_i(opened, realdata):
     watched = opened()
     upload(watched, realdata / "common-test-i" / "vort" / "1.npy")
     assert text_of(watched, ".headline").startswith("vort")
-    assert "Nothing: the image was taken as it is." in text_of(watched, ".changes")
+    assert "None: the image was used as it is." in text_of(watched, ".changes")
 
 
 @pytest.mark.realdata
-def test_an_hst_cutout_that_is_too_small_is_refused_with_the_reason(opened, realdata):
+def test_an_hst_cutout_that_is_too_small_gets_an_error(opened, realdata):
     watched = opened()
     upload(watched, realdata / "hst-lenses" / "image_J0544+4350_F814W.h5")
     assert "give a wider cut-out" in text_of(watched, ".summary .message")
 
 
 @pytest.mark.realdata
-def test_an_hst_cutout_is_resampled_and_not_believed(opened, realdata):
+def test_an_hst_cutout_is_resampled_and_out_of_distribution(opened, realdata):
     watched = opened()
     upload(watched, realdata / "hst-lenses" / "image_lens_system3_F475X.h5")
     changes = text_of(watched, ".changes")
     assert "padded from 130 x 130" in changes and "resampled from 0.04 to 0.05 arcsec" in changes
-    told = text_of(watched, ".summary")
-    assert "Don't know: this is unlike the training images" in told and "Unfamiliar image" in told
+    summary = text_of(watched, ".summary")
+    assert "Don't know: out of distribution" in summary and "Out of distribution (score" in summary

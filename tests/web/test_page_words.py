@@ -1,4 +1,4 @@
-"""What the page says of answers that real models seldom give: its modules, called in a browser, without a server."""
+"""The sentences of the page for results that real models rarely give: its modules, called in a browser."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ HOST = "http://page.invalid"
 def call():
     """Call a function of a module of the page."""
 
-    def answer(route):
+    def respond(route):
         name = route.request.url.removeprefix(f"{HOST}/") or "blank"
         if name == "blank":
             route.fulfill(body="<!doctype html><title>blank</title>", content_type="text/html")
@@ -30,7 +30,7 @@ def call():
 
     with browsing() as browser:
         page = browser.new_page()
-        page.route("**/*", answer)
+        page.route("**/*", respond)
         page.goto(HOST)
 
         def run(module, name, *values):
@@ -41,7 +41,7 @@ def call():
 
 
 def result(**changes):
-    usual = {
+    defaults = {
         "status": "ok",
         "predicted": "sphere",
         "probabilities": {"no": 0.2, "sphere": 0.5, "vort": 0.3},
@@ -53,92 +53,86 @@ def result(**changes):
         "fit": {"converged": True, "parameters": {}},
         "changes": [],
     }
-    return usual | changes
+    return defaults | changes
 
 
-def test_one_class_is_named_with_what_its_set_promises(call):
-    said = call("words", "verdict", result())
-    assert said["tone"] == "sure" and said["headline"] == "sphere: clumps of cold dark matter"
-    assert "hold the true class in 90 %" in said["text"] and "0.500" in said["text"]
+def test_a_single_class_is_named_with_its_probability_and_set(call):
+    verdict = call("words", "verdict", result())
+    assert verdict["tone"] == "certain" and verdict["headline"] == "sphere: subhaloes of cold dark matter"
+    assert verdict["text"] == "Probability 0.500. The 90 % prediction set contains no other class."
 
 
-def test_several_classes_are_a_dont_know(call):
-    said = call("words", "verdict", result(set=["no", "sphere", "vort"], dont_know=True))
-    assert said["tone"] == "unsure" and said["headline"] == "Don't know: no, sphere or vort"
-    assert "name 3 classes" in said["text"] and "sphere, probability 0.500" in said["text"]
+def test_a_set_of_several_classes_is_a_dont_know(call):
+    verdict = call("words", "verdict", result(set=["no", "sphere", "vort"], dont_know=True))
+    assert verdict["tone"] == "uncertain" and verdict["headline"] == "Don't know: no, sphere or vort"
+    assert "contains 3 classes" in verdict["text"] and "sphere, with probability 0.500" in verdict["text"]
 
 
 def test_an_empty_set_is_a_dont_know(call):
-    said = call("words", "verdict", result(set=[], dont_know=True))
-    assert said["tone"] == "unsure" and said["headline"].startswith("Don't know: no class")
+    verdict = call("words", "verdict", result(set=[], dont_know=True))
+    assert verdict["tone"] == "uncertain" and verdict["headline"] == "Don't know: empty prediction set"
 
 
-def test_an_unfamiliar_image_is_a_dont_know_however_sure_the_model_is(call):
-    strange = {"score": 28836.0, "threshold": 1.5, "unfamiliar": True}
-    odds = {"no": 0.0, "sphere": 1.0, "vort": 0.0}
-    said = call("words", "verdict", result(ood=strange, probabilities=odds))
-    assert said["tone"] == "unfamiliar" and said["headline"].startswith("Don't know")
-    assert "> 0.999" in said["text"] and "promises nothing" in said["text"]
-    assert "says little" in call("words", "seen", result(ood=strange))
+def test_an_out_of_distribution_image_is_a_dont_know_whatever_its_probability(call):
+    ood = {"score": 28836.0, "threshold": 1.5, "unfamiliar": True}
+    probabilities = {"no": 0.0, "sphere": 1.0, "vort": 0.0}
+    verdict = call("words", "verdict", result(ood=ood, probabilities=probabilities))
+    assert verdict["tone"] == "ood" and verdict["headline"].startswith("Don't know")
+    assert "> 0.999" in verdict["text"] and "not reliable" in verdict["text"]
+    assert "is not compared" in call("words", "fitComparison", result(ood=ood))
     point = {"kind": "point", "x": 1.0, "y": -0.5, "mass": 2e9, "units": {"mass": "M_sun"}}
-    assert call("words", "suggestion", result(ood=strange, suggestion=point)) is None
-    shown = call("words", "suggestion", result(suggestion=point))
-    assert shown == "Suggested: a point mass at (1.00″, \N{MINUS SIGN}0.50″), mass 2 × 10⁹ M☉."
+    assert call("words", "suggestion", result(ood=ood, suggestion=point)) is None
+    sentence = call("words", "suggestion", result(suggestion=point))
+    assert sentence == "Suggested perturber: point mass at (1.00″, \N{MINUS SIGN}0.50″), mass 2 × 10⁹ M☉."
 
 
-def test_a_model_without_calibration_promises_nothing(call):
-    said = call("words", "verdict", result(set=[], coverage=None, ood=None))
-    assert "no calibrated sets" in said["text"]
-    assert call("words", "familiarity", result(ood=None)) is None
+def test_a_model_without_calibration_has_no_set(call):
+    verdict = call("words", "verdict", result(set=[], coverage=None, ood=None))
+    assert "not calibrated" in verdict["text"]
+    assert call("words", "outOfDistribution", result(ood=None)) is None
 
 
 @pytest.mark.parametrize(
-    ("chi2", "said"),
+    ("chi2", "sentence"),
     [
         (
             {"no": 2400.0, "sphere": 2300.0, "vort": 2350.0},
-            "Point masses would lower χ² of the smooth fit by 100: more",
+            "Point masses lower χ² of the fit by 100, more than the 31 that",
         ),
         (
             {"no": 2400.0, "sphere": 2390.0, "vort": 2385.0},
-            "A line would lower χ² of the smooth fit by 15: no more than",
+            "A line lowers χ² of the fit by 15, less than the 18 that",
         ),
         ({"no": 2400.0, "sphere": 2401.0, "vort": 2405.0}, "Neither point masses nor a line"),
     ],
 )
-def test_what_the_fits_see(call, chi2, said):
-    assert call("words", "seen", result(hypotheses=chi2)).startswith(said)
+def test_the_best_perturber_is_compared_with_chance(call, chi2, sentence):
+    assert call("words", "fitComparison", result(hypotheses=chi2)).startswith(sentence)
 
 
-def test_gains_are_held_against_chance(call):
-    by_chance = call("words", "seen", result(hypotheses={"no": 2400.0, "sphere": 2390.0, "vort": 2385.0}))
-    assert "no more than the 18 that chance reaches" in by_chance
-    assert ": more than the 31 that chance reaches" in call("words", "seen", result())
-
-
-def test_what_chance_reaches_is_what_was_measured(call):
+def test_the_chance_values_are_those_of_the_measurement(call):
     measured = json.loads((ROOT / "results" / "common-test-i" / "hypotheses" / "chance.json").read_text())
     assert measured["images"] == 10_000 and measured["percentiles"][2] == 99
-    said = (
-        call("words", "seenOfMade", result(), {"class": "sphere"}),
-        call("words", "seenOfMade", result(predicted="vort"), {"class": "vort"}),
+    sentences = (
+        call("words", "detection", result(), {"class": "sphere"}),
+        call("words", "detection", result(predicted="vort"), {"class": "vort"}),
     )
-    for kind, text in zip(("sphere", "vort"), said, strict=True):
-        assert f"beyond the {round(measured['gains'][kind][2])} that chance reaches in 1 of 100" in text
+    for kind, sentence in zip(("sphere", "vort"), sentences, strict=True):
+        assert f"more than the {round(measured['gains'][kind][2])} that 1 in 100 smooth lenses" in sentence
 
 
-def test_what_was_put_into_a_lens_is_seen_or_not(call):
-    clump = {"class": "sphere", "mass": 1e9, "x": 1.0, "y": 0.0}
-    sees = call("words", "seenOfMade", result(), clump)
-    assert "raises χ² of the smooth fit by 100, beyond the 31" in sees and sees.endswith(
-        "and the model finds it (sphere 0.500)."
-    )
+def test_a_simulated_perturber_is_found_or_missed(call):
+    truth = {"class": "sphere", "mass": 1e9, "x": 1.0, "y": 0.0}
+    detected = call("words", "detection", result(), truth)
+    assert "lower χ² of the fit by 100, more than the 31" in detected
+    assert detected.endswith("and the model finds the perturber (p(sphere) = 0.500).")
     weak = result(predicted="no", set=["no"], hypotheses={"no": 2400.0, "sphere": 2390.0, "vort": 2395.0})
-    misses = call("words", "seenOfMade", weak, clump)
-    assert "by 10, within the 31" in misses and "the model does not find it" in misses
-    assert "There is nothing but the smooth lens, but the model says sphere" in call(
-        "words", "seenOfMade", result(), {"class": "no"}
-    )
+    missed = call("words", "detection", weak, truth)
+    assert "by 10, less than the 31" in missed and "and the model does not find the perturber" in missed
+    certain = result(probabilities={"no": 0.0, "sphere": 1.0, "vort": 0.0})
+    assert "(p(sphere) > 0.999)" in call("words", "detection", certain, truth)
+    smooth = call("words", "detection", result(), {"class": "no"})
+    assert smooth.startswith("The lens is smooth, but the model predicts sphere.")
 
 
 @pytest.mark.parametrize(
@@ -150,24 +144,26 @@ def test_what_was_put_into_a_lens_is_seen_or_not(call):
         (3.0, 0, "3.000"),
     ],
 )
-def test_values_have_the_digits_that_their_errors_allow(call, value, error, text):
+def test_values_are_rounded_to_their_errors(call, value, error, text):
     assert call("numbers", "withError", value, error) == text
 
 
-def test_probabilities_are_never_certain(call):
-    told = [call("numbers", "probability", p) for p in (0, 1e-90, 0.00049, 0.25, 0.9996, 1)]
-    assert told == ["< 0.001", "< 0.001", "< 0.001", "0.250", "> 0.999", "> 0.999"]
+def test_probabilities_near_0_or_1_are_inequalities(call):
+    texts = [call("numbers", "probability", p) for p in (0, 1e-90, 0.00049, 0.25, 0.9996, 1)]
+    assert texts == ["< 0.001", "< 0.001", "< 0.001", "0.250", "> 0.999", "> 0.999"]
 
 
-def test_the_table_keeps_what_would_be_a_formula_as_text(call):
-    odd = [{"name": '=HYPERLINK("x"),1', "results": {"m": result(), "n": {"status": "error", "message": "Bad, very."}}}]
-    rows = list(csv.DictReader(io.StringIO(call("downloads", "toCsv", odd))))
+def test_the_table_escapes_formulas(call):
+    items = [
+        {"name": '=HYPERLINK("x"),1', "results": {"m": result(), "n": {"status": "error", "message": "Bad, very."}}}
+    ]
+    rows = list(csv.DictReader(io.StringIO(call("downloads", "toCsv", items))))
     assert [row["path"] for row in rows] == ['\'=HYPERLINK("x"),1'] * 2
     assert rows[0]["p_sphere"] == "0.5" and rows[0]["chi2_no"] == "2400"
     assert rows[1]["message"] == "Bad, very." and rows[1]["p_sphere"] == ""
 
 
-def test_files_go_in_groups_that_the_limits_allow(call):
+def test_files_are_sent_in_groups_within_the_limits(call):
     files = [{"size": size} for size in (10, 10, 50, 10, 95)] + [{"size": 1}] * 20
     groups = call("api", "inGroups", files, {"max_files": 6, "max_bytes": 100})
     assert [f for group in groups for f in group] == files
@@ -175,22 +171,21 @@ def test_files_go_in_groups_that_the_limits_allow(call):
     assert all(sum(f["size"] for f in group) <= 90 or len(group) == 1 for group in groups)
 
 
-def test_the_smallest_mass_that_is_found(call):
-    def told(*found, unfamiliar=False):
-        points = [{"mass": 10.0 ** (7 + i), "found": f, "unfamiliar": unfamiliar} for i, f in enumerate(found)]
-        return call("sweep", "told", points, "sphere")
+def test_the_smallest_mass_that_the_model_finds(call):
+    def sentence(*detected, ood=False):
+        points = [{"mass": 10.0 ** (7 + i), "detected": d, "ood": ood} for i, d in enumerate(detected)]
+        return call("sweep", "sweepSentence", points, "sphere").replace("1 × ", "")
 
-    assert "found from 10⁸" in told(False, True, True).replace("1 × ", "")
-    assert "at every mass" in told(True, True)
-    assert "at no mass" in told(False, False)
-    upper = told(False, True, False).replace("1 × ", "")
-    assert "not found above 10⁸ M☉: there the model" in upper and "smallest that is found has 10⁸" in upper
-    assert "unlike those the model was trained on" in told(False, True, False, unfamiliar=True)
-    masses = call("sweep", "massesBetween", 1e7, 1e10)
+    assert "finds the point mass from 10⁸ M☉ upwards" in sentence(False, True, True)
+    assert "at every mass" in sentence(True, True)
+    assert "at no mass" in sentence(False, False)
+    assert "from 10⁸ M☉ to 10⁹ M☉; the model is uncertain about heavier" in sentence(False, True, True, False)
+    assert "heavier ones are out of distribution" in sentence(False, True, False, ood=True)
+    masses = call("sweep", "massGrid", 1e7, 1e10)
     assert masses[0] == 1e7 and masses[-1] == 1e10 and masses == sorted(masses)
 
 
-def test_colours_of_maps_change_evenly(call):
+def test_colour_maps_are_perceptually_uniform(call):
     def lightness(name):
         table = call("colours", "colourMap", name)
         linear = [((v / 255 + 0.055) / 1.055) ** 2.4 if v > 10 else v / 255 / 12.92 for v in table]

@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 _ARCSEC = {"theta_E", "source_x", "source_y", *CENTRE}
 _SMOOTH = ("theta_E", "gamma1", "gamma2", "source_x", "source_y", *CENTRE)
 _SIGMA = "standard deviations"
-_FAILED = "No hypothesis explains the image, so the class comes from the image alone."
+_FAILED = "No fit describes the image, so the class is based on the image alone."
 _FROM_CHANNELS = {  # name here: channel of the fits, label
-    "residual_line": ("line_residual", "What is left by the smooth lens with a line"),
-    "residual_points": ("point_residual", "What is left by the smooth lens with point masses"),
-    "evidence_point": ("evidence", "Gain by a point mass at each place"),
+    "residual_line": ("line_residual", "Residual with a line"),
+    "residual_points": ("point_residual", "Residual with point masses"),
+    "evidence_point": ("evidence", "Evidence for a point mass"),
 }
 _OF_NETWORK = {  # name in `Bundle.maps`: name here, label, unit
-    "k": ("k", "k(x, y) that the network made", "arcsec"),
+    "k": ("k", "Predicted map k(x, y)", "arcsec"),
     "alpha_x": ("deflection_x", "Deflection along x", "arcsec"),
     "alpha_y": ("deflection_y", "Deflection along y", "arcsec"),
-    "source": ("source", "Light moved to the source plane", "of the brightest pixel"),
+    "source": ("source", "Light in the source plane", "of the brightest pixel"),
 }
 
 
@@ -225,10 +225,10 @@ def _fit_maps(macro: MacroFit, evidence: Evidence, i: int, pixel_scale: float) -
     gain = evidence.line_gain[i]
     return {
         "smooth": _map(macro.model[i].numpy(), "Fitted smooth lens", "image units", pixel_scale),
-        "residual": _map(macro.residual[i].numpy(), "What the smooth lens leaves", _SIGMA, pixel_scale),
+        "residual": _map(macro.residual[i].numpy(), "Residual of the smooth lens", _SIGMA, pixel_scale),
         "evidence_line": _map(
             (gain.sign() * gain.abs().sqrt()).numpy(),
-            "Gain by a line mass centred at each place",
+            "Evidence for a line",
             _SIGMA,
             evidence.line_scale,
         ),

@@ -1,4 +1,4 @@
-/** The server's requests. Every failure is a ServerError with one sentence. */
+/** Requests to the server. Every failure is a ServerError with one sentence. */
 
 let token = "";
 
@@ -10,57 +10,57 @@ export class ServerError extends Error {
   }
 }
 
-/** Keep a bearer token, in memory only. */
-export function setToken(given) {
-  token = given.trim();
+/** Set the bearer token; it is kept in memory only. */
+export function setToken(value) {
+  token = value.trim();
 }
 
-async function ask(path, { method = "GET", body = null, json = null, signal = null } = {}) {
+async function send(path, { method = "GET", body = null, json = null, signal = null } = {}) {
   const headers = {};
   if (token) headers.Authorization = `Bearer ${token}`;
   if (json !== null) headers["Content-Type"] = "application/json";
-  let answer;
+  let response;
   try {
-    answer = await fetch(path, { method, headers, body: json === null ? body : JSON.stringify(json), signal });
+    response = await fetch(path, { method, headers, body: json === null ? body : JSON.stringify(json), signal });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ServerError("The server does not answer; is darklens serve still running?");
+    throw new ServerError("The server does not respond; is `darklens serve` still running?");
   }
   let content = null;
   try {
-    content = await answer.json();
+    content = await response.json();
   } catch (error) {
     if (error.name === "AbortError") throw error;
   }
-  if (answer.ok && content !== null) return content;
-  const told = content?.error ?? {};
-  throw new ServerError(told.message ?? `The server answered ${answer.status} without a reason.`, {
-    code: answer.status,
-    reason: told.reason ?? "unknown",
+  if (response.ok && content !== null) return content;
+  const detail = content?.error ?? {};
+  throw new ServerError(detail.message ?? `The server responded with status ${response.status} and no message.`, {
+    code: response.status,
+    reason: detail.reason ?? "unknown",
   });
 }
 
-export const limits = () => ask("v1/limits");
-export const models = () => ask("v1/models");
-export const sliders = () => ask("v1/lens");
-export const simulate = (wanted, signal) => ask("v1/lens", { method: "POST", json: wanted, signal });
+export const limits = () => send("v1/limits");
+export const models = () => send("v1/models");
+export const sliders = () => send("v1/lens");
+export const simulate = (lens, signal) => send("v1/lens", { method: "POST", json: lens, signal });
 
-/** Classify files; `pixelScale` (arcsec) goes before what the files say. */
+/** Classify files; `pixelScale` (arcsec) overrides that of the files. */
 export function predict(model, files, { maps = true, pixelScale = null, signal = null } = {}) {
   const body = new FormData();
   for (const file of files) body.append("files", file, file.name);
   const query = new URLSearchParams({ model, maps: String(maps) });
   if (pixelScale) query.set("pixel_scale", String(pixelScale));
-  return ask(`v1/predict?${query}`, { method: "POST", body, signal });
+  return send(`v1/predict?${query}`, { method: "POST", body, signal });
 }
 
-/** Return files in the order given, in groups that the limits allow one request each. */
-export function inGroups(files, { max_files, max_bytes }, most = 8) {
+/** Split files into groups, in order; each group respects the limits of a request. */
+export function inGroups(files, { max_files, max_bytes }, maxGroup = 8) {
   const groups = [];
   let bytes = 0;
   for (const file of files) {
     const last = groups.at(-1);
-    if (!last || last.length >= Math.min(most, max_files) || bytes + file.size > 0.9 * max_bytes) {
+    if (!last || last.length >= Math.min(maxGroup, max_files) || bytes + file.size > 0.9 * max_bytes) {
       groups.push([file]);
       bytes = file.size;
     } else {

@@ -1,4 +1,4 @@
-/** The page: what is chosen, what is asked, what is shown. */
+/** The page: its state, its requests and its display. */
 
 import * as api from "./api.js";
 import { STRETCHES } from "./colours.js";
@@ -8,17 +8,17 @@ import { LensPanel } from "./lens.js";
 import { Probe, rangesOf } from "./maps.js";
 import { digits, probability } from "./numbers.js";
 import { details, figures, mapsOf, summary } from "./results.js";
-import { massesBetween, pointOf, sweepCard, told } from "./sweep.js";
+import { massGrid, sweepCard, sweepPoint, sweepSentence } from "./sweep.js";
 import * as words from "./words.js";
 
-/** An image: a file or a lens that was made, with a result for each model that has seen it. */
+/** An item of `files` or `lens` is an image: a file or a simulated lens, with the results by model. */
 const state = {
   models: [],
   limits: null,
   mode: "files",
   files: [],
   lens: [],
-  chosen: 0,
+  selected: 0,
   stretch: "root",
   probe: new Probe(),
   columns: [],
@@ -28,27 +28,27 @@ const state = {
 };
 
 const items = () => state[state.mode];
-const current = () => items()[state.mode === "files" ? state.chosen : 0];
-const chosenModels = () => [...new Set([byId("model").value, byId("second").value])].filter(Boolean);
+const current = () => items()[state.mode === "files" ? state.selected : 0];
+const selectedModels = () => [...new Set([byId("model").value, byId("second").value])].filter(Boolean);
 
-// ---------------------------------------------------------------- asking
+// ---------------------------------------------------------------- requests
 
-/** Run `work(signal)` in place of what was running: the newest wishes win. */
+/** Run `work(signal)`, after aborting the work that is still running. */
 async function run(work) {
   state.running?.abort();
-  const own = new AbortController();
-  state.running = own;
+  const controller = new AbortController();
+  state.running = controller;
   byId("results").setAttribute("aria-busy", "true");
   alertOf("");
   try {
-    await work(own.signal);
+    await work(controller.signal);
   } catch (error) {
     if (error.name === "AbortError") return;
     if (!(error instanceof api.ServerError)) throw error;
     if (error.code === 401) byId("token-field").hidden = false;
     alertOf(error.message);
   } finally {
-    if (state.running === own) {
+    if (state.running === controller) {
       state.running = null;
       byId("results").setAttribute("aria-busy", "false");
       progress("");
@@ -56,12 +56,12 @@ async function run(work) {
   }
 }
 
-/** Classify what has not been classified by the chosen models yet. */
+/** Classify the images that the selected models have not classified yet. */
 function classify() {
   return run(async (signal) => {
-    for (const model of chosenModels()) await classifyWith(model, signal);
+    for (const model of selectedModels()) await classifyWith(model, signal);
     render();
-    await withMaps(current(), signal);
+    await fetchMaps(current(), signal);
     announceAll();
   });
 }
@@ -69,85 +69,85 @@ function classify() {
 async function classifyWith(model, signal) {
   if (state.mode === "lens") {
     for (const item of state.lens.filter(({ results }) => !results[model])) {
-      const answer = await api.simulate({ ...item.request, model }, signal);
-      Object.assign(item, { truth: answer.truth });
-      item.results[model] = answer.images[0];
+      const response = await api.simulate({ ...item.request, model }, signal);
+      Object.assign(item, { truth: response.truth });
+      item.results[model] = response.images[0];
     }
     return;
   }
-  const left = state.files.filter(({ results }) => !results[model]);
-  const byFile = new Map(left.map((item) => [item.file, item]));
-  const heavy = left.filter(({ file }) => file.size > state.limits.max_bytes);
-  for (const item of heavy) item.results[model] = refused(tooLarge(item.file));
-  const sent = left.filter((item) => !heavy.includes(item)).map(({ file }) => file);
+  const pending = state.files.filter(({ results }) => !results[model]);
+  const byFile = new Map(pending.map((item) => [item.file, item]));
+  const oversized = pending.filter(({ file }) => file.size > state.limits.max_bytes);
+  for (const item of oversized) item.results[model] = errorResult(tooLarge(item.file));
+  const sendable = pending.filter((item) => !oversized.includes(item)).map(({ file }) => file);
   let done = 0;
-  for (const group of api.inGroups(sent, state.limits)) {
-    if (sent.length > 1) progress(`${done} of ${sent.length} files`);
+  for (const group of api.inGroups(sendable, state.limits)) {
+    if (sendable.length > 1) progress(`${done} of ${sendable.length} files`);
     try {
       const maps = state.files.length === 1;
-      const answer = await api.predict(model, group, { maps, pixelScale: pixelScale(), signal });
+      const response = await api.predict(model, group, { maps, pixelScale: pixelScale(), signal });
       group.forEach((file, i) => {
         const item = byFile.get(file);
-        item.results[model] = answer.images[i];
-        if (maps) item.asked.add(model);
+        item.results[model] = response.images[i];
+        if (maps) item.withMaps.add(model);
       });
     } catch (error) {
       if (!(error instanceof api.ServerError) || error.code === 401 || error.code === 0) throw error;
-      for (const file of group) byFile.get(file).results[model] = refused(error.message);
+      for (const file of group) byFile.get(file).results[model] = errorResult(error.message);
     }
     done += group.length;
-    if (sent.length > 1) render();
+    if (sendable.length > 1) render();
   }
 }
 
-/** Fetch the maps of an image of a batch once it is looked at. */
-async function withMaps(item, signal) {
+/** Fetch the maps of an image of a batch when it is selected. */
+async function fetchMaps(item, signal) {
   if (!item?.file) return;
-  const missing = chosenModels().filter((m) => item.results[m]?.status === "ok" && !item.results[m].maps && !item.asked.has(m));
+  const missing = selectedModels().filter((m) => item.results[m]?.status === "ok" && !item.results[m].maps && !item.withMaps.has(m));
   for (const model of missing) {
-    const answer = await api.predict(model, [item.file], { maps: true, pixelScale: pixelScale(), signal });
-    item.asked.add(model);
-    item.results[model] = answer.images[0];
+    const response = await api.predict(model, [item.file], { maps: true, pixelScale: pixelScale(), signal });
+    item.withMaps.add(model);
+    item.results[model] = response.images[0];
   }
   if (missing.length) render();
 }
 
-const refused = (message) => ({ status: "error", message });
+const errorResult = (message) => ({ status: "error", message });
 
 const megabytes = (bytes) => `${digits(bytes / 1e6, 3)} MB`;
 
 const tooLarge = (file) =>
-  `${file.name} has ${megabytes(file.size)}, this server takes ${megabytes(state.limits.max_bytes)}; cut the lens out of it.`;
+  `${file.name} has ${megabytes(file.size)}, and this server takes at most ${megabytes(state.limits.max_bytes)}; cut out the lens.`;
 
 function pixelScale() {
-  const given = Number(byId("scale").value);
-  return given > 0 ? given : null;
+  const scale = Number(byId("scale").value);
+  return scale > 0 ? scale : null;
 }
 
-// ---------------------------------------------------------------- choosing
+// ---------------------------------------------------------------- selection
 
-function takeFiles(given) {
-  const files = [...given];
+function takeFiles(fileList) {
+  const files = [...fileList];
   if (!files.length || !state.models.length) return;
   select("files");
-  Object.assign(state, { files: files.map((file) => ({ name: file.name, file, results: {}, asked: new Set() })), chosen: 0 });
+  Object.assign(state, { files: files.map((file) => ({ name: file.name, file, results: {}, withMaps: new Set() })), selected: 0 });
   classify();
 }
 
 function takeExample(example) {
-  select("lens", { ask: false });
+  select("lens", { simulate: false });
   state.panel.set({ ...state.panel.defaults(), ...example.parameters });
   byId("results").focus({ preventScroll: true });
 }
 
-function makeLens(request) {
+function simulateLens(request) {
   if (state.mode !== "lens") return;
   run(async (signal) => {
-    const item = { name: "made lens", request, results: {} };
-    for (const model of chosenModels()) {
-      const answer = await api.simulate({ ...request, model }, signal);
-      item.truth = answer.truth;
-      item.results[model] = answer.images[0];
+    const item = { name: "simulated lens", request, results: {} };
+    for (const model of selectedModels()) {
+      const response = await api.simulate({ ...request, model }, signal);
+      item.truth = response.truth;
+      item.results[model] = response.images[0];
     }
     Object.assign(state, { lens: [item], sweep: null });
     render();
@@ -155,24 +155,24 @@ function makeLens(request) {
   });
 }
 
-/** Make the same lens with one mass after the other, and show from which on it is found. */
+/** Simulate the same lens with one mass after the other. */
 function sweep(request, low, high) {
-  const [model] = chosenModels();
+  const [model] = selectedModels();
   run(async (signal) => {
     const points = [];
-    const masses = massesBetween(low, high);
+    const masses = massGrid(low, high);
     for (const mass of masses) {
       progress(`${points.length} of ${masses.length} masses`);
-      const answer = await api.simulate({ ...request, mass, model }, signal);
-      points.push(pointOf(request.class, mass, answer.images[0]));
+      const response = await api.simulate({ ...request, mass, model }, signal);
+      points.push(sweepPoint(request.class, mass, response.images[0]));
     }
     state.sweep = { points, kind: request.class, model };
     render();
-    announce(told(points, request.class));
+    announce(sweepSentence(points, request.class));
   });
 }
 
-function select(mode, { ask = true, focus = false } = {}) {
+function select(mode, { simulate = true, focus = false } = {}) {
   const changed = state.mode !== mode;
   state.mode = mode;
   for (const name of ["files", "lens"]) {
@@ -184,10 +184,10 @@ function select(mode, { ask = true, focus = false } = {}) {
   }
   if (!changed) return;
   render();
-  if (mode === "lens" && ask && !state.lens.length && state.panel) makeLens(state.panel.request());
+  if (mode === "lens" && simulate && !state.lens.length && state.panel) simulateLens(state.panel.request());
 }
 
-// ---------------------------------------------------------------- showing
+// ---------------------------------------------------------------- display
 
 function render() {
   for (const { views } of state.columns) views.forEach((view) => view.close());
@@ -195,94 +195,94 @@ function render() {
   const item = current();
   byId("empty").hidden = Boolean(item);
   byId("batch").replaceChildren(...(state.mode === "files" && state.files.length > 1 ? [batchTable()] : []));
-  const swept = state.mode === "lens" ? state.sweep : null;
-  byId("sweep").replaceChildren(...(swept ? [sweepCard(swept.points, swept.kind, swept.model)] : []));
-  const models = item ? chosenModels().filter((model) => item.results[model]) : [];
+  const { points, kind, model: sweepModel } = (state.mode === "lens" && state.sweep) || {};
+  byId("sweep").replaceChildren(...(points ? [sweepCard(points, kind, sweepModel)] : []));
+  const models = item ? selectedModels().filter((model) => item.results[model]) : [];
   const maps = models.map((model) => mapsOf(item.results[model]));
   const ranges = rangesOf(maps);
-  const options = { ranges, probe: state.probe, stretch: state.stretch, truth: item?.truth, named: models.length > 1 };
-  const drawn = models.map((model, i) => figures(model, item.results[model], maps[i], options));
-  state.columns = models.map((model, i) => ({ model, result: item.results[model], views: drawn[i].views }));
-  const told = models.map((model) =>
+  const options = { ranges, probe: state.probe, stretch: state.stretch, truth: item?.truth, withModelName: models.length > 1 };
+  const columns = models.map((model, i) => figures(model, item.results[model], maps[i], options));
+  state.columns = models.map((model, i) => ({ model, result: item.results[model], views: columns[i].views }));
+  const articles = models.map((model) =>
     make(
       "article",
-      { class: "told", "aria-label": `${item.name}, ${model}` },
+      { class: "result", "aria-label": `${item.name}, ${model}` },
       ...[summary(model, item.results[model], item.truth), details(item.results[model])].filter(Boolean),
     ),
   );
-  byId("shown").className = models.length > 1 ? "two" : "one";
-  byId("shown").replaceChildren(
-    ...(models.length ? [make("h3", { class: "image-name", text: item.name }), make("div", { class: "columns" }, ...told)] : []),
-    ...mapsSection(models, drawn),
+  byId("output").className = models.length > 1 ? "two" : "one";
+  byId("output").replaceChildren(
+    ...(models.length ? [make("h3", { class: "image-name", text: item.name }), make("div", { class: "columns" }, ...articles)] : []),
+    ...mapsSection(models, columns),
   );
   byId("toolbar").hidden = !models.length;
   byId("save-png").disabled = !state.columns.some(({ views }) => views.length);
   state.columns.forEach(({ views }) => views.forEach((view) => view.draw()));
-  if (state.mode === "lens") state.columns.forEach(({ views }) => views.filter(({ name }) => name === "image").forEach(placeByClick));
+  if (state.mode === "lens") state.columns.forEach(({ views }) => views.filter(({ name }) => name === "image").forEach(moveOnClick));
   lensLine(item);
 }
 
-/** Let a click into the image move the substructure there; on a keyboard its sliders do. */
-function placeByClick(view) {
+/** Let a click on the image move the perturber; keyboard users have the sliders. */
+function moveOnClick(view) {
   view.canvas.addEventListener("click", (event) => {
-    const place = view.placeOf(event);
-    if (place) state.panel.place(place);
+    const position = view.positionOf(event);
+    if (position) state.panel.moveTo(position);
   });
 }
 
-/** Return the maps: of one model in a row, of two models in pairs. */
-function mapsSection(models, drawn) {
-  const names = [...new Set(drawn.flatMap(({ views }) => views.map(({ name }) => name)))];
+/** Return the maps: those of one model in a row, those of two models in pairs. */
+function mapsSection(models, columns) {
+  const names = [...new Set(columns.flatMap(({ views }) => views.map(({ name }) => name)))];
   if (!names.length) return [];
-  const head = [make("h3", { text: "Maps" }), drawn.map(({ legend }) => legend).find(Boolean)].filter(Boolean);
-  const of = (views, name) => views.find((view) => view.name === name)?.element;
-  if (models.length === 1) return [...head, make("div", { class: "maps" }, ...names.map((name) => of(drawn[0].views, name)))];
-  const without = (model) => make("p", { class: "missing", text: `${model} has no such map.` });
-  const pair = (name) => drawn.map(({ views }, i) => of(views, name) ?? without(models[i]));
+  const head = [make("h3", { text: "Maps" }), columns.map(({ legend }) => legend).find(Boolean)].filter(Boolean);
+  const elementOf = (views, name) => views.find((view) => view.name === name)?.element;
+  if (models.length === 1) return [...head, make("div", { class: "maps" }, ...names.map((name) => elementOf(columns[0].views, name)))];
+  const placeholder = (model) => make("p", { class: "missing", text: `${model} does not compute this map.` });
+  const pair = (name) => columns.map(({ views }, i) => elementOf(views, name) ?? placeholder(models[i]));
   return [...head, make("div", { class: "pairs" }, ...names.flatMap(pair))];
 }
 
 function lensLine(item) {
   if (state.mode !== "lens" || !item) return;
-  const [first] = chosenModels();
+  const [first] = selectedModels();
   const result = item.results[first];
-  if (result?.status === "ok") byId("lens-line").textContent = words.seenOfMade(result, item.truth);
+  if (result?.status === "ok") byId("lens-line").textContent = words.detection(result, item.truth);
 }
 
 function batchTable() {
-  const [first] = chosenModels();
+  const [first] = selectedModels();
   const classes = state.models.find(({ name }) => name === first)?.classes ?? [];
   const rows = state.files.map((item, i) => {
     const result = item.results[first];
-    const button = make("button", { type: "button", class: "link", text: item.name, "aria-current": i === state.chosen ? "true" : null, on: { click: () => choose(i) } });
+    const button = make("button", { type: "button", class: "link", text: item.name, "aria-current": i === state.selected ? "true" : null, on: { click: () => choose(i) } });
     if (!result) return [button, "waiting", ...classes.map(() => ""), "", ""];
     if (result.status !== "ok") return [button, make("span", { class: "bad", text: result.message }), ...classes.map(() => ""), "", ""];
-    const shown = result.ood?.unfamiliar || result.dont_know ? "don't know" : result.predicted;
-    const odds = classes.map((name) => probability(result.probabilities[name]));
-    return [button, shown, ...odds, (result.set ?? []).join(", "), result.ood ? (result.ood.unfamiliar ? "yes" : "no") : "–"];
+    const answer = result.ood?.unfamiliar || result.dont_know ? "don't know" : result.predicted;
+    const probabilities = classes.map((name) => probability(result.probabilities[name]));
+    return [button, answer, ...probabilities, (result.set ?? []).join(", "), result.ood ? (result.ood.unfamiliar ? "yes" : "no") : "–"];
   });
-  const header = ["file", "answer", ...classes.map((name) => `p(${name})`), "set", "unfamiliar"];
-  return table(`${state.files.length} files, judged by ${first}`, header, rows, "batch");
+  const header = ["file", "class", ...classes.map((name) => `p(${name})`), "prediction set", "out of distribution"];
+  return table(`${state.files.length} files, classified by ${first}`, header, rows, "batch");
 }
 
 function choose(i) {
-  state.chosen = i;
+  state.selected = i;
   render();
   byId("batch").querySelectorAll("button.link")[i]?.focus();
-  run((signal) => withMaps(current(), signal));
+  run((signal) => fetchMaps(current(), signal));
 }
 
 function announceAll() {
   const item = current();
-  const [first] = chosenModels();
+  const [first] = selectedModels();
   if (state.mode === "files" && state.files.length > 1) {
     const results = state.files.map(({ results: r }) => r[first]).filter(Boolean);
-    const good = results.filter(({ status }) => status === "ok").length;
-    announce(`${results.length} files: ${good} classified, ${results.length - good} could not be read.`);
+    const n = results.filter(({ status }) => status === "ok").length;
+    announce(`${results.length} files: ${n} classified, ${results.length - n} could not be read.`);
   } else if (item?.results[first]) {
     const result = item.results[first];
-    const told = result.status !== "ok" ? result.message : words.verdict(result).headline;
-    announce([told, item.truth && result.status === "ok" ? words.seenOfMade(result, item.truth) : ""].join(". "));
+    const headline = result.status !== "ok" ? result.message : words.verdict(result).headline;
+    announce([headline, item.truth && result.status === "ok" ? words.detection(result, item.truth) : ""].join(". "));
   }
 }
 
@@ -298,7 +298,7 @@ function progress(text) {
   byId("progress").hidden = !text;
 }
 
-// ---------------------------------------------------------------- starting
+// ---------------------------------------------------------------- set-up
 
 function theme(name) {
   document.documentElement.dataset.theme = name;
@@ -310,19 +310,19 @@ const redraw = () => state.columns.forEach(({ views }) => views.forEach((view) =
 
 function wireTheme() {
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  let chosen = null;
-  let before = null;
-  const follow = () => theme(chosen ?? (dark.matches ? "dark" : "light"));
+  let selected = null;
+  let previous = null;
+  const follow = () => theme(selected ?? (dark.matches ? "dark" : "light"));
   byId("theme").addEventListener("click", () => {
-    chosen = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
+    selected = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
     follow();
   });
   dark.addEventListener("change", follow);
   window.addEventListener("beforeprint", () => {
-    before = document.documentElement.dataset.theme;
+    previous = document.documentElement.dataset.theme;
     theme("light");
   });
-  window.addEventListener("afterprint", () => theme(before));
+  window.addEventListener("afterprint", () => theme(previous));
   follow();
 }
 
@@ -342,29 +342,29 @@ function wireTabs() {
 function wireFiles() {
   byId("files").addEventListener("change", (event) => takeFiles(event.target.files));
   const drop = byId("drop");
-  const over = (is) => drop.classList.toggle("over", is);
+  const highlight = (on) => drop.classList.toggle("active", on);
   for (const name of ["dragenter", "dragover"]) {
     window.addEventListener(name, (event) => {
       event.preventDefault();
-      over(true);
+      highlight(true);
     });
   }
-  window.addEventListener("dragleave", (event) => event.relatedTarget === null && over(false));
+  window.addEventListener("dragleave", (event) => event.relatedTarget === null && highlight(false));
   window.addEventListener("drop", (event) => {
     event.preventDefault();
-    over(false);
+    highlight(false);
     takeFiles(event.dataTransfer.files);
   });
   byId("scale").addEventListener("change", () => {
-    for (const item of state.files) Object.assign(item, { results: {}, asked: new Set() });
+    for (const item of state.files) Object.assign(item, { results: {}, withMaps: new Set() });
     if (state.files.length) classify();
   });
 }
 
 function wireDownloads() {
-  const own = () => items().filter(({ results }) => Object.keys(results).length);
-  const json = () => save(new Blob([toJson(own())], { type: "application/json" }), "darklens.json");
-  const csv = () => save(new Blob([toCsv(own())], { type: "text/csv" }), "darklens.csv");
+  const classified = () => items().filter(({ results }) => Object.keys(results).length);
+  const json = () => save(new Blob([toJson(classified())], { type: "application/json" }), "darklens.json");
+  const csv = () => save(new Blob([toCsv(classified())], { type: "text/csv" }), "darklens.csv");
   const png = async () => save(await toPng(current().name, state.columns), "darklens.png");
   byId("save-json").addEventListener("click", json);
   byId("save-csv").addEventListener("click", csv);
@@ -394,27 +394,27 @@ function describeModel() {
   if (!model) return;
   const { height, width, pixel_scale: scale } = model.input;
   const auc = model.metrics?.val_auc ?? model.metrics?.auc;
-  const judged = Number.isFinite(auc) ? ` Macro AUC ${auc > 0.99999 ? "> 0.99999" : auc.toFixed(5)} on its validation images.` : "";
+  const score = Number.isFinite(auc) ? ` Macro AUC ${auc > 0.99999 ? "> 0.99999" : auc.toFixed(5)} on validation images.` : "";
   byId("card").textContent =
-    `${model.recipe}, trained on ${model.population ?? "an unnamed population"}; takes ${height} × ${width} pixels of ${digits(scale, 2)}″ and ` +
-    `changes others to that.${judged} Licence ${model.licence}.`;
+    `${model.recipe}, trained on ${model.population ?? "an unnamed population"}. Input: ${height} × ${width} pixels of ${digits(scale, 2)}″; ` +
+    `other images are cropped, padded or resampled.${score} Licence: ${model.licence}.`;
 }
 
 async function load() {
   state.limits = await api.limits();
   byId("token-field").hidden = !state.limits.token_needed;
   byId("formats").textContent =
-    `or drop them here: ${state.limits.formats.join(", ")}, up to ${megabytes(state.limits.max_bytes)} each. They go to this server alone, which does not keep them.`;
-  const [known, settings] = await Promise.all([api.models(), api.sliders()]);
-  state.models = known.models;
+    `or drop them here: ${state.limits.formats.join(", ")}, up to ${megabytes(state.limits.max_bytes)} each. Files go only to this server, which does not keep them.`;
+  const [available, settings] = await Promise.all([api.models(), api.sliders()]);
+  state.models = available.models;
   const option = ({ name }) => make("option", { value: name, text: name });
-  byId("model").replaceChildren(...known.models.map(option));
-  byId("model").value = known.default;
-  byId("second").replaceChildren(make("option", { value: "", text: "no other model" }), ...known.models.map(option));
+  byId("model").replaceChildren(...available.models.map(option));
+  byId("model").value = available.default;
+  byId("second").replaceChildren(make("option", { value: "", text: "no second model" }), ...available.models.map(option));
   describeModel();
-  state.panel = new LensPanel(byId("sliders"), settings, { changed: makeLens, sweep });
-  const example = (given) => make("button", { type: "button", text: given.label, on: { click: () => takeExample(given) } });
-  byId("examples").replaceChildren(...settings.examples.map(example));
+  state.panel = new LensPanel(byId("sliders"), settings, { onChange: simulateLens, onSweep: sweep });
+  const button = (example) => make("button", { type: "button", text: example.label, on: { click: () => takeExample(example) } });
+  byId("examples").replaceChildren(...settings.examples.map(button));
 }
 
 wireTheme();

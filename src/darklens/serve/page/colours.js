@@ -1,7 +1,7 @@
-/** Colour maps that are perceptually uniform, and the stretch of brightness. */
+/** Perceptually uniform colour maps, and brightness scales. */
 
-// Seventeen stations of matplotlib's magma and viridis (CC0); linear between them, within 5 of 255.
-const STATIONS = {
+// Seventeen colours of matplotlib's magma and viridis (CC0), interpolated linearly: within 5 of 255.
+const STOPS = {
   magma:
     "000004 0a0822 1d1147 36106b 51127c 6a1c81 832681 9c2e7f b73779 d0416f e75263 f56b5c fc8961 fea772 fec488 fde2a3 fcfdbf",
   viridis:
@@ -9,21 +9,21 @@ const STATIONS = {
 };
 const LEVELS = 256;
 
-/** Return 256 colours, three bytes each. */
+/** Return 256 colours of three bytes each. */
 export function colourMap(name) {
-  return (MADE[name] ??= name === "diverging" ? diverging() : between(STATIONS[name]));
+  return (CACHE[name] ??= name === "diverging" ? diverging() : interpolated(STOPS[name]));
 }
 
-const MADE = {};
+const CACHE = {};
 
-function between(text) {
-  const stations = text.split(" ").map((hex) => [0, 2, 4].map((i) => parseInt(hex.slice(i, i + 2), 16)));
+function interpolated(text) {
+  const stops = text.split(" ").map((hex) => [0, 2, 4].map((i) => parseInt(hex.slice(i, i + 2), 16)));
   const table = new Uint8ClampedArray(3 * LEVELS);
   for (let i = 0; i < LEVELS; i++) {
-    const place = (i / (LEVELS - 1)) * (stations.length - 1);
-    const low = Math.min(Math.floor(place), stations.length - 2);
+    const position = (i / (LEVELS - 1)) * (stops.length - 1);
+    const low = Math.min(Math.floor(position), stops.length - 2);
     for (let c = 0; c < 3; c++) {
-      table[3 * i + c] = stations[low][c] + (place - low) * (stations[low + 1][c] - stations[low][c]);
+      table[3 * i + c] = stops[low][c] + (position - low) * (stops[low + 1][c] - stops[low][c]);
     }
   }
   return table;
@@ -52,14 +52,14 @@ function fromOklab(L, a, b) {
     -0.0041960863 * l - 0.7034186147 * m + 1.707614701 * s,
   ];
   return linear.map((v) => {
-    const kept = Math.min(1, Math.max(0, v));
-    return 255 * (kept <= 0.0031308 ? 12.92 * kept : 1.055 * kept ** (1 / 2.4) - 0.055);
+    const clipped = Math.min(1, Math.max(0, v));
+    return 255 * (clipped <= 0.0031308 ? 12.92 * clipped : 1.055 * clipped ** (1 / 2.4) - 0.055);
   });
 }
 
-/** How brightness between 0 and 1 is stretched before it is coloured. */
+/** Brightness scales: functions of a brightness in [0, 1]. */
 export const STRETCHES = {
   linear: { label: "linear", of: (v) => v },
   root: { label: "square root", of: (v) => Math.sqrt(v) },
-  asinh: { label: "asinh (faint light)", of: (v) => Math.asinh(30 * v) / Math.asinh(30) },
+  asinh: { label: "asinh (shows faint light)", of: (v) => Math.asinh(30 * v) / Math.asinh(30) },
 };

@@ -1,12 +1,12 @@
-/** Small helpers to make elements; no text is ever parsed as HTML. */
+/** Helpers that create elements; text is never parsed as HTML. */
 
-/** Return the element of this id. */
+/** Return the element with an id. */
 export const byId = (id) => document.getElementById(id);
 
 /**
  * Return a new element.
  * @param {string} tag
- * @param {object} properties  attributes; `class`, `on` ({event: handler}) and `text` are understood, null is left out
+ * @param {object} properties  attributes, and `text` and `on` ({event: handler}); null values are omitted
  * @param {...(Node|string|null)} children
  */
 export function make(tag, properties = {}, ...children) {
@@ -21,7 +21,7 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
-/** Return a table with a header row; the first cell of each row is its heading. */
+/** Return a table with a header row; the first cell of each row is a header too. */
 export function table(caption, header, rows, className = "") {
   return make(
     "div",

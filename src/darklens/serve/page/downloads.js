@@ -1,18 +1,18 @@
-/** What can be taken away: JSON, CSV, PNG. */
+/** Downloads as JSON, CSV and PNG. */
 
 import { PAPER, heightOf } from "./maps.js";
 import { probability } from "./numbers.js";
 import { unit, verdict } from "./words.js";
 
-/** Return what the server said of each image, model by model, as text. */
+/** Return the responses for all images and models as JSON. */
 export function toJson(items) {
   return JSON.stringify({ schema: 1, images: items.map(({ name, truth, results }) => ({ name, truth: truth ?? null, results })) }, null, 1);
 }
 
-/** Return a table with one row an image and model, columns as in predictions.csv. */
+/** Return a CSV table with one row per image and model, with the columns of predictions.csv. */
 export function toCsv(items) {
   const rows = items.flatMap(({ name, results }) =>
-    Object.entries(results).map(([model, result]) => flat(name, model, result)),
+    Object.entries(results).map(([model, result]) => rowOf(name, model, result)),
   );
   const columns = [...new Set(rows.flatMap((row) => Object.keys(row)))];
   const last = ["message", "changes"].filter((column) => columns.includes(column));
@@ -23,7 +23,7 @@ export function toCsv(items) {
     .concat("\n");
 }
 
-function flat(path, model, result) {
+function rowOf(path, model, result) {
   const row = { path, model, status: result.status, message: result.message ?? "" };
   if (result.status !== "ok") return row;
   row.predicted = result.predicted;
@@ -38,13 +38,13 @@ function flat(path, model, result) {
   return row;
 }
 
-// A cell that starts like a formula gets an apostrophe, since spreadsheets would run it.
+// A cell that starts like a formula gets an apostrophe, because spreadsheets would evaluate it.
 function quoted(cell) {
   const text = typeof cell === "string" && /^[=+@\t\r-]/.test(cell) ? `'${cell}` : String(cell);
   return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
-/** Return a picture of all maps of an image, a band for each model, on paper colours. */
+/** Return a PNG image of all maps of an image, with one band per model, in the colours for print. */
 export function toPng(name, columns) {
   const [width, gap, head, scale] = [320, 14, 66, 2];
   const across = 4;
@@ -61,8 +61,8 @@ export function toPng(name, columns) {
   let top = gap;
   bands.forEach(({ model, result, views }, band) => {
     text(context, "600 17px system-ui, sans-serif", `${name} · ${model}`, gap, top + 18);
-    const odds = Object.entries(result.probabilities).map(([c, p]) => `${c} ${probability(p)}`).join(", ");
-    text(context, "13px system-ui, sans-serif", `${verdict(result).headline} (${odds})`, gap, top + 40);
+    const probabilities = Object.entries(result.probabilities).map(([c, p]) => `${c} ${probability(p)}`).join(", ");
+    text(context, "13px system-ui, sans-serif", `${verdict(result).headline} (${probabilities})`, gap, top + 40);
     views.forEach((view, i) => {
       const [x, y] = [gap + (i % across) * (width + gap), top + head + Math.floor(i / across) * row];
       text(context, "600 13px system-ui, sans-serif", view.map.label + (view.map.unit ? `, ${unit(view.map.unit)}` : ""), x + 4, y + 8);
@@ -76,10 +76,10 @@ export function toPng(name, columns) {
   return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
 }
 
-function text(context, font, words, x, y) {
+function text(context, font, content, x, y) {
   context.font = font;
   context.fillStyle = PAPER.ink;
   context.textAlign = "left";
   context.textBaseline = "alphabetic";
-  context.fillText(words, x, y);
+  context.fillText(content, x, y);
 }

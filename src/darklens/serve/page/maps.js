@@ -1,4 +1,4 @@
-/** Maps on canvases: axes in arcsec, a colour bar with numbers, marks, and the value at a place that all maps share. */
+/** Maps on canvases: axes in arcsec, colour bar, marks, and the value at a position that all maps share. */
 
 import { STRETCHES, colourMap } from "./colours.js";
 import { make } from "./dom.js";
@@ -7,13 +7,13 @@ import { captionOf, mapText, unit } from "./words.js";
 
 const LIGHT = new Set(["image", "smooth", "source"]);
 const SYMMETRIC = /residual|evidence|deflection/;
-const FAMILIES = [/^(image|smooth)$/, /residual/, /evidence/, /deflection/]; // drawn to one scale
-const LEAST = 5; // standard deviations at the end of the colour bar, at least: noise should look like noise
+const FAMILIES = [/^(image|smooth)$/, /residual/, /evidence/, /deflection/]; // each with a common scale
+const MIN_RANGE = 5; // standard deviations: the colour bar reaches at least this far, so noise looks like noise
 const MARGIN = { left: 38, right: 58, top: 8, bottom: 34 };
 const FONT = "12px system-ui, sans-serif";
 
-/** Return a map as it came from the server with its numbers unpacked: row 0 is the lowest. */
-export function unpack(map) {
+/** Return a map of a response with its values decoded; row 0 is at the bottom. */
+export function decode(map) {
   const bytes = Uint8Array.from(atob(map.data), (c) => c.charCodeAt(0));
   const view = new DataView(bytes.buffer);
   const values = new Float32Array(bytes.length / 4);
@@ -21,18 +21,18 @@ export function unpack(map) {
   return { ...map, values };
 }
 
-/** Return the ends of the colour bar of each map of several sets, related maps alike. */
+/** Return the range of the colour bar of each map; maps of a family share a range. */
 export function rangesOf(sets) {
   const all = sets.flatMap((maps) => Object.entries(maps));
   const ranges = {};
   for (const [name] of all) {
     const family = FAMILIES.find((f) => f.test(name));
-    const kin = all.filter(([other]) => (family ? family.test(other) : other === name)).map(([, map]) => map);
-    let low = Math.min(...kin.map((map) => map.min));
-    let high = Math.max(...kin.map((map) => map.max));
+    const related = all.filter(([other]) => (family ? family.test(other) : other === name)).map(([, map]) => map);
+    let low = Math.min(...related.map((map) => map.min));
+    let high = Math.max(...related.map((map) => map.max));
     if (SYMMETRIC.test(name)) {
-      const least = /deflection/.test(name) ? 0 : LEAST;
-      high = Math.max(Math.abs(low), Math.abs(high), least);
+      const minimum = /deflection/.test(name) ? 0 : MIN_RANGE;
+      high = Math.max(Math.abs(low), Math.abs(high), minimum);
       low = -high;
     }
     ranges[name] = { low, high: high > low ? high : low + 1 };
@@ -40,12 +40,12 @@ export function rangesOf(sets) {
   return ranges;
 }
 
-/** A place on the sky (arcsec) that maps show together. */
+/** A position (arcsec) that all maps mark. */
 export class Probe extends EventTarget {
-  place = null;
+  position = null;
 
-  set(place) {
-    this.place = place;
+  set(position) {
+    this.position = position;
     this.dispatchEvent(new Event("moved"));
   }
 }
@@ -54,13 +54,13 @@ export class Probe extends EventTarget {
 export class MapView {
   /**
    * @param {string} name
-   * @param {object} map  unpacked
+   * @param {object} map  from `decode`
    * @param {object} options
-   * @param {{low: number, high: number}} options.range  ends of the colour bar
+   * @param {{low: number, high: number}} options.range  range of the colour bar
    * @param {object[]} options.marks  {kind, x, y, length, angle, role: "suggested" | "true"}
    * @param {Probe} options.probe
    * @param {string} options.stretch
-   * @param {string|null} options.model  whose map it is, where that has to be said
+   * @param {string|null} options.model  name of the model, to display if there are several
    */
   constructor(name, map, { range, marks, probe, stretch, model }) {
     Object.assign(this, { name, map, range, marks, probe, stretch, model });
@@ -75,7 +75,7 @@ export class MapView {
       make(
         "figcaption",
         {},
-        model ? make("p", { class: "whose", text: model }) : null,
+        model ? make("p", { class: "map-model", text: model }) : null,
         make("strong", { text: map.label }),
         units,
         make("p", { text: captionOf(name) }),
@@ -88,13 +88,13 @@ export class MapView {
     this.observer.observe(this.canvas);
   }
 
-  /** Stop listening. */
+  /** Stop observing size and position. */
   close() {
     this.observer.disconnect();
     this.probe.removeEventListener("moved", this.onMoved);
   }
 
-  /** Draw on the own canvas, in the colours of the page. */
+  /** Draw on the canvas of this view, in the colours of the page. */
   draw() {
     const width = this.canvas.clientWidth;
     if (width < 80) return;
@@ -105,11 +105,11 @@ export class MapView {
     const context = this.canvas.getContext("2d");
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, width, height);
-    this.drawOn(context, width, paletteOfPage(), this.probe.place);
+    this.drawOn(context, width, paletteOfPage(), this.probe.position);
   }
 
-  /** Draw with the upper left corner at the context's origin. */
-  drawOn(context, width, palette, place = null) {
+  /** Draw with the upper left corner at the origin of the context. */
+  drawOn(context, width, palette, position = null) {
     const side = width - MARGIN.left - MARGIN.right;
     const box = { left: MARGIN.left, top: MARGIN.top, side };
     const [x0, x1, y0, y1] = this.map.extent;
@@ -128,7 +128,7 @@ export class MapView {
     context.rect(box.left, box.top, side, side);
     context.clip();
     for (const mark of this.marks) drawMark(context, mark, toX, toY, side / (x1 - x0));
-    if (place) drawCross(context, toX(place.x), toY(place.y));
+    if (position) drawCross(context, toX(position.x), toY(position.y));
     context.restore();
   }
 
@@ -143,10 +143,10 @@ export class MapView {
     for (let row = 0; row < h; row++) {
       for (let column = 0; column < w; column++) {
         const value = this.map.values[row * w + column];
-        const part = stretch(Math.min(1, Math.max(0, (value - low) / (high - low))));
-        const at = 4 * ((h - 1 - row) * w + column);
-        const level = 3 * Math.round(255 * (Number.isFinite(part) ? part : 0));
-        image.data.set([colours[level], colours[level + 1], colours[level + 2], Number.isFinite(value) ? 255 : 0], at);
+        const fraction = stretch(Math.min(1, Math.max(0, (value - low) / (high - low))));
+        const offset = 4 * ((h - 1 - row) * w + column);
+        const level = 3 * Math.round(255 * (Number.isFinite(fraction) ? fraction : 0));
+        image.data.set([colours[level], colours[level + 1], colours[level + 2], Number.isFinite(value) ? 255 : 0], offset);
       }
     }
     context.putImageData(image, 0, 0);
@@ -202,11 +202,11 @@ export class MapView {
     const stretch = this.#stretch();
     const values = ticks(low, high, 5);
     const labels = tickLabels(values);
-    let free = Infinity;
+    let lastLabel = Infinity;
     values.forEach((value, i) => {
       const y = box.top + box.side * (1 - stretch((value - low) / (high - low)));
-      if (free - y < 13) return;
-      free = y;
+      if (lastLabel - y < 13) return;
+      lastLabel = y;
       stroke(context, [left + 10, y, left + 13, y]);
       context.fillText(labels[i], left + 15, y);
     });
@@ -218,10 +218,10 @@ export class MapView {
       this.readout.textContent = this.#reading();
     };
     this.probe.addEventListener("moved", this.onMoved);
-    this.canvas.addEventListener("pointermove", (event) => this.probe.set(this.placeOf(event)));
-    this.canvas.addEventListener("pointerdown", (event) => this.probe.set(this.placeOf(event)));
+    this.canvas.addEventListener("pointermove", (event) => this.probe.set(this.positionOf(event)));
+    this.canvas.addEventListener("pointerdown", (event) => this.probe.set(this.positionOf(event)));
     this.canvas.addEventListener("pointerleave", () => this.probe.set(null));
-    // Only the map that has the focus is read out; the others follow silently.
+    // Screen readers only announce the map with the focus.
     this.canvas.addEventListener("focus", () => this.readout.setAttribute("aria-live", "polite"));
     this.canvas.addEventListener("blur", () => this.readout.setAttribute("aria-live", "off"));
     this.canvas.addEventListener("keydown", (event) => this.#key(event));
@@ -234,15 +234,15 @@ export class MapView {
     event.preventDefault();
     const [x0, x1, y0, y1] = this.map.extent;
     const [h, w] = this.map.shape;
-    const far = event.shiftKey ? 10 : 1;
-    const from = this.probe.place ?? { x: (x0 + x1) / 2, y: (y0 + y1) / 2 };
+    const stride = event.shiftKey ? 10 : 1;
+    const start = this.probe.position ?? { x: (x0 + x1) / 2, y: (y0 + y1) / 2 };
     const within = (v, low, high, step) => Math.min(high - step / 2, Math.max(low + step / 2, v));
     const [sx, sy] = [(x1 - x0) / w, (y1 - y0) / h];
-    return this.probe.set({ x: within(from.x + far * dx * sx, x0, x1, sx), y: within(from.y + far * dy * sy, y0, y1, sy) });
+    return this.probe.set({ x: within(start.x + stride * dx * sx, x0, x1, sx), y: within(start.y + stride * dy * sy, y0, y1, sy) });
   }
 
-  /** Return where an event of the pointer is, arcsec; null beside the map. */
-  placeOf(event) {
+  /** Return the position of a pointer event in arcsec, or null outside the map. */
+  positionOf(event) {
     const frame = this.canvas.getBoundingClientRect();
     const side = frame.width - MARGIN.left - MARGIN.right;
     const [x0, x1, y0, y1] = this.map.extent;
@@ -253,15 +253,15 @@ export class MapView {
   }
 
   #reading() {
-    const place = this.probe.place;
-    if (!place) return this.#resting();
+    const position = this.probe.position;
+    if (!position) return this.#resting();
     const [x0, x1, y0, y1] = this.map.extent;
     const [h, w] = this.map.shape;
-    const column = Math.floor(((place.x - x0) / (x1 - x0)) * w);
-    const row = Math.floor(((place.y - y0) / (y1 - y0)) * h);
+    const column = Math.floor(((position.x - x0) / (x1 - x0)) * w);
+    const row = Math.floor(((position.y - y0) / (y1 - y0)) * h);
     const inside = row >= 0 && row < h && column >= 0 && column < w;
-    const value = inside ? digits(this.map.values[row * w + column], 3) : "outside";
-    return `x ${signed(place.x, 2)}″, y ${signed(place.y, 2)}″: ${value}${inside && this.map.unit ? ` ${unit(this.map.unit)}` : ""}`;
+    const value = inside ? digits(this.map.values[row * w + column], 3) : "outside the map";
+    return `x ${signed(position.x, 2)}″, y ${signed(position.y, 2)}″: ${value}${inside && this.map.unit ? ` ${unit(this.map.unit)}` : ""}`;
   }
 
   #resting() {
@@ -269,15 +269,15 @@ export class MapView {
   }
 
   #label() {
-    const marked = this.marks.map((m) => `${m.role} ${m.kind} at x ${signed(m.x, 2)}, y ${signed(m.y, 2)} arcsec`);
-    return [this.model ? `${this.model}:` : "", this.text, marked.length ? `Marked: ${marked.join("; ")}.` : "", "Arrow keys read values."].filter(Boolean).join(" ");
+    const marks = this.marks.map((m) => `${m.role} ${m.kind} at x ${signed(m.x, 2)}, y ${signed(m.y, 2)} arcsec`);
+    return [this.model ? `${this.model}:` : "", this.text, marks.length ? `Marked: ${marks.join("; ")}.` : "", "Use the arrow keys to read values."].filter(Boolean).join(" ");
   }
 }
 
-/** Return the height of a map of this width. */
+/** Return the height of a map with this width, pixels. */
 export const heightOf = (width) => width - MARGIN.left - MARGIN.right + MARGIN.top + MARGIN.bottom;
 
-/** The colours of print and of saved pictures. */
+/** The colours for print and for downloaded images. */
 export const PAPER = { ink: "#1b2430", muted: "#566173", line: "#7d8796", ground: "#ffffff" };
 
 function paletteOfPage() {
@@ -310,7 +310,7 @@ function stroke(context, [x0, y0, x1, y1]) {
   context.stroke();
 }
 
-// White on black, so that a mark is seen on every colour.
+// White on black is visible on every colour.
 function outlined(context, path, dash = []) {
   for (const [style, width] of [["#000c", 4], ["#fff", 1.8]]) {
     context.setLineDash(dash);
