@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from darklens.kernels import fits
+from darklens.kernels import smooth_fit
 from darklens.physics import optics
 from darklens.physics.grid import Grid
 from darklens.populations.population import Population
@@ -52,7 +52,7 @@ class Detector:
         reached = torch.nonzero(matrix.any(0))[:, 0]
         low, high = int(reached[0]), int(reached[-1]) + 1
         self._matrix = matrix[:, low:high].float()
-        self.band = fits.Band.of(self._matrix)
+        self.band = smooth_fit.Band.of(self._matrix)
         self._bands = [_trimmed(rows) for rows in self._matrix.tensor_split(math.ceil(len(self._matrix) / _BAND))]
         self._slope = ((wide - narrow) / (2 * _STEP))[:, low:high].float()
         self._bend = ((wide - 2 * matrix + narrow) / _STEP**2)[:, low:high].float()
@@ -71,7 +71,7 @@ class Detector:
         self, brightness: Float[Tensor, "b k s s"], places: Sequence[int], n: int
     ) -> Float[Tensor, "b n m m"]:
         """Return what `observe` does, each of the k maps at its place among n; the others are to be filled."""
-        if (seen := fits.observed(self.band, brightness, places, n)) is not None:
+        if (seen := smooth_fit.observe(self.band, brightness, places, n)) is not None:
             return seen
         seen = brightness.new_empty(len(brightness), n, self.n_pixels, self.n_pixels)
         seen[:, list(places)] = self._observe(brightness)

@@ -18,7 +18,7 @@ from darklens.fit.levenberg import Fitted, minimise
 from darklens.fit.macro import CONVERGED, batches, check_exposure, check_images, fit_smooth, joined, unit_range
 from darklens.fit.model import Model, Unknown
 from darklens.fit.noise import Gain, Maps, Noise
-from darklens.kernels.fits import load_for
+from darklens.kernels.smooth_fit import load_for
 from darklens.populations.population import Population
 from darklens.simulate.backend import Backend
 

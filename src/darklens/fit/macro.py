@@ -16,7 +16,7 @@ from darklens.fit.fitter import Fitter, Images, fitter
 from darklens.fit.levenberg import Fitted, minimise
 from darklens.fit.model import Model, Unknown
 from darklens.fit.noise import Noise, steps_of
-from darklens.kernels.fits import load_for
+from darklens.kernels.smooth_fit import load_for
 from darklens.populations.population import Population
 from darklens.simulate.backend import Backend
 

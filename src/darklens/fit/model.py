@@ -14,7 +14,7 @@ from darklens.fit import masses
 from darklens.fit.detector import Detector
 from darklens.fit.noise import Gain, Maps
 from darklens.fit.smooth import PSF, SmoothLens
-from darklens.kernels import fits
+from darklens.kernels import smooth_fit
 
 Unknown = Float[Tensor, "b q"]
 Kind = Literal["smooth", "points", "line"]
@@ -86,12 +86,13 @@ class Model:
 
     def _by_kernel(self, unknown: Unknown, names: Sequence[str]) -> Float[Tensor, "b n m m"] | None:
         """Return derivatives by some parameters of a lens alone, brightness, and if asked a place for the offset's."""
-        if self.kind != "smooth" or not self.lens.is_sphere or not fits.serve(unknown):
+        if self.kind != "smooth" or not self.lens.is_sphere or not smooth_fit.usable(unknown):
             return None
         p = self.smooth - 2
         terms = self.lens.sphere_terms(unknown[:, :p]) | {"scale": unknown[:, p].exp()}
         detector = self.detector
-        return fits.lensed(detector.band, detector.x, detector.y, terms, names, len(names) + (2 if names else 1))
+        n = len(names) + (2 if names else 1)
+        return smooth_fit.lensed_images(detector.band, detector.x, detector.y, terms, names, n)
 
     def _at_samples(self, law: Callable[..., Tensor], unknown: Unknown) -> Tensor:
         """Return what a law says of the detector's sample points."""

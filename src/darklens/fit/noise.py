@@ -9,7 +9,7 @@ from torch import Tensor
 
 from darklens.data.noise_estimate import noise_variance
 from darklens.fit.detector import Detector
-from darklens.kernels import fits
+from darklens.kernels import smooth_fit
 from darklens.populations.population import PoissonNoise, Population
 
 Maps = Float[Tensor, "b m m"]
@@ -127,9 +127,9 @@ class Noise:
         rounding = torch.where(in_counts > _COUNT, in_counts**2 / 12, 0.0)
         return replace(self, extra=torch.where(step > 0, rounding, shown.clamp_min(0)))
 
-    def _photons(self, gain: Gain) -> fits.Photons:
+    def _photons(self, gain: Gain) -> smooth_fit.Photons:
         assert self.sky is not None
-        return fits.Photons(gain, self.exposure, self.extra, self.sky, self.area, _SMALLEST_RATE)
+        return smooth_fit.Photons(gain, self.exposure, self.extra, self.sky, self.area, _SMALLEST_RATE)
 
     def _counts(self, maps: Maps, gain: Gain) -> Maps:
         scale, offset = gain[:, 0, None, None].exp(), gain[:, 1, None, None]
@@ -142,7 +142,7 @@ def normal_equations(
     slopes: Float[Tensor, "b q m m"], weight: Maps, difference: Maps
 ) -> tuple[Float[Tensor, "b q q"], Float[Tensor, "b q"]]:
     """Return curvature and pull: half the second derivatives of chi2 and minus half its first."""
-    if (found := fits.normal_equations(slopes, weight, difference)) is not None:
+    if (found := smooth_fit.normal_equations(slopes, weight, difference)) is not None:
         return found
     flat = slopes.flatten(2)
     weighted = flat * weight.flatten(1)[:, None]

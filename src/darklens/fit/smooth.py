@@ -166,7 +166,7 @@ class SmoothLens:
         return self.population.lens.round and set(self._lights) == {"source"} and PSF not in self.names
 
     def sphere_terms(self, parameters: Parameters) -> dict[str, Float[Tensor, " b"]]:
-        """Return what of such a lens is the same at all positions, as `darklens.kernels.fits.lensed` takes it."""
+        """Return the terms that do not depend on position, for `darklens.kernels.smooth_fit.lensed_images`."""
         value = self._values(parameters)
         ln_R_e, n = value["source_ln_R_e"], value["source_ln_n"].exp()
         law = light.sersic_b_linear if self._lights["source"].b_n == "linear" else light.sersic_b

@@ -25,7 +25,7 @@ from darklens.errors import ConfigError
 from darklens.files import atomic_path, write_json
 from darklens.fit.fitter import Images
 from darklens.fit.hypotheses import N_POINTS, Hypotheses, weigh_hypotheses
-from darklens.kernels.fits import load_for
+from darklens.kernels.smooth_fit import load_for
 from darklens.memory import keep_freed_memory
 from darklens.populations.population import Population
 from darklens.simulate.backend import Backend

@@ -1,4 +1,4 @@
-// What each step of a fit does with images, each in one pass.
+// The operations of a fit step on images, each in one pass over memory.
 #pragma once
 
 #include <algorithm>
@@ -8,24 +8,27 @@
 
 #include "vectors.h"
 
-// A matrix whose rows are runs of values among zeros: (rows, taps), and the column at which each run starts.
+// A banded matrix: the nonzero run of each row as (rows, taps), and the column at which it starts.
 struct Band {
     const float* values;
     const int64_t* first;
     int64_t rows, columns, taps;
 };
 
-// band * plane * band^T of square planes: what pixels see of brightness. Rows and columns are at least LANES.
-class Seen {
+// band * plane * band^T of square planes: the PSF and the pixel integration, applied to surface brightness.
+// The band has at least LANES rows and columns.
+class DetectorResponse {
 public:
-    explicit Seen(const Band& band) : band(band), across(band.rows * band.columns), turned(band.columns * LANES) {}
+    explicit DetectorResponse(const Band& band)
+        : band(band), row_sums(band.rows * band.columns), transposed(band.columns * LANES) {}
 
     void operator()(const float* plane, float* out) {
         for (int64_t row = 0; row < band.rows; ++row) {
             const float* from = plane + band.first[row] * band.columns;
-            float* to = &across[row * band.columns];
+            float* to = &row_sums[row * band.columns];
             int64_t x = 0;
-            for (; x + MANY * LANES <= band.columns; x += MANY * LANES) sum_rows<MANY>(row, from + x, to + x);
+            for (; x + UNROLLED * LANES <= band.columns; x += UNROLLED * LANES)
+                sum_rows<UNROLLED>(row, from + x, to + x);
             for (; x < band.columns; x += LANES) {
                 const int64_t at = std::min(x, band.columns - LANES);
                 sum_rows<1>(row, from + at, to + at);
@@ -35,7 +38,7 @@ public:
     }
 
 private:
-    static constexpr int64_t MANY = 4;
+    static constexpr int64_t UNROLLED = 4;
 
     template <int VECTORS>
     void sum_rows(int64_t row, const float* from, float* to) const {
@@ -46,17 +49,18 @@ private:
         for (int64_t i = 0; i < VECTORS; ++i) store(to + i * LANES, sums[i]);
     }
 
-    // Some rows at once: turned, so that what is summed lies in different registers.
+    // LANES rows at once, transposed, so that the values to be summed are in different registers.
     void sum_columns(int64_t row, float* out) {
         for (int64_t x = 0; x < band.columns; x += LANES) {
             const int64_t at = std::min(x, band.columns - LANES);
-            turn(&across[row * band.columns + at], band.columns, &turned[at * LANES], LANES);
+            transpose(&row_sums[row * band.columns + at], band.columns, &transposed[at * LANES], LANES);
         }
         float block[LANES * LANES];
         for (int64_t x = 0; x < band.rows; x += LANES) {
             const int64_t at = std::min(x, band.rows - LANES);
             for (int64_t i = 0; i < LANES; ++i) {
-                const float *values = band.values + (at + i) * band.taps, *from = &turned[band.first[at + i] * LANES];
+                const float* values = band.values + (at + i) * band.taps;
+                const float* from = &transposed[band.first[at + i] * LANES];
                 Floats even = {}, odd = {};
                 int64_t tap = 0;
                 for (; tap + 1 < band.taps; tap += 2) {
@@ -66,54 +70,56 @@ private:
                 if (tap < band.taps) even += load(from + tap * LANES) * values[tap];
                 store(block + i * LANES, even + odd);
             }
-            turn(block, LANES, out + row * band.rows + at, band.rows);
+            transpose(block, LANES, out + row * band.rows + at, band.rows);
         }
     }
 
     const Band& band;
-    std::vector<float> across, turned;
+    std::vector<float> row_sums, transposed;
 };
 
-// Planes of each image go to places of their own among those of the result.
+// Applies the detector response to the planes of each image. Plane k of an image becomes plane position[k] of the n_out
+// planes of its result.
 inline void observe(
-    const Band& band, int64_t images, int64_t planes, int64_t places, int64_t threads, const int64_t* place,
+    const Band& band, int64_t images, int64_t planes, int64_t n_out, int64_t threads, const int64_t* position,
     const float* brightness, float* out
 ) {
 #pragma omp parallel num_threads(threads)
     {
-        Seen seen(band);
+        DetectorResponse respond(band);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < images * planes; ++i)
-            seen(brightness + i * band.columns * band.columns,
-                 out + (i / planes * places + place[i % planes]) * band.rows * band.rows);
+            respond(brightness + i * band.columns * band.columns,
+                    out + (i / planes * n_out + position[i % planes]) * band.rows * band.rows);
     }
 }
 
-// A singular isothermal sphere with shear before Sersic light: darklens.fit.smooth.SmoothLens.scene, which see for the
-// laws, of one image. Its numbers are in the order of darklens.kernels.fits.SPHERE.
-struct Sphere {
+// A singular isothermal sphere with external shear and a Sersic source, for one image; the laws are in
+// darklens.fit.smooth.SmoothLens.scene. Fields are in the order of darklens.kernels.smooth_fit.TERMS.
+struct IsothermalLens {
     float theta_E, gamma1, gamma2, centre_x, centre_y, source_x, source_y, e1, e2;
     float per_n, power_offset, peak;     // 1/n, ln b - ln(R_e)/n, ln amplitude + b
     float ln_b, b_by_ln_n, ln_b_by_ln_n;
     float scale;
 
-    static constexpr int64_t SLOPES = 11;
+    static constexpr int64_t DERIVATIVES = 11;
 
-    // Which derivatives are asked for.
-    struct Wanted {
-        explicit Wanted(const int64_t* place)
-            : any(some(place, 1, SLOPES)), profile(some(place, 8, 9)), lens_place(some(place, 10, 11)) {}
+    // Which derivatives are requested, by their position in the result.
+    struct Requested {
+        explicit Requested(const int64_t* position)
+            : any(any_of(position, 1, DERIVATIVES)), profile(any_of(position, 8, 9)),
+              centre(any_of(position, 10, 11)) {}
 
-        static bool some(const int64_t* place, int64_t first, int64_t last) {
-            return std::any_of(place + first, place + last + 1, [](int64_t its) { return its >= 0; });
+        static bool any_of(const int64_t* position, int64_t first, int64_t last) {
+            return std::any_of(position + first, position + last + 1, [](int64_t index) { return index >= 0; });
         }
 
-        const bool any, profile, lens_place;
+        const bool any, profile, centre;
     };
 
-    // Brightness, then its derivatives by theta_E, gamma1, gamma2, the source's x, y, e1, e2, ln R_e, ln n, the
-    // lens' x and y.
-    void operator()(Floats x, Floats y, Floats* out, const Wanted& wanted) const {
+    // Surface brightness, then its derivatives with respect to theta_E, gamma1, gamma2, the source's x, y, e1, e2,
+    // ln R_e, ln n, and the x and y of the lens centre.
+    void operator()(Floats x, Floats y, Floats* out, const Requested& requested) const {
         x -= centre_x, y -= centre_y;
         const Floats squared_radius = x * x + y * y;
         const Floats inverse_radius = squared_radius > 0 ? inverse_root(squared_radius) : Floats{};
@@ -122,11 +128,11 @@ struct Sphere {
         const Floats v = y - (gamma2 * x - gamma1 * y) - theta_E * along_y - source_y;
         const float inverse = 1 / (1 - e1 * e1 - e2 * e2), round = 2 - 1 / inverse;
         const Floats difference = u * u - v * v, product = 2 * u * v, circular = u * u + v * v;
-        const Floats squared = at_least((round * circular - 2 * (e1 * difference + e2 * product)) * inverse, SMALLEST);
+        const Floats squared = clamp_min((round * circular - 2 * (e1 * difference + e2 * product)) * inverse, SMALLEST);
         const Floats ln_power = ln(squared) * (per_n / 2) + power_offset, power = exp(ln_power);
         const Floats brightness = exp(peak - power) * scale;
         out[0] = brightness;
-        if (!wanted.any) return;
+        if (!requested.any) return;
         const Floats rate = brightness * power, by_half_square = rate / squared * -per_n;
         const Floats by_u = by_half_square * ((round - 2 * e1) * u - 2 * e2 * v) * inverse;
         const Floats by_v = by_half_square * ((round + 2 * e1) * v - 2 * e2 * u) * inverse;
@@ -137,11 +143,11 @@ struct Sphere {
         out[5] = -by_v;
         out[6] = by_half_square * inverse * (e1 * (circular + squared) - difference);
         out[7] = by_half_square * inverse * (e2 * (circular + squared) - product);
-        if (wanted.profile) {
+        if (requested.profile) {
             out[8] = rate * per_n;
             out[9] = b_by_ln_n * brightness - rate * (ln_b_by_ln_n - (ln_power - ln_b));
         }
-        if (wanted.lens_place) {
+        if (requested.centre) {
             const Floats across = theta_E * inverse_radius, xy = gamma2 - across * along_x * along_y;
             out[10] = by_u * (across * along_y * along_y + gamma1 - 1) + by_v * xy;
             out[11] = by_u * xy + by_v * (across * along_x * along_x - gamma1 - 1);
@@ -152,39 +158,39 @@ private:
     static constexpr float SMALLEST = 1e-12f;  // arcsec^2
 };
 
-// What pixels see of such lenses, and its derivatives; `place` is that of each plane of Sphere among those of the
-// result, negative: none. x and y are those of the band's columns.
+// Images of such lenses on the detector, and their derivatives. Plane k of IsothermalLens becomes plane position[k] of
+// the n_out planes of the result; a negative position[k] leaves it out. x and y are the band's coordinates.
 inline void lensed(
-    const Band& band, int64_t images, int64_t places, int64_t threads, const int64_t* place, const float* x,
-    const float* y, const Sphere* spheres, float* out
+    const Band& band, int64_t images, int64_t n_out, int64_t threads, const int64_t* position, const float* x,
+    const float* y, const IsothermalLens* lenses, float* out
 ) {
     const int64_t samples = band.columns * band.columns;
-    const Sphere::Wanted wanted(place);
+    const IsothermalLens::Requested requested(position);
 #pragma omp parallel num_threads(threads)
     {
-        Seen seen(band);
-        std::vector<float> planes((Sphere::SLOPES + 1) * samples);
+        DetectorResponse respond(band);
+        std::vector<float> planes((IsothermalLens::DERIVATIVES + 1) * samples);
 #pragma omp for schedule(static)
         for (int64_t image = 0; image < images; ++image) {
             for (int64_t row = 0; row < band.columns; ++row)
                 for (int64_t i = 0; i < band.columns; i += LANES) {
                     const int64_t column = std::min(i, band.columns - LANES);
-                    Floats values[Sphere::SLOPES + 1];
-                    spheres[image](load(x + column), all(y[row]), values, wanted);
-                    for (int64_t k = 0; k <= Sphere::SLOPES; ++k)
-                        if (place[k] >= 0) store(&planes[k * samples + row * band.columns + column], values[k]);
+                    Floats values[IsothermalLens::DERIVATIVES + 1];
+                    lenses[image](load(x + column), broadcast(y[row]), values, requested);
+                    for (int64_t k = 0; k <= IsothermalLens::DERIVATIVES; ++k)
+                        if (position[k] >= 0) store(&planes[k * samples + row * band.columns + column], values[k]);
                 }
-            for (int64_t k = 0; k <= Sphere::SLOPES; ++k)
-                if (place[k] >= 0)
-                    seen(&planes[k * samples], out + (image * places + place[k]) * band.rows * band.rows);
+            for (int64_t k = 0; k <= IsothermalLens::DERIVATIVES; ++k)
+                if (position[k] >= 0)
+                    respond(&planes[k * samples], out + (image * n_out + position[k]) * band.rows * band.rows);
         }
     }
 }
 
-// Photon counts of images on a detector, see darklens.fit.noise.Noise.
+// The conversion between image units and photon counts, see darklens.fit.noise.Noise.
 struct Photons {
     const float *gain, *exposure, *extra;  // (images, 2), (images, pixels) or (images, 1), (images)
-    int64_t images, pixels, exposures;     // exposures of an image: as many as pixels, or 1
+    int64_t images, pixels, exposures;     // values of exposure per image: as many as pixels, or 1
     int64_t threads;
     double sky, area, smallest_rate;
 };
@@ -195,8 +201,8 @@ public:
         : photons(photons),
           per_count(std::exp(photons.gain[2 * image])),
           exposure(photons.exposure + image * photons.exposures),
-          offset(all(photons.gain[2 * image + 1])),
-          extra(all(photons.extra[image])) {}
+          offset(broadcast(photons.gain[2 * image + 1])),
+          extra(broadcast(photons.extra[image])) {}
 
     Floats operator()(Floats value, int64_t pixel, int64_t n) const {
         const Floats bright = (value - offset) / per_count + float(photons.sky);
@@ -204,10 +210,10 @@ public:
     }
 
     Floats rate(Floats value, int64_t pixel, int64_t n) const {
-        return at_least((*this)(value, pixel, n), float(photons.smallest_rate));
+        return clamp_min((*this)(value, pixel, n), float(photons.smallest_rate));
     }
 
-    // One over the variance where the rate is so high, in image units.
+    // The inverse variance in image units, for an expected number of photons.
     Floats weight(Floats rate, int64_t pixel, int64_t n) const {
         const Floats counts = exposed(pixel, n) * float(photons.area) / per_count;
         return counts * counts / rate;
@@ -215,7 +221,7 @@ public:
 
 private:
     Floats exposed(int64_t pixel, int64_t n) const {
-        return photons.exposures == 1 ? all(exposure[0]) : load_some(exposure + pixel, n);
+        return photons.exposures == 1 ? broadcast(exposure[0]) : load_partial(exposure + pixel, n);
     }
 
     const Photons& photons;
@@ -223,17 +229,17 @@ private:
     const Floats offset, extra;
 };
 
-// Sums over the pixels of an image of weight * slope * slope, and of weight * slope * difference.
+// J^T W J and J^T W r of an image: the sums over pixels of weight * slope * slope and of weight * slope * residual.
 class NormalEquations {
 public:
     NormalEquations(int64_t unknowns, int64_t pixels)
-        : unknowns(unknowns), pixels(pixels), rows((unknowns + TILE) / TILE * TILE),  // with the difference, rounded up
+        : unknowns(unknowns), pixels(pixels), rows((unknowns + TILE) / TILE * TILE),  // with the residual, rounded up
           plain(rows * CHUNK, 0.0f), weighted(rows * CHUNK, 0.0f), weights(CHUNK), sums(rows * rows * LANES),
           right(rows) {}
 
-    // `pixel` gives weight and difference of some pixels.
+    // `pixel` writes the weights and residuals of up to LANES pixels.
     template <typename Pixel>
-    void operator()(const float* slopes, const Pixel& pixel, double* curvature, double* pull) {
+    void operator()(const float* slopes, const Pixel& pixel, double* curvature, double* rhs) {
         std::fill(sums.begin(), sums.end(), 0.0f);
         for (int64_t start = 0; start < pixels; start += CHUNK) {
             const int64_t n = std::min(CHUNK, pixels - start), whole = (n + LANES - 1) / LANES * LANES;
@@ -255,9 +261,10 @@ public:
                 for (int64_t j = 0; j <= i; j += TILE) add(i, j, whole);
         }
         for (int64_t i = 0; i < unknowns; ++i) {
-            pull[i] = total(load(&sums[(unknowns * rows + i) * LANES]));
+            rhs[i] = sum_lanes(load(&sums[(unknowns * rows + i) * LANES]));
             for (int64_t j = 0; j <= i; ++j)
-                curvature[i * unknowns + j] = curvature[j * unknowns + i] = total(load(&sums[(i * rows + j) * LANES]));
+                curvature[i * unknowns + j] = curvature[j * unknowns + i] =
+                    sum_lanes(load(&sums[(i * rows + j) * LANES]));
         }
     }
 
@@ -269,14 +276,14 @@ private:
         for (int64_t a = 0; a < TILE * TILE; ++a)
             tile[a / TILE][a % TILE] = load(&sums[((i + a / TILE) * rows + j + a % TILE) * LANES]);
         for (int64_t x = 0; x < n; x += LANES) {
-            Floats its[TILE];
+            Floats columns[TILE];
 #pragma GCC unroll 3
-            for (int64_t b = 0; b < TILE; ++b) its[b] = load(right[j + b] + x);
+            for (int64_t b = 0; b < TILE; ++b) columns[b] = load(right[j + b] + x);
 #pragma GCC unroll 3
             for (int64_t a = 0; a < TILE; ++a) {
                 const Floats left = load(&weighted[(i + a) * CHUNK + x]);
 #pragma GCC unroll 3
-                for (int64_t b = 0; b < TILE; ++b) tile[a][b] += left * its[b];
+                for (int64_t b = 0; b < TILE; ++b) tile[a][b] += left * columns[b];
             }
         }
         for (int64_t a = 0; a < TILE * TILE; ++a)
@@ -288,11 +295,11 @@ private:
     std::vector<const float*> right;
 };
 
-// Those of images; `pixels_of` gives what gives weights and differences of an image.
+// The normal equations of each image; pixels_of(image) is the `pixel` of that image.
 template <typename PixelsOf>
 void normal_equations(
     int64_t images, int64_t unknowns, int64_t pixels, int64_t threads, const float* slopes, double* curvature,
-    double* pull, const PixelsOf& pixels_of
+    double* rhs, const PixelsOf& pixels_of
 ) {
 #pragma omp parallel num_threads(threads)
     {
@@ -300,27 +307,27 @@ void normal_equations(
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < images; ++i)
             sums(slopes + i * unknowns * pixels, pixels_of(i), curvature + i * unknowns * unknowns,
-                 pull + i * unknowns);
+                 rhs + i * unknowns);
     }
 }
 
-// Twice the log-likelihood that a perfect model would gain.
+// The Poisson deviance of each image: twice the log-likelihood ratio to a model that equals the counts.
 inline void deviance(const Photons& photons, const float* images, const float* model, float* out) {
 #pragma omp parallel for num_threads(photons.threads) schedule(static)
     for (int64_t image = 0; image < photons.images; ++image) {
         const Counts counts(photons, image);
-        const float *values = images + image * photons.pixels, *its = model + image * photons.pixels;
+        const float *values = images + image * photons.pixels, *expected = model + image * photons.pixels;
         double sum = 0;
-        for (int64_t row = 0; row < photons.pixels; row += 64 * LANES) {  // in float32 over some, in double beyond
-            Floats some = {};
+        for (int64_t row = 0; row < photons.pixels; row += 64 * LANES) {  // float32 inside, double outside
+            Floats partial = {};
             for (int64_t i = row; i < std::min(row + 64 * LANES, photons.pixels); i += LANES) {
                 const int64_t n = std::min(LANES, photons.pixels - i);
-                const Floats seen = at_least(counts(load_some(values + i, n), i, n), 0.0f);
-                const Floats rate = counts.rate(load_some(its + i, n), i, n);
-                const Floats part = rate - seen + seen * ln(at_least(seen, 1e-30f) / rate);
-                some += n == LANES ? part : first(part, n);
+                const Floats counted = clamp_min(counts(load_partial(values + i, n), i, n), 0.0f);
+                const Floats rate = counts.rate(load_partial(expected + i, n), i, n);
+                const Floats term = rate - counted + counted * ln(clamp_min(counted, 1e-30f) / rate);
+                partial += n == LANES ? term : keep_first(term, n);
             }
-            sum += total(some);
+            sum += sum_lanes(partial);
         }
         out[image] = float(2 * sum);
     }
@@ -330,11 +337,11 @@ inline void weight(const Photons& photons, const float* model, float* out) {
 #pragma omp parallel for num_threads(photons.threads) schedule(static)
     for (int64_t image = 0; image < photons.images; ++image) {
         const Counts counts(photons, image);
-        const float* its = model + image * photons.pixels;
+        const float* expected = model + image * photons.pixels;
         for (int64_t i = 0; i < photons.pixels; i += LANES) {
             const int64_t n = std::min(LANES, photons.pixels - i);
-            const Floats rate = counts.rate(load_some(its + i, n), i, n);
-            store_some(out + image * photons.pixels + i, counts.weight(rate, i, n), n);
+            const Floats rate = counts.rate(load_partial(expected + i, n), i, n);
+            store_partial(out + image * photons.pixels + i, counts.weight(rate, i, n), n);
         }
     }
 }

@@ -1,4 +1,4 @@
-// The functions that Python calls. Arrays are contiguous and of float32, but where a type says otherwise.
+// The functions that Python calls. Arrays are contiguous, and float32 unless their type says otherwise.
 
 #include "fit.h"
 #include "splat.h"
@@ -17,42 +17,42 @@ extern "C" void splat_backward(
 }
 
 extern "C" void fit_observe(
-    const Band* band, int64_t images, int64_t planes, int64_t places, int64_t threads, const int64_t* place,
+    const Band* band, int64_t images, int64_t planes, int64_t n_out, int64_t threads, const int64_t* position,
     const float* brightness, float* out
 ) {
-    observe(*band, images, planes, places, threads, place, brightness, out);
+    observe(*band, images, planes, n_out, threads, position, brightness, out);
 }
 
 extern "C" void fit_lensed(
-    const Band* band, int64_t images, int64_t places, int64_t threads, const int64_t* place, const float* x,
-    const float* y, const float* spheres, float* out
+    const Band* band, int64_t images, int64_t n_out, int64_t threads, const int64_t* position, const float* x,
+    const float* y, const float* lenses, float* out
 ) {
-    lensed(*band, images, places, threads, place, x, y, reinterpret_cast<const Sphere*>(spheres), out);
+    lensed(*band, images, n_out, threads, position, x, y, reinterpret_cast<const IsothermalLens*>(lenses), out);
 }
 
 extern "C" void fit_normal_equations(
     int64_t images, int64_t unknowns, int64_t pixels, int64_t threads, const float* slopes, const float* weight,
-    const float* difference, double* curvature, double* pull
+    const float* residual, double* curvature, double* rhs
 ) {
-    normal_equations(images, unknowns, pixels, threads, slopes, curvature, pull, [=](int64_t image) {
-        return [=](int64_t at, int64_t n, float* its_weight, float* its_difference) {
-            store(its_weight, load_some(weight + image * pixels + at, n));
-            store(its_difference, load_some(difference + image * pixels + at, n));
+    normal_equations(images, unknowns, pixels, threads, slopes, curvature, rhs, [=](int64_t image) {
+        return [=](int64_t at, int64_t n, float* weights, float* residuals) {
+            store(weights, load_partial(weight + image * pixels + at, n));
+            store(residuals, load_partial(residual + image * pixels + at, n));
         };
     });
 }
 
 extern "C" void fit_normal_equations_of_photons(
     const Photons* photons, int64_t unknowns, const float* slopes, const float* images, const float* model,
-    double* curvature, double* pull
+    double* curvature, double* rhs
 ) {
     const int64_t pixels = photons->pixels;
-    normal_equations(photons->images, unknowns, pixels, photons->threads, slopes, curvature, pull, [=](int64_t image) {
+    normal_equations(photons->images, unknowns, pixels, photons->threads, slopes, curvature, rhs, [=](int64_t image) {
         const Counts counts(*photons, image);
-        return [=](int64_t at, int64_t n, float* its_weight, float* its_difference) {
-            const Floats its = load_some(model + image * pixels + at, n);
-            store(its_weight, first(counts.weight(counts.rate(its, at, n), at, n), n));
-            store(its_difference, load_some(images + image * pixels + at, n) - its);
+        return [=](int64_t at, int64_t n, float* weights, float* residuals) {
+            const Floats expected = load_partial(model + image * pixels + at, n);
+            store(weights, keep_first(counts.weight(counts.rate(expected, at, n), at, n), n));
+            store(residuals, load_partial(images + image * pixels + at, n) - expected);
         };
     });
 }

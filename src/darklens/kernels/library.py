@@ -1,4 +1,4 @@
-"""The compiled code: built at first use by the system's compiler, kept in the user's cache, loaded by ctypes."""
+"""The compiled kernels: built at first use by the system's compiler, cached on disk, loaded by ctypes."""
 
 import ctypes
 import hashlib
@@ -25,7 +25,7 @@ _FLAGS = (
     "-fPIC",
     "-w",
 )
-_LONGEST = 300  # s; a compilation takes less than ten
+_TIMEOUT = 300  # s; a compilation takes less than ten
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -57,27 +57,27 @@ def is_loaded() -> bool:
 def _compiler_path() -> str | None:
     if os.environ.get("DARKLENS_KERNELS") == "0" or not sys.platform.startswith("linux"):
         return None
-    # Of two OpenMP libraries each would have its own threads, more than there are cores.
+    # A second OpenMP library would have its own threads, and together they would outnumber the cores.
     if not hasattr(ctypes.CDLL(None), "GOMP_parallel"):
         return None
     return compiler(["g++"])
 
 
 def cache_folder() -> Path:
-    """Return the folder of compiled code."""
+    """Return the cache folder of the compiled kernels."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "darklens"
 
 
 def _loaded(compiler_path: str, folder: Path) -> ctypes.CDLL:
     path = _path(compiler_path, folder)
-    if not _whole(path):
+    if not _is_intact(path):
         try:
             with atomic_path(path) as temporary:
                 _build(compiler_path, temporary)
-        except InputError:  # no place that lasts
-            with tempfile.TemporaryDirectory() as lasting_until_loaded:
-                path = Path(lasting_until_loaded) / path.name
+        except InputError:  # the cache folder cannot be written
+            with tempfile.TemporaryDirectory() as temporary_folder:
+                path = Path(temporary_folder) / path.name
                 _build(compiler_path, path)
                 return ctypes.CDLL(str(path))
     return ctypes.CDLL(str(path))
@@ -88,8 +88,8 @@ def _path(compiler_path: str, folder: Path) -> Path:
 
 
 def _name(compiler_path: str) -> str:
-    """Return what tells apart all that the code depends on: computers of a cluster may share the folder."""
-    # The processor as the compiler sees it.
+    """Return a digest of sources, compiler and processor, since the computers of a cluster may share the folder."""
+    # The processor as the compiler detects it.
     target = _output(compiler_path, *_FLAGS, "-Q", "--help=target")
     parts = [_output(compiler_path, "--version"), target, *(path.read_bytes() for path in _sources())]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
@@ -100,21 +100,21 @@ def _sources() -> list[Path]:
 
 
 def _output(*command: str) -> bytes:
-    return subprocess.run(command, check=True, capture_output=True, timeout=_LONGEST).stdout
+    return subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT).stdout
 
 
 def _build(compiler_path: str, target: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         objects = Path(folder) / "kernels.o"
         _output(compiler_path, *_FLAGS, "-c", str(_SOURCE / "kernels.cpp"), "-o", str(objects))
-        # Without -fopenmp here: its functions are to be found in the library that PyTorch has loaded.
+        # Linked without -fopenmp, so that its functions resolve to the library that PyTorch has loaded.
         _output(compiler_path, "-shared", str(objects), "-o", str(target))
     code = target.read_bytes()
-    target.write_bytes(code + hashlib.sha256(code).digest())  # the loader does not look behind the code
+    target.write_bytes(code + hashlib.sha256(code).digest())  # the loader ignores bytes after the code
 
 
-def _whole(path: Path) -> bool:
-    """Return whether a file is as it was written: to load half a one would end the process."""
+def _is_intact(path: Path) -> bool:
+    """Return whether a file matches its digest: loading a truncated library would end the process."""
     try:
         content = path.read_bytes()
     except OSError:

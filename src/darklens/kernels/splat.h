@@ -1,7 +1,7 @@
-// Light that is put down at positions between pixels, shared among the four nearest.
+// The splat: light at positions between pixels, shared among the four nearest pixels.
 //
-// Sums are in the order of physics/splat.py, and products are rounded before they are added: the results have the same
-// bits.
+// The order of the sums is that of physics/splat.py, and products are rounded before they are added: the results have
+// the same bits.
 #pragma once
 
 #include <algorithm>
@@ -19,12 +19,12 @@ public:
         : images(shape.images), channels(shape.channels), n(shape.pixels), threads(shape.threads), column(column),
           row(row) {}
 
-    // light (images, channels, n, n), positions (images, n, n) in pixels.
+    // light is (images, channels, n, n); the positions are (images, n, n) in pixels.
     void forward(const float* light, float* total) const {
 #pragma omp parallel num_threads(threads)
         {
             std::vector<int32_t> at(n);
-            std::vector<float> share(n), moved(n);
+            std::vector<float> share(n), shared(n);
 #pragma omp for schedule(static)
             for (int64_t image = 0; image < images; ++image) {
                 std::fill(total + image * channels * n * n, total + (image + 1) * channels * n * n, 0.0f);
@@ -33,9 +33,9 @@ public:
                         aim(image * n * n + y * n, corner, at.data(), share.data());
                         for (int64_t channel = 0; channel < channels; ++channel) {
                             const int64_t plane = (image * channels + channel) * n * n;
-                            for (int64_t x = 0; x < n; ++x) moved[x] = light[plane + y * n + x] * share[x];
+                            for (int64_t x = 0; x < n; ++x) shared[x] = light[plane + y * n + x] * share[x];
                             for (int64_t x = 0; x < n; ++x)
-                                if (at[x] >= 0) total[plane + at[x]] += moved[x];
+                                if (at[x] >= 0) total[plane + at[x]] += shared[x];
                         }
                     }
             }
@@ -61,18 +61,18 @@ public:
                         for (int64_t x = 0; x < n; ++x) {
                             const float right = column[start + x] - std::floor(column[start + x]);
                             const float high = row[start + x] - std::floor(row[start + x]);
-                            float seen[4], sum = 0;
+                            float d[4], sum = 0;
                             for (int corner = 0; corner < 4; ++corner) {
-                                const int32_t there = at[corner * n + x];
-                                seen[corner] = there < 0 ? 0 : d_total[plane + there];
-                                sum += share[corner * n + x] * seen[corner];
+                                const int32_t target = at[corner * n + x];
+                                d[corner] = target < 0 ? 0 : d_total[plane + target];
+                                sum += share[corner * n + x] * d[corner];
                             }
-                            const float own = light[plane + y * n + x];
+                            const float value = light[plane + y * n + x];
                             if (d_light) d_light[plane + y * n + x] = sum;
                             d_column[start + x] +=
-                                own * ((1 - high) * (seen[1] - seen[0]) + high * (seen[3] - seen[2]));
+                                value * ((1 - high) * (d[1] - d[0]) + high * (d[3] - d[2]));
                             d_row[start + x] +=
-                                own * ((1 - right) * (seen[2] - seen[0]) + right * (seen[3] - seen[1]));
+                                value * ((1 - right) * (d[2] - d[0]) + right * (d[3] - d[1]));
                         }
                     }
                 }
@@ -80,8 +80,8 @@ public:
     }
 
 private:
-    // Which pixel a row's light goes to (-1: out of the grid), and how much of it goes there.
-    // Corners are left low, right low, left high, right high.
+    // The pixel to which each pixel of a row sends light (-1: outside the grid), and the share that it sends.
+    // Corners are lower left, lower right, upper left, upper right.
     void aim(int64_t start, int corner, int32_t* __restrict at, float* __restrict share) const {
         const float *across = column + start, *up = row + start;
         const float end = float(n), step_right = float(corner & 1), step_up = float(corner >> 1);
@@ -92,7 +92,7 @@ private:
             const float at_column = left + step_right, at_row = low + step_up;
             const float column_share = step_right > 0 ? right_share : 1 - right_share;
             const float row_share = step_up > 0 ? high_share : 1 - high_share;
-            // False for what is no number, too.
+            // False for NaN as well.
             const bool inside = (at_row >= 0) & (at_row < end) & (at_column >= 0) & (at_column < end);
             at[x] = inside ? int32_t(at_row) * length + int32_t(at_column) : -1;
             share[x] = inside ? row_share * column_share : 0;

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from darklens.kernels import light
+from darklens.kernels import splat_sum
 from darklens.physics import splat
 from darklens.physics.grid import Grid
 from darklens.physics.raytrace import k_map_deflection
@@ -93,9 +93,9 @@ class LensLayer(nn.Module):
         if self._collide == "normalised":
             return splat.normalised(images, beta_x, beta_y, self.grid)
         if self.training:
-            moved = light.summed(images, self.grid.to_pixels(beta_x), self.grid.to_pixels(beta_y))
-            if moved is not None:
-                return moved
+            source = splat_sum.summed(images, self.grid.to_pixels(beta_x), self.grid.to_pixels(beta_y))
+            if source is not None:
+                return source
         return splat.summed(images, beta_x, beta_y, self.grid)
 
     def _rounded(self, beta: Tensor) -> Tensor:

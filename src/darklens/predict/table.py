@@ -32,7 +32,7 @@ from darklens.config import Frozen
 from darklens.data.prepare import Prepared
 from darklens.errors import ConfigError, DarklensError, InputError
 from darklens.files import atomic_path, locked, read_json, write_json, writing
-from darklens.kernels.fits import load_for
+from darklens.kernels.smooth_fit import load_for
 from darklens.locate import SHIPPED, locate
 from darklens.memory import keep_freed_memory
 from darklens.predict.engines import EngineChoice, choose, engine_of, write_model

@@ -4,7 +4,7 @@ import pytest
 import torch
 from kernels import must_build
 
-from darklens.kernels import light
+from darklens.kernels import splat_sum
 from darklens.physics import splat
 from darklens.physics.grid import Grid
 
@@ -33,7 +33,7 @@ def test_sums_have_the_bits_of_the_splat_and_its_gradients(threads):
             positions[0, :2] = axis[:2]  # on the grid
         beta[0][1, 0, :3] = torch.tensor([torch.nan, torch.inf, 1e30])
     expected = splat.summed(image, *beta, grid)
-    result = light.summed(image, *(grid.to_pixels(positions) for positions in beta))
+    result = splat_sum.summed(image, *(grid.to_pixels(positions) for positions in beta))
     assert torch.equal(result, expected)
     weights = torch.randn(result.shape)
     gradients, usual = (torch.autograd.grad(total, [image, *beta], weights) for total in (result, expected))
@@ -48,7 +48,7 @@ def test_bits_do_not_depend_on_the_number_of_threads():
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            total = light.summed(image, 40 * column, 40 * row)
+            total = splat_sum.summed(image, 40 * column, 40 * row)
             results.append([total.detach(), *torch.autograd.grad(total.square().sum(), [image, column, row])])
     finally:
         torch.set_num_threads(usual)
@@ -58,7 +58,7 @@ def test_bits_do_not_depend_on_the_number_of_threads():
 
 def test_it_applies_neither_to_other_types_nor_under_a_trace():
     image, position = torch.rand(1, 1, 8, 8), torch.rand(1, 8, 8)
-    assert light.summed(image.double(), position, position) is None
-    assert light.summed(image, position.double(), position) is None
-    traced = torch.jit.trace(lambda x: x if light.summed(x, position, position) is None else -x, image)
+    assert splat_sum.summed(image.double(), position, position) is None
+    assert splat_sum.summed(image, position.double(), position) is None
+    traced = torch.jit.trace(lambda x: x if splat_sum.summed(x, position, position) is None else -x, image)
     assert torch.equal(traced(image), image)

@@ -1,4 +1,4 @@
-"""Light that is put down between pixels, in one pass in place of some forty."""
+"""The splat that sums as a compiled kernel, in one pass over memory instead of some forty."""
 
 import ctypes
 from typing import Any
@@ -15,15 +15,15 @@ Position = Float[Tensor, "b n n"]
 
 
 def summed(image: Image, column: Position, row: Position) -> Image | None:
-    """Return the light of all pixels, summed where it lands; see `darklens.physics.splat.summed`: the same bits.
+    """Return the light of all pixels summed where it lands: the bits of `darklens.physics.splat.summed`.
 
     Args:
         image: Images.
-        column: Where each pixel's light goes, in pixels.
-        row: As `column`.
+        column: The column to which each pixel's light moves, in pixels.
+        row: The row to which it moves, in pixels.
 
     Returns:
-        The summed light; None where kernels do not apply.
+        The summed light; None where the kernels do not apply.
     """
     if not all(applies(tensor) for tensor in (image, column, row)):
         return None

@@ -1,4 +1,4 @@
-"""The kernels of fits against the same in PyTorch and float64."""
+"""The kernels of fits against PyTorch in float64."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from darklens.fit.detector import Detector
 from darklens.fit.model import Model
 from darklens.fit.noise import Noise, normal_equations
 from darklens.fit.smooth import SmoothLens
-from darklens.kernels import fits
+from darklens.kernels import smooth_fit
 from darklens.kernels.library import library
 from darklens.simulate.truth import draw
 
@@ -20,7 +20,7 @@ FREE_LIGHT = ["source.R_e={kind: uniform, low: 0.2, high: 0.4}", "source.n={kind
 
 @pytest.fixture(autouse=True)
 def built():
-    library()  # a few images would not wait for it
+    library()  # fits of few images would not load it
     torch.manual_seed(0)
 
 
@@ -33,42 +33,42 @@ def threads(request):
 
 
 def without_kernels(monkeypatch):
-    monkeypatch.setattr(fits, "serve", lambda *_: False)
+    monkeypatch.setattr(smooth_fit, "usable", lambda *_: False)
 
 
 def matrix(rows, columns, taps):
-    """Return a matrix of runs, some of them shorter, as at the edge of an image."""
-    found = torch.zeros(rows, columns)
+    """Return a banded matrix; some runs are shorter, as at the edge of an image."""
+    band = torch.zeros(rows, columns)
     for row in range(rows):
         first = row * (columns - taps) // max(1, rows - 1)
-        found[row, first : first + taps - row % 3] = torch.rand(taps - row % 3) + 0.1
-    return found
+        band[row, first : first + taps - row % 3] = torch.rand(taps - row % 3) + 0.1
+    return band
 
 
 @pytest.mark.parametrize(("rows", "columns", "taps"), [(16, 16, 5), (17, 40, 4), (48, 110, 16), (75, 77, 3)])
-def test_pixels_see_what_the_matrix_says(rows, columns, taps, threads):
+def test_observing_is_the_product_with_the_matrix(rows, columns, taps, threads):
     one, brightness = matrix(rows, columns, taps), torch.randn(2, 3, columns, columns)
-    found = fits.observed(fits.Band.of(one), brightness, [4, 0, 2], 5)
+    result = smooth_fit.observe(smooth_fit.Band.of(one), brightness, [4, 0, 2], 5)
     expected = one.double() @ brightness.double() @ one.double().T
-    assert found.shape == (2, 5, rows, rows)
-    torch.testing.assert_close(found[:, [4, 0, 2]].double(), expected, rtol=0, atol=3e-6 * float(expected.abs().max()))
+    assert result.shape == (2, 5, rows, rows)
+    torch.testing.assert_close(result[:, [4, 0, 2]].double(), expected, rtol=0, atol=3e-6 * float(expected.abs().max()))
 
 
-def test_a_band_is_its_matrix():
+def test_a_band_contains_the_whole_matrix():
     one = matrix(9, 30, 6)
-    band = fits.Band.of(one)
-    again = torch.zeros_like(one)
+    band = smooth_fit.Band.of(one)
+    expanded = torch.zeros_like(one)
     for row, first in enumerate(band.first):
-        again[row, first : first + band.values.shape[1]] = band.values[row]
-    assert torch.equal(again, one) and band.values.shape[1] == 6
+        expanded[row, first : first + band.values.shape[1]] = band.values[row]
+    assert torch.equal(expanded, one) and band.values.shape[1] == 6
 
 
 @pytest.mark.parametrize(
-    "changes", [[], FREE_LIGHT, ["source.b_n=linear", *FREE_LIGHT]], ids=["held", "free", "linear"]
+    "changes", [[], FREE_LIGHT, ["source.b_n=linear", *FREE_LIGHT]], ids=["fixed", "free", "linear"]
 )
 @pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize("block", [1, 2])
-def test_lenses_are_those_of_the_laws(changes, centred, block, threads):
+def test_images_and_derivatives_agree_with_the_laws(changes, centred, block, threads):
     population = populations.get("common-test-i", ["field.n_pixels=60", *changes])
     lens = SmoothLens(population, centred=centred)
     model = Model(lens, Detector(population, crop=40, block=block))
@@ -77,15 +77,15 @@ def test_lenses_are_those_of_the_laws(changes, centred, block, threads):
         parameters[:, -2:] = torch.randn(5, 2) * 0.1
     unknown = torch.cat([parameters, torch.randn(5, 2)], 1)
     light, slopes = model.expected(unknown)
-    exact_light, exact = model.expected(unknown.double())  # PyTorch's, as kernels are of float32
+    exact_light, exact = model.expected(unknown.double())  # float64: PyTorch
     largest = exact.abs().amax((2, 3), keepdim=True)
     torch.testing.assert_close(slopes / largest, exact / largest, rtol=0, atol=3e-4, check_dtype=False)
     torch.testing.assert_close(light, exact_light, rtol=2e-5, atol=1e-4, check_dtype=False)
     torch.testing.assert_close(model.light(unknown), light, rtol=0, atol=0)
 
 
-def test_the_middle_of_a_lens_is_finite():
-    population = populations.get("common-test-i", ["field.n_pixels=59"])  # a pixel lies at the middle
+def test_a_pixel_at_the_lens_centre_is_finite():
+    population = populations.get("common-test-i", ["field.n_pixels=59"])  # odd: a pixel at the centre
     model = Model(SmoothLens(population, centred=False), Detector(population, crop=59))
     parameters = model.lens.from_truth(draw(population, 3, [0]))
     light, slopes = model.expected(torch.cat([parameters, torch.zeros(1, 2)], 1))
@@ -95,28 +95,26 @@ def test_the_middle_of_a_lens_is_finite():
 @pytest.mark.parametrize("unknowns", [1, 2, 9, 13])
 @pytest.mark.parametrize("side", [3, 16, 25])
 def test_normal_equations(unknowns, side, threads):
-    slopes, weight, difference = (
+    slopes, weight, residual = (
         torch.randn(3, unknowns, side, side),
         torch.rand(3, side, side),
         torch.randn(3, side, side),
     )
-    curvature, pull = normal_equations(slopes, weight, difference)
+    curvature, rhs = normal_equations(slopes, weight, residual)
     exact = slopes.double().flatten(2)
     weighted = exact * weight.double().flatten(1)[:, None]
     torch.testing.assert_close(curvature, weighted @ exact.mT, rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(
-        pull, (weighted @ difference.double().flatten(1)[..., None])[..., 0], rtol=1e-5, atol=1e-4
-    )
+    torch.testing.assert_close(rhs, (weighted @ residual.double().flatten(1)[..., None])[..., 0], rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("mapped", [True, False], ids=["exposure map", "even exposure"])
+@pytest.mark.parametrize("mapped", [True, False], ids=["exposure map", "uniform exposure"])
 def test_deviance_and_weight(mapped, threads, monkeypatch):
     shape = (3, 1, 1) if not mapped else (3, 21, 21)
     noise = Noise(5.0, 4, 0.5 + torch.rand(shape), torch.tensor([0.0, 1.0, 20.0]), torch.zeros(3, 1, 1))
-    images, model = torch.rand(3, 21, 21) * 30 - 6, torch.rand(3, 21, 21) * 30 - 6  # some below no light at all
+    images, model = torch.rand(3, 21, 21) * 30 - 6, torch.rand(3, 21, 21) * 30 - 6  # some negative
     gain = torch.tensor([[0.0, 0.0], [-3.0, 0.1], [1.0, -2.0]])
     slopes = torch.randn(3, 5, 21, 21)
-    found = noise.deviance(images, model, gain), noise.weight(model, gain)
+    result = noise.deviance(images, model, gain), noise.weight(model, gain)
     equations = noise.normal_equations(slopes, images, model, gain)
     without_kernels(monkeypatch)
     exact = Noise(5.0, 4, noise.exposure.double(), noise.extra.double(), noise.variance.double())
@@ -124,32 +122,32 @@ def test_deviance_and_weight(mapped, threads, monkeypatch):
         exact.deviance(images.double(), model.double(), gain.double()),
         exact.weight(model.double(), gain.double()),
     )
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=5e-6, atol=0, check_dtype=False)
-    exactly = exact.normal_equations(slopes.double(), images.double(), model.double(), gain.double())
-    for ours, theirs in zip(equations, exactly, strict=True):
-        largest = theirs.flatten(1).abs().amax(1).reshape(-1, *[1] * (theirs.dim() - 1))
-        torch.testing.assert_close(ours / largest, theirs / largest, rtol=0, atol=2e-6, check_dtype=False)
+    for value, exact_value in zip(result, expected, strict=True):
+        torch.testing.assert_close(value, exact_value, rtol=5e-6, atol=0, check_dtype=False)
+    exact_equations = exact.normal_equations(slopes.double(), images.double(), model.double(), gain.double())
+    for value, exact_value in zip(equations, exact_equations, strict=True):
+        largest = exact_value.flatten(1).abs().amax(1).reshape(-1, *[1] * (exact_value.dim() - 1))
+        torch.testing.assert_close(value / largest, exact_value / largest, rtol=0, atol=2e-6, check_dtype=False)
 
 
-def test_what_is_no_number_is_no_deviance():
+def test_nan_in_the_model_gives_a_nan_deviance():
     noise = Noise(5.0, 4, torch.ones(2, 1, 1), torch.zeros(2), torch.zeros(2, 1, 1))
     images, model = torch.full((2, 20, 20), 7.0), torch.full((2, 20, 20), 7.0)
     model[0, 3, 3] = torch.nan
-    found = noise.deviance(images, model, torch.zeros(2, 2))
-    assert found[0].isnan() and found[1] == pytest.approx(0, abs=1e-2)
+    deviance = noise.deviance(images, model, torch.zeros(2, 2))
+    assert deviance[0].isnan() and deviance[1] == pytest.approx(0, abs=1e-2)
 
 
-def test_fits_that_learn_are_pytorchs():
+def test_fits_with_gradients_run_in_pytorch():
     slopes = torch.randn(2, 3, 16, 16, requires_grad=True)
     curvature, _ = normal_equations(slopes, torch.ones(2, 16, 16), torch.ones(2, 16, 16))
     assert curvature.requires_grad
     with torch.no_grad():
-        assert fits.normal_equations(slopes, torch.ones(2, 16, 16), torch.ones(2, 16, 16)) is not None
+        assert smooth_fit.normal_equations(slopes, torch.ones(2, 16, 16), torch.ones(2, 16, 16)) is not None
 
 
 def test_fits_have_the_same_bits_with_any_number_of_threads():
-    population, usual, found = populations.get("common-test-i"), torch.get_num_threads(), []
+    population, usual, results = populations.get("common-test-i"), torch.get_num_threads(), []
     model = Model(SmoothLens(population), Detector(population, crop=96, block=2))
     unknown = torch.cat([model.lens.from_truth(draw(population, 3, range(5))), torch.zeros(5, 2)], 1)
     noise = Noise(5.0, 4, torch.ones(5, 1, 1), torch.zeros(5), torch.zeros(5, 1, 1))
@@ -159,8 +157,8 @@ def test_fits_have_the_same_bits_with_any_number_of_threads():
             light, slopes = model.expected(unknown)
             weight = noise.weight(light, model.gain(unknown))
             deviance = noise.deviance(light.flip(1), light, model.gain(unknown))
-            found.append([light, slopes, weight, deviance, *normal_equations(slopes, weight, light.flip(1) - light)])
+            results.append([light, slopes, weight, deviance, *normal_equations(slopes, weight, light.flip(1) - light)])
     finally:
         torch.set_num_threads(usual)
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

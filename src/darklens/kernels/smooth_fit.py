@@ -1,0 +1,202 @@
+"""The operations of a fit step on images as compiled kernels; each function returns None where they do not apply."""
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from darklens.kernels.calls import address, applies, call, lanes
+from darklens.kernels.library import is_loaded, library
+
+Maps = Float[Tensor, "b m m"]
+
+_MIN_IMAGES = 16  # with fewer images PyTorch is done before the kernels are loaded or built
+TERMS = (
+    *("theta_E", "gamma1", "gamma2", "centre_x", "centre_y", "source_x", "source_y", "source_e1", "source_e2"),
+    *("per_n", "power_offset", "peak", "ln_b", "b_by_ln_n", "ln_b_by_ln_n", "scale"),
+)
+DERIVATIVES = (
+    *("theta_E", "gamma1", "gamma2", "source_x", "source_y", "source_e1", "source_e2", "source_ln_R_e"),
+    *("source_ln_n", "centre_x", "centre_y"),
+)
+
+
+class _Band(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("values", "first")),
+        *((name, ctypes.c_int64) for name in ("rows", "columns", "taps")),
+    ]
+
+
+class _Photons(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("gain", "exposure", "extra")),
+        *((name, ctypes.c_int64) for name in ("images", "pixels", "exposures", "threads")),
+        *((name, ctypes.c_double) for name in ("sky", "area", "smallest_rate")),
+    ]
+
+
+def load_for(images: int) -> None:
+    """Load the kernels, and build them if necessary, if there are enough images for that to save time.
+
+    Until a process has loaded them, all functions here return None, and PyTorch computes.
+
+    Args:
+        images: The number of images of the whole task. For a task shared by processes, or one that may be resumed, the
+            number of one part would let the last bits depend on how it was divided.
+    """
+    if images >= _MIN_IMAGES:
+        library()
+
+
+@dataclass(frozen=True)
+class Band:
+    """A banded matrix: each row is a run of values, and zero elsewhere.
+
+    Attributes:
+        values: The run of each row, t values long.
+        first: The column at which each run starts.
+        columns: The number of columns of the matrix.
+    """
+
+    values: Float[Tensor, "m t"]
+    first: Int[Tensor, " m"]
+    columns: int
+
+    @classmethod
+    def of(cls, matrix: Float[Tensor, "m s"]) -> "Band":
+        """Return the band of a matrix; all runs are as long as the longest."""
+        nonzero = matrix != 0
+        first = nonzero.int().argmax(1)
+        taps = int((matrix.shape[1] - nonzero.flip(1).int().argmax(1) - first).max())
+        first = first.clamp(max=matrix.shape[1] - taps)
+        return cls(matrix.gather(1, first[:, None] + torch.arange(taps)).contiguous(), first, matrix.shape[1])
+
+
+def observe(
+    band: Band, brightness: Float[Tensor, "b k s s"], positions: Sequence[int], n: int
+) -> Float[Tensor, "b n m m"] | None:
+    """Return band @ plane @ band^T of each plane.
+
+    Args:
+        band: PSF and pixel integration along one axis, a matrix of m rows and s columns.
+        brightness: k planes of surface brightness per image.
+        positions: The index of each plane among the n planes of the result.
+        n: Planes of the result. Those that get no plane are uninitialised.
+    """
+    rows = len(band.values)
+    if not usable(brightness) or min(rows, band.columns) < lanes():
+        return None
+    brightness = brightness.contiguous()
+    out = brightness.new_empty(len(brightness), n, rows, rows)
+    indices = torch.tensor(positions)
+    matrix = _Band(address(band.values), address(band.first), rows, band.columns, band.values.shape[1])
+    sizes = (len(brightness), brightness.shape[1], n, torch.get_num_threads())
+    call("fit_observe", matrix, *sizes, indices, brightness, out)
+    return out
+
+
+def lensed_images(
+    band: Band,
+    x: Float[Tensor, "1 s"],
+    y: Float[Tensor, "s 1"],
+    terms: Mapping[str, Float[Tensor, " b"]],
+    names: Sequence[str],
+    n: int,
+) -> Float[Tensor, "b n m m"] | None:
+    """Return images of a Sersic source behind a singular isothermal sphere with shear, and their derivatives.
+
+    Args:
+        band: PSF and pixel integration along one axis, a matrix of m rows and s columns.
+        x: Coordinates of the sample columns, arcsec.
+        y: Coordinates of the sample rows, arcsec.
+        terms: The values that TERMS lists, of each image.
+        names: Derivatives, of DERIVATIVES, in the order of the result. The image follows them.
+        n: Maps of the result. Those after the image are uninitialised.
+    """
+    lenses = torch.stack([terms[name] for name in TERMS], 1)
+    rows = len(band.values)
+    if not usable(lenses, x, y) or min(rows, band.columns) < lanes() or not set(names) <= set(DERIVATIVES):
+        return None
+    out = x.new_empty(len(lenses), n, rows, rows)
+    positions = torch.tensor([len(names), *(names.index(name) if name in names else -1 for name in DERIVATIVES)])
+    matrix = _Band(address(band.values), address(band.first), rows, band.columns, band.values.shape[1])
+    sizes = (len(lenses), n, torch.get_num_threads())
+    call("fit_lensed", matrix, *sizes, positions, x.contiguous(), y.contiguous(), lenses.contiguous(), out)
+    return out
+
+
+def normal_equations(
+    slopes: Float[Tensor, "b q m m"], weight: Maps, residual: Maps
+) -> tuple[Float[Tensor, "b q q"], Float[Tensor, "b q"]] | None:
+    """Return the sums over pixels of weight * slopes * slopes and of weight * slopes * residual, in float64."""
+    if not usable(slopes, weight, residual):
+        return None
+    slopes, weight, residual = (v.contiguous() for v in (slopes, weight, residual))
+    b, q, *sides = slopes.shape
+    curvature, rhs = (torch.empty(b, *shape, dtype=torch.float64) for shape in ((q, q), (q,)))
+    size = (b, q, sides[0] * sides[1], torch.get_num_threads())
+    call("fit_normal_equations", *size, slopes, weight, residual, curvature, rhs)
+    return curvature, rhs
+
+
+@dataclass(frozen=True)
+class Photons:
+    """The conversion between image units and photon counts; see `darklens.fit.noise.Noise`."""
+
+    gain: Float[Tensor, "b 2"]
+    exposure: Tensor
+    extra: Float[Tensor, " b"]
+    sky: float
+    area: int
+    smallest_rate: float
+
+    def deviance(self, images: Maps, model: Maps) -> Float[Tensor, " b"] | None:
+        """Return the Poisson deviance of each image."""
+        if not usable(images, model, self.gain, self.exposure, self.extra):
+            return None
+        images, model, out = images.contiguous(), model.contiguous(), images.new_empty(len(images))
+        photons = self._contiguous()  # keeps the arrays alive during the call
+        call("fit_deviance", photons._structure(images), images, model, out)
+        return out
+
+    def weight(self, model: Maps) -> Maps | None:
+        """Return the inverse variance of each pixel, in image units."""
+        if not usable(model, self.gain, self.exposure, self.extra):
+            return None
+        model, out, photons = model.contiguous(), torch.empty_like(model), self._contiguous()
+        call("fit_weight", photons._structure(model), model, out)
+        return out
+
+    def normal_equations(
+        self, slopes: Float[Tensor, "b q m m"], images: Maps, model: Maps
+    ) -> tuple[Float[Tensor, "b q q"], Float[Tensor, "b q"]] | None:
+        """Return `normal_equations` with the weights of these counts and the residual images - model."""
+        if not usable(slopes, images, model, self.gain, self.exposure, self.extra):
+            return None
+        slopes, images, model = (v.contiguous() for v in (slopes, images, model))
+        b, q = slopes.shape[:2]
+        curvature, rhs = (torch.empty(b, *shape, dtype=torch.float64) for shape in ((q, q), (q,)))
+        photons = self._contiguous()
+        structure = photons._structure(images)
+        call("fit_normal_equations_of_photons", structure, q, slopes, images, model, curvature, rhs)
+        return curvature, rhs
+
+    def _contiguous(self) -> "Photons":
+        gain, exposure, extra = (v.contiguous() for v in (self.gain, self.exposure, self.extra))
+        return replace(self, gain=gain, exposure=exposure, extra=extra)
+
+    def _structure(self, maps: Maps) -> _Photons:
+        pixels, exposures = maps[0].numel(), self.exposure[0].numel()
+        sizes = (len(maps), pixels, exposures, torch.get_num_threads())
+        arrays = (address(v) for v in (self.gain, self.exposure, self.extra))
+        return _Photons(*arrays, *sizes, self.sky, self.area, self.smallest_rate)
+
+
+def usable(*tensors: Tensor) -> bool:
+    """Return whether the kernels are loaded and take such tensors: float32, on the CPU, and without gradients."""
+    needs_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    return is_loaded() and not needs_gradient and all(applies(t) for t in tensors)
