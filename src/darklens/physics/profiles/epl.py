@@ -19,7 +19,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from darklens.physics.profiles.card import Parameter
+
 Field = Float[Tensor, "*#shape"]
+
+PARAMETERS = (
+    Parameter(symbol="theta_E", unit="arcsec", low=0.0, high=10.0, meaning="product-average Einstein radius"),
+    Parameter(symbol="slope", unit="1", low=1.0, high=3.0, meaning="slope of the density in space, both excluded"),
+    # 0.35 keeps |e| below 0.5, for which the series is summed.
+    Parameter(symbol="e1", unit="1", low=-0.35, high=0.35, meaning="ellipticity along x"),
+    Parameter(symbol="e2", unit="1", low=-0.35, high=0.35, meaning="ellipticity along x = y"),
+)
+REFERENCE = "Tessore & Metcalf 2015, A&A 580, A79"
 
 TERMS = 40
 

@@ -12,7 +12,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from darklens.physics.profiles.card import Parameter
+
 Field = Float[Tensor, "*#shape"]
+
+PARAMETERS = (
+    Parameter(symbol="mass", unit="arcsec^2", low=0.0, high=10.0, meaning="theta_E^2 of the same mass as a point"),
+    Parameter(symbol="length", unit="arcsec", low=1e-6, high=20.0, meaning="full length"),
+    Parameter(symbol="angle", unit="radian", low=-3.1416, high=3.1416, meaning="direction, from x towards y"),
+)
+REFERENCE = "docs/physics.md, 'Uniform line mass'"
 
 _SMALLEST_SQUARE = 1e-24  # arcsec^2
 

@@ -17,8 +17,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from darklens.physics.profiles._series import log1p_quotient, odd_series, signed_quotient
+from darklens.physics.profiles.card import Parameter
 
 Field = Float[Tensor, "*#shape"]
+
+SCALE_RADIUS = Parameter(symbol="R_s", unit="arcsec", low=1e-6, high=100.0, meaning="scale radius")
+PARAMETERS = (
+    Parameter(symbol="alpha_Rs", unit="arcsec", low=0.0, high=10.0, meaning="deflection at R_s"),
+    SCALE_RADIUS,
+)
+REFERENCE = "Wright & Brainerd 2000, ApJ 534, 34"
 
 _SMALLEST_SQUARE = 1e-18  # of x^2; the reciprocal of less, over a small R_s, overflows in float32
 _INNER_BELOW = 0.25  # of x^2: g and h are differences of nearly equal terms inside

@@ -4,7 +4,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from darklens.physics.profiles.card import Parameter
+
 Field = Float[Tensor, "*#shape"]
+
+PARAMETERS = (Parameter(symbol="theta_E", unit="arcsec", low=0.0, high=10.0, meaning="Einstein radius"),)
+REFERENCE = "Schneider, Ehlers & Falco 1992, sec. 8.1.2"
 
 SMALLEST_SQUARE = 1e-24  # arcsec^2
 

@@ -4,7 +4,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from darklens.physics.profiles.card import Parameter
+
 Field = Float[Tensor, "*#shape"]
+
+PARAMETERS = (
+    Parameter(symbol="gamma1", unit="1", low=-0.7, high=0.7, meaning="shear along x"),
+    Parameter(symbol="gamma2", unit="1", low=-0.7, high=0.7, meaning="shear along x = y"),
+)
+REFERENCE = "Schneider, Ehlers & Falco 1992, sec. 8.2.2"
 
 
 def potential(x: Field, y: Field, *, gamma1: Field, gamma2: Field) -> Tensor:

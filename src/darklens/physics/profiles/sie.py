@@ -8,9 +8,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from darklens.physics.profiles.card import Parameter
 from darklens.physics.profiles.sis import isothermal_hessian
 
 Field = Float[Tensor, "*#shape"]
+
+PARAMETERS = (
+    Parameter(symbol="theta_E", unit="arcsec", low=0.0, high=10.0, meaning="product-average Einstein radius"),
+    Parameter(symbol="e1", unit="1", low=-0.7, high=0.7, meaning="ellipticity along x"),
+    Parameter(symbol="e2", unit="1", low=-0.7, high=0.7, meaning="ellipticity along x = y"),
+)
+REFERENCE = "Kormann, Schneider & Bartelmann 1994, A&A 284, 285"
 
 # 1 - q^2 below which four terms of the series are exact in float64.
 _SERIES_BELOW = 1e-4

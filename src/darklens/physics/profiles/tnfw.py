@@ -21,8 +21,16 @@ from torch import Tensor
 
 from darklens.physics.profiles import nfw
 from darklens.physics.profiles._series import log1p_quotient
+from darklens.physics.profiles.card import Parameter
 
 Field = Float[Tensor, "*#shape"]
+
+PARAMETERS = (
+    Parameter(symbol="alpha_Rs", unit="arcsec", low=0.0, high=10.0, meaning="deflection at R_s before truncation"),
+    nfw.SCALE_RADIUS,
+    Parameter(symbol="r_t", unit="arcsec", low=1e-6, high=1000.0, meaning="truncation radius"),
+)
+REFERENCE = "Baltz, Marshall & Oguri 2009, JCAP 01, 015"
 
 
 def _truncation(u: Tensor, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
