@@ -55,14 +55,13 @@ def command_line() -> str:
 
 def yaml_pages() -> dict[str, str]:
     """Return the reference pages of recipes and populations: description and YAML of each."""
-    from darklens import populations
-    from darklens.training import recipe
+    from darklens import populations, recipes
 
     pages = {}
     for folder, kind, about in (
         (
             "recipes",
-            recipe,
+            recipes,
             "Look up here the recipes that you can give to `darklens train`. `darklens config show NAME` prints a "
             "recipe with all its defaults.",
         ),

@@ -36,7 +36,7 @@ def configuration(tree: Any, key: str = "") -> Any:
         return [configuration(item, key) for item in tree]
     if not isinstance(tree, dict):
         return tree
-    renamed = {name: configuration(value, name) for name, value in tree.items()}
+    renamed = {name: configuration(value, str(name)) for name, value in tree.items()}
     for place, old, new, values in CONFIGURATION:
         if old in renamed and place in (key, tree.get("kind")):
             value = renamed.pop(old)

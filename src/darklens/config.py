@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,9 +83,9 @@ def load(
         ConfigError: If the file is missing or not YAML, or a key or value is wrong; the message names it.
     """
     name = name or (str(source) if isinstance(source, Path) else schema.__name__.lower())
-    tree = aliases.configuration(_read_yaml(source) if isinstance(source, Path) else source)
+    tree = read_yaml(source) if isinstance(source, Path) else aliases.configuration(source)
     for override in overrides:
-        tree = aliases.configuration(_overlay(tree, override))
+        tree = overlay(tree, override)
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
@@ -127,7 +128,12 @@ def _flat(tree: Any, path: str = "") -> dict[str, Any]:
     return {k: v for key, value in inside for k, v in _flat(value, f"{path}.{key}" if path else str(key)).items()}
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Traversable) -> dict[str, Any]:
+    """Return the mapping that a YAML file holds, with old keys replaced.
+
+    Raises:
+        ConfigError: If the file is missing, not YAML or no mapping; the message names it.
+    """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -139,10 +145,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read as YAML{where} ({what}).") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values.")
-    return tree
+    return dict(aliases.configuration(tree))
 
 
-def _overlay(tree: dict[str, Any], override: str) -> dict[str, Any]:
+def overlay(tree: dict[str, Any], override: str) -> dict[str, Any]:
+    """Return `tree` with an override such as `stages.0.epochs=3` applied.
+
+    Raises:
+        ConfigError: If the override is not of that form, or leads to no key.
+    """
     path, equals, text = override.partition("=")
     keys = path.split(".")
     if not equals or not all(keys):
@@ -152,8 +163,7 @@ def _overlay(tree: dict[str, Any], override: str) -> dict[str, Any]:
     except yaml.YAMLError:
         raise ConfigError(f"Override {override!r}: {text!r} is not a YAML value.") from None
     replaced = _replace(tree, keys, value, override)
-    assert isinstance(replaced, dict)
-    return replaced
+    return dict(aliases.configuration(replaced))
 
 
 def _replace(node: Any, keys: list[str], value: Any, override: str) -> Any:

@@ -251,7 +251,7 @@ def test_wrong_use_is_one_sentence_exit_code_2_and_writes_nothing(
 
 
 def test_the_unexpected_is_exit_code_1_and_a_traceback_comes_only_with_debug(monkeypatch, capsys):
-    monkeypatch.setattr("darklens.training.recipe.names", lambda: 1 / 0)
+    monkeypatch.setattr("darklens.recipes.names", lambda: 1 / 0)
     assert darklens("recipes") == 1
     assert "ZeroDivisionError" in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError):

@@ -23,7 +23,7 @@ from darklens.errors import ConfigError
 from darklens.models.zoo import SYSTEMS
 from darklens.physics.profiles import PROFILES
 from darklens.populations.population import POPULATIONS
-from darklens.training.recipe import RECIPES
+from darklens.recipes import RECIPES
 
 PAGE = (Path(__file__).resolve().parent.parent.parent / "docs/how-to/extend.md").read_text(encoding="utf-8")
 _FILE = r"^`([a-z_]+\.(?:py|yaml))`(?:(?!```).)*```(?:python|yaml)\n(.*?)```"

@@ -18,8 +18,8 @@ from darklens.errors import ConfigError
 from darklens.locate import is_model, locate
 from darklens.models.ensemble import first_of
 from darklens.populations.population import Population
-from darklens.training import recipe as recipes
-from darklens.training.recipe import Recipe
+from darklens.recipes import RECIPES
+from darklens.training.recipe import Recipe, get
 
 
 @cache
@@ -41,7 +41,7 @@ def cite(subject: str) -> str:
     if is_model(Path(subject)) and not Path(subject).is_file():
         return _of_model(Path(subject))
     try:
-        recipe = recipes.get(subject)
+        recipe = get(subject)
     except ConfigError:
         raise ConfigError(
             f"{subject} is neither a run, a bundle, a shipped model nor a recipe; see `darklens models` and "
@@ -63,9 +63,9 @@ def _of_model(path: Path) -> str:
     contract = Bundle.load(folder).contract
     config = folder.parent / "config.yaml"
     if config.exists():
-        recipe: Recipe | None = recipes.get(str(config))
+        recipe: Recipe | None = get(str(config))
     else:
-        recipe = recipes.get(contract.recipe) if contract.recipe in recipes.names() else None
+        recipe = get(contract.recipe) if contract.recipe in RECIPES else None
     return _text(
         f"{contract.recipe} on {contract.data.get('population') or 'imported images'}",
         contract.model,

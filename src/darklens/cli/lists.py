@@ -16,9 +16,10 @@ def recipes() -> int:
 
     Example: `darklens recipes`
     """
-    from darklens.training import recipe
+    from darklens.recipes import names
+    from darklens.training.recipe import get
 
-    print_described((name, recipe.get(name).description) for name in recipe.names())
+    print_described((name, get(name).description) for name in names())
     return 0
 
 

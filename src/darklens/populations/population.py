@@ -1,5 +1,6 @@
 """Populations of lenses: what is drawn for each image, by class. A population is a YAML file, validated here."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -203,6 +204,20 @@ class Population(Frozen):
     def class_names(self) -> list[str]:
         """Class names in the order of their labels."""
         return list(self.classes)
+
+    def with_substructure_scale(self, factor: float) -> "Population":
+        """Return the population with `factor` times the mass in every point mass, line and halo.
+
+        A curriculum begins with massive substructure, which is easy to see, and ends with the population itself.
+
+        Raises:
+            ConfigError: If the factor is not positive, or a class has masses of a profile, which have no one mass.
+        """
+        if factor == 1:
+            return self
+        if not 0 < factor < math.inf:
+            raise ConfigError(f"substructure_scale must be a positive number, got {factor}.")
+        return self.model_copy(update={"classes": {name: spec.scaled(factor) for name, spec in self.classes.items()}})
 
 
 POPULATIONS: Registry[Traversable] = Registry("population", extensible=True)

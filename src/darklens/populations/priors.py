@@ -4,7 +4,7 @@ Each is its quantile function: a uniform number in (0, 1) goes in, the value at 
 """
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from darklens.config import Frozen
 
 Numbers = Float[np.ndarray, "*shape"]
+P = TypeVar("P", bound=Frozen)
 
 
 class Constant(Frozen):
@@ -29,6 +30,10 @@ class Constant(Frozen):
         """Return the smallest and largest value that can occur."""
         return self.value, self.value
 
+    def scaled(self, factor: float) -> "Constant":
+        """Return the distribution of `factor` times the number."""
+        return _times(self, factor, "value")
+
 
 class _Interval(Frozen):
     low: float
@@ -43,6 +48,10 @@ class _Interval(Frozen):
     def bounds(self) -> tuple[float, float]:
         """Return the smallest and largest value that can occur."""
         return self.low, self.high
+
+    def scaled(self, factor: float) -> "_Interval":
+        """Return the distribution of `factor` times the number."""
+        return _times(self, factor, "low", "high")
 
 
 class Uniform(_Interval):
@@ -102,6 +111,10 @@ class Normal(Frozen):
         """Return the smallest and largest value that can occur."""
         return self._cuts() if self.sigma else (self.mean, self.mean)
 
+    def scaled(self, factor: float) -> "Normal":
+        """Return the distribution of `factor` times the number."""
+        return _times(self, factor, "mean", "sigma", "low", "high")
+
 
 class LogNormal(Frozen):
     """log10 x Gaussian about log10 `median` with a scatter of `dex`, cut at `low` and `high` where they are given."""
@@ -129,6 +142,16 @@ class LogNormal(Frozen):
         """Return the smallest and largest value that can occur."""
         low, high = self._log10().bounds()
         return (0.0 if low == -math.inf else 10**low), (math.inf if high == math.inf else 10**high)
+
+    def scaled(self, factor: float) -> "LogNormal":
+        """Return the distribution of `factor` times the number."""
+        return _times(self, factor, "median", "low", "high")
+
+
+def _times(prior: P, factor: float, *names: str) -> P:
+    """Return a copy of a distribution with these of its parameters multiplied by a positive factor."""
+    values = {name: getattr(prior, name) for name in names}
+    return prior.model_copy(update={name: value * factor for name, value in values.items() if value is not None})
 
 
 def _bare_number(value: Any) -> Any:

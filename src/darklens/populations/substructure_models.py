@@ -20,6 +20,10 @@ class NoSubstructure(Frozen):
 
     kind: Literal["none"] = "none"
 
+    def scaled(self, factor: float) -> "NoSubstructure":
+        """Return the same."""
+        return self
+
 
 class PointMasses(Frozen):
     """`count` point masses. A mass m has theta_E^2 = (m / lens_mass) of the smooth lens' theta_E^2."""
@@ -42,6 +46,10 @@ class PointMasses(Frozen):
         squared: Scalars = theta_E**2 * mass / self.lens_mass
         return squared
 
+    def scaled(self, factor: float) -> "PointMasses":
+        """Return the point masses with `factor` times the mass each."""
+        return self.model_copy(update={"mass": self.mass.scaled(factor)})
+
 
 class LineMass(Frozen):
     """One uniform line mass (an axion vortex); its mass is a fraction of the smooth lens' theta_E^2."""
@@ -61,6 +69,10 @@ class LineMass(Frozen):
         if value.bounds()[0] <= 0:
             raise ValueError("must be positive")
         return value
+
+    def scaled(self, factor: float) -> "LineMass":
+        """Return the line with `factor` times the mass."""
+        return self.model_copy(update={"mass_fraction": self.mass_fraction.scaled(factor)})
 
 
 class Subhaloes(Frozen):
@@ -93,6 +105,10 @@ class Subhaloes(Frozen):
         """The largest number an image may have; more are five standard deviations away, and are left out."""
         return math.ceil(self.mean_count + 5 * math.sqrt(self.mean_count))
 
+    def scaled(self, factor: float) -> "Subhaloes":
+        """Return the haloes with `factor` times the m200 each; concentrations and truncations stay."""
+        return self.model_copy(update={"mass": self.mass.scaled(factor)})
+
 
 class Masses(Frozen):
     """`count` masses of one profile of `darklens.physics.profiles`, a plug-in's too, beside the smooth lens."""
@@ -117,6 +133,19 @@ class Masses(Frozen):
                 raise ValueError(
                     f"parameters.{name} must lie between {card[name].low} and {card[name].high} {card[name].unit}"
                 )
+        return self
+
+    def scaled(self, factor: float) -> "Masses":
+        """Refuse: a card does not say which parameters are masses.
+
+        Raises:
+            ConfigError: Unless the factor is 1.
+        """
+        if factor != 1:
+            raise ConfigError(
+                f"substructure_scale: substructure of kind profile ({self.profile}) cannot be scaled; "
+                "change its parameters with overrides."
+            )
         return self
 
 

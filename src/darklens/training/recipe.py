@@ -1,12 +1,8 @@
 """A recipe: everything that decides what `darklens train` does, apart from the data and the place of the results."""
 
 from collections.abc import Sequence
-from importlib import resources
-from importlib.resources.abc import Traversable
-from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
 from darklens.config import Frozen, load
@@ -14,7 +10,7 @@ from darklens.data.preprocess import Affine, Augment, Preprocess
 from darklens.errors import ConfigError
 from darklens.models.resnet_18 import SMALLEST
 from darklens.models.zoo import ModelConfig, fits_lenses, has_k_network, takes_any_size, task_of
-from darklens.registry import Registry, unknown
+from darklens.recipes import load_tree
 from darklens.simulate.backend import Backend
 
 
@@ -60,8 +56,12 @@ class Stage(Frozen):
         default=0.99, ge=0, lt=1, description="keep a running mean of the weights over some 1/(1 - this) steps; 0: none"
     )
     overrides: tuple[str, ...] = Field(
-        default=(),
-        description="stream: further changes to the population in this stage, so that easy lenses come first",
+        default=(), description="stream: further changes to the population in this stage"
+    )
+    substructure_scale: float = Field(
+        default=1.0,
+        gt=0,
+        description="stream: factor on the masses of the substructure in this stage, so that easy lenses come first",
     )
     images_per_epoch: int | None = Field(default=None, ge=2, description="stream: in place of data.images_per_epoch")
     bin: int = Field(
@@ -135,8 +135,12 @@ class Recipe(Frozen):
                 "data.augment.kind none or dihedral"
             )
         for i, stage in enumerate(self.stages):
-            if self.data.kind == "store" and (stage.overrides or stage.images_per_epoch):
-                raise ValueError(f"stages.{i}: overrides and images_per_epoch are for data.kind stream")
+            if self.data.kind == "store" and (
+                stage.overrides or stage.images_per_epoch or stage.substructure_scale != 1
+            ):
+                raise ValueError(
+                    f"stages.{i}: overrides, substructure_scale and images_per_epoch are for data.kind stream"
+                )
             if stage.bin > 1 and not takes_any_size(self.model):
                 raise ValueError(f"stages.{i}.bin: {self.model.kind} takes images of one size; use data.preprocess.bin")
         if self.stages[-1].bin > 1:
@@ -159,28 +163,10 @@ class Recipe(Frozen):
                 )
 
 
-RECIPES: Registry[Traversable] = Registry("recipe", extensible=True)
-"""YAML files by name; a file can also be given by its path, without being in here."""
-for _item in (resources.files("darklens") / "recipes").iterdir():
-    if _item.name.endswith(".yaml"):
-        RECIPES.add(_item.name.removesuffix(".yaml"), _item)
-
-
-def names() -> list[str]:
-    """Return the names of the recipes that come with the package or a plug-in."""
-    return sorted(RECIPES)
-
-
 def get(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Load a built-in recipe by name, or a YAML file by path, with overrides such as `stages.0.epochs=3`.
+    """Load a recipe by name, or a YAML file by path, with overrides such as `stages.0.epochs=3`.
 
     Raises:
-        ConfigError: If there is no such recipe or file, or a key or value is wrong.
+        ConfigError: If there is no such recipe, file or base, or a key or value is wrong.
     """
-    if name_or_path in RECIPES:
-        tree = yaml.safe_load(RECIPES[name_or_path].read_text(encoding="utf-8"))
-        return load(Recipe, tree, overrides, name=name_or_path)
-    path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        return load(Recipe, path, overrides)
-    raise ConfigError(unknown("recipe", name_or_path, names()))
+    return load(Recipe, load_tree(name_or_path, overrides), name=name_or_path)

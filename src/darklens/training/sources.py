@@ -14,6 +14,7 @@ from darklens.data.part import WHOLE, Part
 from darklens.data.store import Store
 from darklens.errors import ConfigError
 from darklens.fit.table import Fits, Seen
+from darklens.populations.population import Population
 from darklens.simulate.stream import FreshBatches, Simulated
 from darklens.training.recipe import DataConfig, Stage
 
@@ -92,7 +93,7 @@ class StreamSource:
         self.n_pixels, self.pixel_scale = self._population.field.n_pixels, self._population.field.pixel_scale
         self.train_images = sum(stage.epochs * self._per_epoch(stage) for stage in stages)
         self.validation_images = data.validation_images
-        self._held_out: dict[tuple[tuple[str, ...], int, Part], Loader] = {}
+        self._held_out: dict[tuple[tuple[str, ...], float, int, Part], Loader] = {}
         for i, stage in enumerate(stages):
             self._check(stage, i)
 
@@ -138,12 +139,15 @@ class StreamSource:
         return stage.images_per_epoch or self._data.images_per_epoch
 
     def _simulated(self, stage: Stage, *address: str | int) -> Simulated:
-        population = populations.get(str(self._data.population), [*self._data.overrides, *stage.overrides])
-        return Simulated(population, rng.integer_seed(self._seed, *address), backend=self._data.backend)
+        return Simulated(self._population_of(stage), rng.integer_seed(self._seed, *address), backend=self._data.backend)
+
+    def _population_of(self, stage: Stage) -> Population:
+        changed = populations.get(str(self._data.population), [*self._data.overrides, *stage.overrides])
+        return changed.with_substructure_scale(stage.substructure_scale)
 
     def _check(self, stage: Stage, number: int) -> None:
         """Refuse a stage whose overrides change what the network takes or gives."""
-        changed = populations.get(str(self._data.population), [*self._data.overrides, *stage.overrides])
+        changed = self._population_of(stage)
         if (changed.field, changed.class_names) != (self._population.field, self.classes):
             raise ConfigError(
                 f"stages.{number}.overrides: field and class names must stay; change them in data.overrides."
@@ -151,7 +155,7 @@ class StreamSource:
 
     def _validation(self, stage: Stage, part: Part) -> Loader:
         """Return images like the stage's own, so that the best epoch is the best at what the stage teaches."""
-        key = (stage.overrides, stage.batch_size, part)
+        key = (stage.overrides, stage.substructure_scale, stage.batch_size, part)
         if key not in self._held_out:
             images, n, size = (
                 self._simulated(stage, "stream validation"),

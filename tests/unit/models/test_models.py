@@ -17,7 +17,8 @@ from darklens.models.transformer import TransformerConfig
 from darklens.models.two_stage import TwoStage, TwoStageConfig
 from darklens.models.zoo import build, count_parameters, kinds, task_of
 from darklens.physics.grid import Grid
-from darklens.training.recipe import get, names
+from darklens.recipes import names
+from darklens.training.recipe import get
 
 N = 48
 CONFIGS = {

@@ -12,7 +12,8 @@ from darklens.compilation import compile_network, compiler
 from darklens.data.store import Store, StoreIndex, write_index, write_shard
 from darklens.errors import ConfigError
 from darklens.models.resnet_18 import ResNet18
-from darklens.training.recipe import get, names
+from darklens.recipes import names
+from darklens.training.recipe import get
 from darklens.training.run import train
 
 PIXELS = 68

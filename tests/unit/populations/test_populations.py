@@ -157,6 +157,29 @@ def test_a_population_of_ones_own(tmp_path):
         populations.get("absent.yaml")
 
 
+@pytest.mark.parametrize("name", ["common-test-i", "realistic-hst"])
+def test_a_scale_of_substructure_multiplies_every_mass_and_nothing_else(name):
+    population = populations.get(name)
+    exact, scaled = (draw(p, 0, range(6)) for p in (population, population.with_substructure_scale(4.0)))
+    for column, values in exact.items():
+        if column in ("line_mass", "halo_mass"):
+            np.testing.assert_allclose(scaled[column], 4 * values, rtol=1e-9)
+        elif column == "point_theta_E":
+            np.testing.assert_allclose(scaled[column], 2 * values, rtol=1e-9)
+        elif column not in ("theta_E", "halo_alpha_Rs", "halo_R_s", "halo_r_t"):  # these follow from the masses
+            np.testing.assert_array_equal(scaled[column], values)
+    assert population.with_substructure_scale(1.0) is population
+
+
+def test_substructure_that_cannot_be_scaled_is_refused():
+    clump = "{kind: profile, profile: sis, parameters: {theta_E: 0.1}, position: {kind: cartesian, x: 0, y: 0}}"
+    with pytest.raises(ConfigError, match=r"kind profile \(sis\) cannot be scaled; change its parameters"):
+        populations.get("common-test-i", [f"classes.vort={clump}"]).with_substructure_scale(2.0)
+    for factor in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ConfigError, match="substructure_scale must be a positive number"):
+            populations.get("common-test-i").with_substructure_scale(factor)
+
+
 class TestPriors:
     u = rng.uniforms(0, "priors", rows=[0], n=200_000)[0]
 
@@ -194,3 +217,19 @@ class TestPriors:
     def test_a_bare_number_is_a_constant(self):
         tree = populations.get("common-test-i").model_dump(mode="json", by_alias=True)
         assert load(Population, tree, ["lens.e1=0.25"]).lens.e1 == priors.Constant(value=0.25)
+
+    @pytest.mark.parametrize(
+        "prior",
+        [
+            priors.Constant(value=2),
+            priors.Uniform(low=-1, high=3),
+            priors.PowerLaw(slope=-1.9, low=1, high=100),
+            priors.PowerLaw(slope=-1, low=1, high=100),
+            priors.Normal(mean=1, sigma=0.5, low=0),
+            priors.LogNormal(median=2, dex=0.3, high=5),
+        ],
+    )
+    def test_a_scaled_distribution_is_that_of_the_multiplied_number(self, prior):
+        u = np.linspace(0.01, 0.99, 9)
+        np.testing.assert_allclose(prior.scaled(3.0).quantile(u), 3 * prior.quantile(u), rtol=1e-9)
+        np.testing.assert_allclose(prior.scaled(3.0).bounds(), 3 * np.array(prior.bounds()))
