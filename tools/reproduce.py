@@ -18,6 +18,7 @@ from pathlib import Path
 
 from commands import ROOT, darklens, run
 
+from darklens.recipes import names
 from darklens.training import recipe as recipes
 from darklens.training.recipe import Recipe
 
@@ -66,7 +67,7 @@ def arguments() -> argparse.Namespace:
 def chosen(given: argparse.Namespace) -> list[str]:
     """Return the recipes that train on these images: all that take a store, and those that simulate this population."""
     found = []
-    for name in given.recipe or recipes.names():
+    for name in given.recipe or names():
         data = recipes.get(name).data
         if (data.kind == "store" or data.population == given.population) and not (
             given.no_legacy and name.endswith("_legacy")

@@ -24,6 +24,7 @@ from darklens.models.zoo import SYSTEMS
 from darklens.physics.profiles import PROFILES
 from darklens.populations.population import POPULATIONS
 from darklens.recipes import RECIPES
+from darklens.training.recipe import get
 
 PAGE = (Path(__file__).resolve().parent.parent.parent / "docs/how-to/extend.md").read_text(encoding="utf-8")
 _FILE = r"^`([a-z_]+\.(?:py|yaml))`(?:(?!```).)*```(?:python|yaml)\n(.*?)```"
@@ -54,7 +55,14 @@ def test_each_is_one_file_of_less_than_30_lines(name):
 
 
 def test_the_page_has_one_of_each():
-    assert set(FILES) == {"plummer.py", "clumps.yaml", "tiny_net.py", "pairs.py"}
+    assert set(FILES) == {"plummer.py", "clumps.yaml", "longer_curriculum.yaml", "tiny_net.py", "pairs.py"}
+
+
+def test_a_recipe_extends_another(plug_in):
+    plug_in("longer_curriculum.yaml")
+    recipe = get("longer_curriculum.yaml")
+    scales = [(stage.epochs, stage.substructure_scale) for stage in recipe.stages]
+    assert recipe.data.images_per_epoch == 4096 and scales == [(3, 20), (2, 4), (3, 2), (28, 1), (4, 1)]
 
 
 def test_a_profile_is_tested_by_the_laws_and_simulated(plug_in):

@@ -15,6 +15,7 @@ from spawning import prepared_processes
 from darklens import populations
 from darklens.data.store import Store
 from darklens.models.zoo import fits_lenses
+from darklens.recipes import names
 from darklens.simulate.generate import generate
 from darklens.training import recipe as recipes
 from darklens.training.run import train
@@ -43,10 +44,10 @@ def overrides_of(name, source):
         changes += [f"model.overrides=[{FIELD}]"]
     last = len(recipes.get(name).stages) - 1
     for i in range(last + 1):
-        changes += [f"stages.{i}.epochs={1 + (i == last)}", f"stages.{i}.batch_size=8", f"stages.{i}.overrides=[]"]
-        changes.append(f"stages.{i}.bin=1")
+        changes += [f"stages.{i}.epochs={1 + (i == last)}", f"stages.{i}.batch_size=8", f"stages.{i}.bin=1"]
     if source == "store":
-        return [*changes, "data.population=null", "data.n_per_class=null"]
+        unscaled = [f"stages.{i}.substructure_scale=1" for i in range(last + 1)]
+        return [*changes, *unscaled, "data.population=null", "data.n_per_class=null"]
     stream = ["population=common-test-i", f"overrides=[{FIELD}]", "backend=eager", "workers=0"]
     return [*changes, *(f"data.{c}" for c in stream), "data.images_per_epoch=24", "data.validation_images=9"]
 
@@ -90,7 +91,7 @@ def test_ctrl_c_is_one_sentence_and_leaves_the_last_epoch_to_go_on_from(store_pa
 
 
 @pytest.mark.parametrize("source", ["store", "stream"])
-@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize("name", names())
 def test_a_killed_training_resumes_to_the_same_weights(name, source, store_path, processes, tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -98,7 +98,7 @@ def of_training(stages: Any) -> Iterator[Use]:
         if stage.ema_decay:
             yield "polyak1992", "running mean of weights"
             yield "izmailov2018", "running mean of weights"
-        if stage.overrides:
+        if stage.overrides or stage.substructure_scale != 1:
             yield "bengio2009", "easier images first"
     yield "falcon2019", "training"
 

@@ -15,6 +15,7 @@ from darklens.cite.bibtex import cite, entries
 from darklens.cite.used import _NETWORKS, _PROFILES, of_population
 from darklens.locate import SHIPPED, shipped
 from darklens.physics.profiles import PROFILES
+from darklens.recipes import names
 from darklens.training import recipe as recipes
 
 NEEDED = {
@@ -77,7 +78,7 @@ def test_the_whole_file_is_entries_and_comments():
     assert set(parse(text)) == set(entries())
 
 
-@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize("name", names())
 def test_every_recipe_cites_its_method_and_software(name):
     found = parse(cite(name) if name not in shipped() else bibtex._of_recipe(recipes.get(name)))
     assert {"darklens", "ansel2024", "falcon2019"} < set(found)

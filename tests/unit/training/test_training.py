@@ -173,10 +173,22 @@ def test_a_stage_can_have_easier_lenses_of_its_own():
     assert not torch.equal(held_out[0], held_out[1]) and torch.equal(held_out[1], held_out[2])
 
 
+def test_a_stage_scales_the_substructure_of_its_training_and_validation_images():
+    recipe = get("resnet_simple", [*STREAM, "stages.0.substructure_scale=9"])
+    source, stage = StreamSource(recipe.data, recipe.stages, 4), recipe.stages[0]
+    unscaled = stage.model_copy(update={"substructure_scale": 1.0})
+    for loaders in zip(*(source.loaders(s, 0, 0) for s in (stage, unscaled)), strict=True):
+        (scaled, labels), (plain, _) = (next(iter(loader)) for loader in loaders)
+        assert torch.equal(scaled[labels == 0], plain[labels == 0])
+        assert all(not torch.equal(scaled[labels == label], plain[labels == label]) for label in (1, 2))
+
+
 def test_a_stage_may_not_change_what_the_network_takes(store, tmp_path):
     with pytest.raises(ConfigError, match=r"stages.0.overrides: field and class names must stay"):
         train(get("resnet_simple", [*STREAM, "stages.0.overrides=[field.n_pixels=48]"]), None, tmp_path / "r")
-    with pytest.raises(ConfigError, match=r"stages.0: overrides and images_per_epoch are for data.kind stream"):
+    with pytest.raises(
+        ConfigError, match=r"stages.0: overrides, substructure_scale and images_per_epoch are for data.kind stream"
+    ):
         get("resnet_simple", ["stages.0.overrides=[lens.gamma=0]"])
 
 
