@@ -28,7 +28,7 @@ from scipy.special import xlogy
 from darklens import __version__, populations, provenance
 from darklens.files import write_json
 from darklens.fit.fitter import fitter
-from darklens.fit.hypotheses import weigh_hypotheses
+from darklens.fit.hypotheses import fit_hypotheses
 from darklens.fit.macro import fit_macro, unit_range
 from darklens.memory import keep_freed_memory
 from darklens.simulate.backend import Backend
@@ -71,7 +71,7 @@ def fit_seconds(first: int, n: int, engine: Backend | None) -> float:
     torch.set_num_threads(1)
     keep_freed_memory()
     images, _ = images_of(range(first, first + n))
-    fit = partial(weigh_hypotheses, engine=engine) if engine else partial(fit_macro, engine="compiled")
+    fit = partial(fit_hypotheses, engine=engine) if engine else partial(fit_macro, engine="compiled")
     fit(images[:32], populations.get(NAME))
     started = time.perf_counter()
     fit(images, populations.get(NAME))
@@ -201,7 +201,7 @@ def precision(n: int) -> dict[str, Any]:
         "median_over_cramer_rao": float((error / bound).median() / MEDIAN_OF_NORMAL),
         "converged": float(fit.converged.float().mean()),
         "images": n,
-        "chi2_of_no": [float(v) for v in np.percentile(fit.chi2[smooth], [0, 5, 50, 95, 100])],
+        "chi2_of_no": [float(v) for v in np.percentile(fit.reduced_chi2[smooth], [0, 5, 50, 95, 100])],
     }
 
 

@@ -15,7 +15,7 @@ from darklens import __version__, populations, provenance
 from darklens.data.store import Store
 from darklens.executors import usable_cores
 from darklens.files import write_json
-from darklens.fit.table import NUMBERS, fits_of
+from darklens.fit.cache import cached_fits
 
 NAME, PERCENTILES = "common-test-i", [50, 95, 99, 99.9]
 
@@ -24,15 +24,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", type=Path)
     store = Store(parser.parse_args().store)
-    numbers = fits_of(store, populations.get(NAME), centred=False, workers=usable_cores()).numbers
-    smooth = numbers[store.labels == store.classes.index("no")]
-    gains = {"sphere": "point_gain_3", "vort": "line_gain"}
+    fits = cached_fits(store, populations.get(NAME), centred=False, workers=usable_cores())
+    smooth = store.labels == store.classes.index("no")
+    gains = {"sphere": "delta_chi2_points_3", "vort": "delta_chi2_line"}
     result = {
         "schema": 1,
-        "images": len(smooth),
+        "images": int(smooth.sum()),
         "percentiles": PERCENTILES,
         "gains": {
-            name: [float(v) for v in np.percentile(smooth[:, NUMBERS.index(column)], PERCENTILES)]
+            name: [float(v) for v in np.percentile(fits.column(column)[smooth], PERCENTILES)]
             for name, column in gains.items()
         },
         "data": {"population": NAME, "seed": store.index.seed},

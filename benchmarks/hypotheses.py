@@ -18,8 +18,9 @@ from darklens import __version__, populations, provenance
 from darklens.data.store import Store
 from darklens.executors import usable_cores
 from darklens.files import write_json
-from darklens.fit.hypotheses import weigh_hypotheses
-from darklens.fit.table import NUMBERS, fits_of
+from darklens.fit.cache import cached_fits
+from darklens.fit.features import SUMMARY_NAMES
+from darklens.fit.hypotheses import fit_hypotheses
 
 NAME, PERCENTILES = "common-test-i", [0, 1, 5, 50, 95, 99, 100]
 # Population that is fitted, its overrides, engine, and whether lenses are held at the middle.
@@ -40,24 +41,25 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     store = Store(given.store)
-    numbers = fits_of(store, populations.get(NAME), engine="compiled", centred=False, workers=usable_cores()).numbers
-    value = dict(zip(NUMBERS, numbers.T, strict=True))
-    best = (value["deviance"] - np.maximum(value["line_gain"], value["point_gain_3"])) / value["blocks"]
+    fits = cached_fits(store, populations.get(NAME), engine="compiled", centred=False, workers=usable_cores())
+    value = {name: fits.column(name) for name in SUMMARY_NAMES}
+    line, points = value["delta_chi2_line"], value["delta_chi2_points_3"]
+    given_line = value["delta_chi2_point_given_line"]
+    best = (value["deviance"] - np.maximum(line, points)) / value["n_pixels_fitted"]
     labels = store.labels
-    # Not the largest gain of all, which one smooth fit in another valley decides.
-    noise = {name: np.percentile(value[name][labels == 0], 99.9) for name in ("line_gain", "point_gain_3")}
-    silent = (value["line_gain"] <= noise["line_gain"]) & (value["point_gain_3"] <= noise["point_gain_3"])
+    # Not the largest gain of all, which a single smooth fit in another local minimum decides.
+    silent = np.logical_and(*(gain <= np.percentile(gain[labels == 0], 99.9) for gain in (line, points)))
     result = {
         "schema": 1,
         "images": len(store),
         "percentiles": PERCENTILES,
         "beside_line": {
-            name: [float(v) for v in np.percentile(value["beside_line"][labels == i], PERCENTILES)]
+            name: [float(v) for v in np.percentile(given_line[labels == i], PERCENTILES)]
             for i, name in enumerate(store.classes)
         },
         "largest_deviance_per_block_of_the_best_hypothesis": float(best.max()),
         "sphere_with_no_gain_above_those_of_999_of_1000_no": int((silent & (labels == 1)).sum()),
-        "vort_with_more_than_100_left_beside_the_line": int((value["beside_line"][labels == 2] > 100).sum()),
+        "vort_with_more_than_100_left_beside_the_line": int((given_line[labels == 2] > 100).sum()),
         **engines(store, given.images, given.rounds),
         "provenance": {"version": __version__, "commit": provenance.commit(), "hardware": provenance.hardware()},
     }
@@ -72,11 +74,11 @@ def engines(store, n, rounds):
     chosen = {what: (populations.get(name, changes), *how) for what, (name, changes, *how) in TIMED.items()}
     found = {what: [] for what in chosen}
     for population, engine, centred in chosen.values():
-        weigh_hypotheses(images, population, engine=engine, centred=centred)
+        fit_hypotheses(images, population, engine=engine, centred=centred)
     for _ in range(rounds):
         for what, (population, engine, centred) in chosen.items():
             began = time.perf_counter()
-            weigh_hypotheses(images, population, engine=engine, centred=centred)
+            fit_hypotheses(images, population, engine=engine, centred=centred)
             found[what].append((time.perf_counter() - began) / n)
     return {"milliseconds_an_image": {what: 1e3 * float(np.median(s)) for what, s in found.items()}}
 

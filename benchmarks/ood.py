@@ -141,9 +141,11 @@ def scored(bundle: Bundle, images: Images) -> dict[str, np.ndarray]:
     parts: list[dict[str, np.ndarray]] = []
     for start in range(0, len(images), BATCH_SIZE):
         found = bundle.classify(images[start : start + BATCH_SIZE])
-        part = {"score": ood.scores(bundle.ood_reference, found.features)}
-        if "chi2" in found.findings:
-            chi2 = [np.array(found.findings[name], dtype=float) for name in ("chi2_line", "chi2_points")]
+        part = {"score": ood.scores(bundle.ood_reference, found.ood_features)}
+        if "chi2_per_pixel" in found.findings:
+            chi2 = [
+                np.array(found.findings[name], dtype=float) for name in ("chi2_per_pixel_line", "chi2_per_pixel_points")
+            ]
             part |= {"chi2": np.minimum(*chi2), "failed": np.array(found.findings["fit"]) != "ok"}
         parts.append(part)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -50,7 +50,7 @@ def judged(rows):
     probabilities = np.array([[float(row[f"p_{name}"]) for name in CLASSES] for row in rows])
     probabilities /= probabilities.sum(1, keepdims=True)
     auc = dict(zip(CLASSES, class_auc(labels, probabilities), strict=True))
-    chi2 = [float(row["chi2"]) for row in rows if row["class"] == "no"]
+    chi2 = [float(row["chi2_per_pixel"]) for row in rows if row["class"] == "no"]
     return {
         "n": len(rows),
         "accuracy": float(accuracy(labels, probabilities)),
@@ -82,11 +82,11 @@ def table(result):
     lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for row in result["rows"]:
         numbers = [f"{float(row[f'p_{name}']):.4f}" for name in CLASSES]
-        numbers += [f"{float(row[name]):.3f}" for name in ("chi2", "chi2_line", "chi2_points")]
+        numbers += [
+            f"{float(row[name]):.3f}" for name in ("chi2_per_pixel", "chi2_per_pixel_line", "chi2_per_pixel_points")
+        ]
         right = "" if row["predicted"] == row["class"] else " (wrong)"
-        lines.append(
-            f"| {row['class']}/{row['number']}{right} | {' | '.join(numbers)} | {float(row['beside_line']):.0f} |"
-        )
+        lines.append(f"| {row['class']}/{row['number']}{right} | {' | '.join(numbers)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -32,7 +32,10 @@ nitpicky = True
 # Other packages have no pages here, because their inventories need a network.
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!darklens\.).*"),
-    (r"py:.*", r"darklens\.(bundle\.Engine|contract\.Contract|.*\.(Familiar|Seen|EpochMetrics))"),
+    (
+        r"py:.*",
+        r"darklens\.(bundle\.(InferenceBackend|Inputs)|contract\.Contract|.*\.(Familiar|FitFeatures|EpochMetrics))",
+    ),
 ]
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]

@@ -99,9 +99,9 @@ def verdict(axis, names: list[str], probabilities: np.ndarray, findings: dict[st
     axis.invert_yaxis()
     axis.tick_params(labelsize=10)
     axis.set_box_aspect(1)
-    told = f"theta_E {float(findings['theta_E']):.3f} arcsec\nchi2: smooth lens {float(findings['chi2']):.2f}"
-    told += f"\nwith line {float(findings['chi2_line']):.2f}, with points {float(findings['chi2_points']):.2f}"
-    axis.set_xlabel(told, fontsize=9)
+    smooth, line, points = (float(findings[f"chi2_per_pixel{part}"]) for part in ("", "_line", "_points"))
+    text = f"theta_E {float(findings['theta_E']):.3f} arcsec\nchi2: smooth lens {smooth:.2f}"
+    axis.set_xlabel(f"{text}\nwith line {line:.2f}, with points {points:.2f}", fontsize=9)
 
 
 if __name__ == "__main__":

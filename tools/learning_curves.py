@@ -24,20 +24,23 @@ from darklens.evaluation.intervals import metrics_with_intervals
 from darklens.evaluation.runs import read_run
 from darklens.executors import usable_cores
 from darklens.files import atomic_path, write_json, write_text
-from darklens.fit.table import NUMBERS, fits_of
+from darklens.fit.cache import cached_fits
 from darklens.report.figures import COLOURS, to_png
 
 RAW = ["data.preprocess.crop=96", "data.preprocess.bin=2", "data.augment.kind=dihedral"]
 # System: recipe, what differs, whether it is trained at all sizes.
 SYSTEMS: dict[str, tuple[str, list[str], bool]] = {
     "lens_residual": ("lens_residual", [], True),
-    "its numbers alone": ("lens_residual", ["model.sees=numbers"], True),
-    "its image and smooth residual alone": ("lens_residual", ["model.sees=image_and_residual"], True),
-    "the same network on the image": ("lens_residual", ["model.sees=image"], True),
+    "its numbers alone": ("lens_residual", ["model.inputs=summary"], True),
+    "its image and smooth residual alone": ("lens_residual", ["model.inputs=image_and_residual"], True),
+    "the same network on the image": ("lens_residual", ["model.inputs=image"], True),
     "resnet_18 on the image": ("resnet_18", RAW, False),
 }
 LOGISTIC = "logistic regression on five gains"
-GAINS = ("line_gain", "beside_line", "point_peak", "point_gain_1", "point_gain_3")
+GAINS = (
+    *("delta_chi2_line", "delta_chi2_point_given_line", "evidence_peak"),
+    *("delta_chi2_points_1", "delta_chi2_points_3"),
+)
 EPOCHS = {100: 40, 300: 24, 500: 16, 1000: 12, 3000: 8, 4000: 6, 10_000: 4}
 
 
@@ -116,12 +119,11 @@ def train_and_judge(
 def logistic(given: argparse.Namespace, train: Store, test: Store, n: int) -> dict[str, Any]:
     """Judge a logistic regression on logarithms of gains in chi2; no network has a part in it."""
     population = populations.get(given.population)
-    columns = [NUMBERS.index(name) for name in GAINS]
     rows = np.concatenate([np.flatnonzero(train.labels == label)[:n] for label in range(len(train.classes))])
     found = []
     for store, limit in ((train, int(rows.max()) + 1), (test, None)):
-        fits = fits_of(store, population, engine=given.engine, workers=usable_cores(), limit=limit)
-        found.append(np.log1p(np.maximum(fits.numbers[:, columns], 0)))
+        fits = cached_fits(store, population, engine=given.engine, workers=usable_cores(), limit=limit)
+        found.append(np.log1p(np.maximum(np.stack([fits.column(name) for name in GAINS], 1), 0)))
     model = make_pipeline(StandardScaler(), LogisticRegression(C=10, max_iter=5000))
     model.fit(found[0][rows], train.labels[rows])
     metrics = metrics_with_intervals(test.labels, model.predict_proba(found[1]), test.classes)

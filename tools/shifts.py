@@ -19,8 +19,8 @@ from darklens.bundle import Bundle
 from darklens.evaluation.compare import format_metric
 from darklens.evaluation.intervals import metrics_with_intervals
 from darklens.files import write_json, write_text
-from darklens.fit.hypotheses import weigh_hypotheses
-from darklens.fit.table import Seen, see, shown
+from darklens.fit.features import FitFeatures, extract_features, to_tensors
+from darklens.fit.hypotheses import fit_hypotheses
 from darklens.models.lens_residual import LensResidualConfig
 from darklens.populations.population import PoissonNoise, Population
 from darklens.simulate.backend import Backend
@@ -29,7 +29,7 @@ from darklens.simulate.render import render
 from darklens.simulate.truth import draw, label_of
 
 SEED = 900
-Images = tuple[np.ndarray, Seen]  # labels, and what is seen of them
+Images = tuple[np.ndarray, FitFeatures]  # labels, and fits
 # Name: the population's overrides. The classifier goes on to assume the population as it was.
 LENSES: dict[str, list[str]] = {
     "as trained": [],
@@ -59,11 +59,11 @@ def main() -> None:
 
     def lenses(population_name: str, overrides: list[str]) -> Images:
         images, labels = simulated(population_name, overrides, n)
-        return labels, see(images, population, engine=given.engine)
+        return labels, extract_features(images, population, engine=given.engine)
 
     def stored(store: Callable[[torch.Tensor], torch.Tensor]) -> Images:
         images, labels = simulated(name, [], n)
-        return labels, see(store(images), population, engine=given.engine)
+        return labels, extract_features(store(images), population, engine=given.engine)
 
     making: dict[str, Callable[[], Images]] = {what: partial(lenses, name, own) for what, own in LENSES.items()}
     making[f"lenses of {other}"] = partial(lenses, other, [])
@@ -119,21 +119,21 @@ STORED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def in_flux_units(population: Population, n: int, engine: Backend) -> Images:
-    """Return what is seen of counts of an exposure that falls by 30 % across the image, divided by it, with the map."""
+    """Return the fits of counts of an exposure that falls by 30 % across the image, divided by it, with the map."""
     truth = draw(population, SEED, range(n))
     size = population.field.n_pixels
     exposure = torch.linspace(1.15, 0.85, size).expand(n, size, size).contiguous()
     assert isinstance(population.noise, PoissonNoise)
     rate = (render(population, truth) + population.noise.sky) * exposure
     flux = 3e-19 * torch.poisson(rate, generator=torch.Generator().manual_seed(2)) / exposure
-    found = weigh_hypotheses(flux, population, exposure=exposure, engine=engine)
+    fits = fit_hypotheses(flux, population, exposure=exposure, engine=engine)
     labels = np.array([label_of(population, i) for i in range(n)])
-    return labels, shown(found)
+    return labels, to_tensors(fits)
 
 
-def judged(name: str, bundle: Bundle, labels: np.ndarray, what: Seen) -> dict[str, Any]:
+def judged(name: str, bundle: Bundle, labels: np.ndarray, features: FitFeatures) -> dict[str, Any]:
     with torch.inference_mode():
-        probabilities = bundle.calibrated(bundle.output(what).logits)
+        probabilities = bundle.calibrated(bundle.output(features).logits)
     metrics = metrics_with_intervals(labels, probabilities, bundle.contract.classes)
     return {"name": name, **{key: metrics[key] for key in ("n", "auc", "accuracy", "ece", "nll", "confusion")}}
 

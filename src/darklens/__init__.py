@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from darklens.data.store import Store
     from darklens.evaluation.evaluate import evaluate
     from darklens.fit.evidence import evidence_maps
-    from darklens.fit.hypotheses import weigh_hypotheses
+    from darklens.fit.hypotheses import fit_hypotheses
     from darklens.fit.macro import fit_macro
     from darklens.physics.grid import Grid
     from darklens.populations.population import get as get_population
@@ -26,12 +26,12 @@ _HOME = {
     "Store": ("darklens.data.store", "Store"),
     "evaluate": ("darklens.evaluation.evaluate", "evaluate"),
     "evidence_maps": ("darklens.fit.evidence", "evidence_maps"),
+    "fit_hypotheses": ("darklens.fit.hypotheses", "fit_hypotheses"),
     "fit_macro": ("darklens.fit.macro", "fit_macro"),
     "generate": ("darklens.simulate.generate", "generate"),
     "get_population": ("darklens.populations.population", "get"),
     "get_recipe": ("darklens.training.recipe", "get"),
     "train": ("darklens.training.run", "train"),
-    "weigh_hypotheses": ("darklens.fit.hypotheses", "weigh_hypotheses"),
 }
 
 __all__ = [
@@ -40,12 +40,12 @@ __all__ = [
     "Store",
     "evaluate",
     "evidence_maps",
+    "fit_hypotheses",
     "fit_macro",
     "generate",
     "get_population",
     "get_recipe",
     "train",
-    "weigh_hypotheses",
 ]
 
 

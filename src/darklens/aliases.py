@@ -1,9 +1,9 @@
 """Old names of what is stored or configured, and the names that replaced them: the one place that knows both.
 
-Names are replaced where a file is read (`config.load`), never inside.
+Names are replaced where a file is read (`config.load`, `Contract`, `Bundle.load`, `FitCache`), never inside.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 
@@ -19,8 +19,35 @@ class Key(NamedTuple):
     values: Mapping[str, str] = {}
 
 
-CONFIGURATION = (Key("data", "engine", "backend"),)
+CONFIGURATION = (
+    Key("data", "engine", "backend"),
+    Key("lens_residual", "sees", "inputs", {"numbers": "summary"}),
+)
 """Recipes, run configurations and bundle.json."""
+
+STATE_DICT = {"tower": "encoder", "of_numbers": "summary_mlp", "normalise": "summary_norm", "direct": "summary_linear"}
+"""Modules by the name that weights are stored under; a name is replaced only where the network has no such module."""
+
+FITS = {
+    "blocks": "n_pixels_fitted",
+    "extra_noise": "extra_variance",
+    "line_gain": "delta_chi2_line",
+    "beside_line": "delta_chi2_point_given_line",
+    "point_peak": "evidence_peak",
+    "point_gain_1": "delta_chi2_points_1",
+    "point_gain_2": "delta_chi2_points_2",
+    "point_gain_3": "delta_chi2_points_3",
+    "beside_points": "delta_chi2_point_given_points",
+}
+"""Names in fits.json."""
+
+PREDICTIONS = {
+    "chi2": "chi2_per_pixel",
+    "chi2_line": "chi2_per_pixel_line",
+    "chi2_points": "chi2_per_pixel_points",
+    "beside_line": "delta_chi2_point_given_line",
+}
+"""Columns of predictions.csv; the old ones are repeated at the end of each row for one release."""
 
 
 def configuration(tree: Any, key: str = "") -> Any:
@@ -42,3 +69,11 @@ def configuration(tree: Any, key: str = "") -> Any:
             value = renamed.pop(old)
             renamed[new] = values.get(value, value) if isinstance(value, str) else value
     return renamed
+
+
+def state_dict_name(name: str, expected: Collection[str]) -> str:
+    """Return the name of a stored weight in the network that expects such names."""
+    if name in expected:
+        return name
+    parts = [STATE_DICT.get(part, part) for part in name.split(".")]
+    return ".".join(parts) if ".".join(parts) in expected else name

@@ -20,66 +20,75 @@ from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from darklens import aliases
 from darklens.calibration import Calibration, MahalanobisStats
 from darklens.contract import Contract
 from darklens.data.ring_statistics import ring_statistics
 from darklens.data.store import Store
 from darklens.errors import InputError
 from darklens.files import atomic_path, read_json, sha256_of, write_json, write_text
+from darklens.fit.cache import FitSettings, cached_fits, fit_settings_of
+from darklens.fit.features import MAP_NAMES, FitFeatures
 from darklens.fit.fitter import fitter
-from darklens.fit.table import CHANNELS, Seen, fits_of
+from darklens.fit.summary import findings, ood_features
 from darklens.locate import CONTRACT, locate
 from darklens.model_card import model_card
-from darklens.models import lens_residual
-from darklens.models.ensemble import Ensemble, EnsembleConfig, fit_of
-from darklens.models.lens_residual import LensResidual
-from darklens.models.zoo import fits_lenses, has_k_network, last_layer
+from darklens.models.ensemble import Ensemble
+from darklens.models.zoo import has_k_network, last_layer, requires_fitting
 from darklens.simulate.backend import Backend
 
 WEIGHTS, OOD_REFERENCE = "model.safetensors", "ood.safetensors"
 BATCH_SIZE = 64
-AT_ONCE = 16  # images that a processor's network is shown together: its layers then stay in the cache
+MICRO_BATCH = 16  # images of one forward pass on a CPU: the activations then stay in its cache
 
 
-class Answer(NamedTuple):
-    """Logits (b, classes), and what the last layer makes them of (b, f), on the network's device."""
+Inputs = Tensor | FitFeatures
+
+
+class NetworkOutput(NamedTuple):
+    """Logits (b, classes), and the features (b, f) that the last layer receives, on the network's device."""
 
     logits: Tensor
-    inner: Tensor
+    features: Tensor
 
 
 class Output(NamedTuple):
-    """Logits (b, classes) before calibration, and features (b, f) by which unfamiliar images are known; float64."""
+    """Logits (b, classes) before calibration, and the features (b, f) that `evaluation.ood` takes; float64."""
 
     logits: np.ndarray
-    features: np.ndarray
+    ood_features: np.ndarray
 
 
-class Classified(NamedTuple):
-    """Probabilities (b, classes), and by name what was found of each image and the maps that were looked at.
+class Classification(NamedTuple):
+    """The classes of b images.
 
-    `features` (b, f) are those that `evaluation.ood` judges; `shown` is what the network was shown, as from `see`.
+    Attributes:
+        probabilities: Calibrated (b, classes).
+        findings: Fitted parameters as columns of text, by name; empty for systems that take images.
+        maps: The `MAP_NAMES` of the fits (b, m, m); empty for systems that take images.
+        ood_features: What `evaluation.ood` scores (b, f).
+        inputs: What the network received, as from `Bundle.inputs_of`.
     """
 
     probabilities: np.ndarray
     findings: dict[str, list[str]]
     maps: dict[str, np.ndarray]
-    features: np.ndarray
-    shown: Tensor | Seen
+    ood_features: np.ndarray
+    inputs: Inputs
 
 
 Images = Float[np.ndarray, "b 1 n n"] | Float[Tensor, "b 1 n n"]
 
 
 @runtime_checkable
-class Engine(Protocol):
-    """What does the arithmetic of a bundle; a bundle does its own."""
+class InferenceBackend(Protocol):
+    """Runs the network of a bundle; a bundle runs its own."""
 
-    def see(self, images: Images) -> Tensor | Seen:
-        """Return what the network is shown of images."""
+    def inputs_of(self, images: Images) -> Inputs:
+        """Return what the network takes of images."""
 
-    def answer(self, shown: Tensor | Seen) -> Answer:
-        """Return what the network says to it."""
+    def forward(self, inputs: Inputs) -> NetworkOutput:
+        """Return the network's output."""
 
 
 class Bundle:
@@ -123,7 +132,7 @@ class Bundle:
         _check_shapes(weights, contract)
         network = contract.build()
         try:
-            network.load_state_dict(load_file(weights))
+            network.load_state_dict(_current_names(load_file(weights), network))
         except (SafetensorError, RuntimeError) as error:
             first_line = str(error).splitlines()[0]
             raise InputError(f"{weights} does not fit the network its contract describes ({first_line}).") from None
@@ -180,34 +189,32 @@ class Bundle:
         return received, self.network(received.contiguous(memory_format=torch.channels_last))
 
     @torch.inference_mode()
-    def see(self, images: Images, *, engine: Backend = "eager") -> Tensor | Seen:
-        """Return what the network is shown of images: them, pre-processed, or the fits of lenses to them.
+    def inputs_of(self, images: Images, *, engine: Backend = "eager") -> Inputs:
+        """Return what the network takes of images: pre-processed images, or fits.
 
         Args:
             images: In any linear scale of brightness.
-            engine: How lenses are fitted, see `weigh_hypotheses`.
+            engine: How lenses are fitted, see `fit_hypotheses`.
 
         Raises:
             ValueError: If they are not of the model's size.
         """
         raw = self._taken(images)
-        if isinstance(self.network, LensResidual | Ensemble) and self.fits_lenses:
-            seen: Seen = self.network.see(raw, engine=engine)
-            return seen
+        if self.fit_settings is not None:
+            return self.fit_settings.extract_features(raw[:, 0], engine=engine)
         return self.contract.preprocess(raw).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def answer(self, shown: Tensor | Seen) -> Answer:
-        """Return logits, and what the last layer makes them of, for what `see` returns."""
-        if isinstance(shown, Tensor) and shown.device.type == "cpu" and len(shown) > AT_ONCE:
-            return Answer(
-                *map(torch.cat, zip(*(self.answer(some) for some in torch.split(shown, AT_ONCE)), strict=True))
-            )
+    def forward(self, inputs: Inputs) -> NetworkOutput:
+        """Return logits, and the features that the last layer receives, for what `inputs_of` returns."""
+        if isinstance(inputs, Tensor) and inputs.device.type == "cpu" and len(inputs) > MICRO_BATCH:
+            parts = [self.forward(part) for part in torch.split(inputs, MICRO_BATCH)]
+            return NetworkOutput(*map(torch.cat, zip(*parts, strict=True)))
         caught: list[Tensor] = []
-        handle = self.last_layer.register_forward_pre_hook(lambda _, given: caught.append(given[0]))
+        handle = self.last_layer.register_forward_pre_hook(lambda _, arguments: caught.append(arguments[0]))
         try:
-            logits = self.network(shown)
-            return Answer(logits, caught[0])
+            logits = self.network(inputs)
+            return NetworkOutput(logits, caught[0])
         finally:
             handle.remove()
 
@@ -217,17 +224,19 @@ class Bundle:
         return last_layer(self.network.members[0] if isinstance(self.network, Ensemble) else self.network)
 
     @torch.inference_mode()
-    def output(self, shown: Tensor | Seen, answer: Answer | None = None) -> Output:
-        """Return logits and features of what `see` returns; each image's do not depend on the others.
+    def output(self, inputs: Inputs, network_output: NetworkOutput | None = None) -> Output:
+        """Return logits and OOD features of what `inputs_of` returns; each image's do not depend on the others.
 
         Args:
-            shown: What the network is shown.
-            answer: What the network says to it, where that is known already.
+            inputs: What the network takes.
+            network_output: The network's output, where it is known already.
         """
-        logits, inner = answer or self.answer(shown)
-        looks = [shown.maps[:, :1], lens_residual.unusual(shown.numbers)] if isinstance(shown, Seen) else [shown]
-        features = torch.cat([inner.double(), ring_statistics(looks[0]), *(v.double() for v in looks[1:])], 1)
-        return Output(logits.double().cpu().numpy(), features.cpu().numpy())
+        logits, last = network_output or self.forward(inputs)
+        image = inputs.maps[:, :1] if isinstance(inputs, FitFeatures) else inputs
+        features = [last.double(), ring_statistics(image)]
+        if isinstance(inputs, FitFeatures):
+            features.append(ood_features(inputs).double())
+        return Output(logits.double().cpu().numpy(), torch.cat(features, 1).cpu().numpy())
 
     def calibrated(self, logits: Float[np.ndarray, "b classes"]) -> Float[np.ndarray, "b classes"]:
         """Return the probabilities that logits stand for: the one place where a temperature is applied."""
@@ -235,38 +244,39 @@ class Bundle:
 
     def probabilities(self, images: Images) -> Float[np.ndarray, "b classes"]:
         """Return calibrated class probabilities of a batch; each image's do not depend on the others."""
-        return self.calibrated(self.output(self.see(images)).logits)
+        return self.calibrated(self.output(self.inputs_of(images)).logits)
 
-    def classify(self, images: Images, engine: Engine | None = None) -> Classified:
-        """Return probabilities, and of a system that fits lenses what it found, a column for each name.
+    def classify(self, images: Images, engine: InferenceBackend | None = None) -> Classification:
+        """Return probabilities, and the fitted parameters and maps of a system that takes fits.
 
         Args:
             images: In any linear scale of brightness.
-            engine: Does the arithmetic in place of `see` and `answer`.
+            engine: Runs `inputs_of` and `forward` in place of the bundle.
         """
-        how = engine or self
-        shown = how.see(images)
-        logits, features = self.output(shown, how.answer(shown))
-        if not isinstance(shown, Seen):
-            return Classified(self.calibrated(logits), {}, {}, features, shown)
-        maps = dict(zip(CHANNELS, shown.maps.cpu().numpy().swapaxes(0, 1), strict=True))
-        return Classified(self.calibrated(logits), lens_residual.findings(shown.numbers), maps, features, shown)
+        backend = engine or self
+        inputs = backend.inputs_of(images)
+        logits, features = self.output(inputs, backend.forward(inputs))
+        if not isinstance(inputs, FitFeatures):
+            return Classification(self.calibrated(logits), {}, {}, features, inputs)
+        maps = dict(zip(MAP_NAMES, inputs.maps.cpu().numpy().swapaxes(0, 1), strict=True))
+        return Classification(self.calibrated(logits), findings(inputs), maps, features, inputs)
 
     def outputs_of(self, store: Store, *, workers: int = 1, advance: Callable[[int], None] = lambda _: None) -> Output:
         """Return logits and features of all images of a store.
 
         Args:
-            store: A system that fits lenses keeps its fits in the store's folder and finds them there again.
+            store: Fits are kept in the store's folder, and read from there the next time.
             workers: Processes that fit.
             advance: Called with the number of images just finished.
         """
-        how = fit_of(self.contract.model)
-        if how is None:
-            blocks = [self.output(self.see(images)) for images in batched(len(store), store.images, advance)]
+        settings = self.fit_settings
+        if settings is None:
+            blocks = [self.output(self.inputs_of(images)) for images in batched(len(store), store.images, advance)]
         else:
-            fits = fits_of(store, how.population, centred=how.centred, workers=workers, advance=advance)
-            shown = (fits.seen(range(i, min(i + BATCH_SIZE, len(store)))) for i in range(0, len(store), BATCH_SIZE))
-            blocks = [self.output(Seen(*(v.to(self._device) for v in seen))) for seen in shown]
+            population, centred = settings
+            fits = cached_fits(store, population, centred=centred, workers=workers, advance=advance)
+            rows = [range(i, min(i + BATCH_SIZE, len(store))) for i in range(0, len(store), BATCH_SIZE)]
+            blocks = [self.output(fits.features(batch).to(self._device)) for batch in rows]
         return Output(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
 
     def probabilities_of(
@@ -305,25 +315,24 @@ class Bundle:
     @property
     def has_maps(self) -> bool:
         """Whether the system makes maps of an image: k(x, y) and its kin, or residuals and evidence."""
-        return has_k_network(self.contract.model) or self.fits_lenses
+        return has_k_network(self.contract.model) or self.fit_settings is not None
 
     @property
-    def fits_lenses(self) -> bool:
-        """Whether the system fits lenses to images."""
-        return fit_of(self.contract.model) is not None
+    def fit_settings(self) -> FitSettings | None:
+        """How images become the `FitFeatures` that the network takes; None if it takes images."""
+        return fit_settings_of(self.contract.model)
 
     @property
-    def fits_on_the_way(self) -> bool:
-        """Whether a lens is fitted to each image before or inside the network, step by step, which ONNX cannot say."""
-        model = self.contract.model
-        return any(fits_lenses(own) for own in (model.members if isinstance(model, EnsembleConfig) else [model]))
+    def requires_fitting(self) -> bool:
+        """Whether a lens is fitted to each image before or inside the network, iteratively, so that ONNX cannot."""
+        return requires_fitting(self.contract.model)
 
     @property
     def fit_pixel_scale(self) -> float:
-        """Pixel scale of the maps of a system that fits lenses, arcsec."""
-        how = fit_of(self.contract.model)
-        assert how is not None
-        return float(fitter(how.population, centred=how.centred).fine.pixel_scale)
+        """Pixel scale of the maps of the fits, arcsec."""
+        assert self.fit_settings is not None
+        population, centred = self.fit_settings
+        return float(fitter(population, centred=centred).fine.pixel_scale)
 
     @property
     def map_pixel_scale(self) -> float:
@@ -346,13 +355,22 @@ class Bundle:
             )
 
 
+def _current_names(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Return weights under the names that the network has now."""
+    expected = network.state_dict().keys()
+    return {aliases.state_dict_name(name, expected): value for name, value in state.items()}
+
+
 def _check_shapes(weights: Path, contract: Contract) -> None:
     """Refuse weights of other shapes than the contract says, before memory is taken for either."""
     try:
         with torch.device("meta"):
             expected = {name: list(value.shape) for name, value in contract.build().state_dict().items()}
         with safe_open(weights, framework="pt") as file:
-            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            found = {
+                aliases.state_dict_name(name, expected): file.get_slice(name).get_shape()
+                for name in file.keys()  # noqa: SIM118 - it is no mapping
+            }
     except (SafetensorError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError) as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{weights} does not fit the network its contract describes ({first_line}).") from None

@@ -2,13 +2,14 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 
+from darklens import aliases
 from darklens.calibration import Calibration
 from darklens.config import Frozen
 from darklens.data.preprocess import Preprocess
-from darklens.models.ensemble import Ensemble, EnsembleConfig, System
+from darklens.models.ensemble import AnySystemConfig, Ensemble, EnsembleConfig
 from darklens.models.zoo import Task, build, task_of
 
 
@@ -18,7 +19,7 @@ class Contract(Frozen):
     schema_: Literal[1] = Field(default=1, alias="schema")
     recipe: str
     recipe_sha256: str
-    model: System
+    model: AnySystemConfig
     classes: list[str]
     n_pixels: int = Field(ge=8, le=4096, description="pixels along a side of the images it takes")
     pixel_scale: float = Field(description="arcsec, of the images it takes")
@@ -31,6 +32,12 @@ class Contract(Frozen):
     validation: dict[str, float] = Field(description="metrics of the chosen epoch on the validation images")
     provenance: dict[str, Any] = Field(description="version, commit, hardware, seed, train_seconds, train_images")
     licence: str = "MIT"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _current_names(cls, tree: Any) -> Any:
+        """Replace keys of older bundles."""
+        return aliases.configuration(tree)
 
     @field_validator("model", mode="before")
     @classmethod

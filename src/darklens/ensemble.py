@@ -10,7 +10,8 @@ from darklens.calibration import Calibration
 from darklens.config import digest
 from darklens.contract import Contract
 from darklens.errors import InputError
-from darklens.models.ensemble import Ensemble, EnsembleConfig, fit_of
+from darklens.fit.cache import fit_settings_of
+from darklens.models.ensemble import Ensemble, EnsembleConfig
 
 
 def ensemble(members: Sequence[Bundle]) -> Bundle:
@@ -61,7 +62,13 @@ def ensemble(members: Sequence[Bundle]) -> Bundle:
 
 
 def _takes(contract: Contract) -> Any:
-    return contract.classes, contract.n_pixels, contract.pixel_scale, contract.preprocess, fit_of(contract.model)
+    return (
+        contract.classes,
+        contract.n_pixels,
+        contract.pixel_scale,
+        contract.preprocess,
+        fit_settings_of(contract.model),
+    )
 
 
 def _provenance(members: Sequence[Contract]) -> dict[str, Any]:

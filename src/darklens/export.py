@@ -53,7 +53,7 @@ def export_onnx(bundle: Bundle, path: Path) -> float:
         InputError: If the bundle is calibrated by curves.
         DarklensError: If the two differ by more than 1e-4; nothing is written then.
     """
-    if bundle.fits_on_the_way:
+    if bundle.requires_fitting:
         raise ConfigError(
             f"{bundle.contract.recipe} fits lenses to each image step by step, which ONNX cannot say; "
             "use `darklens predict`, or Bundle.classify from Python."

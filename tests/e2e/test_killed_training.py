@@ -14,7 +14,7 @@ from spawning import prepared_processes
 
 from darklens import populations
 from darklens.data.store import Store
-from darklens.models.zoo import fits_lenses
+from darklens.models.zoo import requires_fitting
 from darklens.recipes import names
 from darklens.simulate.generate import generate
 from darklens.training import recipe as recipes
@@ -39,7 +39,7 @@ def processes():
 def overrides_of(name, source):
     """One epoch of few batches for each stage and two for the last, images from a store or from a stream."""
     changes = ["data.preprocess.crop=44", "data.preprocess.bin=1", f"data.kind={source}"]
-    if fits_lenses(recipes.get(name).model):
+    if requires_fitting(recipes.get(name).model):
         changes = [f"data.kind={source}", "data.augment.kind=dihedral", "data.backend=eager"]
         changes += [f"model.overrides=[{FIELD}]"]
     last = len(recipes.get(name).stages) - 1

@@ -8,7 +8,7 @@ import pytest
 from commandline import darklens, rows_of
 
 from darklens.bundle import Bundle
-from darklens.fit.table import CHANNELS
+from darklens.fit.features import MAP_NAMES
 from darklens.locate import DEFAULT_MODEL, shipped
 
 SMALL = ["field.n_pixels=100", "--n-per-class", "8"]
@@ -48,7 +48,7 @@ def test_files_get_what_was_found_and_maps(work, tmp_path):
     assert [row["fit"] for row in rows] == ["ok"] * 3 + [""]
     assert all(0.5 < float(row["theta_E"]) < 2 for row in rows[:3])
     found = np.load(maps / "no-1.npz")
-    assert all(found[name].shape == (48, 48) for name in CHANNELS) and found["pixel_scale"] == pytest.approx(0.1)
+    assert all(found[name].shape == (48, 48) for name in MAP_NAMES) and found["pixel_scale"] == pytest.approx(0.1)
     assert (maps / "no-1.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -16,7 +16,7 @@ from darklens.cite.used import Use
 from darklens.contract import Contract
 from darklens.errors import ConfigError
 from darklens.locate import is_model, locate
-from darklens.models.ensemble import first_of
+from darklens.models.ensemble import EnsembleConfig
 from darklens.populations.population import Population
 from darklens.recipes import RECIPES
 from darklens.training.recipe import Recipe, get
@@ -79,7 +79,8 @@ def _of_model(path: Path) -> str:
 def _known_population(contract: Contract) -> Population | None:
     """Return the population that a bundle was trained on, if this installation has it."""
     name = str(contract.data.get("population"))
-    fitted = getattr(first_of(contract.model), "population", None)
+    model = contract.model.members[0] if isinstance(contract.model, EnsembleConfig) else contract.model
+    fitted = getattr(model, "population", None)
     if isinstance(fitted, Population) and fitted.name == name:
         return fitted
     return populations.get(name) if name in populations.names() else None

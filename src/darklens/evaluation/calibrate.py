@@ -33,7 +33,7 @@ class LabelledOutputs(NamedTuple):
 
     def subset(self, rows: Int[np.ndarray, " k"]) -> "LabelledOutputs":
         """Return k of the images."""
-        return LabelledOutputs(Output(self.output.logits[rows], self.output.features[rows]), self.labels[rows])
+        return LabelledOutputs(Output(self.output.logits[rows], self.output.ood_features[rows]), self.labels[rows])
 
 
 def halves(labels: Int[np.ndarray, " n"], *, seed: int) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]:
@@ -84,7 +84,7 @@ def calibrate(
     proposing, testing = (scaled.probabilities(half.output.logits) for half in (first, second))
     confidence, correct, n = testing.max(1), testing.argmax(1) == second.labels, len(second.labels)
     reference = first if reference is None else reference
-    ood_reference = ood.fit(reference.output.features, reference.labels, n_classes)
+    ood_reference = ood.fit(reference.output.ood_features, reference.labels, n_classes)
 
     def selective_threshold(risk: float) -> SelectiveThreshold:
         candidates = conformal.candidate_thresholds(proposing.max(1), n, risk=risk, certainty=conformal.CERTAINTY)
@@ -98,7 +98,7 @@ def calibrate(
                 conformal.fit_sets(testing, second.labels, level, seed=seed) for level in conformal.LEVELS
             ),
             "selective": tuple(selective_threshold(risk) for risk in conformal.RISKS),
-            "ood": ood.thresholds(ood.scores(ood_reference, second.output.features)),
+            "ood": ood.thresholds(ood.scores(ood_reference, second.output.ood_features)),
         }
     )
     contract = bundle.contract.model_copy(update={"calibration": record})

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from darklens.bundle import Bundle
 from darklens.errors import ConfigError
-from darklens.fit.table import CHANNELS, NUMBERS, Seen
-from darklens.models.lens_residual import fitted
+from darklens.fit.features import MAP_NAMES, SUMMARY_NAMES, FitFeatures
+from darklens.fit.summary import fit_succeeded
 
 Method = Literal["integrated_gradients", "occlusion"]
 
@@ -28,7 +28,7 @@ _COMPLETE = 0.01  # of the difference in log-odds (of 1, if that is larger)
 _AT_ONCE = 64
 _WINDOW = 10  # a side of the window that is covered, as a part of the image's
 _BORDER = 1 / 18
-_EXPLAINED = ("gain", "beside", "peak", "mass")  # in names of numbers that are 0 where nothing is left to explain
+_EXPLAINED = ("delta_chi2", "peak", "mass")  # in names of numbers that are 0 where nothing is left to explain
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def explain(
     *,
     method: Method = "integrated_gradients",
     label: int | None = None,
-    seen: Seen | None = None,
+    features: FitFeatures | None = None,
 ) -> Explanation:
     """Attribute a class' log-odds to pixels.
 
@@ -83,7 +83,7 @@ def explain(
         images: Raw images.
         method: See above.
         label: The class to explain; none: of each image the one that the system prefers.
-        seen: Fits of these images, if they have been made.
+        features: Fits of these images, if they have been made.
 
     Raises:
         ConfigError: If captum is not installed.
@@ -94,7 +94,7 @@ def explain(
         from captum import attr
     except ImportError:
         raise ConfigError("Explanations need captum; install it with: pip install 'darklens[explain]'.") from None
-    shown, zero, logits = _view(bundle, images, seen)
+    shown, zero, logits = _view(bundle, images, features)
     with torch.no_grad():
         at_image = logits(*shown)
         chosen = at_image.argmax(1) if label is None else torch.full_like(at_image[:, 0], label, dtype=torch.long)
@@ -111,10 +111,10 @@ def explain(
         label=chosen.cpu().numpy(),
         log_odds=_log_odds(at_image, chosen).double().cpu().numpy(),
         baseline=_log_odds(at_zero, chosen).double().cpu().numpy(),
-        channels=CHANNELS if fits else ("image",),
+        channels=MAP_NAMES if fits else ("image",),
         inputs=shown[0].cpu().numpy(),
         attribution=found[0].detach().float().cpu().numpy(),
-        numbers=dict(zip(NUMBERS, found[1].detach().double().cpu().numpy().T, strict=True)) if fits else {},
+        numbers=dict(zip(SUMMARY_NAMES, found[1].detach().double().cpu().numpy().T, strict=True)) if fits else {},
         pixel_scale=bundle.fit_pixel_scale if fits else bundle.contract.pixel_scale,
     )
 
@@ -144,32 +144,30 @@ def agreement(first: Explanation, second: Explanation) -> Float[np.ndarray, " b"
 
 
 def _view(
-    bundle: Bundle, images: Float[np.ndarray, "b 1 n n"], seen: Seen | None
+    bundle: Bundle, images: Float[np.ndarray, "b 1 n n"], features: FitFeatures | None
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Callable[..., Tensor]]:
     """Return what the network is shown, the baseline, and the function from either to logits."""
     network = bundle.network
     raw = torch.from_numpy(images).to(next(network.parameters()).device)
-    if not bundle.fits_lenses:
+    if bundle.fit_settings is None:
         prepare = bundle.contract.preprocess
         scaled = prepare.normalise(raw)
         return (scaled,), (_sky(scaled),), lambda image: network(prepare.cut(image))
-    if seen is None:
-        own = bundle.see(images)
-        assert isinstance(own, Seen)
-        seen = own
-    # Tensors made in inference mode would have no gradients.
-    seen = Seen(*(v.clone() for v in seen))
-    held = fitted(seen.numbers)
-    maps = torch.zeros_like(seen.maps)
-    maps[:, :1] = _sky(seen.maps[:, :1])
-    numbers = seen.numbers.clone()
-    for i, name in enumerate(NUMBERS):
+    if features is None:
+        inputs = bundle.inputs_of(images)
+        assert isinstance(inputs, FitFeatures)
+        features = inputs
+    features = features.clone()  # tensors made in inference mode have no gradients
+    maps = torch.zeros_like(features.maps)
+    maps[:, :1] = _sky(features.maps[:, :1])
+    zero = FitFeatures(maps, features.summary.clone())
+    for i, name in enumerate(SUMMARY_NAMES):
         if any(word in name for word in _EXPLAINED):
-            numbers[:, i] = 0
-    numbers[:, NUMBERS.index("deviance")] = numbers[:, NUMBERS.index("blocks")]
-    # Of a failed fit the numbers only say that it failed, which is no matter of more or less.
-    numbers = torch.where(held[:, None], numbers, seen.numbers)
-    return (seen.maps, seen.numbers), (maps, numbers), lambda m, k: network(seen._replace(maps=m, numbers=k))
+            zero.summary[:, i] = 0
+    zero.column("deviance").copy_(zero.column("n_pixels_fitted"))
+    # The summary of a failed fit only says that it failed, which is no matter of more or less.
+    summary = torch.where(fit_succeeded(features)[:, None], zero.summary, features.summary)
+    return (features.maps, features.summary), (maps, summary), lambda m, k: network(FitFeatures(m, k))
 
 
 def _sky(images: Float[Tensor, "b 1 n n"]) -> Float[Tensor, "b 1 n n"]:

@@ -33,9 +33,9 @@ class Evidence:
     """Gains in chi2 of b images by one mass more, parameters of the smooth lens, scale and offset marginalised.
 
     Attributes:
-        point_gain: By a point mass in each pixel, negative where its best mass is negative (b, m, m).
+        delta_chi2_point: By a point mass in each pixel, negative where its best mass is negative (b, m, m).
         point_mass: That mass as theta_E^2, arcsec^2 (b, m, m).
-        line_gain: The largest gain by a line mass centred on each place of a coarser grid (b, k, k).
+        delta_chi2_line: The largest gain by a line mass centred on each place of a coarser grid (b, k, k).
         line_mass: Its mass, arcsec^2 (b, k, k).
         line_angle: Its direction, radians from x towards y (b, k, k).
         line_length: Its length, arcsec (b, k, k).
@@ -43,9 +43,9 @@ class Evidence:
         line_scale: Of the maps of line masses, arcsec.
     """
 
-    point_gain: Float[Tensor, "b m m"]
+    delta_chi2_point: Float[Tensor, "b m m"]
     point_mass: Float[Tensor, "b m m"]
-    line_gain: Float[Tensor, "b k k"]
+    delta_chi2_line: Float[Tensor, "b k k"]
     line_mass: Float[Tensor, "b k k"]
     line_angle: Float[Tensor, "b k k"]
     line_length: Float[Tensor, "b k k"]
@@ -141,13 +141,13 @@ class Templates:
             slopes: Derivatives of the model by its unknowns, those of the smooth lens first.
         """
         gain, mass, _ = self.points(difference, weight, slopes)
-        line_gain, line_mass = self.lines(difference, weight, slopes)
-        best_gain, best = line_gain.max(1)
+        delta_chi2_line, line_mass = self.lines(difference, weight, slopes)
+        best_gain, best = delta_chi2_line.max(1)
         length, angle = shape_of(best)
         return Evidence(
-            point_gain=gain,
+            delta_chi2_point=gain,
             point_mass=mass,
-            line_gain=best_gain,
+            delta_chi2_line=best_gain,
             line_mass=line_mass.gather(1, best[:, None])[:, 0],
             line_angle=angle,
             line_length=length,

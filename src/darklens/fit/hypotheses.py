@@ -36,7 +36,7 @@ _MASS = {"line": (1e-3, 0.15), "point": (1e-4, 0.02)}  # arcsec^2, of a start
 
 
 @dataclass(frozen=True)
-class Hypotheses:
+class HypothesisFits:
     """Fits of b images; gains are in units of the deviance, masses in arcsec^2, places in arcsec.
 
     Maps are on the n x n blocks of pixels of `pixel_scale` arcsec around the optical axis.
@@ -47,16 +47,16 @@ class Hypotheses:
         smooth: Those of the smooth lens alone (b, p).
         scale: Image units per unit of the population's brightness (b,).
         offset: Image units where there is no light (b,).
-        extra_noise: Variance beyond photon counts, counts^2 per pixel (b,).
+        extra_variance: Variance beyond photon counts, counts^2 per pixel (b,).
         converged: Whether the smooth fit settled (b,).
-        blocks: The number of blocks that were compared (b,).
-        deviance: Of the smooth lens (b,), expected to be `blocks` where it is the truth.
-        line_gain: What one line lowers the deviance by (b,).
+        n_pixels_fitted: The number of pixels of the fine detector that were compared (b,).
+        deviance: Of the smooth lens (b,), expected to be `n_pixels_fitted` where it is the truth.
+        delta_chi2_line: What one line lowers the deviance by (b,).
         line: mass, x, y, angle (radians from x towards y), length of that line (b, 5).
-        beside_line: What one point mass beside the line would gain further (b,).
-        point_gain: What one, two ... point masses lower the deviance by (b, k).
+        delta_chi2_point_given_line: What one point mass beside the line would gain further (b,).
+        delta_chi2_points: What one, two ... point masses lower the deviance by (b, k).
         points: mass, x, y of each, with all k of them there (b, k, 3).
-        beside_points: What a further point mass would gain (b,).
+        delta_chi2_point_given_points: What a further point mass would gain (b,).
         image: Image less offset over its largest value (b, n, n).
         residual: (image - smooth model) / noise (b, n, n).
         line_residual: With the line (b, n, n).
@@ -71,16 +71,16 @@ class Hypotheses:
     smooth: Float[Tensor, "b p"]
     scale: Float[Tensor, " b"]
     offset: Float[Tensor, " b"]
-    extra_noise: Float[Tensor, " b"]
+    extra_variance: Float[Tensor, " b"]
     converged: Bool[Tensor, " b"]
-    blocks: Float[Tensor, " b"]
+    n_pixels_fitted: Float[Tensor, " b"]
     deviance: Float[Tensor, " b"]
-    line_gain: Float[Tensor, " b"]
+    delta_chi2_line: Float[Tensor, " b"]
     line: Float[Tensor, "b 5"]
-    beside_line: Float[Tensor, " b"]
-    point_gain: Float[Tensor, "b k"]
+    delta_chi2_point_given_line: Float[Tensor, " b"]
+    delta_chi2_points: Float[Tensor, "b k"]
     points: Float[Tensor, "b k 3"]
-    beside_points: Float[Tensor, " b"]
+    delta_chi2_point_given_points: Float[Tensor, " b"]
     image: Maps
     residual: Maps
     line_residual: Maps
@@ -91,14 +91,14 @@ class Hypotheses:
 
 
 @torch.no_grad()
-def weigh_hypotheses(
+def fit_hypotheses(
     images: Images,
     population: Population | str,
     *,
     exposure: Images | None = None,
     engine: Backend = "eager",
     centred: bool = True,
-) -> Hypotheses:
+) -> HypothesisFits:
     """Fit the smooth lens alone, with a line mass, and with one to three point masses.
 
     Args:
@@ -152,7 +152,7 @@ class _Scene:
         return minimise(model, self.pixels, self.noise, start, steps=steps, gain=self.gain)
 
 
-def _weigh(images: Images, own: Fitter, exposure: Images | None) -> Hypotheses:
+def _weigh(images: Images, own: Fitter, exposure: Images | None) -> HypothesisFits:
     scaled, low, spread = unit_range(images)
     fitted, noise = fit_smooth(scaled, own, exposure)
     model, p = own.model(), len(own.lens.names)
@@ -162,7 +162,7 @@ def _weigh(images: Images, own: Fitter, exposure: Images | None) -> Hypotheses:
     deviance = noise.deviance(scene.pixels, fitted.model, gain)
     evidence, mass, free = scene.evidence(fitted)
     with_line, line_evidence = _line(scene, fitted)
-    with_points, point_gain, beside_points = _points(scene, fitted, deviance, mass, free)
+    with_points, delta_chi2_points, delta_chi2_point_given_points = _points(scene, fitted, deviance, mass, free)
     line = with_line.unknown[:, p + 2 :].clone()
     line[:, 4] = line[:, 4].exp()
     light = scene.pixels - fitted.unknown[:, p + 1, None, None]
@@ -170,22 +170,22 @@ def _weigh(images: Images, own: Fitter, exposure: Images | None) -> Hypotheses:
     def residual(of: Fitted) -> Maps:
         return templates.cut((scene.pixels - of.model) * scene.weight(of).sqrt())
 
-    return Hypotheses(
+    return HypothesisFits(
         names=tuple(own.lens.names),
         fixed={name: float(value) for name, value in own.lens.fixed.items()},
         smooth=fitted.unknown[:, :p],
         scale=fitted.unknown[:, p].exp() * spread,
         offset=fitted.unknown[:, p + 1] * spread + low,
-        extra_noise=noise.extra,
+        extra_variance=noise.extra,
         converged=fitted.promised < CONVERGED,
-        blocks=torch.full_like(deviance, scene.pixels[0].numel()),
+        n_pixels_fitted=torch.full_like(deviance, scene.pixels[0].numel()),
         deviance=deviance,
-        line_gain=deviance - with_line.deviance,
+        delta_chi2_line=deviance - with_line.deviance,
         line=line,
-        beside_line=line_evidence.amax((1, 2)),
-        point_gain=point_gain,
+        delta_chi2_point_given_line=line_evidence.amax((1, 2)),
+        delta_chi2_points=delta_chi2_points,
         points=with_points.unknown[:, p + 2 :].reshape(-1, N_POINTS, len(masses.POINT)),
-        beside_points=beside_points,
+        delta_chi2_point_given_points=delta_chi2_point_given_points,
         image=templates.cut(light / light.amax((1, 2), keepdim=True).clamp_min(1e-6)),
         residual=residual(fitted),
         line_residual=residual(with_line),

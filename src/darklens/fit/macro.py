@@ -43,7 +43,7 @@ class MacroFit:
         offset: Image units where there is no light (b,).
         model: The smooth lens as it would look without noise (b, n, n).
         residual: (image - model) / noise (b, n, n), for a smooth lens white with variance 1.
-        chi2: Sum of squared residuals per degree of freedom (b,).
+        reduced_chi2: Sum of squared residuals per degree of freedom (b,).
         converged: Whether another step would lower the deviance by less than 1 (b,).
     """
 
@@ -54,7 +54,7 @@ class MacroFit:
     offset: Float[Tensor, " b"]
     model: Images
     residual: Images
-    chi2: Float[Tensor, " b"]
+    reduced_chi2: Float[Tensor, " b"]
     converged: Bool[Tensor, " b"]
 
     def in_units(self, low: Float[Tensor, " b"], spread: Float[Tensor, " b"]) -> "MacroFit":
@@ -82,7 +82,7 @@ def fit_macro(
         images: Images on the population's detector; nothing is assumed of their zero and unit.
         population: Gives the family of lenses, the PSF and the noise; a name is looked up.
         exposure: Relative exposure of each pixel, where images are counts divided by it.
-        engine: As for `weigh_hypotheses`.
+        engine: As for `fit_hypotheses`.
         centred: Whether the lens is held at the middle of the image; if not, its place is fitted, within 0.3 arcsec.
 
     Raises:
@@ -202,6 +202,6 @@ def _on_all_pixels(
         offset=fitted.unknown[:, p + 1],
         model=fitted.model,
         residual=residual,
-        chi2=(residual**2).sum((1, 2)) / freedom,
+        reduced_chi2=(residual**2).sum((1, 2)) / freedom,
         converged=fitted.promised < CONVERGED,
     )

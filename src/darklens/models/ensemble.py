@@ -1,6 +1,6 @@
 """Several trained classifiers as one: the mean of their probabilities (Lakshminarayanan et al. 2017)."""
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -8,10 +8,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from darklens.config import Frozen, OneOf
-from darklens.models.lens_residual import LensResidual, LensResidualConfig
-from darklens.models.zoo import SYSTEMS, ModelConfig, build
-from darklens.populations.population import Population
-from darklens.simulate.backend import Backend
+from darklens.fit.cache import FitSettings, fit_settings_of
+from darklens.fit.features import FitFeatures
+from darklens.models.zoo import SYSTEMS, ModelConfig, build, requires_fitting
 
 
 class EnsembleConfig(Frozen):
@@ -20,30 +19,22 @@ class EnsembleConfig(Frozen):
     kind: Literal["ensemble"] = "ensemble"
     members: tuple[ModelConfig, ...] = Field(min_length=2)
 
+    @property
+    def fit_settings(self) -> FitSettings | None:
+        """How images become the `FitFeatures` that all members take; None if they take images."""
+        return fit_settings_of(self.members[0])
+
+    @property
+    def requires_fitting(self) -> bool:
+        """Whether a member fits a lens to each image."""
+        return any(requires_fitting(member) for member in self.members)
+
 
 def _settings_of(kind: str) -> type[Frozen]:
     return EnsembleConfig if kind == "ensemble" else SYSTEMS[kind].settings
 
 
-System = Annotated[Any, OneOf(_settings_of, lambda: [*SYSTEMS, "ensemble"])]
-
-
-def first_of(config: Any) -> Any:
-    """Return the settings of a system, or of an ensemble's first member."""
-    return config.members[0] if isinstance(config, EnsembleConfig) else config
-
-
-class LensFit(NamedTuple):
-    """How a system fits lenses: those of a population, held at the middle of the image or not."""
-
-    population: Population
-    centred: bool
-
-
-def fit_of(config: Any) -> LensFit | None:
-    """Return how a system fits lenses to images; None if it fits none."""
-    first = first_of(config)
-    return LensFit(first.population, first.centred) if isinstance(first, LensResidualConfig) else None
+AnySystemConfig = Annotated[Any, OneOf(_settings_of, lambda: [*SYSTEMS, "ensemble"])]
 
 
 class Ensemble(nn.Module):
@@ -58,16 +49,10 @@ class Ensemble(nn.Module):
         )
         self.register_buffer("temperatures", torch.ones(len(config.members)))
 
-    def see(self, images: Float[Tensor, "b 1 n n"], *, engine: Backend = "eager") -> Any:
-        """Return the fits of images, which all members are shown; only of members that fit lenses."""
-        first = self.members[0]
-        assert isinstance(first, LensResidual)
-        return first.see(images, engine=engine)
-
-    def forward(self, images: Any) -> Float[Tensor, "b classes"]:
+    def forward(self, inputs: Tensor | FitFeatures) -> Float[Tensor, "b classes"]:
         """Return the logarithm of the mean probabilities."""
-        answers = [
-            (member(images).float() / temperature).log_softmax(1)
+        log_probabilities = [
+            (member(inputs).float() / temperature).log_softmax(1)
             for member, temperature in zip(self.members, self.temperatures, strict=True)
         ]
-        return torch.logsumexp(torch.stack(answers), 0) - torch.tensor(float(len(answers))).log()
+        return torch.logsumexp(torch.stack(log_probabilities), 0) - torch.tensor(float(len(log_probabilities))).log()

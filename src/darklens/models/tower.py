@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from darklens.models.resnet_simple import conv_block
 
 
-class Tower(nn.Module):
+class ConvEncoder(nn.Module):
     """Convolutions to 1/8 of the size, then the mean and the largest value of each channel."""
 
     def __init__(self, inputs: int, w: int) -> None:

@@ -13,7 +13,7 @@ from darklens.fit.levenberg import damped_step
 from darklens.fit.macro import check_images, coarse_fit, unit_range
 from darklens.fit.noise import Noise, normal_equations
 from darklens.models.lens_residual import OnPopulation
-from darklens.models.tower import Tower
+from darklens.models.tower import ConvEncoder
 
 _FIRST_DAMPING = 1e-2  # as the fit's own
 _FIRST_TRUST, _FIRST_SLOPE = 3.0, 1e-2  # the logit of almost full trust, and how it varies at first
@@ -28,6 +28,11 @@ class UnrolledResidualConfig(OnPopulation):
     kind: Literal["unrolled_residual"] = "unrolled_residual"
     steps: int = Field(default=3, ge=1, le=10, description="steps of the fit that are layers")
     width: int = Field(default=16, ge=4, description="channels of the classifier's first convolution")
+
+    @property
+    def fit_settings(self) -> None:
+        """None: the network takes images, since layers of it end the fit."""
+        return None
 
 
 class UnrolledResidual(nn.Module):
@@ -53,15 +58,15 @@ class UnrolledResidual(nn.Module):
         assert last.bias is not None
         nn.init.normal_(last.weight, std=_FIRST_SLOPE)
         nn.init.constant_(last.bias, _FIRST_TRUST)
-        self.tower = Tower(3, config.width)
-        self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(Tower.features(config.width) + 1, n_classes))
+        self.encoder = ConvEncoder(3, config.width)
+        self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(ConvEncoder.features(config.width) + 1, n_classes))
 
     def forward(self, images: Float[Tensor, "b 1 n n"]) -> Float[Tensor, "b classes"]:
         """Return logits."""
         shown = self.residual(images)
         chi2 = shown[:, 0].square().mean((1, 2)).clamp_min(1e-3)
         maps = shown / shown.new_tensor([_SIGMAS, 1.0, 1.0])[:, None, None]
-        logits: Tensor = self.head(torch.cat([self.tower(maps), chi2.log()[:, None] / _CHI2], 1))
+        logits: Tensor = self.head(torch.cat([self.encoder(maps), chi2.log()[:, None] / _CHI2], 1))
         return logits
 
     def residual(self, images: Float[Tensor, "b 1 n n"]) -> Float[Tensor, "b 3 m m"]:

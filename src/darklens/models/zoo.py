@@ -9,10 +9,11 @@ from torch import nn
 
 from darklens.config import Frozen, OneOf
 from darklens.errors import ConfigError
+from darklens.fit.cache import fit_settings_of
 from darklens.models.autoencoder import Autoencoder, AutoencoderConfig
 from darklens.models.classifiers import classifier
 from darklens.models.informed import Informed, SISAutoencoder2Config, SISAutoencoderConfig
-from darklens.models.lens_residual import LensResidual, LensResidualConfig, OnPopulation
+from darklens.models.lens_residual import LensResidual, LensResidualConfig
 from darklens.models.resnet_18 import ResNet18Config
 from darklens.models.resnet_simple import ResNetSimpleConfig
 from darklens.models.two_stage import TwoStage, TwoStageConfig
@@ -23,7 +24,7 @@ Task = Literal["classify", "reconstruct"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class System:
+class SystemSpec:
     """A sort of network that a recipe can name.
 
     Args:
@@ -40,7 +41,7 @@ class System:
     task: Task = "classify"
 
 
-SYSTEMS: Registry[System] = Registry("system", extensible=True)
+SYSTEMS: Registry[SystemSpec] = Registry("system", extensible=True)
 ModelConfig = Annotated[Any, OneOf(lambda kind: SYSTEMS[kind].settings, lambda: SYSTEMS)]
 
 
@@ -64,14 +65,14 @@ def _unrolled(config: UnrolledResidualConfig, *, n_pixels: int, pixel_scale: flo
     return UnrolledResidual(config, n_classes=n_classes)
 
 
-SYSTEMS.add("resnet_simple", System(settings=ResNetSimpleConfig, build=_classifier))
-SYSTEMS.add("resnet_18", System(settings=ResNet18Config, build=_classifier))
-SYSTEMS.add("autoencoder_resnet_simple", System(settings=AutoencoderConfig, build=_autoencoder, task="reconstruct"))
-SYSTEMS.add("sis_autoencoder", System(settings=SISAutoencoderConfig, build=Informed))
-SYSTEMS.add("sis_autoencoder2", System(settings=SISAutoencoder2Config, build=Informed))
-SYSTEMS.add("two_stage", System(settings=TwoStageConfig, build=_two_stage))
-SYSTEMS.add("lens_residual", System(settings=LensResidualConfig, build=_lens_residual))
-SYSTEMS.add("unrolled_residual", System(settings=UnrolledResidualConfig, build=_unrolled))
+SYSTEMS.add("resnet_simple", SystemSpec(settings=ResNetSimpleConfig, build=_classifier))
+SYSTEMS.add("resnet_18", SystemSpec(settings=ResNet18Config, build=_classifier))
+SYSTEMS.add("autoencoder_resnet_simple", SystemSpec(settings=AutoencoderConfig, build=_autoencoder, task="reconstruct"))
+SYSTEMS.add("sis_autoencoder", SystemSpec(settings=SISAutoencoderConfig, build=Informed))
+SYSTEMS.add("sis_autoencoder2", SystemSpec(settings=SISAutoencoder2Config, build=Informed))
+SYSTEMS.add("two_stage", SystemSpec(settings=TwoStageConfig, build=_two_stage))
+SYSTEMS.add("lens_residual", SystemSpec(settings=LensResidualConfig, build=_lens_residual))
+SYSTEMS.add("unrolled_residual", SystemSpec(settings=UnrolledResidualConfig, build=_unrolled))
 
 
 def build(config: Any, *, n_pixels: int, pixel_scale: float, n_classes: int) -> nn.Module:
@@ -97,9 +98,9 @@ def has_k_network(config: Any) -> bool:
     return isinstance(config, SISAutoencoderConfig | SISAutoencoder2Config)
 
 
-def fits_lenses(config: Any) -> bool:
-    """Return whether the system fits lenses to images, and so needs them whole and as their population has them."""
-    return isinstance(config, OnPopulation)
+def requires_fitting(config: Any) -> bool:
+    """Return whether a fit runs for each image: such systems take images as their population has them, and no ONNX."""
+    return bool(getattr(config, "requires_fitting", False)) or fit_settings_of(config) is not None
 
 
 def takes_any_size(config: Any) -> bool:

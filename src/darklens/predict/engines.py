@@ -14,12 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from darklens.bundle import AT_ONCE, Answer, Bundle, Engine, Images
+from darklens.bundle import MICRO_BATCH, Bundle, Images, InferenceBackend, Inputs, NetworkOutput
 from darklens.compilation import compile_function, require_compiler
 from darklens.errors import ConfigError, DarklensError
 from darklens.export import missing_packages, onnx_program, require_onnx
 from darklens.files import atomic_path
-from darklens.fit.table import Seen
 
 EngineChoice = Literal["auto", "eager", "compiled", "onnx", "int8"]
 ENGINES: tuple[EngineChoice, ...] = get_args(EngineChoice)
@@ -39,13 +38,13 @@ def choose(asked: EngineChoice, bundle: Bundle, n: int) -> EngineChoice:
         ConfigError: If the system cannot run on the engine asked for, or what that needs is not installed.
     """
     if asked == "auto":
-        if n < WORTH_IT or bundle.fits_on_the_way or bundle.device.type != "cpu":
+        if n < WORTH_IT or bundle.requires_fitting or bundle.device.type != "cpu":
             return "eager"
         return "onnx" if not missing_packages() else "eager"
     if asked == "compiled":
         require_compiler("The compiled backend", "use backend eager")
     if asked in ("onnx", "int8"):
-        if bundle.fits_on_the_way:
+        if bundle.requires_fitting:
             raise ConfigError(
                 f"{bundle.contract.recipe} fits lenses to each image step by step, which ONNX cannot say; use engine "
                 "eager or compiled."
@@ -54,7 +53,7 @@ def choose(asked: EngineChoice, bundle: Bundle, n: int) -> EngineChoice:
     return asked
 
 
-def engine_of(name: EngineChoice, bundle: Bundle, model: Path | None = None) -> Engine:
+def engine_of(name: EngineChoice, bundle: Bundle, model: Path | None = None) -> InferenceBackend:
     """Return an engine for a bundle.
 
     Args:
@@ -65,7 +64,7 @@ def engine_of(name: EngineChoice, bundle: Bundle, model: Path | None = None) -> 
     if name == "eager":
         return bundle
     if name == "compiled":
-        return _CompiledFits(bundle) if bundle.fits_lenses else _CompiledNetwork(bundle)
+        return _CompiledFits(bundle) if bundle.fit_settings is not None else _CompiledNetwork(bundle)
     assert model is not None
     return _OnnxNetwork(bundle, model)
 
@@ -85,11 +84,11 @@ def write_model(name: EngineChoice, bundle: Bundle, path: Path, images: Float[np
     """
     if name not in ("onnx", "int8"):
         return
-    shown = bundle.see(images)
-    assert isinstance(shown, Tensor)
-    exact = bundle.calibrated(bundle.output(shown).logits)
+    inputs = bundle.inputs_of(images)
+    assert isinstance(inputs, Tensor)
+    exact = bundle.calibrated(bundle.output(inputs).logits)
     try:
-        program = onnx_program(_WithInner(bundle), torch.rand(2, *shown.shape[1:]), ["logits", "inner"])
+        program = onnx_program(_WithFeatures(bundle), torch.rand(2, *inputs.shape[1:]), ["logits", "features"])
     except Exception as error:  # of many kinds, by what the network holds
         raise ConfigError(
             f"{bundle.contract.recipe} cannot be written as ONNX ({type(error).__name__}); use engine eager."
@@ -98,14 +97,14 @@ def write_model(name: EngineChoice, bundle: Bundle, path: Path, images: Float[np
         program.save(str(temporary), external_data=False)
 
         def difference_now() -> Float[np.ndarray, "b classes"]:
-            answer = _OnnxNetwork(bundle, temporary).answer(shown)
+            network_output = _OnnxNetwork(bundle, temporary).forward(inputs)
             difference: Float[np.ndarray, "b classes"] = np.abs(
-                bundle.calibrated(bundle.output(shown, answer).logits) - exact
+                bundle.calibrated(bundle.output(inputs, network_output).logits) - exact
             )
             return difference
 
         if name == "int8":
-            difference = _quantised(program, temporary, shown.contiguous().numpy(), difference_now)
+            difference = _quantised(program, temporary, inputs.contiguous().numpy(), difference_now)
         else:
             difference = difference_now()
         if name == "onnx" and not difference.max() <= TOLERANCE:
@@ -120,19 +119,19 @@ def write_model(name: EngineChoice, bundle: Bundle, path: Path, images: Float[np
             )
 
 
-class _WithInner(nn.Module):
-    """A network that also gives what its last layer makes the logits of."""
+class _WithFeatures(nn.Module):
+    """A network that also returns the features that its last layer receives."""
 
     def __init__(self, bundle: Bundle) -> None:
         super().__init__()
         # A copy, since the hook stays: compilers do not take one that is put on in `forward`.
         own = Bundle(bundle.contract, copy.deepcopy(bundle.network), device=bundle.device)
         self.network, self._caught = own.network, list[Tensor]()
-        own.last_layer.register_forward_pre_hook(lambda _, given: self._caught.append(given[0]))
+        own.last_layer.register_forward_pre_hook(lambda _, arguments: self._caught.append(arguments[0]))
 
-    def forward(self, shown: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         self._caught.clear()
-        logits = self.network(shown)
+        logits = self.network(inputs)
         return logits, self._caught[0]
 
 
@@ -142,11 +141,11 @@ class _CompiledFits:
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
 
-    def see(self, images: Images) -> Tensor | Seen:
-        return self._bundle.see(images, engine="compiled")
+    def inputs_of(self, images: Images) -> Inputs:
+        return self._bundle.inputs_of(images, engine="compiled")
 
-    def answer(self, shown: Tensor | Seen) -> Answer:
-        return self._bundle.answer(shown)
+    def forward(self, inputs: Inputs) -> NetworkOutput:
+        return self._bundle.forward(inputs)
 
 
 class _CompiledNetwork:
@@ -154,16 +153,16 @@ class _CompiledNetwork:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self._network = compile_function(_WithInner(bundle).eval(), freezing=True)
+        self._network = compile_function(_WithFeatures(bundle).eval(), freezing=True)
 
-    def see(self, images: Images) -> Tensor | Seen:
-        return self._bundle.see(images)
+    def inputs_of(self, images: Images) -> Inputs:
+        return self._bundle.inputs_of(images)
 
     @torch.inference_mode()
-    def answer(self, shown: Tensor | Seen) -> Answer:
-        assert isinstance(shown, Tensor)
+    def forward(self, inputs: Inputs) -> NetworkOutput:
+        assert isinstance(inputs, Tensor)
         try:
-            return _joined([self._network(some) for some in _filled(shown)], len(shown))
+            return _joined([self._network(batch) for batch in _filled(inputs)], len(inputs))
         except torch._dynamo.exc.TorchDynamoException as error:
             raise ConfigError(
                 f"{self._bundle.contract.recipe} cannot be compiled ({type(error).__name__}); use engine eager."
@@ -184,33 +183,33 @@ class _OnnxNetwork:
         self._bundle = bundle
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-    def see(self, images: Images) -> Tensor | Seen:
-        return self._bundle.see(images)
+    def inputs_of(self, images: Images) -> Inputs:
+        return self._bundle.inputs_of(images)
 
-    def answer(self, shown: Tensor | Seen) -> Answer:
-        assert isinstance(shown, Tensor)
+    def forward(self, inputs: Inputs) -> NetworkOutput:
+        assert isinstance(inputs, Tensor)
         parts = []
-        for some in torch.split(shown, AT_ONCE):
-            found = self._session.run(["logits", "inner"], {"image": some.contiguous().cpu().numpy()})
-            parts.append(tuple(torch.from_numpy(np.asarray(value)) for value in found))
-        return _joined(parts, len(shown))
+        for batch in torch.split(inputs, MICRO_BATCH):
+            arrays = self._session.run(["logits", "features"], {"image": batch.contiguous().cpu().numpy()})
+            parts.append(tuple(torch.from_numpy(np.asarray(value)) for value in arrays))
+        return _joined(parts, len(inputs))
 
 
-def _filled(shown: Tensor) -> Iterator[Tensor]:
-    for some in torch.split(shown, AT_ONCE):
-        missing = AT_ONCE - len(some)
-        filled = torch.cat([some, some[-1:].expand(missing, -1, -1, -1)]) if missing else some
+def _filled(inputs: Tensor) -> Iterator[Tensor]:
+    for batch in torch.split(inputs, MICRO_BATCH):
+        missing = MICRO_BATCH - len(batch)
+        filled = torch.cat([batch, batch[-1:].expand(missing, -1, -1, -1)]) if missing else batch
         yield filled.contiguous(memory_format=torch.channels_last)
 
 
-def _joined(parts: Any, n: int) -> Answer:
-    return Answer(*(torch.cat(list(each))[:n] for each in zip(*parts, strict=True)))
+def _joined(parts: Any, n: int) -> NetworkOutput:
+    return NetworkOutput(*(torch.cat(list(each))[:n] for each in zip(*parts, strict=True)))
 
 
 def _quantised(
     program: Any,
     path: Path,
-    shown: Float[np.ndarray, "b c m m"],
+    inputs: Float[np.ndarray, "b c m m"],
     difference_now: Callable[[], Float[np.ndarray, "b classes"]],
 ) -> Float[np.ndarray, "b classes"]:
     """Make the file's numbers 8-bit ones, and return by how much probabilities then differ.
@@ -218,25 +217,25 @@ def _quantised(
     Of networks with a lens step only the products are, since angles and places of light need more digits than 8 bits.
     """
     try:
-        _quantise(path, shown, None)
+        _quantise(path, inputs, None)
         difference = difference_now()
     except Exception:  # of many kinds: ONNX Runtime's have no base of their own
-        difference = np.full((len(shown), 1), np.inf)
+        difference = np.full((len(inputs), 1), np.inf)
     if difference.mean() <= _LARGEST_SHIFT:
         return difference
     program.save(str(path), external_data=False)
-    _quantise(path, shown, ["Conv", "Gemm", "MatMul"])
+    _quantise(path, inputs, ["Conv", "Gemm", "MatMul"])
     return difference_now()
 
 
-def _quantise(path: Path, shown: Float[np.ndarray, "b c m m"], only: list[str] | None) -> None:
+def _quantise(path: Path, inputs: Float[np.ndarray, "b c m m"], only: list[str] | None) -> None:
     """Turn the file of a network into one with 8-bit weights and activations, of `only` some sorts of layers."""
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Blocks(quantization.CalibrationDataReader):  # type: ignore[misc]  # no stubs
         def __init__(self) -> None:
-            self._blocks = iter(np.split(shown, range(AT_ONCE, len(shown), AT_ONCE)))
+            self._blocks = iter(np.split(inputs, range(MICRO_BATCH, len(inputs), MICRO_BATCH)))
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             block = next(self._blocks, None)

@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
-from darklens.bundle import BATCH_SIZE, Bundle, Classified, Engine
+from darklens import aliases
+from darklens.bundle import BATCH_SIZE, Bundle, Classification, InferenceBackend
 from darklens.data.prepare import Prepared, prepare, require_near
 from darklens.data.readers import read_image
 from darklens.errors import DarklensError
 from darklens.evaluation.columns import prediction_columns
-from darklens.fit.table import NUMBERS
-from darklens.models import lens_residual
+from darklens.fit.features import no_features
+from darklens.fit.summary import findings
 
-Use = Callable[[Sequence[Path], Float[np.ndarray, "b 1 n n"], Classified], None]
+Use = Callable[[Sequence[Path], Float[np.ndarray, "b 1 n n"], Classification], None]
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Row:
 
     Attributes:
         path: As it was given.
-        probabilities: One a class.
+        probabilities: One for each class.
         message: Why there are none.
         findings: Further columns.
-        changes: What was done to the image before the model saw it, in words.
+        changes: What was done to the image before it was classified, in words.
     """
 
     path: str
@@ -48,7 +48,7 @@ def predict(
     name: str | None = None,
     use: Use = lambda _, __, ___: None,
     advance: Callable[[int], None] = lambda _: None,
-    engine: Engine | None = None,
+    engine: InferenceBackend | None = None,
     folder: Path = Path(),
 ) -> list[Row]:
     """Classify image files, one row each, in their order; a bad file becomes an error row and the others go on.
@@ -59,7 +59,7 @@ def predict(
         pixel_scale: Pixel scale of the images in arcsec, in place of what the files say. Images of another scale than
             the model's are resampled; where neither says one, it is taken to be the model's.
         name: Which image of files that hold several.
-        use: Called with the files of each batch that could be read, their images, and what was found of them.
+        use: Called with the files of each batch that could be read, their images, and the result.
         advance: Called with the number of files just finished.
         engine: Does the arithmetic in place of the bundle, see `engine_of`.
         folder: Where relative paths begin; by default the working folder.
@@ -103,11 +103,11 @@ def read_one(
         return str(error).replace(str(whole), str(path))
 
 
-def _rows(bundle: Bundle, prepared: dict[Path, Prepared], use: Use, engine: Engine | None) -> dict[Path, Row]:
+def _rows(bundle: Bundle, prepared: dict[Path, Prepared], use: Use, engine: InferenceBackend | None) -> dict[Path, Row]:
     paths, images = list(prepared), np.stack([image.pixels for image in prepared.values()])[:, None]
     found = bundle.classify(images, engine)
     use(paths, images, found)
-    further = prediction_columns(bundle, found.probabilities, found.features) | found.findings
+    further = prediction_columns(bundle, found.probabilities, found.ood_features) | _with_old_names(found.findings)
     return {
         path: Row(
             str(path),
@@ -124,8 +124,13 @@ def columns_of(bundle: Bundle) -> list[str]:
     classes = len(bundle.contract.classes)
     features = 0 if bundle.ood_reference is None else len(bundle.ood_reference.centre)
     calibration = prediction_columns(bundle, np.zeros((0, classes)), np.zeros((0, features)))
-    fits = lens_residual.findings(torch.zeros(0, len(NUMBERS))) if bundle.fits_lenses else {}
+    fits = {} if bundle.fit_settings is None else _with_old_names(findings(no_features()))
     return ["changes", *calibration, *fits]
+
+
+def _with_old_names(columns: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Return the columns of the fits, and at their end those whose names changed under their deprecated names too."""
+    return columns | {old: columns[new] for old, new in aliases.PREDICTIONS.items() if new in columns}
 
 
 def header(classes: Sequence[str], further: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ from pydantic import Field, ValidationError
 
 import darklens
 from darklens import executors
-from darklens.bundle import BATCH_SIZE, Bundle, Engine, sha256_of_bundle
+from darklens.bundle import BATCH_SIZE, Bundle, InferenceBackend, sha256_of_bundle
 from darklens.config import Frozen
 from darklens.data.prepare import Prepared
 from darklens.errors import ConfigError, DarklensError, InputError
@@ -138,10 +138,10 @@ def predict_table(
         folder=str(Path.cwd()),
         files=len(files),
     )
-    blocks = Blocks(files, _FITTED_AT_ONCE if bundle.fits_lenses else BATCH_SIZE)
+    blocks = Blocks(files, _FITTED_AT_ONCE if bundle.requires_fitting else BATCH_SIZE)
     if workers is None:
         # Starting a process takes as long as some blocks of a network, or one of fits.
-        workers = min(executors.usable_cores(), len(blocks) // (2 if bundle.fits_lenses else 8))
+        workers = min(executors.usable_cores(), len(blocks) // (2 if bundle.requires_fitting else 8))
     work = out.with_name(out.name + ".unfinished")
     with writing(out):
         work.mkdir(parents=True, exist_ok=True)
@@ -233,7 +233,7 @@ def make_block(task: str, number: int, files: Sequence[str]) -> tuple[dict[str, 
         try:
             bundle, engine = _loaded(task)
             keep_freed_memory()
-            if bundle.fits_lenses:
+            if bundle.requires_fitting:
                 load_for(todo.files)
             stamp = _stamp(files, Path(todo.folder))
             rows = predict(
@@ -255,7 +255,7 @@ def make_block(task: str, number: int, files: Sequence[str]) -> tuple[dict[str, 
 
 
 @lru_cache(maxsize=1)
-def _loaded(task: str) -> tuple[Bundle, Engine]:
+def _loaded(task: str) -> tuple[Bundle, InferenceBackend]:
     """Return the model and the engine of a task, made once in a process."""
     todo, host = Task.model_validate_json(task), socket.gethostname()
     if todo.version != darklens.__version__:

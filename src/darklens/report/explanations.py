@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from darklens.bundle import Bundle, Classified
+from darklens.bundle import Bundle, Classification
 from darklens.data.store import prepare_folder
 from darklens.evaluation.explain import Explanation, Method, explain
 from darklens.files import atomic_path
-from darklens.fit.table import Seen
+from darklens.fit.features import FitFeatures
 from darklens.report import figures
 from darklens.report.maps import FreeNames, MapWriter
 
@@ -52,18 +52,20 @@ class ExplanationWriter:
         prepare_folder(folder)
         self._bundle, self._folder, self._method, self._label = bundle, folder, method, label
         self._names = FreeNames(files)
-        with_k = bundle.has_maps and not bundle.fits_lenses
+        with_k = bundle.has_maps and bundle.fit_settings is None
         self._maps = MapWriter(bundle, folder / "maps", files) if with_k else None
 
-    def __call__(self, paths: Sequence[Path], images: Float[np.ndarray, "b 1 n n"], classified: Classified) -> None:
+    def __call__(
+        self, paths: Sequence[Path], images: Float[np.ndarray, "b 1 n n"], classification: Classification
+    ) -> None:
         """Explain a batch, one image at a time, as an explanation takes many times the memory of a prediction."""
         for i, path in enumerate(paths):
-            shown = classified.shown
-            seen = Seen(*(v[i : i + 1] for v in shown)) if isinstance(shown, Seen) else None
-            found = explain(self._bundle, images[i : i + 1], method=self._method, label=self._label, seen=seen)
+            inputs, rows = classification.inputs, slice(i, i + 1)
+            features = inputs.rows(rows) if isinstance(inputs, FitFeatures) else None
+            found = explain(self._bundle, images[rows], method=self._method, label=self._label, features=features)
             name = self._names.of(path)
             classes = self._bundle.contract.classes
-            probabilities = classified.probabilities[i]
+            probabilities = classification.probabilities[i]
             with atomic_path(self._folder / f"{name}.npz") as temporary:
                 arrays: dict[str, Any] = columns(found)
                 np.savez(temporary, **arrays, classes=np.array(classes), probabilities=probabilities)
@@ -72,7 +74,7 @@ class ExplanationWriter:
             with atomic_path(self._folder / f"{name}.png") as temporary:
                 temporary.write_bytes(figures.to_png(picture(found, title)))
         if self._maps is not None:
-            self._maps(paths, images, classified)
+            self._maps(paths, images, classification)
 
 
 def columns(found: Explanation) -> dict[str, np.ndarray]:

@@ -114,7 +114,7 @@ def fit_maps(
     The line and the first point mass that were found are drawn on the image.
 
     Args:
-        maps: As `darklens.fit.table.CHANNELS` names them.
+        maps: As `darklens.fit.features.MAP_NAMES` names them.
         names: What to call each image.
         findings: As `darklens.models.lens_residual.findings` names them.
         pixel_scale: Of the maps, arcsec.

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import ValidationError
 
-from darklens.bundle import Bundle, Classified
+from darklens.bundle import Bundle, Classification
 from darklens.data.store import Store, prepare_folder
 from darklens.errors import InputError
 from darklens.files import atomic_path
@@ -63,10 +63,12 @@ class MapWriter:
         self._bundle, self._folder = bundle, folder
         self._names = FreeNames(files)
 
-    def __call__(self, paths: Sequence[Path], images: Float[np.ndarray, "b 1 n n"], classified: Classified) -> None:
+    def __call__(
+        self, paths: Sequence[Path], images: Float[np.ndarray, "b 1 n n"], classification: Classification
+    ) -> None:
         """Write the maps of a batch."""
-        if classified.maps:
-            self._write_fits(paths, classified)
+        if classification.maps:
+            self._write_fits(paths, classification)
             return
         found = self._bundle.maps(images)
         scale = self._bundle.map_pixel_scale
@@ -78,12 +80,12 @@ class MapWriter:
             with atomic_path(self._folder / f"{name}.png") as temporary:
                 temporary.write_bytes(figures.to_png(figures.lens_maps([own], [name], pixel_scale=scale)))
 
-    def _write_fits(self, paths: Sequence[Path], classified: Classified) -> None:
+    def _write_fits(self, paths: Sequence[Path], classification: Classification) -> None:
         scale = self._bundle.fit_pixel_scale
         for i, path in enumerate(paths):
             name = self._names.of(path)
-            own = {key: value[i] for key, value in classified.maps.items()}
-            numbers = {key: column[i] for key, column in classified.findings.items()}
+            own = {key: value[i] for key, value in classification.maps.items()}
+            numbers = {key: column[i] for key, column in classification.findings.items()}
             with atomic_path(self._folder / f"{name}.npz") as temporary:
                 np.savez(temporary, **own, pixel_scale=np.float64(scale))
             with atomic_path(self._folder / f"{name}.png") as temporary:
@@ -94,7 +96,7 @@ class MapWriter:
 def section(bundle: Bundle, store: Store) -> Section:
     """Return the maps of the first image of each class, beside the true deflection where the images are simulated."""
     chosen = [int(np.flatnonzero(store.labels == i)[0]) for i in np.unique(store.labels)]
-    if bundle.fits_lenses:
+    if bundle.fit_settings is not None:
         return _fits_section(bundle, store, chosen)
     found = bundle.maps(store.images(chosen))
     truth = true_deflection(bundle, store, chosen)

@@ -12,12 +12,11 @@ from jaxtyping import Float
 from darklens.bundle import Bundle
 from darklens.evaluation.columns import prediction_columns
 from darklens.fit.evidence import Evidence, evidence_maps
-from darklens.fit.hypotheses import N_POINTS, weigh_hypotheses
+from darklens.fit.features import FitFeatures, MapName
+from darklens.fit.hypotheses import N_POINTS
 from darklens.fit.macro import MacroFit, fit_macro
 from darklens.fit.smooth import CENTRE
-from darklens.fit.table import CHANNELS, NUMBERS, Seen, shown
-from darklens.models import lens_residual
-from darklens.models.ensemble import fit_of
+from darklens.fit.summary import fit_succeeded
 from darklens.populations.population import Population
 from darklens.populations.substructure_models import LineMass, NoSubstructure, PointMasses
 from darklens.serve.batching import Job
@@ -30,7 +29,7 @@ _ARCSEC = {"theta_E", "source_x", "source_y", *CENTRE}
 _SMOOTH = ("theta_E", "gamma1", "gamma2", "source_x", "source_y", *CENTRE)
 _SIGMA = "standard deviations"
 _FAILED = "No fit describes the image, so the class is based on the image alone."
-_FROM_CHANNELS = {  # name here: channel of the fits, label
+_FROM_FITS: dict[str, tuple[MapName, str]] = {  # name in the response: map of the fits, label
     "residual_line": ("line_residual", "Residual with a line"),
     "residual_points": ("point_residual", "Residual with point masses"),
     "evidence_point": ("evidence", "Evidence for a point mass"),
@@ -48,9 +47,9 @@ class Classifier:
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
-        how = fit_of(bundle.contract.model)
-        self.population: Population | None = how.population if how else None
-        self._centred = how is not None and how.centred
+        settings = bundle.fit_settings
+        self.population: Population | None = settings.population if settings else None
+        self._centred = settings is not None and settings.centred
 
     def __call__(self, jobs: Sequence[Job]) -> list[ImageResult]:
         """Return a result for each job."""
@@ -68,26 +67,26 @@ class Classifier:
         """Judge images of one exposure."""
         images = np.stack([job.pixels for job in jobs])[:, None]
         exposure = jobs[0].exposure
-        what = self._see(images, exposure)
-        logits, features = self.bundle.output(what)
+        inputs = self._inputs_of(images, exposure)
+        logits, features = self.bundle.output(inputs)
         probabilities = self.bundle.calibrated(logits)
         told = prediction_columns(self.bundle, probabilities, features)
-        seen = what if isinstance(what, Seen) else None
-        maps = self._maps(jobs, images, seen, exposure)
+        fits = inputs if isinstance(inputs, FitFeatures) else None
+        maps = self._maps(jobs, images, fits, exposure)
         results = []
         for i, job in enumerate(jobs):
             result = self._result(job, probabilities[i], {name: column[i] for name, column in told.items()})
-            if seen is not None:
-                result = result.model_copy(update=self._fits(seen, i, str(result.predicted), maps[i].parameters))
+            if fits is not None:
+                result = result.model_copy(update=self._fits(fits, i, str(result.predicted), maps[i].parameters))
             results.append(result.model_copy(update={"maps": maps[i].maps}))
         return results
 
-    def _see(self, images: Float[np.ndarray, "b 1 n n"], exposure: float) -> "Tensor | Seen":
-        if exposure == 1 or self.population is None:
-            return self.bundle.see(images)
+    def _inputs_of(self, images: Float[np.ndarray, "b 1 n n"], exposure: float) -> "Tensor | FitFeatures":
+        settings = self.bundle.fit_settings
+        if exposure == 1 or settings is None:
+            return self.bundle.inputs_of(images)
         plane = torch.from_numpy(images[:, 0])
-        depth = torch.full_like(plane, exposure)
-        return shown(weigh_hypotheses(plane, self.population, exposure=depth, centred=self._centred))
+        return settings.extract_features(plane, exposure=torch.full_like(plane, exposure))
 
     def _result(self, job: Job, probabilities: Float[np.ndarray, " c"], told: Mapping[str, str]) -> ImageResult:
         contract = self.bundle.contract
@@ -111,19 +110,21 @@ class Classifier:
             changes=list(job.changes),
         )
 
-    def _fits(self, seen: Seen, i: int, predicted: str, parameters: dict[str, Quantity] | None) -> dict[str, object]:
+    def _fits(
+        self, fits: FitFeatures, i: int, predicted: str, parameters: dict[str, Quantity] | None
+    ) -> dict[str, object]:
         """Return the parts of a result that come from the fits of one image."""
         assert self.population is not None
-        value = dict(zip(NUMBERS, seen.numbers[i].tolist(), strict=True))
+        value = {name: float(column[i]) for name, column in fits.columns().items()}
         chi2 = {
             name: value["deviance"] - _gain(spec, value)
             for name, spec in self.population.classes.items()
             if name in self.bundle.contract.classes
         }
-        good = bool(lens_residual.fitted(seen.numbers[i : i + 1]).item())
+        good = bool(fit_succeeded(fits)[i])
         fit = Fit(
             converged=value["converged"] > 0.5,
-            chi2_per_pixel=value["deviance"] / max(value["blocks"], 1.0),
+            chi2_per_pixel=value["deviance"] / max(value["n_pixels_fitted"], 1.0),
             parameters=parameters or {name: _quantity(name, value[name], None) for name in _SMOOTH},
             message=None if good else _FAILED,
         )
@@ -131,7 +132,7 @@ class Classifier:
         return {"fit": fit, "hypotheses": chi2, "suggestion": suggestion}
 
     def _maps(
-        self, jobs: Sequence[Job], images: Float[np.ndarray, "b 1 n n"], seen: Seen | None, exposure: float
+        self, jobs: Sequence[Job], images: Float[np.ndarray, "b 1 n n"], fits: FitFeatures | None, exposure: float
     ) -> "list[_Maps]":
         found = [_Maps() for _ in jobs]
         rows = [i for i, job in enumerate(jobs) if job.maps]
@@ -139,13 +140,13 @@ class Classifier:
             return found
         scale = self.bundle.contract.pixel_scale
         pictures = {i: {"image": _map(images[i, 0], "Image", "image units", scale)} for i in rows}
-        if seen is not None:
+        if fits is not None:
             macro, evidence = self._fit(images[rows], exposure)
             for k, i in enumerate(rows):
                 pictures[i] |= _fit_maps(macro, evidence, k, scale)
-                own = dict(zip(CHANNELS, seen.maps[i].cpu().numpy(), strict=True))
-                for name, (channel, label) in _FROM_CHANNELS.items():
-                    pictures[i][name] = _map(own[channel], label, _SIGMA, self.bundle.fit_pixel_scale)
+                for name, (source, label) in _FROM_FITS.items():
+                    values = fits.map(source)[i].cpu().numpy()
+                    pictures[i][name] = _map(values, label, _SIGMA, self.bundle.fit_pixel_scale)
                 found[i] = _Maps(pictures[i], _errors(macro, k))
         else:
             made = self.bundle.maps(images[rows]) if self.bundle.has_maps else {}
@@ -173,7 +174,7 @@ class _Maps:
 def _gain(spec: object, value: Mapping[str, float]) -> float:
     if isinstance(spec, NoSubstructure):
         return 0.0
-    return value["line_gain"] if isinstance(spec, LineMass) else value[f"point_gain_{N_POINTS}"]
+    return value["delta_chi2_line"] if isinstance(spec, LineMass) else value[f"delta_chi2_points_{N_POINTS}"]
 
 
 def _errors(macro: MacroFit, i: int) -> dict[str, Quantity]:
@@ -222,7 +223,7 @@ def _solar(population: Population, squared: float, theta_E: float) -> float | No
 
 
 def _fit_maps(macro: MacroFit, evidence: Evidence, i: int, pixel_scale: float) -> dict[str, Map]:
-    gain = evidence.line_gain[i]
+    gain = evidence.delta_chi2_line[i]
     return {
         "smooth": _map(macro.model[i].numpy(), "Fitted smooth lens", "image units", pixel_scale),
         "residual": _map(macro.residual[i].numpy(), "Residual of the smooth lens", _SIGMA, pixel_scale),

@@ -240,7 +240,7 @@ def _card(name: str, bundle: Bundle, digest: str) -> ModelCard:
         bundle_sha256=digest,
         licence=contract.licence,
         has_maps=bundle.has_maps,
-        fits=bundle.fits_lenses,
+        fits=bundle.fit_settings is not None,
     )
 
 

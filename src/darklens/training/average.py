@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor, nn
 
-from darklens.fit.table import Seen
+from darklens.fit.features import FitFeatures
 
 _BATCHES = 16  # of the end of an epoch; normalisation's statistics are those of their images
 
@@ -24,7 +24,7 @@ class RunningMean(WeightAveraging):
 
     def __init__(self, decay: float) -> None:
         super().__init__(use_buffers=True, multi_avg_fn=_toward(decay))
-        self._recent: deque[Tensor | Seen] = deque(maxlen=_BATCHES)
+        self._recent: deque[Tensor | FitFeatures] = deque(maxlen=_BATCHES)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the epoch before, which a resumed run has not seen."""
@@ -45,7 +45,7 @@ class RunningMean(WeightAveraging):
             fit_normalisation(network, list(self._recent))
 
 
-def fit_normalisation(network: nn.Module, batches: Sequence[Tensor | Seen]) -> None:
+def fit_normalisation(network: nn.Module, batches: Sequence[Tensor | FitFeatures]) -> None:
     """Replace the statistics of batch normalisation by their mean over `batches`; all else stays in evaluation mode."""
     layers = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if not layers or not batches:

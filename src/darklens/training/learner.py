@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from darklens import rng
 from darklens.data.preprocess import Dihedral, Draws
 from darklens.evaluation.metrics import macro_auc
-from darklens.fit.table import Seen
+from darklens.fit.features import FitFeatures
 from darklens.models.autoencoder import reconstruction_error
 from darklens.training.processes import ALONE, Processes
 from darklens.training.recipe import DataConfig, OneCycle, Plateau, Stage
@@ -51,7 +51,7 @@ class Learner(pl.LightningModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Pre-process, and in training augment, a whole batch on the device."""
         images, labels = batch
-        if isinstance(images, Seen):  # fits: the maps are as the images were, and the numbers do not turn
+        if isinstance(images, FitFeatures):  # the maps turn as the images would, the summary does not
             if self.trainer.training and isinstance(self._data.augment, Dihedral):
                 images = images._replace(maps=self._data.augment.apply(images.maps, self._draws()))
             return images, labels

@@ -9,7 +9,7 @@ from darklens.config import Frozen, load
 from darklens.data.preprocess import Affine, Augment, Preprocess
 from darklens.errors import ConfigError
 from darklens.models.resnet_18 import SMALLEST
-from darklens.models.zoo import ModelConfig, fits_lenses, has_k_network, takes_any_size, task_of
+from darklens.models.zoo import ModelConfig, has_k_network, requires_fitting, takes_any_size, task_of
 from darklens.recipes import load_tree
 from darklens.simulate.backend import Backend
 
@@ -129,7 +129,9 @@ class Recipe(Frozen):
             raise ValueError(f"the last stage must {task_of(self.model)}, which is what {self.model.kind} is for")
         if self.pretrained is not None and not has_k_network(self.model):
             raise ValueError(f"pretrained: {self.model.kind} has no autoencoder to load")
-        if fits_lenses(self.model) and (self.data.augment.kind == "affine" or self.data.preprocess != Preprocess()):
+        if requires_fitting(self.model) and (
+            self.data.augment.kind == "affine" or self.data.preprocess != Preprocess()
+        ):
             raise ValueError(
                 f"data: {self.model.kind} fits whole images on their own pixels; leave data.preprocess out and choose "
                 "data.augment.kind none or dihedral"

@@ -31,10 +31,10 @@ from darklens.errors import ConfigError, InputError
 from darklens.evaluation.calibrate import LabelledOutputs, calibrate
 from darklens.executors import usable_cores
 from darklens.files import read_json, write_json, write_text
-from darklens.fit.table import Fits, Seen, fits_of
+from darklens.fit.cache import FitCache, cached_fits, fit_settings_of
+from darklens.fit.features import FitFeatures
 from darklens.kernels.library import library
 from darklens.memory import keep_freed_memory
-from darklens.models.lens_residual import LensResidualConfig
 from darklens.models.zoo import build, count_parameters
 from darklens.training.average import RunningMean
 from darklens.training.learner import Learner
@@ -90,7 +90,7 @@ def train(
 
 
 def _prepared(
-    recipe: Recipe, store: Store | None, fits: Fits | None, seed: int, processes: Processes
+    recipe: Recipe, store: Store | None, fits: FitCache | None, seed: int, processes: Processes
 ) -> tuple[Source, nn.Module]:
     """Return the images, and the network with the weights it starts from."""
     source = source_of(recipe.data, recipe.stages, store, seed=seed, fits=fits)
@@ -159,25 +159,28 @@ def _finish(
     bundle.save(out / "bundle")
 
 
-def fits_for(recipe: Recipe, store: Store | None, *, advance: Callable[[int], None] = lambda _: None) -> Fits | None:
-    """Return the fits of the store, made where they are missing, if the recipe's system is shown such.
+def fits_for(
+    recipe: Recipe, store: Store | None, *, advance: Callable[[int], None] = lambda _: None
+) -> FitCache | None:
+    """Return the fits of the store, made where they are missing, if the recipe's network takes fits.
 
     Args:
         recipe: What is to be trained.
         store: Its images, in whose folder fits are kept.
         advance: Called with the number of images just fitted.
     """
-    if not isinstance(recipe.model, LensResidualConfig) or store is None or recipe.data.kind != "store":
+    settings = fit_settings_of(recipe.model)
+    if settings is None or store is None or recipe.data.kind != "store":
         return None
     limit = None
     if recipe.data.n_per_class is not None:
         first = [np.flatnonzero(store.labels == label)[: recipe.data.n_per_class] for label in np.unique(store.labels)]
         limit = int(max(rows.max() for rows in first)) + 1
-    return fits_of(
+    return cached_fits(
         store,
-        recipe.model.population,
+        settings.population,
         engine=recipe.data.backend,
-        centred=recipe.model.centred,
+        centred=settings.centred,
         workers=usable_cores(),
         limit=limit,
         advance=advance,
@@ -195,7 +198,7 @@ def _calibrated(bundle: Bundle, source: Source, stages: Sequence[Stage], seed: i
 def _outputs(bundle: Bundle, images: Loader) -> LabelledOutputs:
     outputs, labels = [], []
     for batch, own in images:
-        outputs.append(bundle.output(batch if isinstance(batch, Seen) else bundle.see(batch.numpy())))
+        outputs.append(bundle.output(batch if isinstance(batch, FitFeatures) else bundle.inputs_of(batch.numpy())))
         labels.append(own.numpy())
     return LabelledOutputs(
         Output(*(np.concatenate(parts) for parts in zip(*outputs, strict=True))), np.concatenate(labels)

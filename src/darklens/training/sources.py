@@ -13,7 +13,8 @@ from darklens.data.datamodule import BatchOrder, loader, split
 from darklens.data.part import WHOLE, Part
 from darklens.data.store import Store
 from darklens.errors import ConfigError
-from darklens.fit.table import Fits, Seen
+from darklens.fit.cache import FitCache
+from darklens.fit.features import FitFeatures
 from darklens.populations.population import Population
 from darklens.simulate.stream import FreshBatches, Simulated
 from darklens.training.recipe import DataConfig, Stage
@@ -24,7 +25,7 @@ Loader = DataLoader[tuple[Any, torch.Tensor]]
 class StoreSource:
     """A store, split into training and validation images."""
 
-    def __init__(self, store: Store, data: DataConfig, seed: int, fits: Fits | None = None) -> None:
+    def __init__(self, store: Store, data: DataConfig, seed: int, fits: FitCache | None = None) -> None:
         self._store, self._seed, self._fits = store, seed, fits
         self._parts = split(
             store.labels, validation_fraction=data.validation_fraction, seed=seed, n_per_class=data.n_per_class
@@ -69,18 +70,18 @@ class StoreSource:
         return DataLoader(FitsDataset(self._fits, self._store.labels), sampler=order, batch_size=None)
 
 
-class FitsDataset(Dataset[tuple[Seen, torch.Tensor]]):
+class FitsDataset(Dataset[tuple[FitFeatures, torch.Tensor]]):
     """The fits of a store's images in place of the images."""
 
-    def __init__(self, fits: Fits, labels: Int[np.ndarray, " n"]) -> None:
+    def __init__(self, fits: FitCache, labels: Int[np.ndarray, " n"]) -> None:
         self._fits, self._labels = fits, torch.from_numpy(labels)
 
     def __len__(self) -> int:
         return len(self._labels)
 
-    def __getitem__(self, indices: list[int]) -> tuple[Seen, torch.Tensor]:
+    def __getitem__(self, indices: list[int]) -> tuple[FitFeatures, torch.Tensor]:
         """Return a batch of fits, and its labels."""
-        return self._fits.seen(indices), self._labels[indices]
+        return self._fits.features(indices), self._labels[indices]
 
 
 class StreamSource:
@@ -172,7 +173,7 @@ Source = StoreSource | StreamSource
 
 
 def source_of(
-    data: DataConfig, stages: Sequence[Stage], store: Store | None, *, seed: int, fits: Fits | None = None
+    data: DataConfig, stages: Sequence[Stage], store: Store | None, *, seed: int, fits: FitCache | None = None
 ) -> Source:
     """Return the source that a recipe asks for.
 

@@ -88,7 +88,7 @@ def test_bundles_with_and_without_calibration_come_back_as_they_were(store, cali
         again = Bundle.load(tmp_path / name)
         assert again.contract.calibration == bundle.contract.calibration
         np.testing.assert_array_equal(again.probabilities_of(store), bundle.probabilities_of(store))
-        features = again.outputs_of(store).features
+        features = again.outputs_of(store).ood_features
         found = prediction_columns(again, again.probabilities_of(store), features)
         assert found == prediction_columns(bundle, bundle.probabilities_of(store), features)
     # A bundle of an earlier version has neither of the two entries.
@@ -120,7 +120,8 @@ def test_unlike_images_are_called_so_and_sets_are_written(store, calibrated):
     images = store.images(range(60))
     strange = np.random.default_rng(0).normal(size=images.shape).astype(np.float32)
     found = [
-        prediction_columns(calibrated, c.probabilities, c.features) for c in map(calibrated.classify, (images, strange))
+        prediction_columns(calibrated, c.probabilities, c.ood_features)
+        for c in map(calibrated.classify, (images, strange))
     ]
     assert set(found[1]["ood"]) == {"yes"} and found[0]["ood"].count("yes") <= 6
     assert set(found[0]["ood_score"]).isdisjoint(found[1]["ood_score"])
@@ -130,7 +131,9 @@ def test_unlike_images_are_called_so_and_sets_are_written(store, calibrated):
     assert all(own <= names for own in sets)
     top = [calibrated.contract.classes[i] for i in probabilities.argmax(1)]
     assert all(name in own for name, own in zip(top, sets, strict=True))
-    summary = summarise_calibration(calibrated, probabilities, calibrated.classify(images).features, store.labels[:60])
+    summary = summarise_calibration(
+        calibrated, probabilities, calibrated.classify(images).ood_features, store.labels[:60]
+    )
     assert set(summary) == {"calibration", "conformal", "selective", "ood"}
     json.dumps(summary, allow_nan=False)
 
@@ -157,7 +160,7 @@ def test_an_ensemble_is_the_mean_of_its_members_wherever_it_is_asked(store, tmp_
         np.testing.assert_allclose(bundle.probabilities(images), mean, atol=1e-6)
     assert again.contract.parameters == 14 and again.contract.provenance["train_images"] == 60
     fitted = calibrate_on(again, store)
-    np.testing.assert_allclose(softmax(fitted.output(fitted.see(images)).logits), mean, atol=1e-6)
+    np.testing.assert_allclose(softmax(fitted.output(fitted.inputs_of(images)).logits), mean, atol=1e-6)
     assert fitted.contract.calibration.conformal and fitted.ood_reference is not None
     assert "ensemble of 2" in again.card
 

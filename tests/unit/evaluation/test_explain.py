@@ -93,7 +93,7 @@ def test_the_shipped_model_is_explained_by_its_maps_and_numbers_and_not_with_ran
     found = explain(own, images)
     assert found.label.tolist() == [2] and found.attribution.shape[1] == len(found.channels) == 6
     assert np.abs(found.missing) <= 0.011 * np.abs(found.log_odds - found.baseline)
-    assert found.numbers["line_gain"][0] > 0 and found.numbers["theta_E"][0] == 0
+    assert found.numbers["delta_chi2_line"][0] > 0 and found.numbers["theta_E"][0] == 0
     random = explain(with_random_weights(own, seed=1), images, label=2)
     assert abs(agreement(found, random)[0]) < 0.3
 

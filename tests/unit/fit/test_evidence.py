@@ -52,13 +52,13 @@ def test_a_point_mass_is_weighed_and_found():
     _, counts = expected_counts(**points)
     fit = fit_macro(counts, POPULATION)
     found = evidence_maps(counts, fit, POPULATION)
-    assert found.pixel_scale == pytest.approx(0.1) and found.point_gain.shape == (4, 48, 48)
+    assert found.pixel_scale == pytest.approx(0.1) and found.delta_chi2_point.shape == (4, 48, 48)
     weighed = at(found.point_mass, found.pixel_scale, x, y)
     np.testing.assert_allclose(weighed, mass, rtol=0.15)
     # Without noise, all of chi2 is due to the mass.
-    gain = at(found.point_gain, found.pixel_scale, x, y)
-    np.testing.assert_allclose(gain, fit.chi2 * (150**2 - 9), rtol=0.25)
-    found_x, found_y = peak(found.point_gain, found.pixel_scale)
+    gain = at(found.delta_chi2_point, found.pixel_scale, x, y)
+    np.testing.assert_allclose(gain, fit.reduced_chi2 * (150**2 - 9), rtol=0.25)
+    found_x, found_y = peak(found.delta_chi2_point, found.pixel_scale)
     assert np.hypot(found_x - x, found_y - y).max() < 2 * 0.087
 
 
@@ -69,7 +69,7 @@ def test_a_line_mass_is_weighed_and_found():
     line = {"line_mass": mass, "line_x": 0.5 * ones, "line_y": -0.5 * ones}
     _, counts = expected_counts(**line, line_length=2.0 * ones, line_angle=np.pi / 4 * ones)
     found = evidence_maps(counts, fit_macro(counts, POPULATION), POPULATION)
-    x, y = peak(found.line_gain, found.line_scale)
+    x, y = peak(found.delta_chi2_line, found.line_scale)
     assert np.hypot(x - 0.5, y + 0.5).max() < 0.5
     place = np.full(4, 0.5), np.full(4, -0.5)
     np.testing.assert_allclose(at(found.line_mass, found.line_scale, *place), mass, rtol=0.3)
@@ -80,7 +80,7 @@ def test_a_smooth_lens_has_no_evidence_and_substructure_has():
     images, truth = simulate_batch(POPULATION, 11, range(60))
     images = torch.from_numpy(images)[:, 0]
     found = evidence_maps(images, fit_macro(images, POPULATION), POPULATION)
-    most = torch.maximum(found.point_gain.amax((1, 2)), found.line_gain.amax((1, 2)))
+    most = torch.maximum(found.delta_chi2_point.amax((1, 2)), found.delta_chi2_line.amax((1, 2)))
     smooth = torch.from_numpy(truth["label"] == 0)
     # The largest of some hundred independent chi2 of one degree of freedom.
     assert float(most[smooth].max()) < 25
@@ -91,7 +91,7 @@ def test_the_unit_of_the_image_does_not_matter():
     images, _ = simulate_batch(POPULATION, 11, [1])
     one = torch.from_numpy(images)[:, 0]
     found = [evidence_maps(some, fit_macro(some, POPULATION), POPULATION) for some in (one, 700 * one + 5)]
-    torch.testing.assert_close(found[0].point_gain, found[1].point_gain, rtol=0.05, atol=1)
+    torch.testing.assert_close(found[0].delta_chi2_point, found[1].delta_chi2_point, rtol=0.05, atol=1)
     torch.testing.assert_close(found[0].point_mass, found[1].point_mass, rtol=0.05, atol=1e-3)
 
 

@@ -61,7 +61,9 @@ def test_with_full_trust_it_ends_where_the_fit_does(lenses):
     assert (trust == 1).all()
     smooth = labels == 0
     chi2 = residual[smooth].square().mean((1, 2))
-    assert ((chi2 - fit_macro(images[smooth, 0], CONFIG.population).chi2).abs() < 0.1).all()  # blocks, not pixels
+    assert (
+        (chi2 - fit_macro(images[smooth, 0], CONFIG.population).reduced_chi2).abs() < 0.1
+    ).all()  # blocks, not pixels
 
 
 def test_doubt_of_a_place_takes_it_out_of_the_fit(lenses):

@@ -23,7 +23,7 @@ from darklens.predict.engines import TOLERANCE, choose, engine_of, write_model
 def program():
     """Exported once: that takes longer than all else."""
     bundle = small_bundle()
-    return engines.onnx_program(engines._WithInner(bundle), torch.rand(2, 1, PIXELS, PIXELS), ["logits", "inner"])
+    return engines.onnx_program(engines._WithFeatures(bundle), torch.rand(2, 1, PIXELS, PIXELS), ["logits", "features"])
 
 
 def check(bundle, engine, images, atol):
@@ -39,7 +39,9 @@ def test_onnx_gives_the_same_probabilities_and_features(tmp_path):
     write_model("onnx", bundle, tmp_path / "m.onnx", images[:3])
     exact, found = check(bundle, engine_of("onnx", bundle, tmp_path / "m.onnx"), images, TOLERANCE)
     assert np.ptp(exact.probabilities, axis=0).max() > 1e-3  # the images differ
-    np.testing.assert_allclose(found.features, exact.features, rtol=1e-3, atol=1e-4 * np.abs(exact.features).max())
+    np.testing.assert_allclose(
+        found.ood_features, exact.ood_features, rtol=1e-3, atol=1e-4 * np.abs(exact.ood_features).max()
+    )
 
 
 @pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
@@ -53,7 +55,7 @@ bundle, images = small_bundle(), rings(19)
 exact = bundle.classify(images)
 found = bundle.classify(images, engine_of("compiled", bundle))
 assert [h for m in bundle.network.modules() for h in m._forward_pre_hooks] == []  # left as it was
-answers = {{"p": found.probabilities, "f": found.features, "q": exact.probabilities, "g": exact.features}}
+answers = {{"p": found.probabilities, "f": found.ood_features, "q": exact.probabilities, "g": exact.ood_features}}
 np.savez({str(tmp_path / "found.npz")!r}, **answers)
 """
     path = os.pathsep.join(sys.path)
@@ -100,7 +102,7 @@ def test_auto_prepares_only_what_is_made_up_for(monkeypatch):
     assert choose("eager", bundle, many) == "eager"
     monkeypatch.setattr("darklens.export.find_spec", lambda _: None)
     assert choose("auto", bundle, many) == "eager"
-    monkeypatch.setattr("darklens.simulate.backend.compiler", lambda: None)
+    monkeypatch.setattr("darklens.compilation.compiler", lambda: None)
     with pytest.raises(ConfigError, match=r"C\+\+ compiler"):
         choose("compiled", bundle, 1)
 

@@ -1,0 +1,173 @@
+"""The fits of all images of a store, kept in its folder and read by row.
+
+DIGEST is of the population; "-centred" follows VERSION where the lens is fixed at the centre of the image.
+
+STORE/fits/DIGEST-VERSION/fits.json            population, version, names of the maps and of the summary numbers
+STORE/fits/DIGEST-VERSION/00000.maps.npy       float16 (k, maps, m, m)
+STORE/fits/DIGEST-VERSION/00000.numbers.npy    float32 (k, summary numbers)
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+import darklens
+from darklens import aliases, config, executors
+from darklens.data.store import Store
+from darklens.errors import ConfigError
+from darklens.files import atomic_path, read_json, write_json
+from darklens.fit.features import MAP_NAMES, SUMMARY_NAMES, FitFeatures, extract_features
+from darklens.kernels.smooth_fit import load_for
+from darklens.memory import keep_freed_memory
+from darklens.populations.population import Population
+from darklens.simulate.backend import Backend
+
+VERSION = 2  # of the fits; fits of another version are made again
+
+
+class FitSettings(NamedTuple):
+    """How a system fits lenses: those of a population, with their centres fixed at the image's or not."""
+
+    population: Population
+    centred: bool
+
+    def extract_features(
+        self, images: Float[Tensor, "b n n"], *, exposure: Float[Tensor, "b n n"] | None = None, **how: Any
+    ) -> FitFeatures:
+        """Return the features of images; further arguments as for `fit_hypotheses`."""
+        return extract_features(images, self.population, exposure=exposure, centred=self.centred, **how)
+
+
+def fit_settings_of(config: Any) -> FitSettings | None:
+    """Return the `fit_settings` of a system's settings; None if they have none and the system takes images."""
+    settings: FitSettings | None = getattr(config, "fit_settings", None)
+    return settings
+
+
+class FitCache:
+    """The fits of a store's images, one folder for each population and version, read from disk on request.
+
+    Raises:
+        ConfigError: If the fits have other numbers or maps than this version makes.
+    """
+
+    def __init__(self, store: Store, folder: Path) -> None:
+        self._lengths = [shard.n for shard in store.index.shards]
+        self._starts = np.cumsum([0, *self._lengths])
+        self._folder = folder
+        _check_names(folder)
+
+    @cached_property
+    def summary(self) -> Float[np.ndarray, "n k"]:
+        """The summary numbers of all images; NaN for images that are not fitted."""
+        return np.concatenate([self._summary_of(i) for i in range(len(self._lengths))])
+
+    def column(self, name: str) -> Float[np.ndarray, " n"]:
+        """One of the `SUMMARY_NAMES` of all images."""
+        return np.asarray(self.summary[:, SUMMARY_NAMES.index(name)])
+
+    def _summary_of(self, shard: int) -> Float[np.ndarray, "k c"]:
+        path = _file(self._folder, shard, "numbers")
+        if path.exists():
+            return np.asarray(np.load(path))
+        return np.full((self._lengths[shard], len(SUMMARY_NAMES)), np.nan, dtype=np.float32)
+
+    def features(self, indices: Sequence[int] | Int[np.ndarray, " b"]) -> FitFeatures:
+        """Return the features of images, in the order of their indices."""
+        rows = np.asarray(indices, dtype=np.int64)
+        shard_of = np.searchsorted(self._starts, rows, side="right") - 1
+        maps: np.ndarray | None = None
+        for shard in np.unique(shard_of):
+            in_shard = np.flatnonzero(shard_of == shard)
+            stored = np.load(_file(self._folder, int(shard), "maps"), mmap_mode="r")
+            if maps is None:
+                maps = np.empty((len(rows), *stored.shape[1:]), dtype=np.float32)
+            maps[in_shard] = stored[rows[in_shard] - self._starts[shard]]
+        return FitFeatures(torch.from_numpy(maps), torch.from_numpy(self.summary[rows]))
+
+
+def cached_fits(
+    store: Store,
+    population: Population,
+    *,
+    engine: Backend = "eager",
+    centred: bool = True,
+    workers: int = 1,
+    limit: int | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> FitCache:
+    """Fit the images of a store that are not fitted yet, and keep the fits in its folder.
+
+    Args:
+        store: The images.
+        population: Whose smooth lenses are fitted.
+        engine: See `fit_hypotheses`.
+        centred: See `fit_macro`.
+        workers: Processes.
+        limit: Fit only the shards that hold the first so many images.
+        advance: Called with the number of images just finished.
+
+    Raises:
+        ConfigError: If the population's images are of another size.
+    """
+    index, field = store.index, population.field
+    if index.n_pixels != field.n_pixels or not np.isclose(index.pixel_scale, field.pixel_scale, rtol=1e-3):
+        raise ConfigError(
+            f"{store.path} has {index.n_pixels} pixels of {index.pixel_scale} arcsec, lenses of {population.name} have "
+            f"{field.n_pixels} of {field.pixel_scale}; choose a population like the images "
+            "(model.population, model.overrides)."
+        )
+    folder = store.path / "fits" / f"{config.digest(population)[:12]}-{VERSION}{'-centred' if centred else ''}"
+    spec = {"schema": 1, "version": VERSION, "maps": list(MAP_NAMES), "summary": list(SUMMARY_NAMES)}
+    spec |= {
+        "population": population.model_dump(mode="json", by_alias=True),
+        "darklens": darklens.__version__,
+        "centred": centred,
+    }
+    text = population.model_dump_json(by_alias=True)
+    starts = np.cumsum([0, *(shard.n for shard in index.shards)])
+    needed = [i for i in range(len(index.shards)) if limit is None or starts[i] < limit]
+    missing = [i for i in needed if not _file(folder, i, "maps").exists()]
+    if missing:
+        write_json(folder / "fits.json", spec)
+    advance(sum(index.shards[i].n for i in set(needed) - set(missing)))
+    tasks = ((str(store.path.resolve()), i, str(folder.resolve()), text, engine, centred) for i in missing)
+    workers = max(1, min(workers, len(missing)))
+    with executors.local(workers) if missing else nullcontext() as pool:
+        for n in executors.as_finished(pool, _fit_shard, tasks):
+            advance(n)
+    return FitCache(store, folder)
+
+
+def _check_names(folder: Path) -> None:
+    stored = read_json(folder / "fits.json")
+    summary = [aliases.FITS.get(name, name) for name in stored.get("summary", stored.get("numbers", []))]
+    if (summary, stored.get("maps", stored.get("channels"))) != (list(SUMMARY_NAMES), list(MAP_NAMES)):
+        raise ConfigError(f"{folder} holds fits with other columns than this version makes; remove it to fit again.")
+
+
+def _fit_shard(path: str, shard: int, folder: str, population: str, engine: Backend, centred: bool) -> int:
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    store = Store(path)
+    load_for(len(store))
+    start = sum(s.n for s in store.index.shards[:shard])
+    rows = range(start, start + store.index.shards[shard].n)
+    images = torch.from_numpy(store.images(rows))[:, 0]
+    fits = extract_features(images, Population.model_validate_json(population), engine=engine, centred=centred)
+    # The maps last: their file says that the shard is finished.
+    for name, array in (("numbers", fits.summary.numpy()), ("maps", fits.maps.numpy().astype(np.float16))):
+        with atomic_path(_file(Path(folder), shard, name)) as temporary:
+            np.save(temporary, array, allow_pickle=False)
+    return len(rows)
+
+
+def _file(folder: Path, shard: int, name: str) -> Path:
+    return folder / f"{shard:05d}.{name}.npy"

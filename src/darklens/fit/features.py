@@ -1,0 +1,102 @@
+"""What a fit hands to a classifier: maps in standard deviations and a row of summary numbers, by name."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from darklens.fit.fitter import Images
+from darklens.fit.hypotheses import N_POINTS, HypothesisFits, fit_hypotheses
+from darklens.populations.population import Population
+from darklens.simulate.backend import Backend
+
+MapName = Literal["image", "residual", "line_residual", "point_residual", "evidence", "line_evidence"]
+MAP_NAMES: tuple[MapName, ...] = ("image", "residual", "line_residual", "point_residual", "evidence", "line_evidence")
+_SMOOTH_NAMES = ("theta_E", "gamma1", "gamma2", "source_x", "source_y", "centre_x", "centre_y")
+SUMMARY_NAMES = (
+    *_SMOOTH_NAMES,
+    *("n_pixels_fitted", "deviance", "converged", "extra_variance"),
+    *("delta_chi2_line", "delta_chi2_point_given_line", "evidence_peak"),
+    *(f"delta_chi2_points_{k + 1}" for k in range(N_POINTS)),
+    "delta_chi2_point_given_points",
+    *("line_mass", "line_x", "line_y", "line_angle", "line_length"),
+    *(f"point_{k + 1}_{name}" for k in range(N_POINTS) for name in ("mass", "x", "y")),
+)
+"""Columns of the summary, units as in `HypothesisFits`; `evidence_peak` is the largest value of `evidence`."""
+
+_CLIP = 100.0  # standard deviations, of maps
+
+
+class FitFeatures(NamedTuple):
+    """The fits of b images as arrays.
+
+    Attributes:
+        maps: The `MAP_NAMES` (b, 6, m, m): the image from 0 to 1, residuals in standard deviations of the noise, and
+            evidence as the signed square root of delta chi2.
+        summary: The `SUMMARY_NAMES` (b, k).
+    """
+
+    maps: Float[Tensor, "b c m m"]
+    summary: Float[Tensor, "b k"]
+
+    def map(self, name: MapName) -> Float[Tensor, "b m m"]:
+        """Return one of the maps."""
+        return self.maps[:, MAP_NAMES.index(name)]
+
+    def column(self, name: str) -> Float[Tensor, " b"]:
+        """Return one of the summary numbers."""
+        return self.summary[:, SUMMARY_NAMES.index(name)]
+
+    def columns(self) -> dict[str, Float[Tensor, " b"]]:
+        """Return all summary numbers by name."""
+        return dict(zip(SUMMARY_NAMES, self.summary.unbind(1), strict=True))
+
+    def rows(self, rows: slice | Tensor) -> "FitFeatures":
+        """Return the features of some of the images."""
+        return FitFeatures(self.maps[rows], self.summary[rows])
+
+    def to(self, device: torch.device) -> "FitFeatures":
+        """Return the features on a device."""
+        return FitFeatures(self.maps.to(device), self.summary.to(device))
+
+    def clone(self) -> "FitFeatures":
+        """Return a copy."""
+        return FitFeatures(self.maps.clone(), self.summary.clone())
+
+
+def extract_features(
+    images: Images,
+    population: Population | str,
+    *,
+    exposure: Images | None = None,
+    engine: Backend = "eager",
+    centred: bool = True,
+) -> FitFeatures:
+    """Fit all hypotheses to images and return what a classifier takes; arguments as for `fit_hypotheses`."""
+    return to_tensors(fit_hypotheses(images, population, exposure=exposure, engine=engine, centred=centred))
+
+
+def to_tensors(fits: HypothesisFits) -> FitFeatures:
+    """Return fits as arrays: maps clipped to +-100 standard deviations, and no value that is not finite."""
+    evidence = [v.sign() * v.abs().sqrt() for v in (fits.evidence, fits.line_evidence)]
+    maps = torch.stack([fits.image, fits.residual, fits.line_residual, fits.point_residual, *evidence], 1)
+    smooth = {name: torch.full_like(fits.deviance, value) for name, value in fits.fixed.items()}
+    smooth |= dict(zip(fits.names, fits.smooth.unbind(1), strict=True))
+    summary = [
+        *(smooth[name] for name in _SMOOTH_NAMES),
+        *(fits.n_pixels_fitted, fits.deviance, fits.converged.float(), fits.extra_variance),
+        *(fits.delta_chi2_line, fits.delta_chi2_point_given_line, fits.evidence.amax((1, 2))),
+        *fits.delta_chi2_points.unbind(1),
+        fits.delta_chi2_point_given_points,
+        *fits.line.unbind(1),
+        *fits.points.flatten(1).unbind(1),
+    ]
+    finite = {"nan": 0.0, "posinf": _CLIP, "neginf": -_CLIP}
+    table = torch.stack(summary, 1).nan_to_num(nan=0.0, posinf=1e9, neginf=-1e9)
+    return FitFeatures(maps.clamp(-_CLIP, _CLIP).nan_to_num(**finite), table)
+
+
+def no_features() -> FitFeatures:
+    """Return the features of no image, for what needs their names and shapes alone."""
+    return FitFeatures(torch.zeros(0, len(MAP_NAMES), 1, 1), torch.zeros(0, len(SUMMARY_NAMES)))
