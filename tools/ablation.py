@@ -31,9 +31,9 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
     ),
     ARCSEC: ("sis_autoencoder2", []),
     "with |theta| grad k": ("sis_autoencoder2", ["model.grad_k=exact"]),
-    "normalised splat": ("sis_autoencoder2", ["model.collide=normalised"]),
+    "normalised splat": ("sis_autoencoder2", ["model.reduction=normalised"]),
     "last pixel wins": ("sis_autoencoder", []),
-    "gather instead of splat (wrong)": ("sis_autoencoder2", ["model.collide=gather"]),
+    "gather instead of splat (wrong)": ("sis_autoencoder2", ["model.reduction=gather"]),
     "transformer makes k": ("sis_autoencoder2", ["model.k_network.kind=transformer"]),
 }
 # Every variant against the first, and these besides.

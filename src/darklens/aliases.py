@@ -22,6 +22,7 @@ class Key(NamedTuple):
 CONFIGURATION = (
     Key("data", "engine", "backend"),
     Key("lens_residual", "sees", "inputs", {"numbers": "summary"}),
+    Key("sis_autoencoder2", "collide", "reduction"),
 )
 """Recipes, run configurations and bundle.json."""
 

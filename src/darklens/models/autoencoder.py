@@ -1,4 +1,4 @@
-"""Autoencoder_resnet_simple: the light trunk to a latent of 512, and transposed convolutions back to an image."""
+"""The autoencoder with the trunk of `resnet_simple` as encoder and transposed convolutions as decoder."""
 
 from typing import Literal
 
@@ -12,22 +12,22 @@ from darklens.models.resnet_simple import Trunk
 
 
 class AutoencoderConfig(Frozen):
-    """The study's autoencoder, trained to reproduce images."""
+    """The study's autoencoder, trained to reconstruct images."""
 
     kind: Literal["autoencoder_resnet_simple"] = "autoencoder_resnet_simple"
-    latent: int = Field(default=512, ge=1)
+    latent: int = Field(default=512, ge=1, description="dimension of the latent space")
 
 
 class Autoencoder(nn.Module):
-    """Images to a latent vector and back to a map of the same size, of any real values."""
+    """Image to latent vector to a map of the same size, which is not bounded."""
 
     def __init__(self, config: AutoencoderConfig, *, n_pixels: int) -> None:
         super().__init__()
         self.n_pixels = n_pixels
-        # Strides of 3 and 3 with kernels of 5 and 3 turn m pixels into 9 m + 6: 16 into 150.
-        self._seed_size = max(1, -(-(n_pixels - 6) // 9))
+        # Two transposed convolutions of stride 3, with kernels of 5 and 3, turn m pixels into 9 m + 6: 16 into 150.
+        self._n_coarse = max(1, -(-(n_pixels - 6) // 9))
         self.encoder = nn.Sequential(Trunk(), nn.Flatten(), nn.Linear(Trunk.features(n_pixels), config.latent))
-        self.expand = nn.Sequential(nn.ReLU(), nn.Linear(config.latent, 8 * self._seed_size**2), nn.ReLU(inplace=True))
+        self.expand = nn.Sequential(nn.ReLU(), nn.Linear(config.latent, 8 * self._n_coarse**2), nn.ReLU(inplace=True))
         self.decoder = nn.Sequential(
             nn.ConvTranspose2d(8, 16, 5, stride=3, bias=False),
             nn.BatchNorm2d(16),
@@ -36,9 +36,9 @@ class Autoencoder(nn.Module):
         )
 
     def forward(self, images: Float[Tensor, "b 1 n n"]) -> Float[Tensor, "b 1 n n"]:
-        """Return the map; trained on reconstruction it is the image."""
-        seed = self.expand(self.encoder(images)).unflatten(1, (8, self._seed_size, self._seed_size))
-        decoded: Tensor = self.decoder(seed)
+        """Return the map: after training on reconstruction, an approximation of the image."""
+        coarse = self.expand(self.encoder(images)).unflatten(1, (8, self._n_coarse, self._n_coarse))
+        decoded: Tensor = self.decoder(coarse)
         margin = (decoded.shape[-1] - self.n_pixels) // 2
         return decoded[..., margin : margin + self.n_pixels, margin : margin + self.n_pixels]
 

@@ -1,4 +1,4 @@
-"""The networks that can stand at the end of a system, by `kind`."""
+"""The classifiers that systems are composed of, by `kind`."""
 
 from typing import Annotated
 
@@ -14,7 +14,7 @@ ClassifierConfig = Annotated[ResNetSimpleConfig | ResNet18Config, Field(discrimi
 def classifier(
     config: ResNetSimpleConfig | ResNet18Config, *, n_pixels: int, n_classes: int, in_channels: int = 1
 ) -> nn.Module:
-    """Build a classifier with fresh weights."""
+    """Return a classifier with new weights."""
     if isinstance(config, ResNet18Config):
         return ResNet18(config, n_pixels=n_pixels, n_classes=n_classes, in_channels=in_channels)
     return ResNetSimple(config, n_pixels=n_pixels, n_classes=n_classes, in_channels=in_channels)

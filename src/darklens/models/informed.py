@@ -1,4 +1,4 @@
-"""The study's physics-informed classifiers: an autoencoder makes k(x, y), light is traced back, a network decides."""
+"""The study's physics-informed classifiers: k(x, y) from an autoencoder, delensing, and a classifier."""
 
 from typing import Annotated, Literal
 
@@ -10,27 +10,27 @@ from torch import Tensor, nn
 from darklens.config import Frozen
 from darklens.models.autoencoder import Autoencoder, AutoencoderConfig
 from darklens.models.classifiers import ClassifierConfig, classifier
-from darklens.models.lens_layer import Collide, KRange, LensLayer
+from darklens.models.lens_layer import KRange, LensLayer, Reduction
 from darklens.models.resnet_simple import ResNetSimpleConfig
 from darklens.models.transformer import Transformer, TransformerConfig
 from darklens.physics.grid import Grid
 
 
 class _InformedConfig(Frozen):
-    """Settings of `Informed`. The `legacy_*` switches bring back the study's faults, one each."""
+    """Settings of `Informed`. Each `legacy_*` switch restores one error of the study."""
 
     k_network: Annotated[AutoencoderConfig | TransformerConfig, Field(discriminator="kind")] = AutoencoderConfig()
     classifier: ClassifierConfig = ResNetSimpleConfig()
     grad_k: Literal["ignore", "exact"] = "ignore"
-    k_low: float = Field(default=0.3, gt=0, description="arcsec, where training starts")
-    k_high: float = Field(default=2.1, gt=0, description="arcsec, where training starts")
+    k_low: float = Field(default=0.3, gt=0, description="initial lower bound of k, arcsec")
+    k_high: float = Field(default=2.1, gt=0, description="initial upper bound of k, arcsec")
     inputs: Literal["image_and_source", "source"] = Field(
-        default="image_and_source", description="what the classifier sees"
+        default="image_and_source", description="inputs of the classifier"
     )
-    legacy_rounding: bool = Field(default=False, description="positions rounded to pixels: no gradient reaches k")
-    legacy_pixel_k: bool = Field(default=False, description="k between 0.8 and 1.2 pixels, for good")
-    legacy_batch_scale: bool = Field(default=False, description="divide by the maximum over the batch, not the image")
-    legacy_drop_origin: bool = Field(default=False, description="lose the pixel at the optical axis")
+    legacy_rounding: bool = Field(default=False, description="round positions to pixels: no gradient reaches k")
+    legacy_pixel_k: bool = Field(default=False, description="fix the bounds of k at 0.8 and 1.2 pixels")
+    legacy_batch_scale: bool = Field(default=False, description="divide by the maximum of the batch, not the image")
+    legacy_drop_origin: bool = Field(default=False, description="set the pixel on the optical axis to zero")
 
     @model_validator(mode="after")
     def _ordered(self) -> "_InformedConfig":
@@ -40,13 +40,13 @@ class _InformedConfig(Frozen):
 
 
 class SISAutoencoderConfig(_InformedConfig):
-    """SIS_autoencoder: of the pixels that land on one source pixel, the last in raster order wins."""
+    """SIS_autoencoder: of the pixels that land on one source pixel, the last in raster order remains."""
 
     kind: Literal["sis_autoencoder"] = "sis_autoencoder"
 
     @property
-    def collide(self) -> Collide:
-        """The rule where pixels land together."""
+    def reduction(self) -> Reduction:
+        """How the light on one source pixel is combined."""
         return "overwrite"
 
 
@@ -54,10 +54,10 @@ class SISAutoencoder2Config(_InformedConfig):
     """SIS_autoencoder2: pixels that land on one source pixel are summed."""
 
     kind: Literal["sis_autoencoder2"] = "sis_autoencoder2"
-    collide: Literal["sum", "normalised", "gather"] = Field(
+    reduction: Literal["sum", "normalised", "gather"] = Field(
         default="sum",
-        description="normalised: divide by the number of pixels that landed, as surface brightness asks; "
-        "gather: sample the image at the source position, which is wrong and there for comparison",
+        description="normalised: the mean, since surface brightness is conserved; "
+        "gather: sample the image at the source position, which is wrong and serves as a comparison",
     )
 
 
@@ -65,10 +65,9 @@ InformedConfig = SISAutoencoderConfig | SISAutoencoder2Config
 
 
 class Informed(nn.Module):
-    """A network makes k(x, y), the lens layer delenses, a classifier decides.
+    """A network predicts k(x, y), the lens layer delenses the image, and a classifier takes both.
 
-    The two SIS autoencoders of the study, with physics that learns: k is in arcsec and the classification loss
-    reaches it.
+    These are the two SIS autoencoders of the study, but k is in arcsec and the classification loss trains it.
     """
 
     def __init__(self, config: InformedConfig, *, n_pixels: int, pixel_scale: float, n_classes: int) -> None:
@@ -85,7 +84,7 @@ class Informed(nn.Module):
             self.k_range = KRange(config.k_low, config.k_high)
         self.lens = LensLayer(
             Grid(n_pixels=n_pixels, pixel_scale=pixel_scale),
-            collide=config.collide,
+            reduction=config.reduction,
             grad_k=config.grad_k,
             legacy_rounding=config.legacy_rounding,
             legacy_drop_origin=config.legacy_drop_origin,
@@ -94,13 +93,13 @@ class Informed(nn.Module):
         self.classifier = classifier(config.classifier, n_pixels=n_pixels, n_classes=n_classes, in_channels=channels)
 
     def k_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that make k."""
+        """Return the parameters of the network and of the bounds of k."""
         return [p for module in (self.k_network, self.k_range) for p in module.parameters()]
 
     def maps(self, images: Float[Tensor, "b 1 n n"]) -> dict[str, Float[Tensor, "b n n"]]:
-        """Return what the physics made of the images: k, alpha_x, alpha_y (arcsec) and the source-plane image."""
+        """Return k, alpha_x and alpha_y in arcsec, and the source-plane image with a maximum of one."""
         raw = self.k_network(images)
-        # Positions need float32 even where the network runs in bfloat16.
+        # Positions need float32, also where the network runs in bfloat16.
         with torch.autocast(images.device.type, enabled=False):
             k = self.k_range(raw[:, 0].float())
             alpha_x, alpha_y = self.lens.deflection(k)
@@ -112,6 +111,6 @@ class Informed(nn.Module):
     def forward(self, images: Float[Tensor, "b 1 n n"]) -> Float[Tensor, "b classes"]:
         """Return logits."""
         source = self.maps(images)["source"][:, None]
-        seen = torch.cat([images, source], dim=1) if self._config.inputs == "image_and_source" else source
-        logits: Tensor = self.classifier(seen)
+        inputs = torch.cat([images, source], dim=1) if self._config.inputs == "image_and_source" else source
+        logits: Tensor = self.classifier(inputs)
         return logits

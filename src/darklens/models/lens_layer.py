@@ -1,4 +1,4 @@
-"""Delensing as a layer: an image and a map k(x, y) to the source-plane image."""
+"""Delensing as a layer: from an image and a map k(x, y) to the source-plane image."""
 
 from typing import Literal
 
@@ -12,16 +12,16 @@ from darklens.physics.grid import Grid
 from darklens.physics.raytrace import k_map_deflection
 
 Map = Float[Tensor, "b n n"]
-Collide = Literal["sum", "normalised", "overwrite", "gather"]
+Reduction = Literal["sum", "normalised", "overwrite", "gather"]
 
 
 class KRange(nn.Module):
-    """Real numbers to k in arcsec, between two bounds that are learnt.
+    """Maps real numbers to k in arcsec, between two learned bounds.
 
     Args:
-        low: First lower bound, arcsec, positive.
-        high: First upper bound, arcsec.
-        learn: Whether training may move the bounds. Both stay positive.
+        low: Initial lower bound, arcsec, positive.
+        high: Initial upper bound, arcsec.
+        learn: Whether training changes the bounds. Both stay positive.
     """
 
     def __init__(self, low: float, high: float, *, learn: bool = True) -> None:
@@ -41,15 +41,16 @@ class KRange(nn.Module):
 
 
 class LensLayer(nn.Module):
-    """Move each pixel's light to beta = theta - alpha, with alpha from the study's ansatz psi = k |theta|.
+    """Moves the light of each pixel to beta = theta - alpha, with alpha from the study's ansatz psi = k |theta|.
 
     Args:
-        grid: Grid of the images, and of the source-plane image.
-        collide: What happens where pixels land together: "sum", "normalised" (mean) or "overwrite" (last wins);
-            "gather" samples the image at beta instead, which is wrong and there for comparison.
+        grid: Grid of the images and of the source-plane image.
+        reduction: How the light of pixels that land on the same source pixel is combined: "sum", "normalised" (mean) or
+            "overwrite" (the last one remains). "gather" samples the image at beta instead, which is wrong, for
+            comparison.
         grad_k: "ignore" or "exact", see `physics.raytrace.k_map_deflection`.
-        legacy_rounding: Round positions to whole pixels, as the study does; no gradient reaches k then.
-        legacy_drop_origin: Drop a pixel at the optical axis itself, as the study does.
+        legacy_rounding: Round positions to whole pixels, as the study does. Then no gradient reaches k.
+        legacy_drop_origin: Set the pixel on the optical axis to zero, as the study does.
     """
 
     x: Tensor
@@ -59,14 +60,14 @@ class LensLayer(nn.Module):
         self,
         grid: Grid,
         *,
-        collide: Collide,
+        reduction: Reduction,
         grad_k: Literal["ignore", "exact"] = "ignore",
         legacy_rounding: bool = False,
         legacy_drop_origin: bool = False,
     ) -> None:
         super().__init__()
         self.grid = grid
-        self._collide = collide
+        self._reduction = reduction
         self._grad_k = grad_k
         self._legacy_rounding = legacy_rounding
         self._legacy_drop_origin = legacy_drop_origin
@@ -86,11 +87,11 @@ class LensLayer(nn.Module):
             beta_x, beta_y = self._rounded(beta_x), self._rounded(beta_y)
         if self._legacy_drop_origin:
             images = images * ((self.x != 0) | (self.y != 0))
-        if self._collide == "overwrite":
+        if self._reduction == "overwrite":
             return splat.overwrite(images, beta_x, beta_y, self.grid)
-        if self._collide == "gather":
+        if self._reduction == "gather":
             return splat.gather(images, beta_x, beta_y, self.grid)
-        if self._collide == "normalised":
+        if self._reduction == "normalised":
             return splat.normalised(images, beta_x, beta_y, self.grid)
         if self.training:
             source = splat_sum.summed(images, self.grid.to_pixels(beta_x), self.grid.to_pixels(beta_y))

@@ -1,4 +1,4 @@
-"""ResNet-18 for one-channel images (He et al. 2016, table 1), and the study's variant of it."""
+"""ResNet-18 for images of one channel (He et al. 2016, table 1), and the study's variant."""
 
 from typing import Literal
 
@@ -12,7 +12,7 @@ from darklens.errors import ConfigError
 from darklens.models.resnet_simple import ResidualBlock, conv_block, normalised_conv, shortcut
 
 _WIDTHS = (64, 128, 256, 512)
-SMALLEST = 33  # pixels: below, the last stage has a single pixel whatever it sees
+MIN_PIXELS = 33  # with fewer, the feature maps of the last stage are a single pixel
 
 
 class ResNet18Config(Frozen):
@@ -20,7 +20,7 @@ class ResNet18Config(Frozen):
 
     kind: Literal["resnet_18"] = "resnet_18"
     dropout: float = Field(default=0.0, ge=0, lt=1, description="before the last layer")
-    legacy: bool = Field(default=False, description="the study's network: bottleneck blocks of expansion 4")
+    legacy: bool = Field(default=False, description="the study's variant: bottleneck blocks of expansion 4")
 
 
 class Bottleneck(nn.Module):
@@ -42,17 +42,17 @@ class Bottleneck(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """A 7x7 stem, four stages of two blocks, the mean over the image, one linear layer: any image size.
+    """A 7x7 stem, four stages of two blocks, global average pooling and a linear layer. It takes any image size.
 
     Raises:
-        ConfigError: If the images are too small for the five halvings.
+        ConfigError: If the images are too small for five downsamplings.
     """
 
     def __init__(self, config: ResNet18Config, *, n_pixels: int, n_classes: int, in_channels: int = 1) -> None:
         super().__init__()
-        if n_pixels < SMALLEST:
+        if n_pixels < MIN_PIXELS:
             raise ConfigError(
-                f"Images of {n_pixels} pixels are too small for this network; at least {SMALLEST} are needed."
+                f"Images of {n_pixels} pixels are too small for this network; at least {MIN_PIXELS} are needed."
             )
         pool = nn.MaxPool2d(3, stride=2, padding=1)
         self.stem = conv_block(in_channels, _WIDTHS[0], kernel=7, padding=3, stride=2, pool=pool)

@@ -58,7 +58,7 @@ def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
 
 
 class Trunk(nn.Module):
-    """The convolutions shared by the classifier and the autoencoder: (b, c, n, n) to (b, 128, m, m).
+    """The convolutional layers of the classifier and the autoencoder: (b, c, n, n) to (b, 128, m, m).
 
     At 150 pixels m = 14, as in the study.
     """
@@ -67,7 +67,7 @@ class Trunk(nn.Module):
 
     def __init__(self, in_channels: int = 1) -> None:
         super().__init__()
-        layers = {  # the names in the weights of bundles
+        layers = {  # names as in stored weights
             "0": conv_block(in_channels, 16, kernel=5, padding=2, pool=nn.MaxPool2d(2)),
             "2": conv_block(16, 32, pool=nn.MaxPool2d(2)),
             "4": conv_block(32, 32),
@@ -80,10 +80,10 @@ class Trunk(nn.Module):
 
     @classmethod
     def features(cls, n_pixels: int) -> int:
-        """Return the length of the flattened output for images of n_pixels.
+        """Return the length of the flattened output for images of n_pixels along a side.
 
         Raises:
-            ConfigError: If the images are too small for three poolings.
+            ConfigError: If the images are too small for three pooling layers.
         """
         m = ((n_pixels // 2 - 2) // 2 - 4) // 2 - 2
         if m < 1:
@@ -97,7 +97,7 @@ class Trunk(nn.Module):
 
 
 class ResNetSimple(nn.Module):
-    """Trunk, then fully connected layers of 256 and 32 to one logit per class."""
+    """The trunk, then fully connected layers of 256 and 32 units and one logit per class."""
 
     def __init__(self, config: ResNetSimpleConfig, *, n_pixels: int, n_classes: int, in_channels: int = 1) -> None:
         super().__init__()
@@ -114,6 +114,6 @@ class ResNetSimple(nn.Module):
         )
 
     def forward(self, images: Float[Tensor, "b c n n"]) -> Float[Tensor, "b classes"]:
-        """Return logits; softmax belongs to the loss and to prediction, once each."""
+        """Return logits. The loss and the prediction each apply the softmax once."""
         logits: Tensor = self.head(self.trunk(images))
         return logits

@@ -1,4 +1,4 @@
-"""A transformer that makes a map from an image: patches, attention between all of them, and back to pixels."""
+"""A vision transformer from images to maps: patches, self-attention, and transposed convolutions to pixels."""
 
 import math
 from typing import Literal
@@ -19,7 +19,7 @@ class TransformerConfig(Frozen):
 
     kind: Literal["transformer"] = "transformer"
     patch: int = Field(default=10, ge=2, description="pixels along a side of a patch")
-    width: int = Field(default=96, ge=4, description="numbers that stand for a patch; a multiple of 4 and of heads")
+    width: int = Field(default=96, ge=4, description="dimension of a token; a multiple of 4 and of heads")
     depth: int = Field(default=4, ge=1, description="layers")
     heads: int = Field(default=4, ge=1)
 
@@ -31,7 +31,7 @@ class TransformerConfig(Frozen):
 
 
 class AttentionLayer(nn.Module):
-    """Attention, then two linear layers, each behind a normalisation and beside a shortcut (Xiong et al. 2020)."""
+    """Self-attention, then two linear layers, each after a layer norm and with a shortcut (Xiong et al. 2020)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -41,34 +41,34 @@ class AttentionLayer(nn.Module):
         self.mix = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, tokens: Float[Tensor, "b t w"]) -> Float[Tensor, "b t w"]:
-        """Return the tokens, each changed by what it found in the others."""
+        """Return the updated tokens."""
         joined = self.to_query_key_value(self.before_attention(tokens))
         query, key, value = joined.unflatten(2, (3, self._heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        found = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        tokens = tokens + self.from_heads(found)
+        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        tokens = tokens + self.from_heads(attended)
         mixed: Tensor = tokens + self.mix(self.before_mix(tokens))
         return mixed
 
 
 class Transformer(nn.Module):
-    """Images to a map of the same size, of any real values (after Dosovitskiy et al. 2021, arXiv:2010.11929).
+    """Image to a map of the same size, which is not bounded (after Dosovitskiy et al. 2021, arXiv:2010.11929).
 
-    Each token is a patch and the place it has from the image's centre, so the network knows radius and direction,
-    which the lens equation depends on. Sides that the patch does not divide are continued by their edge.
+    A token encodes a patch and its position relative to the image centre, since the lens equation depends on both
+    radius and direction. Images are padded to a multiple of the patch by repeating their edge.
     """
 
-    places: Tensor
+    positions: Tensor
 
     def __init__(self, config: TransformerConfig, *, n_pixels: int) -> None:
         super().__init__()
         self._side = -(-n_pixels // config.patch)
         self._n_pixels, self._margin = n_pixels, self._side * config.patch - n_pixels
         self.embed = nn.Conv2d(1, config.width, config.patch, stride=config.patch)
-        self.register_buffer("places", sinusoids(self._side, config.width), persistent=False)
+        self.register_buffer("positions", sinusoids(self._side, config.width), persistent=False)
         self.layers = nn.Sequential(*(AttentionLayer(config.width, config.heads) for _ in range(config.depth)))
         self.normalise = nn.LayerNorm(config.width)
         self.to_pixels = nn.ConvTranspose2d(config.width, _SMOOTHING_CHANNELS, config.patch, stride=config.patch)
-        # Patches do not know of each other's pixels; two convolutions close the seams between them.
+        # Two convolutions remove the discontinuities between patches.
         self.smooth = nn.Sequential(
             nn.GELU(),
             nn.Conv2d(_SMOOTHING_CHANNELS, _SMOOTHING_CHANNELS, 5, padding=2),
@@ -81,7 +81,7 @@ class Transformer(nn.Module):
         before = self._margin // 2
         after = self._margin - before
         padded = F.pad(images, (before, after, before, after), mode="replicate")
-        tokens = self.embed(padded).flatten(2).transpose(1, 2) + self.places
+        tokens = self.embed(padded).flatten(2).transpose(1, 2) + self.positions
         tokens = self.normalise(self.layers(tokens))
         pixels = self.to_pixels(tokens.transpose(1, 2).unflatten(2, (self._side, self._side)))
         smooth: Tensor = self.smooth(pixels)
@@ -89,15 +89,15 @@ class Transformer(nn.Module):
 
 
 def sinusoids(side: int, width: int) -> Float[Tensor, "t w"]:
-    """Return sines and cosines of each patch's place from the centre, in octaves from the whole image down.
+    """Return sines and cosines of the position of each patch relative to the centre, in octaves.
 
     Args:
         side: Patches along a side.
-        width: Numbers for each, a multiple of 4.
+        width: Values per patch, a multiple of 4.
     """
-    place = torch.linspace(-1, 1, side) if side > 1 else torch.zeros(1)
+    position = torch.linspace(-1, 1, side) if side > 1 else torch.zeros(1)
     frequency = math.pi / 2 * 2 ** torch.linspace(0, max(1.0, math.log2(side)), width // 4)
-    phase = place[:, None] * frequency
+    phase = position[:, None] * frequency
     one = torch.cat([phase.sin(), phase.cos()], 1)
     along_y, along_x = one[:, None].expand(-1, side, -1), one[None].expand(side, -1, -1)
     return torch.cat([along_y, along_x], 2).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Two levels of classifiers: the first names the two most probable classes, a specialist decides between them."""
+"""Two stages: a classifier finds the two most probable classes, a specialist separates them."""
 
 from itertools import combinations
 from typing import Literal
@@ -13,7 +13,7 @@ from darklens.models.resnet_simple import ResNetSimpleConfig
 
 
 class TwoStageConfig(Frozen):
-    """A classifier of all classes, and one of each pair that decides between the two most probable."""
+    """A classifier of all classes, and a specialist for each pair that separates the two most probable."""
 
     kind: Literal["two_stage"] = "two_stage"
     first: ClassifierConfig = ResNetSimpleConfig()
@@ -21,11 +21,11 @@ class TwoStageConfig(Frozen):
 
 
 class TwoStage(nn.Module):
-    """One classifier of all classes and one of each pair.
+    """A classifier of all classes and a specialist for each pair of classes.
 
-    With p from the first level and {a, b} its two most probable classes, the specialist's q shares out what the first
-    gives to the pair: P(a) = (p_a + p_b) q, P(b) = (p_a + p_b) (1 - q), the others keep p. So probabilities sum to
-    one, and are calibrated where both levels are: q is the probability of a for an image that is a or b.
+    Let p be the probabilities of the classifier and {a, b} its two most probable classes. The specialist gives the
+    conditional probability q of a for an image of class a or b. Then P(a) = (p_a + p_b) q, P(b) = (p_a + p_b) (1 - q),
+    and the other classes keep p. Probabilities sum to one, and they are calibrated if both stages are.
     """
 
     pairs: Tensor
@@ -37,27 +37,26 @@ class TwoStage(nn.Module):
         self.first = classifier(config.first, n_pixels=n_pixels, n_classes=n_classes)
         self.specialists = nn.ModuleList(classifier(config.specialist, n_pixels=n_pixels, n_classes=2) for _ in pairs)
 
-    def levels(self, images: Float[Tensor, "b 1 n n"]) -> tuple[Float[Tensor, "b classes"], Float[Tensor, "b pairs 2"]]:
-        """Return log-probabilities of the classes at the first level, and of either class of each pair."""
-        decided = torch.stack([specialist(images) for specialist in self.specialists], dim=1)
-        return self.first(images).float().log_softmax(1), decided.float().log_softmax(2)
+    def stages(self, images: Float[Tensor, "b 1 n n"]) -> tuple[Float[Tensor, "b classes"], Float[Tensor, "b pairs 2"]]:
+        """Return the log-probabilities of the classifier for all classes, and of each specialist for its pair."""
+        pairwise = torch.stack([specialist(images) for specialist in self.specialists], dim=1)
+        return self.first(images).float().log_softmax(1), pairwise.float().log_softmax(2)
 
     def forward(self, images: Float[Tensor, "b 1 n n"]) -> Float[Tensor, "b classes"]:
         """Return log-probabilities, which are logits."""
-        first, decided = self.levels(images)
-        # The pair of the two most probable classes is the one of the largest sum.
+        first, pairwise = self.stages(images)
+        # The two most probable classes are the pair with the largest sum.
         sums = torch.logsumexp(first[:, self.pairs], dim=2)
-        chosen = sums.argmax(1)
-        pair = self.pairs[chosen]
-        own = decided.gather(1, chosen[:, None, None].expand(-1, 1, 2))[:, 0]
-        return first.scatter(1, pair, sums.gather(1, chosen[:, None]) + own)
+        index = sums.argmax(1)
+        conditional = pairwise.gather(1, index[:, None, None].expand(-1, 1, 2))[:, 0]
+        return first.scatter(1, self.pairs[index], sums.gather(1, index[:, None]) + conditional)
 
     def losses(self, images: Float[Tensor, "b 1 n n"], labels: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """Return each image's loss in training: the first level's, and the mean of those of the pairs it is in.
+        """Return the training loss of each image: the classifier's plus the mean over the specialists of its class.
 
-        Every network learns from all images of its classes, chosen or not, so that each is calibrated by itself.
+        Each network learns from all images of its classes, so that each is calibrated by itself.
         """
-        first, decided = self.levels(images)
-        place = self.pairs == labels[:, None, None]
-        of_pairs = -torch.where(place, decided, 0.0).sum((1, 2)) / place.any(2).sum(1)
-        return of_pairs - first.gather(1, labels[:, None])[:, 0]
+        first, pairwise = self.stages(images)
+        is_label = self.pairs == labels[:, None, None]
+        specialist_loss = -torch.where(is_label, pairwise, 0.0).sum((1, 2)) / is_label.any(2).sum(1)
+        return specialist_loss - first.gather(1, labels[:, None])[:, 0]

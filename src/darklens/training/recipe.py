@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from darklens.config import Frozen, load
 from darklens.data.preprocess import Affine, Augment, Preprocess
 from darklens.errors import ConfigError
-from darklens.models.resnet_18 import SMALLEST
+from darklens.models.resnet_18 import MIN_PIXELS
 from darklens.models.zoo import ModelConfig, has_k_network, requires_fitting, takes_any_size, task_of
 from darklens.recipes import load_tree
 from darklens.simulate.backend import Backend
@@ -159,9 +159,9 @@ class Recipe(Frozen):
         for i, stage in enumerate(self.stages):
             if size % stage.bin:
                 raise ConfigError(f"stages.{i}.bin: {size} pixels cannot be divided in blocks of {stage.bin}.")
-            if stage.bin > 1 and size // stage.bin < SMALLEST:
+            if stage.bin > 1 and size // stage.bin < MIN_PIXELS:
                 raise ConfigError(
-                    f"stages.{i}.bin: {size // stage.bin} pixels are left; at least {SMALLEST} are needed."
+                    f"stages.{i}.bin: {size // stage.bin} pixels are left; at least {MIN_PIXELS} are needed."
                 )
 
 
