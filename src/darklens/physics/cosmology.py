@@ -1,4 +1,4 @@
-"""From redshifts and masses to angles, on astropy's cosmology."""
+"""Angles from masses and redshifts in a flat Lambda-CDM universe, with the distances of astropy."""
 
 import math
 from typing import Any
@@ -24,7 +24,7 @@ def _check_redshifts(z_lens: float, z_source: float) -> None:
 
 
 def _angular_diameter_distances(cosmology: Any, z_lens: float, z_source: float) -> tuple[float, float, float]:
-    """D_L, D_S and D_LS in Mpc."""
+    """Return D_L, D_S and D_LS in Mpc."""
     # In a flat universe comoving distances subtract.
     to_lens, to_source = (cosmology.comoving_distance(z).value for z in (z_lens, z_source))
     return to_lens / (1 + z_lens), to_source / (1 + z_source), (to_source - to_lens) / (1 + z_source)
@@ -47,8 +47,8 @@ def point_mass_theta_E(
         z_source: Redshift of the source.
         H0: Hubble constant in km/s/Mpc.
         Om0: Matter density today in units of the critical one.
-        legacy_distances: Use luminosity distances and D_LS = D_S - D_L, as DeepLenseSim does, in place of
-            angular-diameter distances. Wrong, and kept for parity with data made that way.
+        legacy_distances: Use luminosity distances and D_LS = D_S - D_L, as DeepLenseSim does, instead of
+            angular-diameter distances. Wrong; kept for parity with DeepLenseSim.
 
     Returns:
         The Einstein radius in arcsec.
@@ -114,5 +114,5 @@ def nfw_angles(
     R_s = np.cbrt(gravity / (100 * hubble**2)) / concentration  # m
     projected = (1 - math.log(2)) / (np.log1p(concentration) - concentration / (1 + concentration))
     alpha = 4 * gravity * projected / (SPEED_OF_LIGHT_SI**2 * R_s) * d_lens_source / d_source
-    # Of scalars numpy makes scalars; these are arrays always.
+    # numpy turns zero-dimensional arrays into scalars; the result is always an array.
     return np.asarray(ARCSEC_PER_RADIAN * R_s / (d_lens * MEGAPARSEC_SI)), np.asarray(ARCSEC_PER_RADIAN * alpha)

@@ -1,4 +1,4 @@
-"""Where a pixel is on the sky: the one file that holds the coordinate convention.
+"""The coordinate convention: pixels to positions on the sky.
 
 Arrays are `(batch, channel, y, x)`. Pixel (0, 0) is the lower left one, y grows with the row and x with the
 column. The optical axis is at the centre of the array, pixel coordinate ((n - 1) / 2, (n - 1) / 2).
@@ -37,7 +37,7 @@ class Grid:
     ) -> tuple[Float[Tensor, "1 n"], Float[Tensor, "n 1"]]:
         """Return x (1, n) and y (n, 1) in arcsec of the centres of all pixels, or sub-pixels; they broadcast."""
         n = self.n_pixels * supersample
-        # Computed in float64 so that float32 coordinates are the nearest ones.
+        # In float64, so that float32 coordinates are correctly rounded.
         index = torch.arange(n, dtype=torch.float64, device=device)
         axis = ((index - (n - 1) / 2) * (self.pixel_scale / supersample)).to(dtype)
         return axis[None, :], axis[:, None]

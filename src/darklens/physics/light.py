@@ -48,7 +48,7 @@ def sersic(x: Field, y: Field, *, amplitude: Field, R_e: Field, n: Field, q: Fie
 
 
 class SersicTerms(NamedTuple):
-    """What of a Sersic profile is the same at every position: I = exp[peak - b exp(half_power ln r^2 - scale)]."""
+    """Terms of a Sersic profile that do not depend on position: I = exp[peak - b exp(half_power ln r^2 - scale)]."""
 
     cos: Tensor
     sin: Tensor
@@ -70,7 +70,7 @@ def sersic_brightness(x: Field, y: Field, terms: SersicTerms) -> Tensor:
     """Return the brightness of `sersic` from its terms."""
     u, v = x * terms.cos + y * terms.sin, y * terms.cos - x * terms.sin
     squared = (terms.q * u * u + terms.inverse_q * v * v).clamp_min(_SMALLEST_SQUARE)
-    # The power is written out: torch.pow takes four times as long.
+    # exp(log) instead of torch.pow, which takes four times as long.
     return torch.exp(terms.peak - terms.b * torch.exp(torch.log(squared) * terms.half_power - terms.scale))
 
 

@@ -1,4 +1,4 @@
-"""From surface brightness to what a detector records: pixel integration, PSF, noise."""
+"""From surface brightness to detector counts: pixel integration, convolution with the PSF, Poisson noise."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -13,13 +13,13 @@ Numbers = Float[np.ndarray, " n"]
 Expansion = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 ShiftedSum = Callable[[Tensor, tuple[float, ...], int], Tensor]
 
-# The expansion of the Poisson quantile holds for rates above the first, and w / sqrt(rate) between minus the second
-# and the third. In the tails where it does not, counts above the last have a probability below 1e-30.
-_SMALL_RATE, _FAR_BELOW, _FAR_ABOVE, _MOST_SUMMED_COUNTS = 4.0, 1.0, 2.4, 80
+# The expansion of the Poisson quantile holds for rates above _SMALL_RATE and for w / sqrt(rate) between -_FAR_BELOW and
+# _FAR_ABOVE. In the tails outside, counts above _MAX_SUMMED_COUNTS have a probability below 1e-30.
+_SMALL_RATE, _FAR_BELOW, _FAR_ABOVE, _MAX_SUMMED_COUNTS = 4.0, 1.0, 2.4, 80
 
 
 def integrate_pixels(image: Float[Tensor, "b m m"], supersample: int) -> Float[Tensor, "b n n"]:
-    """Average blocks of supersample x supersample sub-pixels: the mean brightness in each pixel."""
+    """Return the mean brightness in each pixel: the average of supersample x supersample sub-pixels."""
     if supersample == 1:
         return image
     return F.avg_pool2d(image[:, None], supersample)[:, 0]
@@ -27,7 +27,7 @@ def integrate_pixels(image: Float[Tensor, "b m m"], supersample: int) -> Float[T
 
 @lru_cache(maxsize=8)
 def gaussian_psf(*, sigma: float, truncate: float = 4.0) -> Float[Tensor, " taps"]:
-    """Return the normalised one-dimensional Gaussian kernel in float64.
+    """Return exp(-i^2 / (2 sigma^2)) at whole pixels i, normalised to a sum of 1, in float64.
 
     Args:
         sigma: Standard deviation in pixels.
@@ -45,16 +45,16 @@ def gaussian_psf(*, sigma: float, truncate: float = 4.0) -> Float[Tensor, " taps
 
 
 def convolve_separable(image: Float[Tensor, "b n n"], kernel: Float[Tensor, " taps"]) -> Float[Tensor, "b n n"]:
-    """Convolve with `kernel` along y and x; beyond the edge the image continues with its edge value.
+    """Return images convolved with `kernel` along y and x; beyond the edge they continue with the edge value.
 
-    Two products with a banded matrix: exact, and fast on one channel, where convolution routines are not.
+    Two products with a banded matrix are exact, and faster on one channel than convolution routines.
     """
     matrix = convolution_matrix(image.shape[-1], tuple(kernel.tolist()), image.dtype, image.device)
     return matrix @ image @ matrix.T
 
 
 def shifted_sum(padded: Float[Tensor, "b y x"], taps: tuple[float, ...], axis: int) -> Float[Tensor, "b n m"]:
-    """Return the sum over i of taps[i] times the image moved back by i along `axis`, where they all overlap."""
+    """Return the sum over i of taps[i] times the image shifted by -i along `axis`, where all shifted images overlap."""
     n = padded.shape[axis] - len(taps) + 1
     total = taps[0] * padded.narrow(axis, 0, n)
     for i, tap in enumerate(taps[1:], start=1):
@@ -65,7 +65,7 @@ def shifted_sum(padded: Float[Tensor, "b y x"], taps: tuple[float, ...], axis: i
 def convolve_by_shifts(
     image: Float[Tensor, "b n n"], kernel: Float[Tensor, " taps"], *, add: ShiftedSum = shifted_sum
 ) -> Float[Tensor, "b n n"]:
-    """Return `convolve_separable` as sums of shifted images: three times as fast where `add` is one fused loop."""
+    """Return `convolve_separable` as sums of shifted images; three times as fast if `add` is compiled to one loop."""
     taps = tuple(kernel.tolist())
     for axis in (1, 2):
         edges = (len(taps) // 2, image.shape[axis] - 1)
@@ -76,7 +76,7 @@ def convolve_by_shifts(
 
 
 def convolve(image: Float[Tensor, "b n n"], kernel: Float[Tensor, "h w"]) -> Float[Tensor, "b n n"]:
-    """Convolve with an odd-sized kernel image, such as a measured PSF; edges as in `convolve_separable`.
+    """Return images convolved with a kernel image of odd sides, such as a measured PSF; edges as `convolve_separable`.
 
     Raises:
         ValueError: If a side of the kernel is even, which would shift the image by half a pixel.
@@ -95,59 +95,63 @@ def poisson_counts(
     *,
     expand: Expansion | None = None,
 ) -> Float[Tensor, "b *image"]:
-    """Return exact Poisson counts of images, most of them as a function of standard normal numbers.
+    """Return exact Poisson counts of images as a function of standard normal numbers.
 
-    A pixel's count is the smallest k with P(X <= k) >= Phi(normal). Nearly all are settled by an expansion of that
-    quantile about the mean, as in Giles 2016 (ACM TOMS 42, 1, Algorithm 955), three times as fast as drawing them;
-    those closer to a step than its error are settled by the cumulative distribution, and those far out in a tail by
-    summing it. Where rates are small the expansion fails, and numpy's sampler is fast: there it draws.
+    The count of a pixel is the smallest k with P(X <= k) >= Phi(normal). An expansion of this quantile about the mean
+    (Giles 2016, ACM TOMS 42, 1, Algorithm 955) settles nearly all pixels, three times as fast as a sampler. The
+    cumulative distribution settles pixels that are closer to a step than the error of the expansion, and a sum of
+    probabilities those far in a tail. At small rates the expansion fails; numpy's sampler draws these pixels.
 
     Args:
         rate: Expected counts, not negative, on the CPU.
         normal: Standard normal numbers.
-        generator: Called with the row of an image that has pixels of small rates, for these.
+        generator: The random generator of image i, for the pixels of small rates.
         expand: `settled_counts`, or a compiled form of it.
+
+    Returns:
+        Counts, in the shape of `rate`.
     """
     flat, w = rate.flatten(1), normal.flatten(1)
     counts, settled = (expand or settled_counts)(flat, w)
-    # numpy from here on: few pixels are left, and its calls on short arrays cost a quarter of torch's.
-    fixed, mean, deviate = (v.detach().numpy().reshape(-1) for v in (counts, flat, w))
-    left = np.flatnonzero(settled.numpy().reshape(-1) < 0)
-    left = left[mean[left] >= _SMALL_RATE]
-    deviation = deviate[left] / np.sqrt(mean[left])
-    far = (deviation < -_FAR_BELOW) | (deviation > _FAR_ABOVE)
-    near, far = left[~far], left[far]
-    fixed[near] = _exact_quantile(*(v[near].astype(np.float64) for v in (fixed, mean, deviate)))
-    fixed[far] = _summed_quantile(*(v[far].astype(np.float64) for v in (mean, deviate)))
+    # numpy from here on: few pixels remain, and its calls on short arrays cost a quarter of torch's.
+    result, mean, deviate = (v.detach().numpy().reshape(-1) for v in (counts, flat, w))
+    unsettled = np.flatnonzero(settled.numpy().reshape(-1) < 0)
+    unsettled = unsettled[mean[unsettled] >= _SMALL_RATE]
+    deviation = deviate[unsettled] / np.sqrt(mean[unsettled])
+    is_far = (deviation < -_FAR_BELOW) | (deviation > _FAR_ABOVE)
+    near, far = unsettled[~is_far], unsettled[is_far]
+    result[near] = _exact_quantile(*(v[near].astype(np.float64) for v in (result, mean, deviate)))
+    result[far] = _summed_quantile(*(v[far].astype(np.float64) for v in (mean, deviate)))
     if mean.min(initial=_SMALL_RATE) < _SMALL_RATE:
-        for row, (own, its_mean) in enumerate(zip(counts.numpy(), flat.detach().numpy(), strict=True)):
-            small = its_mean < _SMALL_RATE
+        for i, (image, image_rate) in enumerate(zip(counts.numpy(), flat.detach().numpy(), strict=True)):
+            small = image_rate < _SMALL_RATE
             if small.any():
-                own[small] = generator(row).poisson(its_mean[small])
+                image[small] = generator(i).poisson(image_rate[small])
     return counts.reshape(rate.shape)
 
 
 def settled_counts(
     rate: Float[Tensor, "*any"], normal: Float[Tensor, "*any"]
 ) -> tuple[Float[Tensor, "*any"], Float[Tensor, "*any"]]:
-    """Return the counts of `poisson_expansion`, and a number below zero where they are not settled by it."""
+    """Return the counts of `poisson_expansion`, and a number that is negative where the expansion does not hold."""
     counts, margin, tail = poisson_expansion(rate, normal)
-    # One number, not a truth value: compilers do not vectorise the latter.
+    # A number, not a boolean: compilers do not vectorise the latter.
     return counts, torch.minimum(margin, -tail)
 
 
 def poisson_expansion(
     rate: Float[Tensor, "*any"], normal: Float[Tensor, "*any"]
 ) -> tuple[Float[Tensor, "*any"], Float[Tensor, "*any"], Float[Tensor, "*any"]]:
-    """Return the Poisson quantile from its expansion in 1 / sqrt(rate), and where to trust it.
+    """Return the Poisson quantile from its expansion in 1 / sqrt(rate), and where the expansion holds.
 
     x = rate + sqrt(rate) w + 1/3 + w^2/6 - (w/36 + w^3/72) / sqrt(rate) + (-8/405 + 7 w^2/810 + w^4/270) / rate
     + (2684 w - 548 w^3 - 207 w^5) / (155520 rate^1.5) solves Gamma(x, rate) / Gamma(x) = Phi(w); its floor is the
     quantile. The last coefficients and the error bound come from 40-digit solutions (tests/laws).
 
     Returns:
-        The counts; the distance of x from the next step less its error, negative where the counts may be one too
-        many; and a number above 0 so far out in a tail that the expansion does not hold. It holds for rates above 4.
+        The counts; the distance of x from the next step minus its error, negative where the counts may be one too
+        many; and a number that is positive so far in a tail that the expansion does not hold. It holds for rates
+        above 4.
     """
     root = rate.clamp_min(_SMALL_RATE).rsqrt()
     square = normal * normal
@@ -167,24 +171,24 @@ def _exact_quantile(candidate: Numbers, rate: Numbers, normal: Numbers) -> Numbe
     from scipy.special import gammainc, gammaincc, ndtr
 
     k = np.maximum(candidate, 1)
-    # Each tail is compared with its own, so that neither loses digits.
+    # Each tail is compared with the same tail of the normal distribution, so that neither loses digits.
     reached = np.where(normal < 0, gammaincc(k, rate) >= ndtr(normal), gammainc(k, rate) <= ndtr(-normal))
     return np.asarray(k - reached)
 
 
 def _summed_quantile(rate: Numbers, normal: Numbers) -> Numbers:
-    """Add up P(X = 0), P(X = 1), ... until Phi(normal) is reached; for small counts."""
+    """Return the first k at which P(X = 0) + ... + P(X = k) reaches Phi(normal); for small counts."""
     from scipy.special import ndtr
 
     counts = np.zeros_like(rate)
     target, term = ndtr(normal), np.exp(-rate)
-    rest, total = np.arange(len(rate)), term
-    for k in range(1, _MOST_SUMMED_COUNTS):
-        left = np.flatnonzero(total < target)
-        if not len(left):
+    active, total = np.arange(len(rate)), term
+    for k in range(1, _MAX_SUMMED_COUNTS):
+        below = np.flatnonzero(total < target)
+        if not len(below):
             break
-        rest, rate, target, term, total = (v[left] for v in (rest, rate, target, term, total))
-        counts[rest] = k
+        active, rate, target, term, total = (v[below] for v in (active, rate, target, term, total))
+        counts[active] = k
         term = term * rate / k
         total = total + term
     return counts
@@ -194,7 +198,7 @@ def _summed_quantile(rate: Numbers, normal: Numbers) -> Numbers:
 def convolution_matrix(
     n: int, taps: tuple[float, ...], dtype: torch.dtype, device: torch.device
 ) -> Float[Tensor, "n n"]:
-    """Return the matrix that convolves n pixels with a kernel; beyond the edge they continue with their edge value."""
+    """Return the matrix that convolves n pixels with a kernel; beyond the edge they continue with the edge value."""
     kernel = torch.tensor(taps, dtype=torch.float64)
     radius = len(taps) // 2
     rows = torch.arange(n).repeat_interleave(len(taps))

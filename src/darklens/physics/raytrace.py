@@ -33,8 +33,9 @@ def point_masses_deflection(
 ) -> tuple[Float[Tensor, "b n m"], Float[Tensor, "b n m"]]:
     """Return the deflection (arcsec) of k point masses per lens; masses with theta_E = 0 deflect nothing.
 
-    The law of `profiles.point`, summed mass by mass in four passes over the image. Positions given as axes, x (1, m)
-    and y (n, 1), make all but those passes one-dimensional. Memory does not grow with k.
+    alpha = sum_i theta_E,i^2 (theta - theta_i) / |theta - theta_i|^2, the law of `profiles.point`, takes four passes
+    over the image for each mass. With x of shape (1, m) and y of shape (n, 1) all other operations are one-dimensional.
+    Memory does not grow with k.
     """
     return deflection_of_points(
         points_terms(x, y, theta_E=theta_E, centre_x=centre_x, centre_y=centre_y), (y.shape[-2], x.shape[-1])
@@ -42,7 +43,7 @@ def point_masses_deflection(
 
 
 class PointsTerms(NamedTuple):
-    """What of the deflection of k point masses depends on x alone (b, k, 1, m) or on y alone (b, k, n, 1)."""
+    """Terms of the deflection of k point masses that depend on x alone (b, k, 1, m) or on y alone (b, k, n, 1)."""
 
     x_squared: Tensor
     y_squared: Tensor
@@ -69,7 +70,7 @@ def points_terms(
 def deflection_of_points(
     terms: PointsTerms, shape: tuple[int, int]
 ) -> tuple[Float[Tensor, "b n m"], Float[Tensor, "b n m"]]:
-    """Return `point_masses_deflection` of an (n, m) image from its terms, in four passes a mass."""
+    """Return `point_masses_deflection` (arcsec) of an (n, m) image from its terms."""
     total_x = terms.x_squared.new_zeros(terms.x_squared.shape[0], *shape)
     total_y = torch.zeros_like(total_x)
     for x_squared, y_squared, mass_x, mass_y in zip(*(part.unbind(1) for part in terms), strict=True):
@@ -91,8 +92,9 @@ def haloes_deflection(
 ) -> tuple[Float[Tensor, "b n m"], Float[Tensor, "b n m"]]:
     """Return the deflection (arcsec) of k truncated NFW haloes per lens; haloes with alpha_Rs = 0 deflect nothing.
 
-    alpha / r of each halo is tabulated once in ln r and interpolated: twenty times as fast as the closed form in
-    every pixel, and within 1e-4 of each halo's own deflection from 1e-4 to 100 arcsec from its centre.
+    The law is that of `profiles.tnfw`. alpha / r of each halo is tabulated in ln r and interpolated linearly: twenty
+    times as fast as the closed form in every pixel, and exact to 1e-4 of the deflection of the halo between 1e-4 and
+    100 arcsec from its centre.
     """
     logs = torch.linspace(*_TABLE_LOGS, _TABLE_SIZE, dtype=x.dtype, device=x.device)
     r = torch.exp(logs / 2)
@@ -123,7 +125,7 @@ def haloes_deflection(
 def k_map_deflection(
     x: Float[Tensor, "n n"], y: Float[Tensor, "n n"], k: Float[Tensor, "b n n"], *, grad_k: str = "ignore"
 ) -> tuple[Float[Tensor, "b n n"], Float[Tensor, "b n n"]]:
-    """Deflection of the potential psi = k(x, y) |theta|, the ansatz of the 2024 study (its eq. 2).
+    """Return the deflection (arcsec) of the potential psi = k(x, y) |theta|, the ansatz of the 2024 study (eq. 2).
 
     alpha = k theta / |theta| + |theta| grad k.
 
@@ -131,7 +133,7 @@ def k_map_deflection(
         x: Pixel coordinates in arcsec, x along the last axis, evenly spaced.
         y: Pixel coordinates in arcsec, y along the first axis.
         k: Map in arcsec; for a constant k it is the Einstein radius of a singular isothermal sphere.
-        grad_k: "ignore" drops the second term, as the study does; "exact" keeps it, with central differences.
+        grad_k: "ignore" drops the second term, as the study does; "exact" computes it by central differences.
 
     Returns:
         alpha_x and alpha_y in arcsec. The direction at the origin is undefined and the first term zero there.

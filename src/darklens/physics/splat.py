@@ -1,8 +1,8 @@
-"""Delensing: moving the light of image pixels to where it came from in the source plane.
+"""Delensing: the light of each image pixel is moved to its position beta in the source plane.
 
-Sampling the observed image at theta - alpha would lens it a second time. Here each pixel's light is put down at
-its beta. `bilinear` shares it among the four nearest pixels, so the lens parameters receive gradients; `overwrite`
-is the study's rule that the last pixel wins, made deterministic and given a gradient.
+Sampling the observed image at theta - alpha would lens it a second time. `bilinear` distributes the light of a pixel
+among the four nearest source pixels, so that lens parameters receive gradients. `overwrite` is the rule of the 2024
+study, the last pixel wins, made deterministic and differentiable.
 """
 
 import torch
@@ -17,32 +17,32 @@ Position = Float[Tensor, "b n n"]
 
 
 def bilinear(image: Image, beta_x: Position, beta_y: Position, grid: Grid) -> tuple[Image, Float[Tensor, "b 1 n n"]]:
-    """Sum the light of all pixels at their positions in the source plane, and their weights.
+    """Return the light and the number of image pixels that arrive in each source pixel.
 
     Args:
         image: Images.
-        beta_x: Position of each pixel's light in the source plane, arcsec.
+        beta_x: Position of each pixel in the source plane, arcsec.
         beta_y: As `beta_x`.
-        grid: The grid of the images, and of the result.
+        grid: The grid of the images, and of the source plane.
 
     Returns:
-        The summed light, and the summed weight (how many image pixels landed in each source pixel). Light that
-        lands outside the grid is lost; all other light is conserved.
+        The summed light, and the summed weight (how many image pixels arrive in each source pixel). Light that
+        arrives outside the grid is lost; all other light is conserved.
     """
     total = summed(torch.cat([image, torch.ones_like(image[:, :1])], dim=1), beta_x, beta_y, grid)
     return total[:, :-1], total[:, -1:]
 
 
 def summed(image: Image, beta_x: Position, beta_y: Position, grid: Grid) -> Image:
-    """Return the summed light of `bilinear` alone, at half its cost for one channel."""
+    """Return the summed light of `bilinear` alone, at half the cost for one channel."""
     n = grid.n_pixels
     column, row = grid.to_pixels(beta_x), grid.to_pixels(beta_y)
-    left, low = column.detach().floor(), row.detach().floor()
-    right_share, high_share = column - left, row - low
+    column0, row0 = column.detach().floor(), row.detach().floor()
+    column1_share, row1_share = column - column0, row - row0
     values = image.flatten(2)
     total = torch.zeros_like(values)
-    for at_row, row_share in ((low, 1 - high_share), (low + 1, high_share)):
-        for at_column, column_share in ((left, 1 - right_share), (left + 1, right_share)):
+    for at_row, row_share in ((row0, 1 - row1_share), (row0 + 1, row1_share)):
+        for at_column, column_share in ((column0, 1 - column1_share), (column0 + 1, column1_share)):
             inside = (at_row >= 0) & (at_row < n) & (at_column >= 0) & (at_column < n)
             target = torch.where(inside, at_row * n + at_column, 0.0).long().flatten(1)
             share = torch.where(inside, row_share * column_share, 0.0).flatten(1)
@@ -51,7 +51,7 @@ def summed(image: Image, beta_x: Position, beta_y: Position, grid: Grid) -> Imag
 
 
 def normalised(image: Image, beta_x: Position, beta_y: Position, grid: Grid) -> Image:
-    """Return the mean light per source pixel: the delensed surface brightness, zero where nothing landed.
+    """Return the mean light per source pixel: the delensed surface brightness, zero where no pixel arrives.
 
     Lensing conserves surface brightness, so with the true deflection this is the source.
     """
@@ -60,11 +60,10 @@ def normalised(image: Image, beta_x: Position, beta_y: Position, grid: Grid) -> 
 
 
 def overwrite(image: Image, beta_x: Position, beta_y: Position, grid: Grid) -> Image:
-    """Put each pixel down at the nearest source pixel; of several, the last in raster order wins.
+    """Return images whose pixels are moved to the nearest source pixel; of several, the last in raster order wins.
 
-    The study's rule, in which the winner was undefined and positions had no gradient. Here the forward value is the
-    rule's, and the gradient is that of the share which `bilinear` would give to the same source pixel, of the winning
-    pixel alone: pixels that were overwritten receive none.
+    In the 2024 study the winner was undefined and positions had no gradient. Here the gradient is that of the share
+    that `bilinear` would give to the same source pixel. Overwritten pixels receive no gradient.
     """
     n = grid.n_pixels
     column, row = grid.to_pixels(beta_x), grid.to_pixels(beta_y)
@@ -82,13 +81,13 @@ def overwrite(image: Image, beta_x: Position, beta_y: Position, grid: Grid) -> I
 
 
 def gather(image: Image, beta_x: Position, beta_y: Position, grid: Grid) -> Image:
-    """Sample the observed image at beta: the wrong operator, kept to measure what it costs.
+    """Return the observed image sampled at beta: the wrong operator, kept to measure its cost.
 
-    The source plane is where light came from, but the value found at theta is the observed image at beta, so the image
-    is lensed a second time. Light is not conserved; what lies outside the grid is zero.
+    The value at theta becomes that of the observed image at beta, so the image is lensed a second time. Light is not
+    conserved; positions outside the grid are zero.
     """
     n = grid.n_pixels
     # grid_sample counts from -1 to 1 between the outer edges of the first and last pixels.
-    place = torch.stack([(2 * grid.to_pixels(beta) + 1) / n - 1 for beta in (beta_x, beta_y)], dim=-1)
-    sampled: Image = F.grid_sample(image, place, mode="bilinear", padding_mode="zeros", align_corners=False)
+    positions = torch.stack([(2 * grid.to_pixels(beta) + 1) / n - 1 for beta in (beta_x, beta_y)], dim=-1)
+    sampled: Image = F.grid_sample(image, positions, mode="bilinear", padding_mode="zeros", align_corners=False)
     return sampled

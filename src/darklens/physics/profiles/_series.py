@@ -6,11 +6,11 @@ from torch import Tensor
 # Below this argument the series here are exact in float64, and the quotients' derivatives are not.
 _SERIES_BELOW = 2e-3
 
-# Every branch gets an argument that is safe where it is not taken: a NaN or an infinity there would spoil gradients.
+# Every branch of a `where` gets a finite argument where it is not selected: NaN or infinity would spoil gradients.
 
 
 def odd_series(t: Tensor, *, first: int = 1, terms: int = 7) -> Tensor:
-    """1 / first + t / (first + 2) + t^2 / (first + 4) + ..."""
+    """Return 1 / first + t / (first + 2) + t^2 / (first + 4) + ..."""
     total = torch.zeros_like(t)
     for k in range(terms - 1, -1, -1):
         total = total * t + 1 / (2 * k + first)
@@ -18,21 +18,21 @@ def odd_series(t: Tensor, *, first: int = 1, terms: int = 7) -> Tensor:
 
 
 def arctan_quotient(t: Tensor) -> Tensor:
-    """arctan(sqrt t) / sqrt t, smooth through t = 0, for t >= 0."""
+    """Return arctan(sqrt t) / sqrt t, smooth through t = 0, for t >= 0."""
     far = t > _SERIES_BELOW
     root = torch.where(far, t, 1.0).sqrt()
     return torch.where(far, torch.atan(root) / root, odd_series(torch.where(far, 0.0, -t)))
 
 
 def artanh_quotient(t: Tensor) -> Tensor:
-    """artanh(sqrt t) / sqrt t, smooth through t = 0, for 0 <= t < 1."""
+    """Return artanh(sqrt t) / sqrt t, smooth through t = 0, for 0 <= t < 1."""
     far = t > _SERIES_BELOW
     root = torch.where(far, t, 0.25).sqrt()
     return torch.where(far, torch.atanh(root) / root, odd_series(torch.where(far, 0.0, t)))
 
 
 def signed_quotient(t: Tensor) -> Tensor:
-    """One analytic function for t < 1: `artanh_quotient(t)` for t > 0, `arctan_quotient(-t)` for t < 0."""
+    """Return the analytic function of t < 1: `artanh_quotient(t)` for t > 0, `arctan_quotient(-t)` for t < 0."""
     above = torch.where(t > _SERIES_BELOW, t, 0.25).sqrt()
     below = torch.where(t < -_SERIES_BELOW, -t, 1.0).sqrt()
     closed = torch.where(t > 0, torch.atanh(above) / above, torch.atan(below) / below)
@@ -41,7 +41,7 @@ def signed_quotient(t: Tensor) -> Tensor:
 
 
 def log1p_quotient(z: Tensor) -> Tensor:
-    """ln(1 + z) / z, smooth through z = 0, for z > -1."""
+    """Return ln(1 + z) / z, smooth through z = 0, for z > -1."""
     far = z.abs() > _SERIES_BELOW
     small, safe = torch.where(far, 0.0, z), torch.where(far, z, 1.0)
     series = torch.zeros_like(z)

@@ -68,9 +68,9 @@ def _series(omega: Tensor, t: Tensor, squared: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def deflection(x: Field, y: Field, *, theta_E: Field, slope: Field, e1: Field, e2: Field) -> tuple[Tensor, Tensor]:
-    """Return alpha in arcsec; x, y, theta_E in arcsec, the rest dimensionless, broadcast together.
+    """Return alpha in arcsec; x, y, theta_E in arcsec, other arguments dimensionless, broadcast together.
 
-    It is zero at the origin, whatever its limit: infinite for slope > 2, of no direction for slope = 2.
+    It is zero at the origin, where it diverges for slope > 2 and has no direction for slope = 2.
     """
     t, squared = slope - 1, e1 * e1 + e2 * e2
     real, imaginary, inverse = _elliptical(x, y, e1, e2)
@@ -87,12 +87,12 @@ def deflection(x: Field, y: Field, *, theta_E: Field, slope: Field, e1: Field, e
 
 
 def potential(x: Field, y: Field, *, theta_E: Field, slope: Field, e1: Field, e2: Field) -> Tensor:
-    """Psi = theta . alpha / (3 - slope) in arcsec^2 (Tessore & Metcalf 2015, eq. 15): psi is homogeneous."""
+    """Return psi = theta . alpha / (3 - slope) in arcsec^2 (Tessore & Metcalf 2015, eq. 15): psi is homogeneous."""
     alpha_x, alpha_y = deflection(x, y, theta_E=theta_E, slope=slope, e1=e1, e2=e2)
     return (x * alpha_x + y * alpha_y) / (3 - slope)
 
 
 def convergence(x: Field, y: Field, *, theta_E: Field, slope: Field, e1: Field, e2: Field) -> Tensor:
-    """Kappa, dimensionless (Tessore & Metcalf 2015, eq. 2); large but finite at the origin, where it diverges."""
+    """Return kappa, dimensionless (Tessore & Metcalf 2015, eq. 2); kept finite at the origin, where it diverges."""
     _, _, inverse = _elliptical(x, y, e1, e2)
     return (3 - slope) / 2 * _power(inverse, theta_E, slope - 1, e1 * e1 + e2 * e2)

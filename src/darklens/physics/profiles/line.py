@@ -2,7 +2,7 @@
 
 In complex notation a line of mass m (the theta_E^2 of the same mass as a point) with end points z1, z2, length L
 and direction phi deflects by alpha* = (m / L) e^{-i phi} ln[(z - z1) / (z - z2)], the point-mass deflection
-m / z averaged along the line. The functions below are its real form in the line's own frame, where u runs along
+m / z averaged along the line. The functions below are its real form in the frame of the line, where u runs along
 the line, v across it, and h = L / 2. It keeps full precision for a line much shorter than its distance.
 """
 
@@ -27,7 +27,7 @@ _SMALLEST_SQUARE = 1e-24  # arcsec^2
 
 
 class LineTerms(NamedTuple):
-    """What of a line's deflection is the same at every position."""
+    """Terms of the deflection of a line that do not depend on position."""
 
     cos: Tensor
     sin: Tensor
@@ -57,17 +57,17 @@ def potential(x: Field, y: Field, *, mass: Field, length: Field, angle: Field) -
 def deflection(x: Field, y: Field, *, mass: Field, length: Field, angle: Field) -> tuple[Tensor, Tensor]:
     """Return alpha in arcsec; units as in `potential`.
 
-    Along the line it grows without bound, as a logarithm, towards the two end points; it is finite on them here.
-    Across the line the normal component jumps by 2 pi mass / length, as at any surface mass.
+    The component along the line diverges logarithmically at the two end points, where it is kept finite. The component
+    across the line jumps by 2 pi mass / length at the line, as at any mass sheet.
     """
     return deflection_from(x, y, terms(mass=mass, length=length, angle=angle))
 
 
 def deflection_from(x: Field, y: Field, line: LineTerms) -> tuple[Tensor, Tensor]:
-    """Return `deflection` from a line's terms."""
+    """Return `deflection` (arcsec) from the terms of a line."""
     u, v, h = _frame(x, y, line)
-    # artanh[2 u h / (u^2 + v^2 + h^2)], written from the nearer end point: in float32 the quotient rounds to 1, and
-    # the deflection to infinity, already 2e-4 h from it.
+    # artanh[2 u h / (u^2 + v^2 + h^2)], written from the nearer end point. In float32 the quotient rounds to 1, and the
+    # deflection to infinity, already 2e-4 h from the end point.
     side = torch.where(u < 0, -1.0, 1.0).to(u)
     to_end = ((u - side * h) ** 2 + v * v).clamp_min(_SMALLEST_SQUARE)
     along = line.density * side / 2 * torch.log1p(4 * side * u * h / to_end)
@@ -76,5 +76,5 @@ def deflection_from(x: Field, y: Field, line: LineTerms) -> tuple[Tensor, Tensor
 
 
 def convergence(x: Field, y: Field, *, mass: Field, length: Field, angle: Field) -> Tensor:
-    """Kappa = 0 everywhere off the line."""
+    """Return kappa = 0 everywhere off the line."""
     return torch.zeros_like(x * y * mass * length * angle)

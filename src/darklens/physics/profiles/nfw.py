@@ -79,7 +79,7 @@ def projected(u: Tensor, F: Tensor) -> Tensor:
 
 
 def potential(x: Field, y: Field, *, alpha_Rs: Field, R_s: Field) -> Tensor:
-    """Psi = k R_s h / 2 in arcsec^2, zero at the origin; all arguments in arcsec, broadcast together."""
+    """Return psi = k R_s h / 2 in arcsec^2, zero at the origin; all arguments in arcsec, broadcast together."""
     return alpha_Rs * R_s / (2 * DEFLECTION_AT_R_S) * h(scaled_square(x, y, R_s))
 
 
@@ -91,7 +91,7 @@ def deflection(x: Field, y: Field, *, alpha_Rs: Field, R_s: Field) -> tuple[Tens
 
 
 def convergence(x: Field, y: Field, *, alpha_Rs: Field, R_s: Field) -> Tensor:
-    """Kappa = k / (2 R_s) (F - 1) / (1 - x^2) (Wright & Brainerd 2000, eq. 11); grows as -ln x inside R_s."""
+    """Return kappa = k / (2 R_s) (F - 1) / (1 - x^2) (Wright & Brainerd 2000, eq. 11); grows as -ln x inside R_s."""
     u = scaled_square(x, y, R_s)
     F, _ = f_and_g(u)
     return alpha_Rs / (2 * R_s * DEFLECTION_AT_R_S) * projected(u, F)

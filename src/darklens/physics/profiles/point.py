@@ -15,16 +15,16 @@ SMALLEST_SQUARE = 1e-24  # arcsec^2
 
 
 def potential(x: Field, y: Field, *, theta_E: Field) -> Tensor:
-    """Psi = theta_E^2 ln |theta| in arcsec^2 (the zero is at |theta| = 1 arcsec); arguments in arcsec."""
+    """Return psi = theta_E^2 ln |theta| in arcsec^2 (the zero is at |theta| = 1 arcsec); arguments in arcsec."""
     return theta_E**2 * torch.log(x * x + y * y) / 2
 
 
 def deflection(x: Field, y: Field, *, theta_E: Field) -> tuple[Tensor, Tensor]:
-    """Alpha = theta_E^2 theta / |theta|^2 in arcsec; zero on the mass itself."""
+    """Return alpha = theta_E^2 theta / |theta|^2 in arcsec; zero on the mass itself."""
     scale = theta_E**2 / (x * x + y * y).clamp_min(SMALLEST_SQUARE)
     return scale * x, scale * y
 
 
 def convergence(x: Field, y: Field, *, theta_E: Field) -> Tensor:
-    """Kappa = 0 everywhere off the mass."""
+    """Return kappa = 0 everywhere off the mass."""
     return torch.zeros_like(x * y * theta_E)

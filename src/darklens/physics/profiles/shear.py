@@ -16,20 +16,20 @@ REFERENCE = "Schneider, Ehlers & Falco 1992, sec. 8.2.2"
 
 
 def potential(x: Field, y: Field, *, gamma1: Field, gamma2: Field) -> Tensor:
-    """Psi = gamma1 (x^2 - y^2) / 2 + gamma2 x y in arcsec^2; x, y in arcsec, gamma dimensionless."""
+    """Return psi = gamma1 (x^2 - y^2) / 2 + gamma2 x y in arcsec^2; x, y in arcsec, gamma dimensionless."""
     return gamma1 * (x * x - y * y) / 2 + gamma2 * x * y
 
 
 def deflection(x: Field, y: Field, *, gamma1: Field, gamma2: Field) -> tuple[Tensor, Tensor]:
-    """Alpha = (gamma1 x + gamma2 y, gamma2 x - gamma1 y) in arcsec."""
+    """Return alpha = (gamma1 x + gamma2 y, gamma2 x - gamma1 y) in arcsec."""
     return gamma1 * x + gamma2 * y, gamma2 * x - gamma1 * y
 
 
 def convergence(x: Field, y: Field, *, gamma1: Field, gamma2: Field) -> Tensor:
-    """Kappa = 0: a shear has no mass of its own."""
+    """Return kappa = 0: a shear has no mass."""
     return torch.zeros_like(x * y * gamma1 * gamma2)
 
 
 def hessian(x: Field, y: Field, *, gamma1: Field, gamma2: Field) -> tuple[Tensor, Tensor, Tensor]:
-    """Return psi_xx, psi_xy and psi_yy, dimensionless, the same everywhere and so of the shape of gamma."""
+    """Return psi_xx, psi_xy and psi_yy, dimensionless and constant, in the shape of gamma."""
     return gamma1, gamma2, -gamma1

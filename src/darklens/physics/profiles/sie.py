@@ -28,7 +28,7 @@ _ROUND_BELOW = 1e-24
 
 
 def _axes(e1: Tensor, e2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return q and the cosine and sine of the major axis' angle; any direction serves for a circle."""
+    """Return q and the cosine and sine of the angle of the major axis; 1 and 0 for a circle."""
     squared = e1 * e1 + e2 * e2
     round_ = squared < _ROUND_BELOW
     e = torch.where(round_, 1.0, squared).sqrt()
@@ -61,13 +61,13 @@ def _series(w: Tensor, square: Tensor) -> Tensor:
 
 
 def potential(x: Field, y: Field, *, theta_E: Field, e1: Field, e2: Field) -> Tensor:
-    """Psi = theta . alpha in arcsec^2: an isothermal potential is homogeneous of degree one."""
+    """Return psi = theta . alpha in arcsec^2: an isothermal potential is homogeneous of degree one."""
     alpha_x, alpha_y = deflection(x, y, theta_E=theta_E, e1=e1, e2=e2)
     return x * alpha_x + y * alpha_y
 
 
 def convergence(x: Field, y: Field, *, theta_E: Field, e1: Field, e2: Field) -> Tensor:
-    """Kappa = theta_E / (2 sqrt(q u^2 + v^2 / q)), dimensionless; infinite at the origin."""
+    """Return kappa = theta_E / (2 sqrt(q u^2 + v^2 / q)), dimensionless; infinite at the origin."""
     q, cos, sin = _axes(e1, e2)
     u, v = x * cos + y * sin, y * cos - x * sin
     return theta_E / (2 * torch.sqrt(q * u * u + v * v / q))

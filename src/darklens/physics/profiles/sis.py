@@ -19,12 +19,12 @@ def _radius(x: Tensor, y: Tensor) -> Tensor:
 
 
 def potential(x: Field, y: Field, *, theta_E: Field) -> Tensor:
-    """Psi = theta_E |theta| in arcsec^2; all arguments in arcsec, broadcast together."""
+    """Return psi = theta_E |theta| in arcsec^2; all arguments in arcsec, broadcast together."""
     return theta_E * _radius(x, y)
 
 
 def deflection(x: Field, y: Field, *, theta_E: Field) -> tuple[Tensor, Tensor]:
-    """Alpha = theta_E theta / |theta| in arcsec; zero at the origin, where the direction is undefined."""
+    """Return alpha = theta_E theta / |theta| in arcsec; zero at the origin, where the direction is undefined."""
     squared = x * x + y * y
     away = squared > 0
     scale = theta_E * torch.where(away, torch.where(away, squared, 1.0).rsqrt(), 0.0)
@@ -32,7 +32,7 @@ def deflection(x: Field, y: Field, *, theta_E: Field) -> tuple[Tensor, Tensor]:
 
 
 def convergence(x: Field, y: Field, *, theta_E: Field) -> Tensor:
-    """Kappa = theta_E / (2 |theta|), dimensionless; infinite at the origin."""
+    """Return kappa = theta_E / (2 |theta|), dimensionless; infinite at the origin."""
     return theta_E / (2 * _radius(x, y))
 
 
@@ -44,7 +44,7 @@ def hessian(x: Field, y: Field, *, theta_E: Field) -> tuple[Tensor, Tensor, Tens
 def isothermal_hessian(x: Field, y: Field, kappa: Field) -> tuple[Tensor, Tensor, Tensor]:
     """Return the second derivatives of an isothermal potential, round or elliptical, from its convergence.
 
-    Psi is homogeneous of degree one, so alpha does not change along the radius: 2 kappa is all across it.
+    Psi is homogeneous of degree one, so alpha is constant along the radius and 2 kappa is the tangential derivative.
     """
     squared = x * x + y * y
     away = squared > 0

@@ -46,7 +46,7 @@ def _weights(tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def potential(x: Field, y: Field, *, alpha_Rs: Field, R_s: Field, r_t: Field) -> Tensor:
-    """Psi = k R_s h_t / 2 in arcsec^2, zero at the origin; all arguments in arcsec, broadcast together."""
+    """Return psi = k R_s h_t / 2 in arcsec^2, zero at the origin; all arguments in arcsec, broadcast together."""
     u, tau = nfw.scaled_square(x, y, R_s), r_t / R_s
     F, g = nfw.f_and_g(u)
     _, L, p = _truncation(u, tau)
@@ -70,7 +70,7 @@ def deflection(x: Field, y: Field, *, alpha_Rs: Field, R_s: Field, r_t: Field) -
 
 
 def convergence(x: Field, y: Field, *, alpha_Rs: Field, R_s: Field, r_t: Field) -> Tensor:
-    """Kappa, dimensionless (Baltz et al. 2009, eq. A.8); grows as -ln x inside R_s, falls as x^-4 outside r_t."""
+    """Return kappa, dimensionless (Baltz et al. 2009, eq. A.8); as -ln x inside R_s, as x^-4 outside r_t."""
     u, tau = nfw.scaled_square(x, y, R_s), r_t / R_s
     F, _ = nfw.f_and_g(u)
     S, L, _ = _truncation(u, tau)
