@@ -22,7 +22,7 @@ from darklens import __version__, populations, provenance
 from darklens.doctor.leaks import ALPHA, PERMUTATIONS, auc_with_interval, leaks
 from darklens.doctor.statistics import STATISTICS, measure
 from darklens.files import read_json, write_json, write_text
-from darklens.populations.population import MassTheta
+from darklens.populations.population import ThetaEOfMass
 from darklens.populations.priors import Constant
 from darklens.simulate.batch import simulate_batch
 
@@ -79,7 +79,7 @@ def smooth(name):
 def scaled(population):
     """Return the population with every theta_E scaled."""
     prior = population.lens.theta_E
-    if isinstance(prior, MassTheta):
+    if isinstance(prior, ThetaEOfMass):
         longer = Constant(value=prior.theta_E() * SCALE)
     else:
         longer = prior.model_copy(update={k: getattr(prior, k) * SCALE for k in ("mean", "sigma", "low", "high")})

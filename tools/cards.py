@@ -73,7 +73,13 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 def population_card(name: str) -> str:
     population, own = populations.get(name), words(name)
     kinds = [spec.kind for spec in population.classes.values()]
-    terms = ["sis" if population.lens.round else "sie", "shear", "sersic", *dict.fromkeys(kinds), population.noise.kind]
+    terms = [
+        "sis" if population.lens.is_round else "sie",
+        "shear",
+        "sersic",
+        *dict.fromkeys(kinds),
+        population.noise.kind,
+    ]
     known = words("equations")
     equations = bullets([known[term] for term in terms if term in known])
     priors = [

@@ -11,7 +11,7 @@ from darklens.physics import light, splat
 from darklens.physics.grid import Grid
 from darklens.physics.profiles import shear, sis
 from darklens.physics.raytrace import source_plane
-from darklens.simulate.render import grid_of, render
+from darklens.simulate.render import render
 from darklens.simulate.truth import draw
 
 FLUX = 1e-5  # relative
@@ -117,7 +117,7 @@ def test_with_the_true_lens_the_splat_recovers_the_simulated_source(index):
     truth = draw(population, 5, [3 * index])
     image = render(population, truth, dtype=torch.float64)[:, None]
     p = {name: torch.tensor(column)[:, None, None] for name, column in truth.items() if column.ndim == 1}
-    grid = grid_of(population.field)
+    grid = population.field.grid
     x, y = grid.coordinates(dtype=torch.float64)
     beta_x, beta_y = source_plane(
         x,

@@ -7,8 +7,8 @@ from darklens.calibration import Calibration
 from darklens.models.ensemble import EnsembleConfig
 from darklens.physics.profiles import PROFILES
 from darklens.populations.light_models import SersicLight
-from darklens.populations.population import InstrumentNoise, MassTheta, Population
-from darklens.populations.substructure_models import LineMass, Masses, PointMasses, Subhaloes
+from darklens.populations.population import InstrumentNoise, Population, ThetaEOfMass
+from darklens.populations.substructure_models import LineMass, PointMasses, ProfileMasses, Subhaloes
 
 Use = tuple[str, str]
 """Key of a work, and what it was used for."""
@@ -35,9 +35,9 @@ _NETWORKS = {
 def of_population(population: Population) -> Iterator[Use]:
     """Yield the works that images of a population follow."""
     lens = population.lens
-    yield from _of_profile("sis" if lens.round else "sie", "smooth lens")
+    yield from _of_profile("sis" if lens.is_round else "sie", "smooth lens")
     yield from _of_profile("shear", "external shear")
-    if isinstance(lens.theta_E, MassTheta):
+    if isinstance(lens.theta_E, ThetaEOfMass):
         yield "astropy2022", "distances"
     for name, substructure in population.classes.items():
         what = f"substructure of class {name}"
@@ -48,7 +48,7 @@ def of_population(population: Population) -> Iterator[Use]:
         elif isinstance(substructure, Subhaloes):
             yield from _of_profile("tnfw", what)
             yield "astropy2022", "distances"
-        elif isinstance(substructure, Masses):
+        elif isinstance(substructure, ProfileMasses):
             yield from _of_profile(substructure.profile, what)
     if isinstance(population.source, SersicLight) or population.lens_light is not None:
         yield "graham2005", "light of galaxies"
@@ -64,7 +64,7 @@ def of_population(population: Population) -> Iterator[Use]:
 
 def other_profiles(population: Population) -> list[str]:
     """Return the references of profiles that plug-ins brought, as their cards give them."""
-    names = {s.profile for s in population.classes.values() if isinstance(s, Masses)} - set(_PROFILES)
+    names = {s.profile for s in population.classes.values() if isinstance(s, ProfileMasses)} - set(_PROFILES)
     return [f"{name}: {PROFILES[name].reference}" for name in sorted(names)]
 
 
@@ -78,7 +78,7 @@ def of_system(config: Any) -> Iterator[Use]:
     population = getattr(config, "population", None)
     if isinstance(population, Population):
         yield "marquardt1963", "fits of lenses"
-        yield from _of_profile("sis" if population.lens.round else "sie", "fits of lenses")
+        yield from _of_profile("sis" if population.lens.is_round else "sie", "fits of lenses")
         yield from _of_profile("point", "fits of lenses")
         yield from _of_profile("line", "fits of lenses")
     if config.kind.startswith("sis_"):

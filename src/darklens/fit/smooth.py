@@ -163,7 +163,7 @@ class SmoothLens:
     @property
     def is_sphere(self) -> bool:
         """Whether it is a sphere with shear before one Sersic profile, seen through the population's PSF."""
-        return self.population.lens.round and set(self._lights) == {"source"} and PSF not in self.names
+        return self.population.lens.is_round and set(self._lights) == {"source"} and PSF not in self.names
 
     def sphere_terms(self, parameters: Parameters) -> dict[str, Float[Tensor, " b"]]:
         """Return the terms that do not depend on position, for `darklens.kernels.smooth_fit.lensed_images`."""
@@ -194,7 +194,7 @@ class SmoothLens:
     def _alphas(self, value: Mapping[str, Tensor], x: Tensor, y: Tensor) -> list[Deflection]:
         """Return the deflections of the shear and of the main lens."""
         external = shear.deflection(x, y, gamma1=value["gamma1"], gamma2=value["gamma2"])
-        if self.population.lens.round:
+        if self.population.lens.is_round:
             return [external, sis.deflection(x, y, theta_E=value["theta_E"])]
         return [external, sie.deflection(x, y, **{name: value[name] for name in ("theta_E", "e1", "e2")})]
 
@@ -208,7 +208,7 @@ class SmoothLens:
             "gamma1": shear.deflection(x, y, gamma1=one, gamma2=zero),  # linear in both
             "gamma2": shear.deflection(x, y, gamma1=zero, gamma2=one),
         }
-        if not self.population.lens.round:
+        if not self.population.lens.is_round:
             shape = {"e1": value["e1"], "e2": value["e2"]}
             for name in {"e1", "e2"} & set(self.names):
                 ends = [
@@ -221,7 +221,7 @@ class SmoothLens:
 
     def _hessian(self, value: Mapping[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the second derivatives of the potential of lens and shear."""
-        if self.population.lens.round:
+        if self.population.lens.is_round:
             xx, xy, yy = sis.hessian(x, y, theta_E=value["theta_E"])
         else:
             xx, xy, yy = sie.hessian(x, y, **{name: value[name] for name in ("theta_E", "e1", "e2")})
@@ -286,7 +286,7 @@ class SmoothLens:
         if not self.centred:
             cx, cy = (parameters[:, self.names.index(name), None, None] for name in CENTRE)
             x, y = x - cx, y - cy
-        return render.surface_brightness(population, (), render.scene(population, (), value, x, y), x, y)
+        return render.surface_brightness(population, (), render.scene_terms(population, (), value, x, y), x, y)
 
     def _observed(self, brightness: Tensor, field: Field2D) -> Tensor:
         psf = self.population.psf

@@ -1,4 +1,4 @@
-"""Cut-outs of real galaxies as sources: read, cleaned, and looked up in the source plane."""
+"""Cut-outs of real galaxies as sources: listing, reading and cleaning."""
 
 import hashlib
 import math
@@ -15,8 +15,8 @@ from darklens.errors import ConfigError, InputError
 from darklens.files import sha256_of
 from darklens.populations.light_models import ImageLight
 
-_BORDER = 0.08  # of the side: the frame that shows the cut-out's own sky
-_NOISE_CUT = 2.0  # fainter pixels, in standard deviations of the sky, are not the galaxy's
+_BORDER = 0.08  # of the side: width of the frame in which the sky is measured
+_NOISE_CUT = 2.0  # standard deviations of the sky; fainter pixels are set to zero
 
 
 @lru_cache(maxsize=8)
@@ -24,12 +24,12 @@ def files(spec: ImageLight) -> tuple[Path, ...]:
     """Return the cut-outs that a population uses, in the order of their names.
 
     Raises:
-        ConfigError: If the folder has none, or they are not those that the population was made with.
+        ConfigError: If the folder has none, or their digest is not that of the population.
     """
     if not spec.folder.is_dir():
         raise ConfigError(f"source.folder: {spec.folder} is not a folder; give one with .fits or .npy cut-outs.")
-    every = sorted(p for p in spec.folder.iterdir() if p.suffix.lower() in (".fits", ".fit", ".npy"))
-    chosen = every[math.floor(spec.first * len(every)) : math.ceil(spec.last * len(every))]
+    paths = sorted(p for p in spec.folder.iterdir() if p.suffix.lower() in (".fits", ".fit", ".npy"))
+    chosen = paths[math.floor(spec.first * len(paths)) : math.ceil(spec.last * len(paths))]
     if not chosen:
         raise ConfigError(f"source.folder: {spec.folder} has no .fits or .npy cut-outs between first and last.")
     if spec.sha256 is not None and digest(chosen) != spec.sha256:
@@ -42,8 +42,8 @@ def digest(paths: "list[Path] | tuple[Path, ...]") -> str:
     return hashlib.sha256("".join(sha256_of(path) for path in paths).encode()).hexdigest()
 
 
-def fixed(spec: ImageLight) -> ImageLight:
-    """Return the specification with the digest of its cut-outs, every one of which has been read and found sound.
+def with_digest(spec: ImageLight) -> ImageLight:
+    """Return the specification with the digest of its cut-outs, after reading all of them.
 
     Raises:
         ConfigError: If a cut-out cannot be used; the message names it.
@@ -59,7 +59,7 @@ def galaxy(path: Path) -> Float[Tensor, "m m"]:
     """Return one galaxy, sky and noise removed, with a total brightness of 1.
 
     Raises:
-        ConfigError: If the file is no square image of finite numbers, or shows nothing above its sky.
+        ConfigError: If the file is not a square image of finite numbers, or has no pixel above the noise of its sky.
     """
     try:
         image = read_whole(path).astype(np.float64)
@@ -73,7 +73,7 @@ def galaxy(path: Path) -> Float[Tensor, "m m"]:
     sky = np.median(image[frame])
     noise = 1.4826 * np.median(np.abs(image[frame] - sky))
     image = np.where(image - sky > _NOISE_CUT * noise, image - sky, 0.0)
-    image[frame] = 0.0  # a source that ends at the edge would show it as an arc
+    image[frame] = 0.0  # light at the edge would be lensed to an artificial arc
     if image.sum() <= 0:
         raise ConfigError(f"source.folder: {path} shows nothing above its sky.")
     return torch.from_numpy(image / image.sum())

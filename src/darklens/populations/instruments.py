@@ -19,7 +19,7 @@ class Instrument:
         exposure_time: Seconds of one exposure.
         n_exposures: Exposures in the stack.
         read_noise: Electrons per pixel and exposure.
-        references: Where the numbers come from.
+        references: Sources of the numbers.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Sources of light and their places, as populations describe them."""
+"""Light profiles and their positions, as populations describe them."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,31 +9,31 @@ from darklens.config import Frozen
 from darklens.populations.priors import Constant, Prior
 
 
-class Disc(Frozen):
-    """A position: radius by its own prior (not uniform in area), any direction."""
+class PolarPosition(Frozen):
+    """A position with a prior of the radius (not of the area) and a uniform direction."""
 
     kind: Literal["polar"] = "polar"
     radius: Prior = Field(description="arcsec")
 
 
-class Box(Frozen):
-    """A position with independent x and y."""
+class CartesianPosition(Frozen):
+    """A position with independent priors of x and y."""
 
     kind: Literal["cartesian"] = "cartesian"
     x: Prior = Field(description="arcsec")
     y: Prior = Field(description="arcsec")
 
 
-Place = Annotated[Disc | Box, Field(discriminator="kind")]
+Position = Annotated[PolarPosition | CartesianPosition, Field(discriminator="kind")]
 
 
 class Light(Frozen):
-    """The brightness and place that every source of light has: exactly one of `amplitude` and `magnitude`."""
+    """What all light profiles have: either `amplitude` or `magnitude`, a direction and a position."""
 
     amplitude: Prior | None = Field(default=None, description="counts per pixel (or per second and pixel) at R_e")
     magnitude: Prior | None = Field(default=None, description="total AB magnitude; needs noise of kind instrument")
     angle: Prior = Field(description="degrees")
-    position: Place
+    position: Position
 
     @field_validator("amplitude")
     @classmethod
@@ -85,16 +85,17 @@ class SersicLight(Light):
 class ImageLight(Light):
     """Cut-outs of real galaxies: one FITS or .npy file each, all with the same pixel scale.
 
-    `amplitude` is the total brightness here. `size` scales the galaxy's angular size, brightness kept.
+    `amplitude` is the total brightness here. `size` scales the angular size at constant total brightness. `first` and
+    `last` give training and test sets different galaxies.
     """
 
     kind: Literal["images"] = "images"
     folder: Path = Field(description="folder of square cut-outs (.fits, .npy), sky subtracted or not")
     pixel_scale: float = Field(gt=0, description="arcsec")
     size: Prior = Constant(value=1.0)
-    first: float = Field(default=0.0, ge=0, lt=1, description="use the files from this fraction of the sorted list")
-    last: float = Field(default=1.0, gt=0, le=1, description="up to this one: test sets need other galaxies")
-    sha256: str | None = Field(default=None, description="of the cut-outs; filled in when a population is loaded")
+    first: float = Field(default=0.0, ge=0, lt=1, description="use the files from this fraction of the sorted list on")
+    last: float = Field(default=1.0, gt=0, le=1, description="use the files up to this fraction")
+    sha256: str | None = Field(default=None, description="digest of the cut-outs, set when a population is loaded")
 
     @field_validator("size")
     @classmethod
@@ -104,7 +105,7 @@ class ImageLight(Light):
         return value
 
     @model_validator(mode="after")
-    def _some(self) -> "ImageLight":
+    def _ordered(self) -> "ImageLight":
         if self.first >= self.last:
             raise ValueError(f"first ({self.first}) must be less than last ({self.last})")
         return self

@@ -1,4 +1,4 @@
-"""Populations of lenses: what is drawn for each image, by class. A population is a YAML file, validated here."""
+"""Populations of lenses: the schema of their YAML files, and their names."""
 
 import math
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from darklens.config import Frozen, load
 from darklens.errors import ConfigError
 from darklens.physics.cosmology import point_mass_theta_E
+from darklens.physics.grid import Grid
 from darklens.populations import galaxies
 from darklens.populations.instruments import INSTRUMENTS, Instrument
 from darklens.populations.light_models import ImageLight, SersicLight, Source
@@ -25,11 +26,16 @@ from darklens.units import FWHM_PER_SIGMA
 
 
 class Field2D(Frozen):
-    """The detector: square pixels, and the sub-samples along a pixel's side over which light is averaged."""
+    """The detector: square pixels, and the number of sub-pixels along the side of a pixel that are averaged."""
 
     n_pixels: int = Field(ge=8, le=4096)
     pixel_scale: float = Field(gt=0, description="arcsec")
     supersample: int = Field(default=1, ge=1, le=16)
+
+    @property
+    def grid(self) -> Grid:
+        """The pixel grid."""
+        return Grid(n_pixels=self.n_pixels, pixel_scale=self.pixel_scale)
 
 
 class GaussianPSF(Frozen):
@@ -38,11 +44,11 @@ class GaussianPSF(Frozen):
     kind: Literal["gaussian"] = "gaussian"
     sigma: float = Field(gt=0, description="arcsec")
     truncate: float = Field(default=4.0, gt=0, description="standard deviations")
-    known: bool = Field(default=True, description="false: fits find the width; images have sigma")
+    known: bool = Field(default=True, description="false: fits determine the width; images are made with sigma")
 
 
-class MassTheta(Frozen):
-    """An Einstein radius given as the point mass that has it."""
+class ThetaEOfMass(Frozen):
+    """The Einstein radius of a point mass, at the redshifts of lens and source."""
 
     kind: Literal["of_mass"] = "of_mass"
     mass: float = Field(gt=0, description="solar masses")
@@ -51,7 +57,7 @@ class MassTheta(Frozen):
     legacy_distances: bool = False
 
     @model_validator(mode="after")
-    def _behind(self) -> "MassTheta":
+    def _source_behind_lens(self) -> "ThetaEOfMass":
         if self.z_source <= self.z_lens:
             raise ValueError(f"z_source ({self.z_source}) must exceed z_lens ({self.z_lens})")
         return self
@@ -62,16 +68,16 @@ class MassTheta(Frozen):
 
 
 @cache
-def _theta_E_of(spec: MassTheta) -> float:
+def _theta_E_of(spec: ThetaEOfMass) -> float:
     return point_mass_theta_E(
         mass=spec.mass, z_lens=spec.z_lens, z_source=spec.z_source, legacy_distances=spec.legacy_distances
     )
 
 
 class Lens(Frozen):
-    """The smooth lens at the optical axis: an SIE (an SIS where e1 = e2 = 0) with external shear."""
+    """The smooth lens on the optical axis: an SIE (an SIS where e1 = e2 = 0) with external shear."""
 
-    theta_E: MassTheta | Prior = Field(description="arcsec")
+    theta_E: ThetaEOfMass | Prior = Field(description="arcsec")
     e1: Prior
     e2: Prior
     gamma: Prior = Field(description="shear strength")
@@ -79,8 +85,8 @@ class Lens(Frozen):
 
     @field_validator("theta_E")
     @classmethod
-    def _positive(cls, value: "MassTheta | Prior") -> "MassTheta | Prior":
-        if not isinstance(value, MassTheta) and value.bounds()[0] <= 0:
+    def _positive(cls, value: "ThetaEOfMass | Prior") -> "ThetaEOfMass | Prior":
+        if not isinstance(value, ThetaEOfMass) and value.bounds()[0] <= 0:
             raise ValueError("an Einstein radius must be positive (arcsec)")
         return value
 
@@ -93,8 +99,8 @@ class Lens(Frozen):
         return value
 
     @property
-    def round(self) -> bool:
-        """Whether every lens of the population is an SIS."""
+    def is_round(self) -> bool:
+        """Whether all lenses of the population are SIS."""
         return self.e1.bounds() == self.e2.bounds() == (0.0, 0.0)
 
     @field_validator("gamma")
@@ -114,10 +120,10 @@ class PoissonNoise(Frozen):
 
 
 class ExposureNoise(Frozen):
-    """Counts of an exposure with Gaussian background noise, as DeepLenseSim makes them.
+    """Counts of an exposure with Gaussian background noise, as in DeepLenseSim.
 
-    `legacy_noise` adds Poisson noise twice, as there. Without it the counts are one Poisson draw of
-    exposure x rate plus Gaussian background noise.
+    Counts are a Poisson draw of exposure x rate, plus Gaussian background noise. With `legacy_noise`, Poisson noise is
+    added twice, as in DeepLenseSim.
     """
 
     kind: Literal["exposure"] = "exposure"
@@ -127,15 +133,17 @@ class ExposureNoise(Frozen):
 
 
 class InstrumentNoise(Frozen):
-    """Electrons of an instrument's stacked exposures: Poisson of source and sky, Gaussian read-out.
+    """Electrons in the stacked exposures of an instrument: Poisson noise of source and sky, Gaussian read noise.
 
-    Images are in electrons per second with the mean sky subtracted. The instrument also fixes the pixel scale and
-    the point-spread function of a population that does not give them.
+    Images are in electrons per second with the mean sky subtracted. The instrument also sets the pixel scale and the
+    point-spread function of a population that states none.
     """
 
     kind: Literal["instrument"] = "instrument"
     name: str = Field(description="; ".join(INSTRUMENTS))
-    n_exposures: int | None = Field(default=None, ge=1, description="stack this many; by default the survey's number")
+    n_exposures: int | None = Field(
+        default=None, ge=1, description="exposures in the stack; by default those of the survey"
+    )
 
     @field_validator("name")
     @classmethod
@@ -146,7 +154,7 @@ class InstrumentNoise(Frozen):
 
     @property
     def instrument(self) -> Instrument:
-        """The record, with the chosen number of exposures."""
+        """The instrument, with the number of exposures of the population."""
         record = INSTRUMENTS[self.name]
         return record if self.n_exposures is None else replace(record, n_exposures=self.n_exposures)
 
@@ -155,7 +163,7 @@ Noise = Annotated[PoissonNoise | ExposureNoise | InstrumentNoise, Field(discrimi
 
 
 class Population(Frozen):
-    """A complete recipe for images."""
+    """The contents of a population file: priors of lens, light, substructure and noise."""
 
     schema_: Literal[1] = Field(default=1, alias="schema")
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
@@ -170,13 +178,13 @@ class Population(Frozen):
     noise: Noise
     conserve_mass: bool = Field(
         default=False,
-        description="lower the smooth lens' theta_E so that the mass inside the ring is unchanged",
+        description="reduce theta_E of the smooth lens so that substructure does not change the mass inside the ring",
     )
     stored: Literal["minmax", "counts"] = "minmax"
 
     @field_validator("classes")
     @classmethod
-    def _several(cls, value: dict[str, Substructure]) -> dict[str, Substructure]:
+    def _at_least_two(cls, value: dict[str, Substructure]) -> dict[str, Substructure]:
         if len(value) < 2:
             raise ValueError("at least two classes are needed")
         return value
@@ -184,7 +192,7 @@ class Population(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _from_instrument(cls, tree: Any) -> Any:
-        """Take what the instrument fixes, where the population does not give it."""
+        """Fill in the pixel scale and the PSF of the instrument, where the population has none."""
         noise = tree.get("noise") if isinstance(tree, dict) else None
         if not isinstance(noise, dict) or noise.get("kind") != "instrument" or noise.get("name") not in [*INSTRUMENTS]:
             return tree
@@ -208,10 +216,10 @@ class Population(Frozen):
     def with_substructure_scale(self, factor: float) -> "Population":
         """Return the population with `factor` times the mass in every point mass, line and halo.
 
-        A curriculum begins with massive substructure, which is easy to see, and ends with the population itself.
+        A curriculum starts with massive substructure, which is easy to detect, and ends with the population itself.
 
         Raises:
-            ConfigError: If the factor is not positive, or a class has masses of a profile, which have no one mass.
+            ConfigError: If the factor is not positive, or a class has substructure of kind profile.
         """
         if factor == 1:
             return self
@@ -221,7 +229,7 @@ class Population(Frozen):
 
 
 POPULATIONS: Registry[Traversable] = Registry("population", extensible=True)
-"""YAML files by name; a file can also be given by its path, without being in here."""
+"""YAML files by name. A file that is not registered is given by its path."""
 for _item in resources.files("darklens.populations").iterdir():
     if _item.name.endswith(".yaml"):
         POPULATIONS.add(_item.name.removesuffix(".yaml"), _item)
@@ -233,7 +241,7 @@ def names() -> list[str]:
 
 
 def get(name_or_path: str, overrides: Sequence[str] = ()) -> Population:
-    """Load a built-in population by name, or a YAML file by path, with overrides such as `lens.gamma=0`.
+    """Load a population by name, or a YAML file by path, with overrides such as `lens.gamma=0`.
 
     Raises:
         ConfigError: If there is no such population or file, or a key or value is wrong.
@@ -248,7 +256,7 @@ def get(name_or_path: str, overrides: Sequence[str] = ()) -> Population:
 
 
 def _with_galaxies(population: Population) -> Population:
-    """Read the cut-outs of a population that has them, and note which they are."""
+    """Check the cut-outs of a population that has them, and record their digest."""
     if not isinstance(population.source, ImageLight):
         return population
-    return population.model_copy(update={"source": galaxies.fixed(population.source)})
+    return population.model_copy(update={"source": galaxies.with_digest(population.source)})

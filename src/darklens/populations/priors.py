@@ -1,7 +1,4 @@
-"""Distributions of one number. In YAML a bare number is a constant, anything else names its `kind`.
-
-Each is its quantile function: a uniform number in (0, 1) goes in, the value at that cumulative probability comes out.
-"""
+"""Distributions of a number, each by its quantile function. In YAML a bare number is a constant."""
 
 import math
 from typing import Annotated, Any, Literal, TypeVar
@@ -80,7 +77,7 @@ class PowerLaw(_Interval):
 
 
 class Normal(Frozen):
-    """Gaussian with mean `mean` and standard deviation `sigma`, cut at `low` and `high` where they are given."""
+    """Gaussian with mean `mean` and standard deviation `sigma`, truncated at `low` and `high`."""
 
     kind: Literal["normal"] = "normal"
     mean: float
@@ -89,7 +86,7 @@ class Normal(Frozen):
     high: float | None = None
 
     @model_validator(mode="after")
-    def _around_the_mean(self) -> "Normal":
+    def _mean_within_cuts(self) -> "Normal":
         low, high = self._cuts()
         if not low <= self.mean <= high:
             raise ValueError(f"the mean ({self.mean}) must lie between low ({low}) and high ({high})")
@@ -117,7 +114,7 @@ class Normal(Frozen):
 
 
 class LogNormal(Frozen):
-    """log10 x Gaussian about log10 `median` with a scatter of `dex`, cut at `low` and `high` where they are given."""
+    """Gaussian in log10 x about log10 `median` with a scatter of `dex`, truncated at `low` and `high`."""
 
     kind: Literal["log_normal"] = "log_normal"
     median: float = Field(gt=0)
@@ -126,7 +123,7 @@ class LogNormal(Frozen):
     high: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
-    def _around_the_median(self) -> "LogNormal":
+    def _median_within_cuts(self) -> "LogNormal":
         self._log10()
         return self
 

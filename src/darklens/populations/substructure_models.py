@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from darklens.config import Frozen
 from darklens.errors import ConfigError
 from darklens.physics.profiles import PROFILES
-from darklens.populations.light_models import Place
+from darklens.populations.light_models import Position
 from darklens.populations.priors import Prior
 
 Scalars = TypeVar("Scalars", float, np.ndarray)
@@ -21,12 +21,12 @@ class NoSubstructure(Frozen):
     kind: Literal["none"] = "none"
 
     def scaled(self, factor: float) -> "NoSubstructure":
-        """Return the same."""
+        """Return the specification unchanged."""
         return self
 
 
 class PointMasses(Frozen):
-    """`count` point masses. A mass m has theta_E^2 = (m / lens_mass) of the smooth lens' theta_E^2."""
+    """`count` point masses; a mass m has (m / lens_mass) of the theta_E^2 of the smooth lens."""
 
     kind: Literal["point_masses"] = "point_masses"
     count: int = Field(ge=1, le=1000)
@@ -52,13 +52,13 @@ class PointMasses(Frozen):
 
 
 class LineMass(Frozen):
-    """One uniform line mass (an axion vortex); its mass is a fraction of the smooth lens' theta_E^2."""
+    """A uniform line mass (an axion vortex); its mass is a fraction of the theta_E^2 of the smooth lens."""
 
     kind: Literal["line_mass"] = "line_mass"
     mass_fraction: Prior
     length: Prior = Field(description="arcsec, full length")
     angle: Prior = Field(description="degrees")
-    position: Place
+    position: Position
     as_points: int = Field(
         default=0, ge=0, le=1000, description="0: exact line; N: N equal point masses, ends included"
     )
@@ -76,10 +76,10 @@ class LineMass(Frozen):
 
 
 class Subhaloes(Frozen):
-    """Truncated NFW subhaloes (Baltz et al. 2009): a Poisson number of them, each with its own concentration."""
+    """Truncated NFW subhaloes (Baltz et al. 2009): a Poisson number, each with its concentration and truncation."""
 
     kind: Literal["tnfw_subhaloes"] = "tnfw_subhaloes"
-    mean_count: float = Field(gt=0, le=500, description="mean of a Poisson number; an image has at least one")
+    mean_count: float = Field(gt=0, le=500, description="mean of the Poisson number; an image has at least one")
     mass: Prior = Field(description="m200 in solar masses, before stripping")
     concentration: Prior = Field(description="r200 / R_s")
     truncation: Prior = Field(description="r_t / R_s")
@@ -95,14 +95,14 @@ class Subhaloes(Frozen):
         return value
 
     @model_validator(mode="after")
-    def _behind(self) -> "Subhaloes":
+    def _source_behind_lens(self) -> "Subhaloes":
         if self.z_source <= self.z_lens:
             raise ValueError(f"z_source ({self.z_source}) must exceed z_lens ({self.z_lens})")
         return self
 
     @property
     def max_count(self) -> int:
-        """The largest number an image may have; more are five standard deviations away, and are left out."""
+        """The largest number in an image, five standard deviations above the mean; the distribution is cut there."""
         return math.ceil(self.mean_count + 5 * math.sqrt(self.mean_count))
 
     def scaled(self, factor: float) -> "Subhaloes":
@@ -110,17 +110,17 @@ class Subhaloes(Frozen):
         return self.model_copy(update={"mass": self.mass.scaled(factor)})
 
 
-class Masses(Frozen):
-    """`count` masses of one profile of `darklens.physics.profiles`, a plug-in's too, beside the smooth lens."""
+class ProfileMasses(Frozen):
+    """`count` masses of one profile of `darklens.physics.profiles` or of a plug-in."""
 
     kind: Literal["profile"] = "profile"
-    profile: str = Field(description="its name")
+    profile: str = Field(description="name of the profile")
     count: int = Field(default=1, ge=1, le=100)
-    parameters: dict[str, Prior] = Field(description="each parameter of the profile's card, in the card's unit")
-    position: Place
+    parameters: dict[str, Prior] = Field(description="all parameters of the card of the profile, in its units")
+    position: Position
 
     @model_validator(mode="after")
-    def _as_on_the_card(self) -> "Masses":
+    def _matches_the_card(self) -> "ProfileMasses":
         try:
             card = {p.symbol: p for p in PROFILES[self.profile].parameters}
         except ConfigError as error:
@@ -135,8 +135,8 @@ class Masses(Frozen):
                 )
         return self
 
-    def scaled(self, factor: float) -> "Masses":
-        """Refuse: a card does not say which parameters are masses.
+    def scaled(self, factor: float) -> "ProfileMasses":
+        """Refuse to scale: a card does not state which parameters are masses.
 
         Raises:
             ConfigError: Unless the factor is 1.
@@ -149,4 +149,6 @@ class Masses(Frozen):
         return self
 
 
-Substructure = Annotated[NoSubstructure | PointMasses | LineMass | Subhaloes | Masses, Field(discriminator="kind")]
+Substructure = Annotated[
+    NoSubstructure | PointMasses | LineMass | Subhaloes | ProfileMasses, Field(discriminator="kind")
+]

@@ -19,7 +19,7 @@ from darklens.errors import ConfigError
 from darklens.registry import Registry, unknown
 
 RECIPES: Registry[Traversable] = Registry("recipe", extensible=True)
-"""YAML files by name; a file can also be given by its path, without being in here."""
+"""YAML files by name. A file that is not registered is given by its path."""
 for _item in resources.files("darklens.recipes").iterdir():
     if _item.name.endswith(".yaml"):
         RECIPES.add(_item.name.removesuffix(".yaml"), _item)

@@ -1,1 +1,1 @@
-"""From a population and a seed to images: draw parameters, ray-trace, observe, store."""
+"""Simulation of images from a population and a seed: draw parameters, ray-trace, detect, store."""

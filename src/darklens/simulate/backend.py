@@ -12,7 +12,7 @@ from darklens.compilation import compile_function, require_compiler
 from darklens.physics import optics
 from darklens.populations.light_models import SersicLight
 from darklens.populations.population import Population
-from darklens.simulate.render import Present, Terms, Values, axes, is_profile, psf_of, scene, surface_brightness
+from darklens.simulate.render import Present, Terms, Values, axes, is_profile, psf_of, scene_terms, surface_brightness
 
 Backend = Literal["eager", "compiled"]
 """`eager` runs operation by operation; `compiled` fuses the operations on pixels with torch.compile."""
@@ -25,7 +25,7 @@ class Renderer:
     """The steps from parameters to photon counts, each the law itself or a fused form of it.
 
     Attributes:
-        scene: Parameters to the terms that do not depend on the pixel.
+        scene_terms: Parameters to the terms that do not depend on the pixel.
         brightness: Terms and positions to surface brightness.
         convolve: The convolution with the point-spread function along both axes.
         expand: The expansion of the Poisson quantile.
@@ -33,7 +33,7 @@ class Renderer:
         fixed_size: Whether every batch must have exactly that many.
     """
 
-    scene: Callable[[Values, Tensor, Tensor], Terms]
+    scene_terms: Callable[[Values, Tensor, Tensor], Terms]
     brightness: Callable[[Terms, Tensor, Tensor], Tensor]
     convolve: Callable[[Tensor, Tensor], Tensor]
     expand: optics.Expansion
@@ -44,7 +44,7 @@ class Renderer:
         """Return noise-free images (b, n, n), without sky, of lenses with the same kinds of substructure."""
         theta_E = value["theta_E"]
         x, y = axes(population.field, theta_E.dtype, theta_E.device)
-        brightness = self.brightness(self.scene(value, x, y), x, y)
+        brightness = self.brightness(self.scene_terms(value, x, y), x, y)
         return self.convolve(optics.integrate_pixels(brightness, population.field.supersample), psf_of(population))
 
 
@@ -57,11 +57,11 @@ def check(backend: Backend) -> None:
 def renderer(backend: Backend, population: Population, present: Present, device: torch.device) -> Renderer:
     """Return the renderer for lenses with these kinds of substructure.
 
-    "compiled" fuses the passes over the pixels: faster, but the first images of each kind of substructure wait some
-    ten seconds (once a machine: the result is cached on disk). Its images differ from those of "eager" in the last
-    bits of the noise-free brightness, and so in a few photon counts.
+    "compiled" is faster, but compilation takes some ten seconds for each combination of kinds of substructure, once on
+    each machine: the result is cached on disk. Its images differ from those of "eager" in the last bits of the
+    noise-free brightness, and so in a few photon counts.
     """
-    # Cached by identity: hashing a population's contents each time would take longer than a small image.
+    # Cached by identity: hashing the contents of a population would take longer than a small image.
     key = backend, id(population), present, device.type
     if key not in _RENDERERS:
         _RENDERERS[key] = population, _make(backend, population, present, device)
@@ -72,27 +72,28 @@ _RENDERERS: dict[tuple[Backend, int, Present, str], tuple[Population, Renderer]]
 
 
 def _make(backend: Backend, population: Population, present: Present, device: torch.device) -> Renderer:
-    scene_law, brightness_law = partial(scene, population, present), partial(surface_brightness, population, present)
-    # On the CPU one at a time: vectorised functions round the end of a long array differently from its middle, so an
-    # image's last bit would depend on its neighbours (docs/decisions/0004).
+    terms_law = partial(scene_terms, population, present)
+    brightness_law = partial(surface_brightness, population, present)
+    # One at a time on the CPU: vectorised functions round the end of a long array differently, so the last bit of an
+    # image would depend on its neighbours (docs/decisions/0004).
     eager_batch_size = 1 if device.type == "cpu" else 256
     if backend == "eager":
         return Renderer(
-            scene_law, brightness_law, optics.convolve_separable, optics.settled_counts, batch_size=eager_batch_size
+            terms_law, brightness_law, optics.convolve_separable, optics.settled_counts, batch_size=eager_batch_size
         )
     convolve = partial(optics.convolve_by_shifts, add=_fused(optics.shifted_sum))
     expand = _fused(optics.settled_counts)
-    # Haloes come in any number and galaxies from files: a kernel for each would never be done compiling. What a
-    # plug-in's profile does may not compile at all.
+    # The number of haloes varies, and galaxies are files: each would need a compilation of its own. The profile of a
+    # plug-in may not compile at all.
     if (
         "halo" in present
         or any(is_profile(prefix) for prefix in present)
         or not isinstance(population.source, SersicLight)
     ):
-        return Renderer(scene_law, brightness_law, convolve, expand, batch_size=eager_batch_size)
+        return Renderer(terms_law, brightness_law, convolve, expand, batch_size=eager_batch_size)
     # Two kernels, not one: fused into the second, the first would be computed again for every pixel.
     return Renderer(
-        compile_function(scene_law),
+        compile_function(terms_law),
         compile_function(brightness_law),
         convolve,
         expand,

@@ -1,4 +1,4 @@
-"""A population, a seed and image numbers to images: the one function that every executor and the stream call."""
+"""Simulation of a batch of images from a population, a seed and the numbers of the images."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from darklens.populations.population import Population
 from darklens.simulate.backend import Backend, check, renderer
 from darklens.simulate.detection import observe
-from darklens.simulate.render import alike
+from darklens.simulate.render import group_by_substructure
 from darklens.simulate.truth import Truth, draw, label_of
 
 
@@ -26,17 +26,17 @@ def simulate_batch(
 
     Args:
         population: What to simulate.
-        seed: With the number, fixes an image.
+        seed: With its number, fixes an image.
         indices: Numbers of the images.
         backend: See `darklens.simulate.backend`; it decides the last bits.
         device: "cpu" or "cuda".
 
     Returns:
-        Images (b, 1, n, n) float32, and the truth columns with `label`. On the CPU, image i is the same bytes in any
-        batch, on any number of threads. On a GPU bytes depend on the device.
+        Images (b, 1, n, n) float32, and the truth columns with `label`. On the CPU the bytes of an image do not depend
+        on the batch or the number of threads. On a GPU they depend on the device.
 
     Raises:
-        ConfigError: If the compiled backend is asked for where there is no C++ compiler.
+        ConfigError: For the compiled backend without a C++ compiler.
     """
     check(backend)
     on, n = torch.device(device), population.field.n_pixels
@@ -44,22 +44,22 @@ def simulate_batch(
     values = {name: torch.from_numpy(column).to(on, torch.float32) for name, column in truth.items()}
     out = np.empty((len(indices), 1, n, n), dtype=np.float32)
     with torch.no_grad(), _one_thread():
-        for present, rows in alike(values).items():
-            chosen = renderer(backend, population, present, on)
-            for batch in torch.split(rows, chosen.batch_size):
-                missing = chosen.batch_size - len(batch) if chosen.fixed_size else 0
-                padded = torch.cat([batch, batch[-1:].expand(missing)])
+        for present, rows in group_by_substructure(values).items():
+            batch_renderer = renderer(backend, population, present, on)
+            for batch in torch.split(rows, batch_renderer.batch_size):
+                n_padding = batch_renderer.batch_size - len(batch) if batch_renderer.fixed_size else 0
+                padded = torch.cat([batch, batch[-1:].expand(n_padding)])
                 value = {name: column[padded] for name, column in values.items()}
-                rate = chosen.render(population, value)
+                rate = batch_renderer.render(population, value)
                 numbers = [indices[i] for i in padded.tolist()]
-                images = observe(population, rate, value, seed=seed, indices=numbers, expand=chosen.expand)
+                images = observe(population, rate, value, seed=seed, indices=numbers, expand=batch_renderer.expand)
                 out[batch.cpu().numpy()] = images[: len(batch)].cpu().numpy()
     return out, {"label": np.array([label_of(population, i) for i in indices], dtype=np.int64), **truth}
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Parallelism comes from processes, one a core; the number of threads can decide an image's last bits."""
+    """Use one thread: processes run in parallel, and the number of threads can change the last bits of an image."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""From noise-free images to what a detector stores: photon counts, background, scaling."""
+"""Detection: photon noise, background and scaling of noise-free images."""
 
 from collections.abc import Iterator, Sequence
 
@@ -21,44 +21,50 @@ def observe(
     indices: Sequence[int],
     expand: optics.Expansion = optics.settled_counts,
 ) -> Float[Tensor, "b 1 n n"]:
-    """Return what the detector stores for noise-free images, float32, scaled as the population says.
+    """Return the images that the detector stores, float32.
 
-    `expand` is the Poisson expansion or a compiled form of it.
+    Args:
+        population: Its noise, and the scaling of stored images.
+        rate: Noise-free images, counts (or rate) per pixel.
+        truth: Columns with `exposure` in seconds.
+        seed: Seed of the simulation.
+        indices: Numbers of the images; with the seed they fix the noise.
+        expand: `optics.settled_counts`, or a compiled form of it.
     """
-    noise, draw = population.noise, _Noise(seed, indices, expand)
+    noise, pixels = population.noise, _NoisePixels(seed, indices, expand)
     exposure = torch.as_tensor(truth["exposure"], dtype=rate.dtype, device=rate.device)[:, None, None]
     if isinstance(noise, PoissonNoise):
-        images = draw.poisson("noise", rate + noise.sky)
+        images = pixels.poisson("noise", rate + noise.sky)
     elif isinstance(noise, ExposureNoise):
-        images = _exposure(noise, rate, exposure, draw)
+        images = _exposure(noise, rate, exposure, pixels)
     else:
-        images = _instrument(noise, rate, exposure, draw)
+        images = _instrument(noise, rate, exposure, pixels)
     if population.stored == "minmax":
         low, high = images.amin((1, 2), keepdim=True), images.amax((1, 2), keepdim=True)
         images = (images - low) / (high - low)
     return images.to(torch.float32)[:, None]
 
 
-def _exposure(noise: ExposureNoise, rate: Tensor, exposure: Tensor, draw: "_Noise") -> Tensor:
+def _exposure(noise: ExposureNoise, rate: Tensor, exposure: Tensor, pixels: "_NoisePixels") -> Tensor:
     expected = rate * exposure
-    counts = draw.poisson("noise", expected) + noise.background_rms * exposure * draw.normal("background", rate)
+    counts = pixels.poisson("noise", expected) + noise.background_rms * exposure * pixels.normal("background", rate)
     if not noise.legacy_noise:
         return counts
-    # DeepLenseSim adds a Poisson realisation's deviation and the background, clips, and draws Poisson again.
-    return draw.poisson("legacy", counts.clamp_min(0))
+    # DeepLenseSim adds Poisson noise and background, clips at zero, and adds Poisson noise again.
+    return pixels.poisson("legacy", counts.clamp_min(0))
 
 
-def _instrument(noise: InstrumentNoise, rate: Tensor, exposure: Tensor, draw: "_Noise") -> Tensor:
-    """Return electrons per second with the mean sky subtracted."""
+def _instrument(noise: InstrumentNoise, rate: Tensor, exposure: Tensor, pixels: "_NoisePixels") -> Tensor:
+    """Return electrons per second, with the mean sky subtracted."""
     instrument = noise.instrument
-    electrons = draw.poisson("noise", (rate + instrument.sky_rate) * exposure)
+    electrons = pixels.poisson("noise", (rate + instrument.sky_rate) * exposure)
     read_rms = instrument.read_noise * instrument.n_exposures**0.5
-    signal: Tensor = (electrons + read_rms * draw.normal("read", rate)) / exposure - instrument.sky_rate
+    signal: Tensor = (electrons + read_rms * pixels.normal("read", rate)) / exposure - instrument.sky_rate
     return signal
 
 
-class _Noise:
-    """Random pixels of the images of a batch, each image's from streams of its own."""
+class _NoisePixels:
+    """Random pixels of the images of a batch, from random streams that the number of the image fixes."""
 
     def __init__(self, seed: int, indices: Sequence[int], expand: optics.Expansion) -> None:
         self._seed, self._indices, self._expand = seed, indices, expand

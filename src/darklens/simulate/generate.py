@@ -1,6 +1,6 @@
-"""A population and a seed to a store on disk: shards in any order, on any number of processes, the same bytes.
+"""Simulation of a store on disk. Its bytes do not depend on the order of the shards or the number of processes.
 
-STORE/unfinished/plan.json     what is being simulated; any process that sees it can make any shard
+STORE/unfinished/plan.json     what is simulated; every process that reads it can make every shard
 STORE/unfinished/00000.json    checksums of a finished shard, written after its files
 STORE/shards/00000.*           the shard, see `darklens.data.store`
 STORE/store.json               written last; then `unfinished` is removed
@@ -33,12 +33,12 @@ from darklens.simulate.truth import columns, draw
 SHARD_SIZE = 256
 _SHARD_BYTES = 2**26  # a worker holds one shard in memory
 _UNFINISHED = "unfinished"
-# torch's number of threads, which is set to one while an image is made, belongs to the process.
+# `simulate_batch` sets the number of threads of torch, which is one setting for the whole process.
 _ONE_SHARD_AT_A_TIME = threading.Lock()
 
 
 class Plan(Frozen):
-    """All that decides the bytes of a simulation."""
+    """Everything that determines the bytes of a simulation."""
 
     population: Population
     seed: int
@@ -49,11 +49,11 @@ class Plan(Frozen):
 
     @property
     def n_shards(self) -> int:
-        """Number of shards, of which the last may be shorter."""
+        """Number of shards; the last may be shorter."""
         return -(-self.n // self.shard_size)
 
     def rows(self, shard: int) -> range:
-        """Numbers of a shard's images."""
+        """Numbers of the images of a shard."""
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.n))
 
     def tree(self) -> dict[str, Any]:
@@ -77,18 +77,18 @@ def generate(
 
     Args:
         population: What to simulate.
-        out: Folder to write; it must not hold anything else.
+        out: Folder to write; it must not contain anything else.
         n_per_class: Images of each class.
-        seed: The same seed gives the same bytes, whatever the number of workers.
+        seed: The same seed gives the same bytes, for any number of workers.
         workers: Processes. More than one needs a script guarded by `if __name__ == "__main__"`, as they are spawned.
-        executor: Where to run instead of `workers` processes: any executor whose workers see `out`.
-        backend: How images are computed, see `darklens.simulate.backend`; it decides the last bits.
-        shard_size: Images in a file; by default 256, or fewer large images so that a shard stays below 64 MB.
+        executor: Runs the simulation instead of `workers` processes; its workers must have access to `out`.
+        backend: See `darklens.simulate.backend`; it decides the last bits.
+        shard_size: Images in a file; by default 256, or fewer if a shard would exceed 64 MB.
         advance: Called with the number of images just finished.
 
     Raises:
-        InputError: If `out` holds something else, cannot be written to, or its disk has too little space.
-        StoppedError: If workers were killed; finished shards stay, and the same call goes on.
+        InputError: If `out` contains something else or cannot be written to, or the disk has too little space.
+        StoppedError: If workers were killed. Finished shards stay, and the same call continues.
     """
     out, n = Path(out), n_per_class * len(population.classes)
     size = shard_size or _shard_size(population)
@@ -103,7 +103,7 @@ def generate(
 
 
 def bytes_needed(population: Population, n: int) -> int:
-    """Return the size of `n` images and their true parameters on disk."""
+    """Return the size of `n` images and their true parameters on disk, bytes."""
     row = sum(column.nbytes for column in draw(population, 0, [0]).values())
     return n * (4 * population.field.n_pixels**2 + row + 8)
 
@@ -113,23 +113,23 @@ def _shard_size(population: Population) -> int:
 
 
 def _claim(out: Path, plan: Plan) -> bool:
-    """Make `out` this simulation's folder, or recognise it as such; return whether shards are missing."""
+    """Prepare `out` for this simulation or recognise an earlier start; return whether shards are to be made."""
     if (out / INDEX).exists():
         index = Store(out).index
-        found = index.population, index.seed, index.backend, sum(s.n for s in index.shards)
-        if found != (plan.tree()["population"], plan.seed, plan.backend, plan.n):
+        stored = index.population, index.seed, index.backend, sum(s.n for s in index.shards)
+        if stored != (plan.tree()["population"], plan.seed, plan.backend, plan.n):
             raise InputError(f"{out} already holds another store; choose another --out or remove it.")
         shutil.rmtree(out / _UNFINISHED, ignore_errors=True)
         return False
     planned = out / _UNFINISHED / "plan.json"
-    begun = planned.exists()
-    if not begun:
+    started = planned.exists()
+    if not started:
         prepare_folder(out, besides=_UNFINISHED)
     elif read_json(planned) != plan.tree():
         raise InputError(f"{out} holds an unfinished simulation of another recipe, seed or size; remove it first.")
     written = sum(path.stat().st_size for path in (out / "shards").glob("*"))
     require_space(out, bytes_needed(plan.population, plan.n) - written)
-    if not begun:
+    if not started:
         write_json(planned, plan.tree())
     return True
 
@@ -141,8 +141,8 @@ def _make_shards(
         remove_temporaries(folder)
     shards: dict[int, Shard] = {}
     tasks = ((str(out.resolve()), number) for number in range(plan.n_shards))
-    with nullcontext(executor) if executor else executors.local(min(workers, plan.n_shards)) as chosen:
-        for number, shard in executors.as_finished(chosen, _make_shard, tasks):
+    with nullcontext(executor) if executor else executors.local(min(workers, plan.n_shards)) as pool:
+        for number, shard in executors.as_finished(pool, _make_shard, tasks):
             shards[number] = shard
             advance(shard.n)
     write_index(
@@ -163,14 +163,14 @@ def _make_shards(
 
 
 def _make_shard(store: str, number: int) -> tuple[int, Shard]:
-    """Make one shard of the simulation planned in `store`, unless an earlier run made it and its bytes are whole."""
+    """Make one shard of the simulation planned in `store`, unless it exists undamaged from an earlier run."""
     out = Path(store)
     entry = out / _UNFINISHED / f"{number:05d}.json"
     with _ONE_SHARD_AT_A_TIME:
         plan = _read_plan(out)
-        done = _finished(out, number, entry)
-        if done:
-            return number, done
+        finished = _finished(out, number, entry)
+        if finished:
+            return number, finished
         keep_freed_memory()
         images, truth = simulate_batch(plan.population, plan.seed, plan.rows(number), backend=plan.backend)
         shard = write_shard(out, number, images, truth)
@@ -195,12 +195,12 @@ def _read_plan(out: Path) -> Plan:
 
 @lru_cache(maxsize=1)
 def _parsed(plan: str) -> Plan:
-    """Validate a plan once, not for each shard; a renderer also recognises a population by its identity."""
+    """Validate a plan once, not for each shard; renderers are cached by the identity of the population."""
     return Plan.model_validate_json(plan)
 
 
 def _finished(out: Path, number: int, entry: Path) -> Shard | None:
-    """Return the shard that an interrupted run completed, if its bytes are still those it recorded."""
+    """Return the shard of an interrupted run, if its bytes still have the recorded checksums."""
     try:
         shard = Shard.model_validate(read_json(entry))
     except (InputError, ValidationError):

@@ -1,4 +1,4 @@
-"""Parameters to noise-free images, in batches: the forward model I(theta) = PSF * S(beta(theta))."""
+"""Noise-free images from parameters, in batches: the forward model I(theta) = PSF * S(beta(theta))."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -8,24 +8,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 from darklens.physics import light, optics
-from darklens.physics.grid import Grid
 from darklens.physics.profiles import PROFILES, line, shear, sie, sis
 from darklens.physics.raytrace import PointsTerms, deflection_of_points, haloes_deflection, points_terms, source_plane
 from darklens.populations import galaxies
 from darklens.populations.light_models import ImageLight, SersicLight
 from darklens.populations.population import Field2D, Population
 from darklens.populations.substructure_models import LineMass
-from darklens.simulate.substructure import THERE
+from darklens.simulate.substructure import MASK_SUFFIX
 from darklens.simulate.truth import Truth
 
 Values = Mapping[str, Tensor]
+"""Parameters of the lenses of a batch by the names of their columns, (b,) or (b, k)."""
+
 Present = tuple[str, ...]
+"""The kinds of substructure of a lens, by the prefixes of their columns."""
+
 Terms = dict[str, tuple[Tensor, ...]]
-
-
-def grid_of(field: Field2D) -> Grid:
-    """Return the pixel grid of a population's detector."""
-    return Grid(n_pixels=field.n_pixels, pixel_scale=field.pixel_scale)
+"""Everything that does not depend on the pixel, by component."""
 
 
 def render(
@@ -38,58 +37,58 @@ def render(
     """Return noise-free images, without sky.
 
     Args:
-        population: Fixes the detector and the point-spread function.
-        truth: Columns as `draw` makes them, B rows.
+        population: Its detector, point-spread function, lens and light.
+        truth: Columns as `draw` returns them, b rows.
         dtype: float32 or float64.
         device: Where to compute.
 
     Returns:
-        Brightness in counts (or rate) per pixel.
+        Brightness in counts (or rate) per pixel, (b, n, n).
     """
     value = {name: torch.as_tensor(column, dtype=dtype, device=device) for name, column in truth.items()}
     x, y = axes(population.field, dtype, torch.device(device))
-    groups = alike(value)
+    groups = group_by_substructure(value)
     if len(groups) == 1:
         (present,) = groups
-        brightness = surface_brightness(population, present, scene(population, present, value, x, y), x, y)
+        brightness = surface_brightness(population, present, scene_terms(population, present, value, x, y), x, y)
     else:
         brightness = x.new_empty(len(value["theta_E"]), y.shape[-2], x.shape[-1])
         for present, rows in groups.items():
-            terms = scene(population, present, {name: v[rows] for name, v in value.items()}, x, y)
+            terms = scene_terms(population, present, {name: v[rows] for name, v in value.items()}, x, y)
             brightness[rows] = surface_brightness(population, present, terms, x, y)
     pixels = optics.integrate_pixels(brightness, population.field.supersample)
     return optics.convolve_separable(pixels, psf_of(population))
 
 
 def psf_of(population: Population) -> Float[Tensor, " taps"]:
-    """Return the population's point-spread function along one axis, in pixels."""
+    """Return the point-spread function of the population along one axis, in pixels."""
     psf, field = population.psf, population.field
     return optics.gaussian_psf(sigma=psf.sigma / field.pixel_scale, truncate=psf.truncate)
 
 
-def alike(value: Values) -> dict[Present, Tensor]:
-    """Return the rows of a batch that have the same kinds of substructure, by the prefixes of their columns."""
-    masses = _MASSES | {name.removesuffix(THERE): name for name in value if name.endswith(THERE)}
-    there = {prefix: value[column] > 0 for prefix, column in masses.items() if column in value}
-    present = {prefix: (v.any(1) if v.ndim == 2 else v).tolist() for prefix, v in there.items()}
+def group_by_substructure(value: Values) -> dict[Present, Tensor]:
+    """Return the rows of the lenses of a batch for each combination of kinds of substructure."""
+    masses = _MASSES | {name.removesuffix(MASK_SUFFIX): name for name in value if name.endswith(MASK_SUFFIX)}
+    mask = {prefix: value[column] > 0 for prefix, column in masses.items() if column in value}
+    present = {prefix: (v.any(1) if v.ndim == 2 else v).tolist() for prefix, v in mask.items()}
     rows: dict[Present, list[int]] = {}
     for i in range(len(value["theta_E"])):
         rows.setdefault(tuple(prefix for prefix in present if present[prefix][i]), []).append(i)
     return {kinds: torch.tensor(r, device=value["theta_E"].device) for kinds, r in rows.items()}
 
 
-def scene(population: Population, present: Present, value: Values, x: Tensor, y: Tensor) -> Terms:
-    """Return what `surface_brightness` needs of each lens and source: everything that is not done pixel by pixel.
+def scene_terms(population: Population, present: Present, value: Values, x: Tensor, y: Tensor) -> Terms:
+    """Return the terms of `surface_brightness` that do not depend on the pixel.
 
     Args:
-        population: Its lens, its light.
-        present: The kinds of substructure that these lenses have, as `alike` gives them.
-        value: Columns as `draw` makes them.
+        population: Its lens and light.
+        present: The kinds of substructure of these lenses, as `group_by_substructure` returns them.
+        value: Columns as `draw` returns them.
         x: (1, m), arcsec.
         y: (m, 1), arcsec.
     """
     p = {name: column[:, None, None] for name, column in value.items() if column.ndim == 1}
-    smooth = ("theta_E",) if population.lens.round else ("theta_E", "e1", "e2")
+    smooth = ("theta_E",) if population.lens.is_round else ("theta_E", "e1", "e2")
     terms: Terms = {"smooth": tuple(p[name] for name in smooth), "shear": (p["gamma1"], p["gamma2"])}
     for prefix in present:
         terms[prefix] = (
@@ -106,7 +105,7 @@ def scene(population: Population, present: Present, value: Values, x: Tensor, y:
 def surface_brightness(
     population: Population, present: Present, terms: Terms, x: Tensor, y: Tensor
 ) -> Float[Tensor, "b m m"]:
-    """Return the brightness at image-plane positions, before pixels and PSF; arguments as in `scene`."""
+    """Return the brightness at image-plane positions, before pixel integration and PSF, from `scene_terms`."""
     beta_x, beta_y = source_plane(x, y, _deflections(population, present, terms, x, y))
     source = population.source
     brightness = (
@@ -124,7 +123,7 @@ def _deflections(
     return [
         shear.deflection(x, y, gamma1=gamma1, gamma2=gamma2),
         sis.deflection(x, y, theta_E=smooth[0])
-        if population.lens.round
+        if population.lens.is_round
         else sie.deflection(x, y, theta_E=smooth[0], e1=smooth[1], e2=smooth[2]),
         *(
             _profile(prefix, terms[prefix], x, y)
@@ -142,14 +141,14 @@ def deflection(
 
     Args:
         population: Its lens.
-        truth: Columns as `draw` makes them, or a store keeps them, B rows.
-        field: Where to compute; its sub-samples do not matter.
+        truth: Columns as `draw` returns them or a store contains them, b rows.
+        field: The pixels; sub-pixels are ignored.
     """
     value = {name: torch.as_tensor(column, dtype=torch.float32) for name, column in truth.items()}
-    x, y = grid_of(field).axes()
+    x, y = field.grid.axes()
     out = torch.zeros(2, len(value["theta_E"]), field.n_pixels, field.n_pixels)
-    for present, rows in alike(value).items():
-        terms = scene(population, present, {name: v[rows] for name, v in value.items()}, x, y)
+    for present, rows in group_by_substructure(value).items():
+        terms = scene_terms(population, present, {name: v[rows] for name, v in value.items()}, x, y)
         for alpha_x, alpha_y in _deflections(population, present, terms, x, y):
             out[0, rows] += alpha_x
             out[1, rows] += alpha_y
@@ -157,30 +156,30 @@ def deflection(
 
 
 def _sersic_terms(spec: SersicLight, p: Values, prefix: str) -> tuple[Tensor, ...]:
-    own = {name: p[f"{prefix}_{name}"] for name in ("amplitude", "R_e", "n", "q", "angle")}
+    parameters = {name: p[f"{prefix}_{name}"] for name in ("amplitude", "R_e", "n", "q", "angle")}
     b = light.sersic_b_linear if spec.b_n == "linear" else light.sersic_b
-    return p[f"{prefix}_x"], p[f"{prefix}_y"], *light.sersic_terms(b=b(own["n"]), **own)
+    return p[f"{prefix}_x"], p[f"{prefix}_y"], *light.sersic_terms(b=b(parameters["n"]), **parameters)
 
 
 def _sersic(terms: tuple[Tensor, ...], x: Tensor, y: Tensor) -> Tensor:
-    at_x, at_y, *own = terms
-    return light.sersic_brightness(x - at_x, y - at_y, light.SersicTerms(*own))
+    centre_x, centre_y, *sersic_terms = terms
+    return light.sersic_brightness(x - centre_x, y - centre_y, light.SersicTerms(*sersic_terms))
 
 
 def _galaxies(source: ImageLight, terms: tuple[Tensor, ...], beta_x: Tensor, beta_y: Tensor) -> Tensor:
-    """Return the brightness per square arcsec of each image's own galaxy."""
-    at_x, at_y, angle, amplitude, size, number = terms
+    """Return the brightness per square arcsec of the galaxy of each image."""
+    centre_x, centre_y, angle, amplitude, size, number = terms
     cos, sin = torch.cos(angle), torch.sin(angle)
-    x, y = beta_x - at_x, beta_y - at_y
+    x, y = beta_x - centre_x, beta_y - centre_y
     u, v = x * cos + y * sin, y * cos - x * sin
     paths = galaxies.files(source)
-    shown = [
+    brightness = [
         light.image_brightness(
             galaxies.galaxy(paths[int(number[i])]), u[i], v[i], pixel_scale=source.pixel_scale * size[i, 0, 0]
         )
         for i in range(len(u))
     ]
-    return amplitude * torch.stack(shown)
+    return amplitude * torch.stack(brightness)
 
 
 def _point_terms(_: Population, value: Values, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
@@ -192,17 +191,17 @@ def _points(terms: tuple[Tensor, ...], x: Tensor, y: Tensor) -> tuple[Tensor, Te
 
 
 def _halo_terms(_: Population, value: Values, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-    most = int((value["halo_alpha_Rs"] > 0).sum(1).max())  # the rest is padding
-    return tuple(value[f"halo_{name}"][:, :most] for name in ("alpha_Rs", "R_s", "r_t", "x", "y"))
+    n_haloes = int((value["halo_alpha_Rs"] > 0).sum(1).max())  # further columns are padding
+    return tuple(value[f"halo_{name}"][:, :n_haloes] for name in ("alpha_Rs", "R_s", "r_t", "x", "y"))
 
 
 def _haloes(terms: tuple[Tensor, ...], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    alpha_Rs, R_s, r_t, at_x, at_y = terms
-    return haloes_deflection(x, y, alpha_Rs=alpha_Rs, R_s=R_s, r_t=r_t, centre_x=at_x, centre_y=at_y)
+    alpha_Rs, R_s, r_t, centre_x, centre_y = terms
+    return haloes_deflection(x, y, alpha_Rs=alpha_Rs, R_s=R_s, r_t=r_t, centre_x=centre_x, centre_y=centre_y)
 
 
 def _line_terms(population: Population, value: Values, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-    mass, at_x, at_y, length, angle = (value[f"line_{name}"] for name in ("mass", "x", "y", "length", "angle"))
+    mass, centre_x, centre_y, length, angle = (value[f"line_{name}"] for name in ("mass", "x", "y", "length", "angle"))
     n_points = max(s.as_points for s in population.classes.values() if isinstance(s, LineMass))
     if n_points:
         offset = length[:, None] * torch.linspace(-0.5, 0.5, n_points, dtype=x.dtype, device=x.device)
@@ -210,40 +209,40 @@ def _line_terms(population: Population, value: Values, x: Tensor, y: Tensor) -> 
             x,
             y,
             theta_E=(mass / n_points).sqrt()[:, None].expand_as(offset),
-            centre_x=at_x[:, None] + offset * torch.cos(angle)[:, None],
-            centre_y=at_y[:, None] + offset * torch.sin(angle)[:, None],
+            centre_x=centre_x[:, None] + offset * torch.cos(angle)[:, None],
+            centre_y=centre_y[:, None] + offset * torch.sin(angle)[:, None],
         )
-    mass, at_x, at_y, length, angle = (v[:, None, None] for v in (mass, at_x, at_y, length, angle))
-    return at_x, at_y, *line.terms(mass=mass, length=length, angle=angle)
+    mass, centre_x, centre_y, length, angle = (v[:, None, None] for v in (mass, centre_x, centre_y, length, angle))
+    return centre_x, centre_y, *line.terms(mass=mass, length=length, angle=angle)
 
 
 def _lines(terms: tuple[Tensor, ...], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if len(terms) == len(PointsTerms._fields):
         return _points(terms, x, y)
-    at_x, at_y, *own = terms
-    return line.deflection_from(x - at_x, y - at_y, line.LineTerms(*own))
+    centre_x, centre_y, *line_terms = terms
+    return line.deflection_from(x - centre_x, y - centre_y, line.LineTerms(*line_terms))
 
 
 def is_profile(prefix: str) -> bool:
-    """Return whether a prefix is that of masses of a profile that is looked up by its name."""
+    """Return whether a prefix belongs to substructure of kind profile."""
     return prefix.startswith("profile_")
 
 
 def _profile_terms(prefix: str, value: Values) -> tuple[Tensor, ...]:
     names = [p.symbol for p in PROFILES[prefix.removeprefix("profile_")].parameters]
-    return tuple(value[f"{prefix}_{name}"] for name in (*names, "x", "y", THERE[1:]))
+    return tuple(value[f"{prefix}_{name}"] for name in (*names, "x", "y", MASK_SUFFIX[1:]))
 
 
 def _profile(prefix: str, terms: tuple[Tensor, ...], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     profile = PROFILES[prefix.removeprefix("profile_")]
     total_x, total_y = torch.zeros_like(x + y), torch.zeros_like(x + y)
     for i in range(terms[0].shape[1]):
-        *own, at_x, at_y, there = (term[:, i, None, None] for term in terms)
-        values = {p.symbol: v for p, v in zip(profile.parameters, own, strict=True)}
-        alpha = profile.deflection(x - at_x, y - at_y, **values)
-        # Padding has parameters of nought, for which a law need not be finite.
-        total_x = total_x + torch.where(there > 0, alpha[0], 0.0)
-        total_y = total_y + torch.where(there > 0, alpha[1], 0.0)
+        *parameters, centre_x, centre_y, mask = (term[:, i, None, None] for term in terms)
+        values = {p.symbol: v for p, v in zip(profile.parameters, parameters, strict=True)}
+        alpha = profile.deflection(x - centre_x, y - centre_y, **values)
+        # The parameters of padding are zero, for which a law need not be finite.
+        total_x = total_x + torch.where(mask > 0, alpha[0], 0.0)
+        total_y = total_y + torch.where(mask > 0, alpha[1], 0.0)
     return total_x, total_y
 
 
@@ -253,5 +252,5 @@ _SUBSTRUCTURE = {"point": (_point_terms, _points), "halo": (_halo_terms, _haloes
 
 @lru_cache(maxsize=8)
 def axes(field: Field2D, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return x (1, n) and y (n, 1): terms of x or y alone then cost next to nothing."""
-    return grid_of(field).axes(supersample=field.supersample, dtype=dtype, device=device)
+    """Return x (1, n) and y (n, 1) in arcsec; terms of x or y alone are then one-dimensional."""
+    return field.grid.axes(supersample=field.supersample, dtype=dtype, device=device)

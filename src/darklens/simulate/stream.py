@@ -1,4 +1,4 @@
-"""Images that are simulated as they are asked for: training without a data set, on images never seen twice."""
+"""Images simulated on demand: training without a data set, on images that never repeat."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ from darklens.simulate.batch import simulate_batch
 
 
 class Simulated(Dataset[tuple[Float[Tensor, "b 1 n n"], Int[Tensor, " b"]]]):
-    """An endless data set: any list of image numbers gives those images and their labels.
+    """An endless data set, indexed by lists of image numbers.
 
     Args:
         population: What to simulate.
@@ -35,11 +35,10 @@ class Simulated(Dataset[tuple[Float[Tensor, "b 1 n n"], Int[Tensor, " b"]]]):
 
 
 class FreshBatches(Sampler[list[int]]):
-    """Batches of image numbers that no other batch or epoch has, each shared out among the processes.
+    """Batches of image numbers that never repeat, divided among the processes.
 
-    Epoch e of E batches takes batches e E to (e + 1) E - 1 of the endless sequence, whatever the number of processes;
-    each process has its part of every batch. The classes take turns, so parts are balanced as well as their size lets
-    them be.
+    Epoch e of E batches takes batches e E to (e + 1) E - 1 of an endless sequence, for any number of processes. Each
+    process has a slice of each batch. Classes alternate, so the slices are balanced.
 
     Args:
         n_batches: Batches of an epoch.
@@ -48,7 +47,7 @@ class FreshBatches(Sampler[list[int]]):
     """
 
     def __init__(self, n_batches: int, batch_size: int, *, part: Part | None = None) -> None:
-        self._part = part or Part(*_place(None, None))
+        self._part = part or Part(*_rank_and_world(None, None))
         if batch_size < self._part.world:
             raise ValueError(f"a batch of {batch_size} images cannot be shared by {self._part.world} processes")
         self._n_batches, self._batch_size, self._epoch = n_batches, batch_size, 0
@@ -68,10 +67,10 @@ class FreshBatches(Sampler[list[int]]):
 
 
 class Stream(IterableDataset[tuple[Float[Tensor, "b 1 n n"], Int[Tensor, " b"]]]):
-    """`Simulated` for a training loop of one's own: endless, and process r of w takes every w-th batch from the r-th.
+    """An endless sequence of simulated batches for your own training loop; process r of w takes batches r, r + w, ...
 
-    Use it as `DataLoader(Stream(...), batch_size=None, num_workers=k)`; the k workers share the batches, and the
-    loader gives them in the same order for every k.
+    Use it as `DataLoader(Stream(...), batch_size=None, num_workers=k)`. The k workers share the batches, and the loader
+    returns them in an order that does not depend on k.
     """
 
     def __init__(
@@ -86,20 +85,20 @@ class Stream(IterableDataset[tuple[Float[Tensor, "b 1 n n"], Int[Tensor, " b"]]]
     ) -> None:
         self._images = Simulated(population, seed, backend=backend)
         self._batch_size = batch_size
-        self._rank, self._world = _place(rank, world_size)
+        self._rank, self._world = _rank_and_world(rank, world_size)
 
     def __iter__(self) -> Iterator[tuple[Float[Tensor, "b 1 n n"], Int[Tensor, " b"]]]:
         worker = get_worker_info()
-        mine, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        batch = self._rank + mine * self._world
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        batch = self._rank + number * self._world
         while True:
             start = batch * self._batch_size
             yield self._images[list(range(start, start + self._batch_size))]
             batch += workers * self._world
 
 
-def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """Return this process's number and the number of processes, from torch.distributed where they are not given."""
+def _rank_and_world(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Return the rank of this process and the number of processes, by default those of torch.distributed."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     if rank is None:
         rank = torch.distributed.get_rank() if distributed else 0

@@ -1,4 +1,4 @@
-"""The true parameters of each image, drawn from a population."""
+"""The true parameters of each image: samples of the priors of a population."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,8 @@ import torch
 from darklens.physics import light
 from darklens.populations import galaxies
 from darklens.populations.light_models import ImageLight, SersicLight
-from darklens.populations.population import InstrumentNoise, MassTheta, Noise, Population
-from darklens.simulate.sampling import Draws
+from darklens.populations.population import InstrumentNoise, Noise, Population, ThetaEOfMass
+from darklens.simulate.sampling import PriorSampler
 from darklens.simulate.substructure import KINDS, Columns
 
 _LENS = {
@@ -19,16 +19,16 @@ _LENS = {
     "gamma1": "external shear",
     "gamma2": "external shear",
 }
-_PLACE = {"x": "arcsec", "y": "arcsec", "angle": "radians from x towards y"}
+_POSITION = {"x": "arcsec", "y": "arcsec", "angle": "radians from x towards y"}
 _LIGHT = {
-    "sersic": _PLACE
+    "sersic": _POSITION
     | {
         "amplitude": "brightness at R_e, counts (or rate) per pixel",
         "R_e": "arcsec",
         "n": "Sersic index",
         "q": "axis ratio",
     },
-    "images": _PLACE
+    "images": _POSITION
     | {
         "amplitude": "total brightness, counts (or rate)",
         "size": "factor on the cut-out's angular size",
@@ -40,41 +40,41 @@ Truth = Columns
 
 
 def columns(population: Population) -> dict[str, str]:
-    """Return the unit and meaning of each parameter that the population's images have."""
-    found = dict(_LENS)
+    """Return the unit and meaning of each parameter that images of the population have."""
+    meanings = dict(_LENS)
     for prefix, spec in (("source", population.source), ("light", population.lens_light)):
         if spec:
-            found |= {f"{prefix}_{name}": meaning for name, meaning in _LIGHT[spec.kind].items()}
+            meanings |= {f"{prefix}_{name}": meaning for name, meaning in _LIGHT[spec.kind].items()}
     for substructure in population.classes.values():
-        found |= KINDS[substructure.kind].columns(substructure)
-    return found | {"exposure": "seconds; 1 where the rate is already in counts"}
+        meanings |= KINDS[substructure.kind].columns(substructure)
+    return meanings | {"exposure": "seconds; 1 where the rate is already in counts"}
 
 
 def label_of(population: Population, index: int) -> int:
-    """Return the class of image `index`: classes take turns, so every prefix is balanced."""
+    """Return the label of image `index`. Classes alternate, so that the first n images are balanced for any n."""
     return index % len(population.classes)
 
 
 def draw(population: Population, seed: int, indices: Sequence[int]) -> Truth:
-    """Return the true parameters of the given images: columns of shape (len(indices),), or (len(indices), k)."""
-    n, draws, lens = len(indices), Draws(seed, indices), population.lens
-    gamma, angle = draws.one("lens.gamma", lens.gamma), np.radians(draws.one("lens.gamma_angle", lens.gamma_angle))
+    """Return the true parameters of images: columns of shape (b,), or (b, k) for k masses; units as in `columns`."""
+    n, sampler, lens = len(indices), PriorSampler(seed, indices), population.lens
+    gamma, angle = sampler.one("lens.gamma", lens.gamma), np.radians(sampler.one("lens.gamma_angle", lens.gamma_angle))
     theta_E = (
         np.full(n, lens.theta_E.theta_E())
-        if isinstance(lens.theta_E, MassTheta)
-        else draws.one("lens.theta_E", lens.theta_E)
+        if isinstance(lens.theta_E, ThetaEOfMass)
+        else sampler.one("lens.theta_E", lens.theta_E)
     )
     truth: Truth = {
-        "e1": draws.one("lens.e1", lens.e1),
-        "e2": draws.one("lens.e2", lens.e2),
+        "e1": sampler.one("lens.e1", lens.e1),
+        "e2": sampler.one("lens.e2", lens.e2),
         "gamma1": gamma * np.cos(2 * angle),
         "gamma2": gamma * np.sin(2 * angle),
-        "exposure": _exposure(population.noise, draws, n),
+        "exposure": _exposure(population.noise, sampler, n),
     }
     for prefix, spec in (("source", population.source), ("light", population.lens_light)):
         if spec:
-            found = _light(population, spec, Draws(seed, indices, f"{prefix}."))
-            truth |= {f"{prefix}_{name}": values for name, values in found.items()}
+            light_columns = _light(population, spec, PriorSampler(seed, indices, f"{prefix}."))
+            truth |= {f"{prefix}_{name}": values for name, values in light_columns.items()}
 
     labels = np.array([label_of(population, i) for i in indices])
     inside = np.zeros(n)
@@ -83,18 +83,18 @@ def draw(population: Population, seed: int, indices: Sequence[int]) -> Truth:
         rows = np.flatnonzero(labels == label)
         if not len(rows):
             continue
-        own = Draws(seed, [indices[int(i)] for i in rows], f"classes.{name}.")
-        found, inside[rows] = KINDS[substructure.kind].draw(substructure, own, theta_E[rows])
-        for column, values in found.items():
-            where = (rows, slice(values.shape[1])) if values.ndim == 2 else rows
-            truth[column][where] = values
+        class_sampler = PriorSampler(seed, [indices[int(i)] for i in rows], f"classes.{name}.")
+        class_columns, inside[rows] = KINDS[substructure.kind].draw(substructure, class_sampler, theta_E[rows])
+        for column, values in class_columns.items():
+            cells = (rows, slice(values.shape[1])) if values.ndim == 2 else rows
+            truth[column][cells] = values
     # An isothermal lens has mass theta_E * R within R, in units of pi Sigma_crit.
     truth["theta_E"] = theta_E - inside / theta_E if population.conserve_mass else theta_E
     return {name: truth[name] for name in columns(population)}
 
 
 def _empty_substructure(population: Population, n: int) -> Truth:
-    """Return zeros for every substructure column; lengths and radii are 1, as they divide."""
+    """Return zeros for all columns of substructure, and ones for lengths and radii, which are divisors."""
     empty: Truth = {}
     for spec in population.classes.values():
         width = KINDS[spec.kind].width(spec)
@@ -107,31 +107,31 @@ def _empty_substructure(population: Population, n: int) -> Truth:
     return empty
 
 
-def _exposure(noise: Noise, draws: Draws, n: int) -> np.ndarray:
+def _exposure(noise: Noise, sampler: PriorSampler, n: int) -> np.ndarray:
     if noise.kind == "exposure":
-        return draws.one("noise.exposure", noise.exposure)
+        return sampler.one("noise.exposure", noise.exposure)
     return np.full(n, noise.instrument.total_time if noise.kind == "instrument" else 1.0)
 
 
-def _light(population: Population, spec: SersicLight | ImageLight, draws: Draws) -> Truth:
-    x, y = draws.place("position", spec.position)
-    found: Truth = {"x": x, "y": y, "angle": np.radians(draws.one("angle", spec.angle))}
+def _light(population: Population, spec: SersicLight | ImageLight, sampler: PriorSampler) -> Truth:
+    x, y = sampler.position("position", spec.position)
+    values: Truth = {"x": x, "y": y, "angle": np.radians(sampler.one("angle", spec.angle))}
     if isinstance(spec, SersicLight):
-        found |= {name: draws.one(name, getattr(spec, name)) for name in ("R_e", "n", "q")}
+        values |= {name: sampler.one(name, getattr(spec, name)) for name in ("R_e", "n", "q")}
     else:
-        found |= {
-            "size": draws.one("size", spec.size),
-            "galaxy": np.floor(draws.uniform("galaxy", 1)[:, 0] * len(galaxies.files(spec))),
+        values |= {
+            "size": sampler.one("size", spec.size),
+            "galaxy": np.floor(sampler.uniform("galaxy", 1)[:, 0] * len(galaxies.files(spec))),
         }
     if spec.amplitude is not None:
-        found["amplitude"] = draws.one("amplitude", spec.amplitude)
-        return found
+        values["amplitude"] = sampler.one("amplitude", spec.amplitude)
+        return values
     assert spec.magnitude is not None
     assert isinstance(population.noise, InstrumentNoise)
-    total = 10 ** (-0.4 * (draws.one("magnitude", spec.magnitude) - population.noise.instrument.zero_point))
+    total = 10 ** (-0.4 * (sampler.one("magnitude", spec.magnitude) - population.noise.instrument.zero_point))
     if isinstance(spec, SersicLight):
-        R_e, n = (torch.from_numpy(found[name]) for name in ("R_e", "n"))
+        R_e, n = (torch.from_numpy(values[name]) for name in ("R_e", "n"))
         b = light.sersic_b_linear if spec.b_n == "linear" else light.sersic_b
         total *= population.field.pixel_scale**2 / light.sersic_total(R_e=R_e, n=n, b=b(n)).numpy()
-    found["amplitude"] = total
-    return found
+    values["amplitude"] = total
+    return values

@@ -26,12 +26,12 @@ from darklens import populations
 from darklens.simulate.batch import simulate_batch
 from darklens.simulate.truth import draw
 from darklens.simulate.backend import renderer
-from darklens.simulate.render import alike, render
+from darklens.simulate.render import group_by_substructure, render
 population = populations.get("common-test-i", ["field.n_pixels=37", "stored=counts"])
 for label in range(3):
     truth = draw(population, 0, [label + 3 * i for i in range(8)])
     value = {name: torch.from_numpy(column).float() for name, column in truth.items()}
-    (present,) = alike(value)
+    (present,) = group_by_substructure(value)
     fused = renderer("compiled", population, present, torch.device("cpu")).render(population, value)
     torch.testing.assert_close(fused, render(population, truth), rtol=2e-5, atol=1e-4)
 numbers = list(range(33))
