@@ -30,7 +30,7 @@ from darklens.locate import DEFAULT_MODEL
 from darklens.models.informed import SISAutoencoder2Config
 from darklens.models.resnet_18 import ResNet18Config
 from darklens.models.resnet_simple import ResNetSimpleConfig
-from darklens.predict.engines import engine_of, write_model
+from darklens.predict.backends import backend_of, write_model
 from darklens.simulate.batch import simulate_batch
 
 SYSTEMS = {"resnet_18": ResNet18Config(), "resnet_simple": ResNetSimpleConfig()}
@@ -44,13 +44,13 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--systems", nargs="*", default=list(SYSTEMS), choices=list(SYSTEMS))
-    parser.add_argument("--engines", nargs="*", default=["eager", "compiled", "onnx", "int8"])
+    parser.add_argument("--backends", nargs="*", default=["eager", "compiled", "onnx", "int8"])
     parser.add_argument("--skip", nargs="*", default=[], choices=["lens_residual", "cold"])
     parser.add_argument("--json")
     options = parser.parse_args()
     images = simulate_batch(populations.get("common-test-i"), 5, range(options.images))[0]
     for name in options.systems:
-        figures = compare(SYSTEMS[name], images, options.rounds, options.engines)
+        figures = compare(SYSTEMS[name], images, options.rounds, options.backends)
         print(name, json.dumps(figures), flush=True)
         record(options.json, "infer", {name: figures})
     if "lens_residual" not in options.skip:
@@ -76,7 +76,7 @@ def bundle_of(config, images):
     return Bundle(contract, network)
 
 
-def compare(config, images, rounds, engines):
+def compare(config, images, rounds, backends):
     bundle = bundle_of(config, images)
     inputs = bundle.contract.preprocess(torch.from_numpy(images)).contiguous()
     parts = {"eager_batch_64": inputs.split(64), "eager_batch_1": inputs[:16].split(1)}
@@ -90,17 +90,17 @@ def compare(config, images, rounds, engines):
     ways = {name: (lambda name=name: study(name)) for name in parts}
     exact, largest, prepared, agree = bundle.classify(images).probabilities, {}, {}, {}
     with tempfile.TemporaryDirectory() as work:
-        for name in engines:
+        for name in backends:
             if name == "compiled" and compiler() is None:
                 continue
             started, file = time.perf_counter(), Path(work) / f"{name}.onnx"
             write_model(name, bundle, file, images[:64])
-            engine = engine_of(name, bundle, file)
-            probabilities = bundle.classify(images, engine).probabilities
+            backend = backend_of(name, bundle, file)
+            probabilities = bundle.classify(images, backend).probabilities
             prepared[name] = round(time.perf_counter() - started, 1)
             largest[name] = float(f"{np.abs(probabilities - exact).max():.2g}")
             agree[name] = round(float((probabilities.argmax(1) == exact.argmax(1)).mean()), 4)
-            ways[name] = lambda engine=engine: bundle.classify(images, engine)
+            ways[name] = lambda backend=backend: bundle.classify(images, backend)
             counts[name] = len(images)
         times = {name: [] for name in ways}
         for way in ways.values():
@@ -120,7 +120,7 @@ def compare(config, images, rounds, engines):
     return {
         "vs_eager_fp32": ratio["batch_64"][best],
         "vs_eager_batch_1": ratio["batch_1"][best],
-        "engine": best,
+        "backend": best,
         "ratios": ratio,
         "images_per_s": {name: round(1 / statistics.median(value), 1) for name, value in times.items()},
         "prepare_s": prepared,

@@ -68,7 +68,7 @@ def predict(folder, n, pixels, workers):
         inside.mkdir(parents=True, exist_ok=True)
         os.link(folder / f"{i % DIFFERENT}.npy", inside / f"{i:07d}.npy")
     table = folder / "table.csv"
-    figures = run(["predict", folder / "model", folder / "files", "--out", table, "--engine", "eager"], workers)
+    figures = run(["predict", folder / "model", folder / "files", "--out", table, "--backend", "eager"], workers)
     n_rows = sum(1 for _ in table.open()) - 1
     assert n_rows == n, f"{n_rows} rows of {n}"
     return {"images": n, "images_per_s": round(n / figures["seconds"], 1), **figures}

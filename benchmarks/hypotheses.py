@@ -1,8 +1,8 @@
-"""What the fits of lens_residual say of each class, what the compiled engine is worth, and what nuisances cost.
+"""What the fits of lens_residual say of each class, what the compiled backend is worth, and what nuisances cost.
 
     python benchmarks/hypotheses.py stores/common-test-i/test
 
-Reads a store of common-test-i that lens_residual has fitted (it fits what is missing) and times both engines, and fits
+Reads a store of common-test-i that lens_residual has fitted (it fits what is missing) and times both backends, and fits
 with an unknown PSF and of elliptical lenses that shine, on the same images and one thread, alternating. Writes
 results/common-test-i/hypotheses/hypotheses.json.
 """
@@ -23,7 +23,7 @@ from darklens.fit.features import SUMMARY_NAMES
 from darklens.fit.hypotheses import fit_hypotheses
 
 NAME, PERCENTILES = "common-test-i", [0, 1, 5, 50, 95, 99, 100]
-# Population that is fitted, its overrides, engine, and whether lenses are held at the middle.
+# Population that is fitted, its overrides, backend, and whether lenses are held at the middle.
 TIMED = {
     "eager": (NAME, [], "eager", False),
     "eager, place held": (NAME, [], "eager", True),
@@ -37,11 +37,11 @@ TIMED = {
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", type=Path)
-    parser.add_argument("--images", type=int, default=48, help="on which the engines are timed")
+    parser.add_argument("--images", type=int, default=48, help="on which the backends are timed")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     store = Store(given.store)
-    fits = cached_fits(store, populations.get(NAME), engine="compiled", centred=False, workers=usable_cores())
+    fits = cached_fits(store, populations.get(NAME), backend="compiled", centred=False, workers=usable_cores())
     value = {name: fits.column(name) for name in SUMMARY_NAMES}
     line, points = value["delta_chi2_line"], value["delta_chi2_points_3"]
     given_line = value["delta_chi2_point_given_line"]
@@ -60,25 +60,25 @@ def main():
         "largest_deviance_per_block_of_the_best_hypothesis": float(best.max()),
         "sphere_with_no_gain_above_those_of_999_of_1000_no": int((silent & (labels == 1)).sum()),
         "vort_with_more_than_100_left_beside_the_line": int((given_line[labels == 2] > 100).sum()),
-        **engines(store, given.images, given.rounds),
+        **backends(store, given.images, given.rounds),
         "provenance": {"version": __version__, "commit": provenance.commit(), "hardware": provenance.hardware()},
     }
     write_json(Path(__file__).parent.parent / "results" / NAME / "hypotheses" / "hypotheses.json", result)
     print(result)
 
 
-def engines(store, n, rounds):
+def backends(store, n, rounds):
     """Return milliseconds an image of each kind of fit, medians of rounds on one thread."""
     torch.set_num_threads(1)
     images = torch.from_numpy(store.images(range(n)))[:, 0]
     chosen = {what: (populations.get(name, changes), *how) for what, (name, changes, *how) in TIMED.items()}
     found = {what: [] for what in chosen}
-    for population, engine, centred in chosen.values():
-        fit_hypotheses(images, population, engine=engine, centred=centred)
+    for population, backend, centred in chosen.values():
+        fit_hypotheses(images, population, backend=backend, centred=centred)
     for _ in range(rounds):
-        for what, (population, engine, centred) in chosen.items():
+        for what, (population, backend, centred) in chosen.items():
             began = time.perf_counter()
-            fit_hypotheses(images, population, engine=engine, centred=centred)
+            fit_hypotheses(images, population, backend=backend, centred=centred)
             found[what].append((time.perf_counter() - began) / n)
     return {"milliseconds_an_image": {what: 1e3 * float(np.median(s)) for what, s in found.items()}}
 

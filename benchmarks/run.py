@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 SCRATCH = Path(tempfile.gettempdir()) / "darklens-bench"
 RESULTS = HERE.parent / "results"
 QUICK_INFER = ["--rounds", "1", "--images", "4", "--systems", "resnet_simple", "--skip", "lens_residual", "cold"]
-QUICK_FIT = ["--images", "9", "--scipy-images", "1", "--rounds", "1", "--engine", "eager", "--out", str(SCRATCH)]
+QUICK_FIT = ["--images", "9", "--scipy-images", "1", "--rounds", "1", "--backend", "eager", "--out", str(SCRATCH)]
 QUICK_MEMORY = ["--few", "60", "--many", "600", "--pixels", "16", "--skip", "predict"]
 # Name: script, its arguments, its arguments with --quick.
 SCRIPTS = {

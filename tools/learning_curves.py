@@ -49,7 +49,7 @@ def main() -> None:
     train, test = given.stores / "train", given.stores / "test"
     for store, n, seed in ((train, max(given.sizes), 1), (test, given.test_per_class, 2)):
         if not (store / "store.json").exists():
-            size = ["--n-per-class", str(n), "--seed", str(seed), "--backend", given.engine]
+            size = ["--n-per-class", str(n), "--seed", str(seed), "--backend", given.backend]
             darklens("simulate", given.population, "--out", str(store), *size)
     rows = []
     for name, (recipe, changes, everywhere) in SYSTEMS.items():
@@ -87,7 +87,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, help="by default runs/POPULATION/curves")
     parser.add_argument("--out", type=Path, help="by default results/POPULATION/learning_curves")
     parser.add_argument("--system", action="append", choices=list(SYSTEMS), help="only this; may be given again")
-    parser.add_argument("--engine", default="compiled", choices=["eager", "compiled"], help="that simulates and fits")
+    parser.add_argument("--backend", default="compiled", choices=["eager", "compiled"], help="that simulates and fits")
     parser.add_argument("--epochs", type=int, help="of every training, in place of those for its size")
     given = parser.parse_args()
     given.stores = given.stores or ROOT / "stores" / given.population
@@ -104,7 +104,7 @@ def train_and_judge(
     given: argparse.Namespace, recipe: str, changes: list[str], n: int, seed: int, train: Path, test: Path, run: Path
 ) -> None:
     nearest = min(EPOCHS, key=lambda size: abs(size - n))
-    settings = [*changes, f"stages.0.epochs={given.epochs or EPOCHS[nearest]}", f"data.backend={given.engine}"]
+    settings = [*changes, f"stages.0.epochs={given.epochs or EPOCHS[nearest]}", f"data.backend={given.backend}"]
     if recipe == "lens_residual":
         settings += [f"model.population={given.population}", "model.centred=true"]  # as its lenses are
     if n < 1000:
@@ -122,7 +122,7 @@ def logistic(given: argparse.Namespace, train: Store, test: Store, n: int) -> di
     rows = np.concatenate([np.flatnonzero(train.labels == label)[:n] for label in range(len(train.classes))])
     found = []
     for store, limit in ((train, int(rows.max()) + 1), (test, None)):
-        fits = cached_fits(store, population, engine=given.engine, workers=usable_cores(), limit=limit)
+        fits = cached_fits(store, population, backend=given.backend, workers=usable_cores(), limit=limit)
         found.append(np.log1p(np.maximum(np.stack([fits.column(name) for name in GAINS], 1), 0)))
     model = make_pipeline(StandardScaler(), LogisticRegression(C=10, max_iter=5000))
     model.fit(found[0][rows], train.labels[rows])

@@ -59,16 +59,16 @@ def main() -> None:
 
     def lenses(population_name: str, overrides: list[str]) -> Images:
         images, labels = simulated(population_name, overrides, n)
-        return labels, extract_features(images, population, engine=given.engine)
+        return labels, extract_features(images, population, backend=given.backend)
 
     def stored(store: Callable[[torch.Tensor], torch.Tensor]) -> Images:
         images, labels = simulated(name, [], n)
-        return labels, extract_features(store(images), population, engine=given.engine)
+        return labels, extract_features(store(images), population, backend=given.backend)
 
     making: dict[str, Callable[[], Images]] = {what: partial(lenses, name, own) for what, own in LENSES.items()}
     making[f"lenses of {other}"] = partial(lenses, other, [])
     making |= {what: partial(stored, store) for what, store in STORED.items()}
-    making["fluxes of an uneven exposure, with its map"] = partial(in_flux_units, population, n, given.engine)
+    making["fluxes of an uneven exposure, with its map"] = partial(in_flux_units, population, n, given.backend)
     rows = []
     for what, make in making.items():
         if given.only and not any(part in what for part in given.only):
@@ -94,7 +94,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("model", type=Path, help="a run, a bundle, or the name of a shipped model")
     parser.add_argument("--population", default="common-test-i", help="that it was trained on")
     parser.add_argument("--n-per-class", type=int, default=200)
-    parser.add_argument("--engine", default="compiled", choices=["eager", "compiled"], help="that fits")
+    parser.add_argument("--backend", default="compiled", choices=["eager", "compiled"], help="that fits")
     parser.add_argument("--only", action="append", help="rows with this in their name; may be given again")
     parser.add_argument("--out", type=Path, help="by default results/POPULATION/shifts")
     return parser.parse_args()
@@ -118,7 +118,7 @@ STORED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def in_flux_units(population: Population, n: int, engine: Backend) -> Images:
+def in_flux_units(population: Population, n: int, backend: Backend) -> Images:
     """Return the fits of counts of an exposure that falls by 30 % across the image, divided by it, with the map."""
     truth = draw(population, SEED, range(n))
     size = population.field.n_pixels
@@ -126,7 +126,7 @@ def in_flux_units(population: Population, n: int, engine: Backend) -> Images:
     assert isinstance(population.noise, PoissonNoise)
     rate = (render(population, truth) + population.noise.sky) * exposure
     flux = 3e-19 * torch.poisson(rate, generator=torch.Generator().manual_seed(2)) / exposure
-    fits = fit_hypotheses(flux, population, exposure=exposure, engine=engine)
+    fits = fit_hypotheses(flux, population, exposure=exposure, backend=backend)
     labels = np.array([label_of(population, i) for i in range(n)])
     return labels, to_tensors(fits)
 

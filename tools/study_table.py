@@ -68,7 +68,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--test", type=Path, help="a test store that is there already")
     parser.add_argument("--epochs", type=int, default=4, help="of classification over the training images")
     parser.add_argument("--override", action="append", default=[], help="of the population, such as field.n_pixels=64")
-    parser.add_argument("--engine", default="compiled", choices=["eager", "compiled"], help="that simulates")
+    parser.add_argument("--backend", default="compiled", choices=["eager", "compiled"], help="that simulates")
     parser.add_argument("--crop", type=int, default=96, help="pixels of the centre that are kept")
     parser.add_argument("--bin", type=int, default=2, help="side of the blocks of pixels that are averaged")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "study", help="stores and trainings")
@@ -80,7 +80,7 @@ def arguments() -> argparse.Namespace:
 
 def simulate(given: argparse.Namespace, out: Path, n_per_class: int, seed: int) -> None:
     if not (out / "store.json").exists():
-        size = ["--n-per-class", str(n_per_class), "--seed", str(seed), "--backend", given.engine]
+        size = ["--n-per-class", str(n_per_class), "--seed", str(seed), "--backend", given.backend]
         darklens("simulate", given.population, *given.override, "--out", str(out), *size)
 
 
@@ -98,7 +98,7 @@ def choice(given: argparse.Namespace, system: str, way: str) -> tuple[str, list[
         per_epoch = of_store * given.epochs // sum(CURRICULUM)
         common += [
             f"data.population={given.population}",
-            f"data.backend={given.engine}",
+            f"data.backend={given.backend}",
             f"data.images_per_epoch={per_epoch}",
             *changes,
         ]

@@ -189,19 +189,19 @@ class Bundle:
         return received, self.network(received.contiguous(memory_format=torch.channels_last))
 
     @torch.inference_mode()
-    def inputs_of(self, images: Images, *, engine: Backend = "eager") -> Inputs:
+    def inputs_of(self, images: Images, *, backend: Backend = "eager") -> Inputs:
         """Return what the network takes of images: pre-processed images, or fits.
 
         Args:
             images: In any linear scale of brightness.
-            engine: How lenses are fitted, see `fit_hypotheses`.
+            backend: How lenses are fitted, see `fit_hypotheses`.
 
         Raises:
             ValueError: If they are not of the model's size.
         """
         raw = self._taken(images)
         if self.fit_settings is not None:
-            return self.fit_settings.extract_features(raw[:, 0], engine=engine)
+            return self.fit_settings.extract_features(raw[:, 0], backend=backend)
         return self.contract.preprocess(raw).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
@@ -246,16 +246,16 @@ class Bundle:
         """Return calibrated class probabilities of a batch; each image's do not depend on the others."""
         return self.calibrated(self.output(self.inputs_of(images)).logits)
 
-    def classify(self, images: Images, engine: InferenceBackend | None = None) -> Classification:
+    def classify(self, images: Images, backend: InferenceBackend | None = None) -> Classification:
         """Return probabilities, and the fitted parameters and maps of a system that takes fits.
 
         Args:
             images: In any linear scale of brightness.
-            engine: Runs `inputs_of` and `forward` in place of the bundle.
+            backend: Runs `inputs_of` and `forward` in place of the bundle.
         """
-        backend = engine or self
-        inputs = backend.inputs_of(images)
-        logits, features = self.output(inputs, backend.forward(inputs))
+        network = backend or self
+        inputs = network.inputs_of(images)
+        logits, features = self.output(inputs, network.forward(inputs))
         if not isinstance(inputs, FitFeatures):
             return Classification(self.calibrated(logits), {}, {}, features, inputs)
         maps = dict(zip(MAP_NAMES, inputs.maps.cpu().numpy().swapaxes(0, 1), strict=True))

@@ -11,7 +11,7 @@ def test_curves_are_made_and_trainings_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(learning_curves, "SYSTEMS", wanted)
     small = ["--sizes", "6", "--resnet-sizes", "--seeds", "1", "--test-per-class", "4", "--epochs", "2"]
     places = [w for name in ("stores", "runs", "out") for w in (f"--{name}", str(tmp_path / name))]
-    monkeypatch.setattr("sys.argv", ["learning_curves", *small, "--engine", "eager", *places])
+    monkeypatch.setattr("sys.argv", ["learning_curves", *small, "--backend", "eager", *places])
     learning_curves.main()
     found = json.loads((tmp_path / "out" / "curves.json").read_text())
     assert [row["system"] for row in found["rows"]] == [*wanted, learning_curves.LOGISTIC]

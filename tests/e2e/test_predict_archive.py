@@ -177,9 +177,9 @@ def test_wrong_use_is_one_sentence_and_nothing_is_written(work, tmp_path, capsys
     for more, said in (
         ([tmp_path / "t.csv", "--workers", 2, "--cluster", "tcp://127.0.0.1:1"], "give one of them"),
         ([tmp_path / "t.csv", "--maps", tmp_path / "m", "--workers", 2], "--maps are made by one process"),
-        ([tmp_path / "t.csv", "--maps", tmp_path / "m", "--engine", "onnx"], "--maps are made by one process"),
+        ([tmp_path / "t.csv", "--maps", tmp_path / "m", "--backend", "onnx"], "--maps are made by one process"),
         ([tmp_path / "t.csv", "--pixel-scale", 5], "too far to resample"),
-        ([tmp_path / "t.csv", "--engine", "int8"], "needs two images that can be read"),
+        ([tmp_path / "t.csv", "--backend", "int8"], "needs two images that can be read"),
         ([tmp_path / "file" / "t.csv"], "cannot be written"),
     ):
         assert darklens(*words, *more) == 2
@@ -202,7 +202,7 @@ def test_two_commands_do_not_write_one_table(work, tmp_path):
 
 
 def test_a_worker_that_sees_another_model_or_version_says_so(work):
-    task = table.Task(model=str(work / "model"), bundle_sha256="0", engine="eager", folder=str(work))
+    task = table.Task(model=str(work / "model"), bundle_sha256="0", backend="eager", folder=str(work))
     for change, said in (
         ({}, "is another one"),
         ({"model": str(work / "none")}, "cannot see"),

@@ -25,7 +25,7 @@ def test_both_ways_see_as_many_images_and_a_second_call_repeats_nothing(monkeypa
     quick = ["data.validation_images=30"]
     legacy, stages, mended, _ = study_table.SYSTEMS[SYSTEM]
     monkeypatch.setattr(study_table, "SYSTEMS", {SYSTEM: (legacy, stages, mended, quick)})
-    sizes = ["--n-per-class", "40", "--test-per-class", "6", "--epochs", "2", "--engine", "eager"]
+    sizes = ["--n-per-class", "40", "--test-per-class", "6", "--epochs", "2", "--backend", "eager"]
     sizes += ["--crop", "48", "--bin", "1"]
     place = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", ["study_table.py", *sizes, *place])

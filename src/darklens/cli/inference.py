@@ -171,7 +171,7 @@ def predict(
                 out,
                 pixel_scale=pixel_scale,
                 image=image,
-                engine=backend,
+                backend=backend,
                 workers=workers,
                 executor=executor,
                 advance=advance,

@@ -97,7 +97,7 @@ def cached_fits(
     store: Store,
     population: Population,
     *,
-    engine: Backend = "eager",
+    backend: Backend = "eager",
     centred: bool = True,
     workers: int = 1,
     limit: int | None = None,
@@ -108,7 +108,7 @@ def cached_fits(
     Args:
         store: The images.
         population: Whose smooth lenses are fitted.
-        engine: See `fit_hypotheses`.
+        backend: See `fit_hypotheses`.
         centred: See `fit_macro`.
         workers: Processes.
         limit: Fit only the shards that hold the first so many images.
@@ -138,7 +138,7 @@ def cached_fits(
     if missing:
         write_json(folder / "fits.json", spec)
     advance(sum(index.shards[i].n for i in set(needed) - set(missing)))
-    tasks = ((str(store.path.resolve()), i, str(folder.resolve()), text, engine, centred) for i in missing)
+    tasks = ((str(store.path.resolve()), i, str(folder.resolve()), text, backend, centred) for i in missing)
     workers = max(1, min(workers, len(missing)))
     with executors.local(workers) if missing else nullcontext() as pool:
         for n in executors.as_finished(pool, _fit_shard, tasks):
@@ -153,7 +153,7 @@ def _check_names(folder: Path) -> None:
         raise ConfigError(f"{folder} holds fits with other columns than this version makes; remove it to fit again.")
 
 
-def _fit_shard(path: str, shard: int, folder: str, population: str, engine: Backend, centred: bool) -> int:
+def _fit_shard(path: str, shard: int, folder: str, population: str, backend: Backend, centred: bool) -> int:
     torch.set_num_threads(1)
     keep_freed_memory()
     store = Store(path)
@@ -161,7 +161,7 @@ def _fit_shard(path: str, shard: int, folder: str, population: str, engine: Back
     start = sum(s.n for s in store.index.shards[:shard])
     rows = range(start, start + store.index.shards[shard].n)
     images = torch.from_numpy(store.images(rows))[:, 0]
-    fits = extract_features(images, Population.model_validate_json(population), engine=engine, centred=centred)
+    fits = extract_features(images, Population.model_validate_json(population), backend=backend, centred=centred)
     # The maps last: their file says that the shard is finished.
     for name, array in (("numbers", fits.summary.numpy()), ("maps", fits.maps.numpy().astype(np.float16))):
         with atomic_path(_file(Path(folder), shard, name)) as temporary:

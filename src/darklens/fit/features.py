@@ -70,11 +70,11 @@ def extract_features(
     population: Population | str,
     *,
     exposure: Images | None = None,
-    engine: Backend = "eager",
+    backend: Backend = "eager",
     centred: bool = True,
 ) -> FitFeatures:
     """Fit all hypotheses to images and return what a classifier takes; arguments as for `fit_hypotheses`."""
-    return to_tensors(fit_hypotheses(images, population, exposure=exposure, engine=engine, centred=centred))
+    return to_tensors(fit_hypotheses(images, population, exposure=exposure, backend=backend, centred=centred))
 
 
 def to_tensors(fits: HypothesisFits) -> FitFeatures:

@@ -104,12 +104,12 @@ class Fitter:
         return parameters, mean, norm, centred / norm[:, None]
 
 
-def fitter(population: Population | str, engine: Backend = "eager", *, centred: bool = True) -> Fitter:
+def fitter(population: Population | str, backend: Backend = "eager", *, centred: bool = True) -> Fitter:
     """Return the fitter of a population or of its name, made once; `centred` as for `fit_macro`."""
     if isinstance(population, str) and population in populations.names():
-        return _fitter_of(_built_in(population), engine, centred)
+        return _fitter_of(_built_in(population), backend, centred)
     chosen = populations.get(population) if isinstance(population, str) else population
-    return _fitter_of(chosen.model_dump_json(by_alias=True), engine, centred)
+    return _fitter_of(chosen.model_dump_json(by_alias=True), backend, centred)
 
 
 @cache
@@ -118,10 +118,10 @@ def _built_in(name: str) -> str:
 
 
 @lru_cache(maxsize=8)
-def _fitter_of(population: str, engine: Backend, centred: bool) -> Fitter:
-    check(engine)
+def _fitter_of(population: str, backend: Backend, centred: bool) -> Fitter:
+    check(backend)
     own = Population.model_validate_json(population)
-    return Fitter(own, compiled=engine == "compiled", centred=centred)
+    return Fitter(own, compiled=backend == "compiled", centred=centred)
 
 
 def coarser(field: Field2D, arcsec: float) -> Field2D:

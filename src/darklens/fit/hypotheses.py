@@ -96,7 +96,7 @@ def fit_hypotheses(
     population: Population | str,
     *,
     exposure: Images | None = None,
-    engine: Backend = "eager",
+    backend: Backend = "eager",
     centred: bool = True,
 ) -> HypothesisFits:
     """Fit the smooth lens alone, with a line mass, and with one to three point masses.
@@ -105,14 +105,14 @@ def fit_hypotheses(
         images: Images on the population's detector, in any linear scale.
         population: Gives the smooth lenses, the PSF and the noise; a name is looked up.
         exposure: Relative exposure of each pixel, where images are counts divided by it.
-        engine: compiled takes two thirds of the time, after minutes of preparation (once a machine); last bits differ.
+        backend: compiled takes two thirds of the time, after minutes of preparation (once a machine); last bits differ.
         centred: As for `fit_macro`.
 
     Raises:
         ConfigError: If the population's light is not Sersic profiles, or its source never moves.
         ValueError: If the images are not of the population's size, or not finite, or the exposure is not theirs.
     """
-    own = fitter(population, engine, centred=centred)
+    own = fitter(population, backend, centred=centred)
     check_images(images, own)
     check_exposure(exposure, images)
     load_for(len(images))

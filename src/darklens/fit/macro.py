@@ -73,7 +73,7 @@ def fit_macro(
     population: Population | str,
     *,
     exposure: Images | None = None,
-    engine: Backend = "eager",
+    backend: Backend = "eager",
     centred: bool = True,
 ) -> MacroFit:
     """Fit the smooth lens of a population to images in any linear scale: counts, rates, or scaled to 0..1.
@@ -82,14 +82,14 @@ def fit_macro(
         images: Images on the population's detector; nothing is assumed of their zero and unit.
         population: Gives the family of lenses, the PSF and the noise; a name is looked up.
         exposure: Relative exposure of each pixel, where images are counts divided by it.
-        engine: As for `fit_hypotheses`.
+        backend: As for `fit_hypotheses`.
         centred: Whether the lens is held at the middle of the image; if not, its place is fitted, within 0.3 arcsec.
 
     Raises:
         ConfigError: If the population's light is not Sersic profiles.
         ValueError: If the images are not of the population's size, or not finite, or the exposure is not theirs.
     """
-    own = fitter(population, engine, centred=centred)
+    own = fitter(population, backend, centred=centred)
     check_images(images, own)
     check_exposure(exposure, images)
     load_for(len(images))

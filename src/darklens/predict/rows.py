@@ -48,7 +48,7 @@ def predict(
     name: str | None = None,
     use: Use = lambda _, __, ___: None,
     advance: Callable[[int], None] = lambda _: None,
-    engine: InferenceBackend | None = None,
+    backend: InferenceBackend | None = None,
     folder: Path = Path(),
 ) -> list[Row]:
     """Classify image files, one row each, in their order; a bad file becomes an error row and the others go on.
@@ -61,7 +61,7 @@ def predict(
         name: Which image of files that hold several.
         use: Called with the files of each batch that could be read, their images, and the result.
         advance: Called with the number of files just finished.
-        engine: Does the arithmetic in place of the bundle, see `engine_of`.
+        backend: Does the arithmetic in place of the bundle, see `backend_of`.
         folder: Where relative paths begin; by default the working folder.
 
     Raises:
@@ -74,7 +74,7 @@ def predict(
         block = paths[start : start + BATCH_SIZE]
         read = {path: read_one(path, bundle, pixel_scale=pixel_scale, name=name, folder=folder) for path in block}
         good = {path: image for path, image in read.items() if isinstance(image, Prepared)}
-        found = _rows(bundle, good, use, engine) if good else {}
+        found = _rows(bundle, good, use, backend) if good else {}
         rows += [found.get(path) or Row(str(path), message=str(read[path]), findings={"changes": ""}) for path in block]
         advance(len(block))
     return rows
@@ -103,9 +103,11 @@ def read_one(
         return str(error).replace(str(whole), str(path))
 
 
-def _rows(bundle: Bundle, prepared: dict[Path, Prepared], use: Use, engine: InferenceBackend | None) -> dict[Path, Row]:
+def _rows(
+    bundle: Bundle, prepared: dict[Path, Prepared], use: Use, backend: InferenceBackend | None
+) -> dict[Path, Row]:
     paths, images = list(prepared), np.stack([image.pixels for image in prepared.values()])[:, None]
-    found = bundle.classify(images, engine)
+    found = bundle.classify(images, backend)
     use(paths, images, found)
     further = prediction_columns(bundle, found.probabilities, found.ood_features) | _with_old_names(found.findings)
     return {

@@ -2,7 +2,7 @@
 
 TABLE.csv.unfinished/plan.json    all that decides the table: model, files, options
 TABLE.csv.unfinished/rows         finished blocks in the order in which they came, each after a line on it (`_Block`)
-TABLE.csv.unfinished/model.onnx   of engines that need it
+TABLE.csv.unfinished/model.onnx   of backends that need it
 TABLE.csv                         written last, in the order of the files; then the folder is removed
 """
 
@@ -35,12 +35,12 @@ from darklens.files import atomic_path, locked, read_json, write_json, writing
 from darklens.kernels.smooth_fit import load_for
 from darklens.locate import SHIPPED, locate
 from darklens.memory import keep_freed_memory
-from darklens.predict.engines import EngineChoice, choose, engine_of, write_model
+from darklens.predict.backends import BackendChoice, backend_of, choose, write_model
 from darklens.predict.rows import columns_of, header, lines, predict, read_one, require_usable
 
 IN_FLIGHT = 512  # blocks handed to an executor at a time: their paths, and what waits to be written, are some MB
 _FITTED_AT_ONCE = 16  # images: some seconds, which Ctrl-C has to wait for
-_EXAMPLES = 64  # images that an engine's file is checked on
+_EXAMPLES = 64  # images that a backend's file is checked on
 _PLAN, _ROWS, _MODEL = "plan.json", "rows", "model.onnx"
 # torch's number of threads, which is set to one while images are classified, belongs to the process.
 _ONE_BLOCK_AT_A_TIME = threading.Lock()
@@ -51,8 +51,8 @@ class Task(Frozen):
 
     model: str = Field(description="bundle folder, absolute, or the name of a shipped model")
     bundle_sha256: str
-    engine: EngineChoice
-    engine_file: str = Field(default="", description="of engines that need one")
+    backend: BackendChoice
+    backend_file: str = Field(default="", description="of backends that need one")
     pixel_scale: float | None = None
     image: str | None = None
     folder: str = Field(description="where relative paths begin")
@@ -98,7 +98,7 @@ def predict_table(
     *,
     pixel_scale: float | None = None,
     image: str | None = None,
-    engine: EngineChoice = "auto",
+    backend: BackendChoice = "auto",
     workers: int | None = None,
     executor: Executor | None = None,
     advance: Callable[[int], None] = lambda _: None,
@@ -114,7 +114,7 @@ def predict_table(
         out: Table to write.
         pixel_scale: As for `predict`.
         image: Which image of files that hold several.
-        engine: See `darklens.predict.engines`.
+        backend: See `darklens.predict.backends`.
         workers: Processes; by default one a usable core, or fewer for few files. More than one needs a script guarded
             by `if __name__ == "__main__"`, as they are spawned.
         executor: Where to run instead: any executor whose workers see the model, the files and the folder of `out`.
@@ -123,7 +123,7 @@ def predict_table(
 
     Raises:
         InputError: If the model does not classify, or the folder of `out` cannot be written to.
-        ConfigError: If the engine cannot be used.
+        ConfigError: If the backend cannot be used.
         StoppedError: If workers were killed; what is finished is kept, and the same call goes on.
     """
     bundle = Bundle.load(model)
@@ -132,7 +132,7 @@ def predict_table(
     task = Task(
         model=model.name if where == Path(str(SHIPPED)) / model.name else str(where.resolve()),
         bundle_sha256=sha256_of_bundle(where),
-        engine=choose(engine, bundle, len(files)),
+        backend=choose(backend, bundle, len(files)),
         pixel_scale=pixel_scale,
         image=image,
         folder=str(Path.cwd()),
@@ -149,7 +149,7 @@ def predict_table(
         finished = _claim(work, task, blocks, say)
         kept = sum(len(blocks[n]) for n in finished)
         advance(kept)
-        task = _prepared(task, bundle, work / _MODEL, files, asked=engine)
+        task = _prepared(task, bundle, work / _MODEL, files, asked=backend)
         with writing(out):
             _make_blocks(work, task, blocks, finished, workers, executor, advance)
         bad = _assemble(work, out, bundle, finished)
@@ -231,7 +231,7 @@ def make_block(task: str, number: int, files: Sequence[str]) -> tuple[dict[str, 
         todo, threads = Task.model_validate_json(task), torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            bundle, engine = _loaded(task)
+            bundle, backend = _loaded(task)
             keep_freed_memory()
             if bundle.requires_fitting:
                 load_for(todo.files)
@@ -241,7 +241,7 @@ def make_block(task: str, number: int, files: Sequence[str]) -> tuple[dict[str, 
                 [Path(file) for file in files],
                 pixel_scale=todo.pixel_scale,
                 name=todo.image,
-                engine=engine,
+                backend=backend,
                 folder=Path(todo.folder),
             )
         finally:
@@ -256,7 +256,7 @@ def make_block(task: str, number: int, files: Sequence[str]) -> tuple[dict[str, 
 
 @lru_cache(maxsize=1)
 def _loaded(task: str) -> tuple[Bundle, InferenceBackend]:
-    """Return the model and the engine of a task, made once in a process."""
+    """Return the model and the backend of a task, made once in a process."""
     todo, host = Task.model_validate_json(task), socket.gethostname()
     if todo.version != darklens.__version__:
         raise InputError(
@@ -272,23 +272,23 @@ def _loaded(task: str) -> tuple[Bundle, InferenceBackend]:
     if sha256_of_bundle(where) != todo.bundle_sha256:
         raise InputError(f"The model {todo.model} of the worker on {host} is another one; give a folder that both see.")
     bundle = Bundle.load(where)
-    if todo.engine_file and not Path(todo.engine_file).exists():
-        raise InputError(f"The worker on {host} cannot see {todo.engine_file}: put --out on a file system they share.")
-    return bundle, engine_of(todo.engine, bundle, Path(todo.engine_file) if todo.engine_file else None)
+    if todo.backend_file and not Path(todo.backend_file).exists():
+        raise InputError(f"The worker on {host} cannot see {todo.backend_file}: put --out on a file system they share.")
+    return bundle, backend_of(todo.backend, bundle, Path(todo.backend_file) if todo.backend_file else None)
 
 
-def _prepared(task: Task, bundle: Bundle, file: Path, files: Sequence[str], *, asked: EngineChoice) -> Task:
-    """Write the file that an engine needs; where that cannot be and nobody asked for the engine, take another."""
-    if task.engine not in ("onnx", "int8"):
+def _prepared(task: Task, bundle: Bundle, file: Path, files: Sequence[str], *, asked: BackendChoice) -> Task:
+    """Write the file that a backend needs; where that cannot be and nobody asked for the backend, take another."""
+    if task.backend not in ("onnx", "int8"):
         return task
     try:
         if not file.exists():
-            write_model(task.engine, bundle, file, _examples(bundle, task, files))
+            write_model(task.backend, bundle, file, _examples(bundle, task, files))
     except DarklensError:
         if asked != "auto":
             raise
-        return task.model_copy(update={"engine": "eager"})
-    return task.model_copy(update={"engine_file": str(file.resolve())})
+        return task.model_copy(update={"backend": "eager"})
+    return task.model_copy(update={"backend_file": str(file.resolve())})
 
 
 def _examples(bundle: Bundle, task: Task, files: Sequence[str]) -> np.ndarray:
@@ -301,7 +301,7 @@ def _examples(bundle: Bundle, task: Task, files: Sequence[str]) -> np.ndarray:
         if len(found) == _EXAMPLES:
             break
     if len(found) < 2:
-        raise ConfigError(f"Engine {task.engine} needs two images that can be read; use engine eager.")
+        raise ConfigError(f"Backend {task.backend} needs two images that can be read; use backend eager.")
     return np.stack(found)[:, None]
 
 

@@ -179,7 +179,7 @@ def fits_for(
     return cached_fits(
         store,
         settings.population,
-        engine=recipe.data.backend,
+        backend=recipe.data.backend,
         centred=settings.centred,
         workers=usable_cores(),
         limit=limit,

@@ -11,7 +11,7 @@ from darklens.export import export_onnx
 from darklens.fit.macro import fit_macro
 from darklens.models.unrolled import UnrolledResidualConfig
 from darklens.models.zoo import build
-from darklens.predict.engines import choose
+from darklens.predict.backends import choose
 from darklens.simulate.batch import simulate_batch
 from darklens.training.recipe import Recipe, get
 

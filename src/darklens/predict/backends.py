@@ -20,22 +20,22 @@ from darklens.errors import ConfigError, DarklensError
 from darklens.export import missing_packages, onnx_program, require_onnx
 from darklens.files import atomic_path
 
-EngineChoice = Literal["auto", "eager", "compiled", "onnx", "int8"]
-ENGINES: tuple[EngineChoice, ...] = get_args(EngineChoice)
+BackendChoice = Literal["auto", "eager", "compiled", "onnx", "int8"]
+BACKENDS: tuple[BackendChoice, ...] = get_args(BackendChoice)
 
-TOLERANCE = 1e-4  # of probabilities, between engines
+TOLERANCE = 1e-4  # of probabilities, between backends
 WORTH_IT = 4096  # images from which the half minute of preparation is made up for
 _LARGEST_SHIFT = 0.05  # of a probability by int8, in the mean over the images it was calibrated on
 
 
-def choose(asked: EngineChoice, bundle: Bundle, n: int) -> EngineChoice:
-    """Return the engine to use for `n` images, after checking that it can be used.
+def choose(asked: BackendChoice, bundle: Bundle, n: int) -> BackendChoice:
+    """Return the backend to use for `n` images, after checking that it can be used.
 
     `auto` is `onnx` for many images where that is installed, else `eager`; also for systems that fit lenses, since a
     compiled fit may, once in thousands of images, end elsewhere. It is never `int8`, which is less exact.
 
     Raises:
-        ConfigError: If the system cannot run on the engine asked for, or what that needs is not installed.
+        ConfigError: If the system cannot run on the backend asked for, or what that needs is not installed.
     """
     if asked == "auto":
         if n < WORTH_IT or bundle.requires_fitting or bundle.device.type != "cpu":
@@ -46,15 +46,15 @@ def choose(asked: EngineChoice, bundle: Bundle, n: int) -> EngineChoice:
     if asked in ("onnx", "int8"):
         if bundle.requires_fitting:
             raise ConfigError(
-                f"{bundle.contract.recipe} fits lenses to each image step by step, which ONNX cannot say; use engine "
+                f"{bundle.contract.recipe} fits lenses to each image step by step, which ONNX cannot say; use backend "
                 "eager or compiled."
             )
-        require_onnx("That engine")
+        require_onnx("That backend")
     return asked
 
 
-def engine_of(name: EngineChoice, bundle: Bundle, model: Path | None = None) -> InferenceBackend:
-    """Return an engine for a bundle.
+def backend_of(name: BackendChoice, bundle: Bundle, model: Path | None = None) -> InferenceBackend:
+    """Return a backend for a bundle.
 
     Args:
         name: From `choose`.
@@ -69,8 +69,8 @@ def engine_of(name: EngineChoice, bundle: Bundle, model: Path | None = None) -> 
     return _OnnxNetwork(bundle, model)
 
 
-def write_model(name: EngineChoice, bundle: Bundle, path: Path, images: Float[np.ndarray, "b 1 n n"]) -> None:
-    """Write the file of an engine that needs one, after checking it against torch on some images.
+def write_model(name: BackendChoice, bundle: Bundle, path: Path, images: Float[np.ndarray, "b 1 n n"]) -> None:
+    """Write the file of a backend that needs one, after checking it against torch on some images.
 
     Args:
         name: From `choose`; eager and compiled need no file.
@@ -91,7 +91,7 @@ def write_model(name: EngineChoice, bundle: Bundle, path: Path, images: Float[np
         program = onnx_program(_WithFeatures(bundle), torch.rand(2, *inputs.shape[1:]), ["logits", "features"])
     except Exception as error:  # of many kinds, by what the network holds
         raise ConfigError(
-            f"{bundle.contract.recipe} cannot be written as ONNX ({type(error).__name__}); use engine eager."
+            f"{bundle.contract.recipe} cannot be written as ONNX ({type(error).__name__}); use backend eager."
         ) from None
     with atomic_path(path) as temporary:
         program.save(str(temporary), external_data=False)
@@ -110,12 +110,12 @@ def write_model(name: EngineChoice, bundle: Bundle, path: Path, images: Float[np
         if name == "onnx" and not difference.max() <= TOLERANCE:
             raise DarklensError(
                 f"ONNX Runtime and torch differ by {difference.max():.2g} for {bundle.contract.recipe}, more than "
-                f"{TOLERANCE:g}; use engine eager, and please report it."
+                f"{TOLERANCE:g}; use backend eager, and please report it."
             )
         if name == "int8" and not difference.mean() <= _LARGEST_SHIFT:
             raise DarklensError(
                 f"8-bit numbers move the probabilities of {bundle.contract.recipe} by {difference.mean():.2g} in the "
-                "mean, which is too much to be of use; use another engine."
+                "mean, which is too much to be of use; use another backend."
             )
 
 
@@ -142,7 +142,7 @@ class _CompiledFits:
         self._bundle = bundle
 
     def inputs_of(self, images: Images) -> Inputs:
-        return self._bundle.inputs_of(images, engine="compiled")
+        return self._bundle.inputs_of(images, backend="compiled")
 
     def forward(self, inputs: Inputs) -> NetworkOutput:
         return self._bundle.forward(inputs)
@@ -165,7 +165,7 @@ class _CompiledNetwork:
             return _joined([self._network(batch) for batch in _filled(inputs)], len(inputs))
         except torch._dynamo.exc.TorchDynamoException as error:
             raise ConfigError(
-                f"{self._bundle.contract.recipe} cannot be compiled ({type(error).__name__}); use engine eager."
+                f"{self._bundle.contract.recipe} cannot be compiled ({type(error).__name__}); use backend eager."
             ) from None
 
 

@@ -1,4 +1,4 @@
-"""Every engine gives what torch gives image by image; which one is chosen; what is refused."""
+"""Every backend gives what torch gives image by image; which one is chosen; what is refused."""
 
 import os
 import subprocess
@@ -15,19 +15,21 @@ from darklens.models.ensemble import EnsembleConfig
 from darklens.models.informed import SISAutoencoder2Config
 from darklens.models.lens_residual import LensResidualConfig
 from darklens.models.resnet_simple import ResNetSimpleConfig
-from darklens.predict import engines, predict_table
-from darklens.predict.engines import TOLERANCE, choose, engine_of, write_model
+from darklens.predict import backends, predict_table
+from darklens.predict.backends import TOLERANCE, backend_of, choose, write_model
 
 
 @pytest.fixture(scope="module")
 def program():
     """Exported once: that takes longer than all else."""
     bundle = small_bundle()
-    return engines.onnx_program(engines._WithFeatures(bundle), torch.rand(2, 1, PIXELS, PIXELS), ["logits", "features"])
+    return backends.onnx_program(
+        backends._WithFeatures(bundle), torch.rand(2, 1, PIXELS, PIXELS), ["logits", "features"]
+    )
 
 
-def check(bundle, engine, images, atol):
-    exact, found = bundle.classify(images), bundle.classify(images, engine)
+def check(bundle, backend, images, atol):
+    exact, found = bundle.classify(images), bundle.classify(images, backend)
     np.testing.assert_allclose(found.probabilities, exact.probabilities, atol=atol)
     assert (found.probabilities.argmax(1) == exact.probabilities.argmax(1)).all()
     return exact, found
@@ -37,7 +39,7 @@ def test_onnx_gives_the_same_probabilities_and_features(tmp_path):
     bundle = small_bundle(EnsembleConfig(members=(ResNetSimpleConfig(), ResNetSimpleConfig())))
     images = rings(19)  # more than go at once, and not a multiple
     write_model("onnx", bundle, tmp_path / "m.onnx", images[:3])
-    exact, found = check(bundle, engine_of("onnx", bundle, tmp_path / "m.onnx"), images, TOLERANCE)
+    exact, found = check(bundle, backend_of("onnx", bundle, tmp_path / "m.onnx"), images, TOLERANCE)
     assert np.ptp(exact.probabilities, axis=0).max() > 1e-3  # the images differ
     np.testing.assert_allclose(
         found.ood_features, exact.ood_features, rtol=1e-3, atol=1e-4 * np.abs(exact.ood_features).max()
@@ -50,10 +52,10 @@ def test_compiled_gives_the_same_probabilities_and_features(tmp_path):
     script = f"""
 import numpy as np
 from archives import rings, small_bundle
-from darklens.predict.engines import engine_of
+from darklens.predict.backends import backend_of
 bundle, images = small_bundle(), rings(19)
 exact = bundle.classify(images)
-found = bundle.classify(images, engine_of("compiled", bundle))
+found = bundle.classify(images, backend_of("compiled", bundle))
 assert [h for m in bundle.network.modules() for h in m._forward_pre_hooks] == []  # left as it was
 answers = {{"p": found.probabilities, "f": found.ood_features, "q": exact.probabilities, "g": exact.ood_features}}
 np.savez({str(tmp_path / "found.npz")!r}, **answers)
@@ -67,13 +69,13 @@ np.savez({str(tmp_path / "found.npz")!r}, **answers)
 
 
 def test_int8_is_close_and_a_network_that_it_ruins_is_refused(program, tmp_path, monkeypatch):
-    monkeypatch.setattr(engines, "onnx_program", lambda *_: program)
+    monkeypatch.setattr(backends, "onnx_program", lambda *_: program)
     bundle, images = small_bundle(), rings(40)
     write_model("int8", bundle, tmp_path / "m.onnx", images)
-    exact, found = bundle.classify(images), bundle.classify(images, engine_of("int8", bundle, tmp_path / "m.onnx"))
+    exact, found = bundle.classify(images), bundle.classify(images, backend_of("int8", bundle, tmp_path / "m.onnx"))
     difference = np.abs(found.probabilities - exact.probabilities)
     assert 0 < difference.max() < 0.1 and difference.mean() < 0.02
-    monkeypatch.setattr(engines, "_LARGEST_SHIFT", 0.0)
+    monkeypatch.setattr(backends, "_LARGEST_SHIFT", 0.0)
     with pytest.raises(DarklensError, match="too much to be of use"):
         write_model("int8", bundle, tmp_path / "n.onnx", images)
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
@@ -82,22 +84,22 @@ def test_int8_is_close_and_a_network_that_it_ruins_is_refused(program, tmp_path,
 def test_of_a_network_with_a_lens_step_int8_takes_the_products_alone(tmp_path):
     bundle, images = small_bundle(SISAutoencoder2Config(), n_pixels=64), rings(24, 64)
     write_model("int8", bundle, tmp_path / "m.onnx", images)
-    exact, found = bundle.classify(images), bundle.classify(images, engine_of("int8", bundle, tmp_path / "m.onnx"))
+    exact, found = bundle.classify(images), bundle.classify(images, backend_of("int8", bundle, tmp_path / "m.onnx"))
     difference = np.abs(found.probabilities - exact.probabilities)
     assert 0 < difference.max() < 0.1 and difference.mean() < 0.02
     assert b"QLinearConv" in (tmp_path / "m.onnx").read_bytes()
 
 
 def test_an_onnx_file_that_differs_is_not_written(program, tmp_path, monkeypatch):
-    monkeypatch.setattr(engines, "onnx_program", lambda *_: program)
-    monkeypatch.setattr(engines, "TOLERANCE", -1.0)
-    with pytest.raises(DarklensError, match="use engine eager"):
+    monkeypatch.setattr(backends, "onnx_program", lambda *_: program)
+    monkeypatch.setattr(backends, "TOLERANCE", -1.0)
+    with pytest.raises(DarklensError, match="use backend eager"):
         write_model("onnx", small_bundle(), tmp_path / "m.onnx", rings(2))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_auto_prepares_only_what_is_made_up_for(monkeypatch):
-    bundle, few, many = small_bundle(), engines.WORTH_IT - 1, engines.WORTH_IT
+    bundle, few, many = small_bundle(), backends.WORTH_IT - 1, backends.WORTH_IT
     assert choose("auto", bundle, few) == "eager" and choose("auto", bundle, many) == "onnx"
     assert choose("eager", bundle, many) == "eager"
     monkeypatch.setattr("darklens.export.find_spec", lambda _: None)
@@ -108,26 +110,26 @@ def test_auto_prepares_only_what_is_made_up_for(monkeypatch):
 
 
 def test_a_network_that_cannot_be_exported_is_refused_or_left_to_torch(tmp_path, monkeypatch):
-    monkeypatch.setattr(engines, "onnx_program", lambda *_: 1 / 0)
-    monkeypatch.setattr(engines, "WORTH_IT", 3)
+    monkeypatch.setattr(backends, "onnx_program", lambda *_: 1 / 0)
+    monkeypatch.setattr(backends, "WORTH_IT", 3)
     bundle = small_bundle()
     bundle.save(tmp_path / "model")
     fill(tmp_path / "files", 3)
     files = [str(path) for path in sorted((tmp_path / "files").iterdir())]
     with pytest.raises(ConfigError, match="cannot be written as ONNX"):
-        predict_table(tmp_path / "model", files, tmp_path / "t.csv", engine="onnx")
+        predict_table(tmp_path / "model", files, tmp_path / "t.csv", backend="onnx")
     assert not list(tmp_path.glob("t.csv*"))
     assert predict_table(tmp_path / "model", files, tmp_path / "t.csv").bad == 0
-    predict_table(tmp_path / "model", files, tmp_path / "e.csv", engine="eager")
+    predict_table(tmp_path / "model", files, tmp_path / "e.csv", backend="eager")
     assert (tmp_path / "t.csv").read_bytes() == (tmp_path / "e.csv").read_bytes()
 
 
-def test_what_an_engine_lacks_is_said(monkeypatch):
+def test_what_a_backend_lacks_is_said(monkeypatch):
     fits = small_bundle(LensResidualConfig(population="common-test-i"), n_pixels=150)
     assert choose("auto", fits, 10**6) == "eager"
     for name in ("onnx", "int8"):
         with pytest.raises(ConfigError, match="ONNX cannot say"):
             choose(name, fits, 1)
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    with pytest.raises(ConfigError, match=r"That engine needs onnxruntime; install it"):
+    with pytest.raises(ConfigError, match=r"That backend needs onnxruntime; install it"):
         choose("onnx", small_bundle(), 1)
