@@ -30,26 +30,16 @@ from darklens.files import atomic_path, read_json, sha256_of, write_json, write_
 from darklens.fit.cache import FitSettings, cached_fits, fit_settings_of
 from darklens.fit.features import MAP_NAMES, FitFeatures
 from darklens.fit.fitter import fitter
-from darklens.fit.summary import findings, ood_features
+from darklens.fit.summary import findings
 from darklens.locate import CONTRACT, locate
 from darklens.model_card import model_card
-from darklens.models.ensemble import Ensemble
-from darklens.models.zoo import has_k_network, last_layer, requires_fitting
+from darklens.models.base import Inputs, NetworkOutput, forward_features, ood_features
+from darklens.models.zoo import has_k_network, requires_fitting
 from darklens.simulate.backend import Backend
 
 WEIGHTS, OOD_REFERENCE = "model.safetensors", "ood.safetensors"
 BATCH_SIZE = 64
 MICRO_BATCH = 16  # images of one forward pass on a CPU: the activations then stay in its cache
-
-
-Inputs = Tensor | FitFeatures
-
-
-class NetworkOutput(NamedTuple):
-    """Logits (b, classes), and the features (b, f) that the last layer receives, on the network's device."""
-
-    logits: Tensor
-    features: Tensor
 
 
 class Output(NamedTuple):
@@ -210,18 +200,7 @@ class Bundle:
         if isinstance(inputs, Tensor) and inputs.device.type == "cpu" and len(inputs) > MICRO_BATCH:
             parts = [self.forward(part) for part in torch.split(inputs, MICRO_BATCH)]
             return NetworkOutput(*map(torch.cat, zip(*parts, strict=True)))
-        caught: list[Tensor] = []
-        handle = self.last_layer.register_forward_pre_hook(lambda _, arguments: caught.append(arguments[0]))
-        try:
-            logits = self.network(inputs)
-            return NetworkOutput(logits, caught[0])
-        finally:
-            handle.remove()
-
-    @property
-    def last_layer(self) -> nn.Linear:
-        """The layer that makes the logits; of an ensemble its first member's."""
-        return last_layer(self.network.members[0] if isinstance(self.network, Ensemble) else self.network)
+        return forward_features(self.network, inputs)
 
     @torch.inference_mode()
     def output(self, inputs: Inputs, network_output: NetworkOutput | None = None) -> Output:
@@ -233,9 +212,7 @@ class Bundle:
         """
         logits, last = network_output or self.forward(inputs)
         image = inputs.maps[:, :1] if isinstance(inputs, FitFeatures) else inputs
-        features = [last.double(), ring_statistics(image)]
-        if isinstance(inputs, FitFeatures):
-            features.append(ood_features(inputs).double())
+        features = [last.double(), ring_statistics(image), ood_features(self.network, inputs).double()]
         return Output(logits.double().cpu().numpy(), torch.cat(features, 1).cpu().numpy())
 
     def calibrated(self, logits: Float[np.ndarray, "b classes"]) -> Float[np.ndarray, "b classes"]:

@@ -3,8 +3,8 @@
 from typing import Annotated
 
 from pydantic import Field
-from torch import nn
 
+from darklens.models.base import HeadClassifier
 from darklens.models.resnet_18 import ResNet18, ResNet18Config
 from darklens.models.resnet_simple import ResNetSimple, ResNetSimpleConfig
 
@@ -13,7 +13,7 @@ ClassifierConfig = Annotated[ResNetSimpleConfig | ResNet18Config, Field(discrimi
 
 def classifier(
     config: ResNetSimpleConfig | ResNet18Config, *, n_pixels: int, n_classes: int, in_channels: int = 1
-) -> nn.Module:
+) -> HeadClassifier:
     """Return a classifier with new weights."""
     if isinstance(config, ResNet18Config):
         return ResNet18(config, n_pixels=n_pixels, n_classes=n_classes, in_channels=in_channels)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from darklens.config import Frozen, OneOf
 from darklens.fit.cache import FitSettings, fit_settings_of
-from darklens.fit.features import FitFeatures
+from darklens.models.base import Inputs, NetworkOutput, forward_features, ood_features
 from darklens.models.zoo import SYSTEMS, ModelConfig, build, requires_fitting
 
 
@@ -49,10 +49,27 @@ class Ensemble(nn.Module):
         )
         self.register_buffer("temperatures", torch.ones(len(config.members)))
 
-    def forward(self, inputs: Tensor | FitFeatures) -> Float[Tensor, "b classes"]:
+    def encode(self, inputs: Inputs) -> Tensor:
+        """Return the representation of the first member."""
+        first: Any = self.members[0]
+        encoded: Tensor = first.encode(inputs)
+        return encoded
+
+    def forward(self, inputs: Inputs) -> Float[Tensor, "b classes"]:
         """Return the logarithm of the mean probabilities."""
+        return self.forward_features(inputs).logits
+
+    def forward_features(self, inputs: Inputs) -> NetworkOutput:
+        """Return the logarithm of the mean probabilities, and the features of the first member."""
+        first, features = forward_features(self.members[0], inputs)
+        logits = [first, *(member(inputs) for member in self.members[1:])]
         log_probabilities = [
-            (member(inputs).float() / temperature).log_softmax(1)
-            for member, temperature in zip(self.members, self.temperatures, strict=True)
+            (values.float() / temperature).log_softmax(1)
+            for values, temperature in zip(logits, self.temperatures, strict=True)
         ]
-        return torch.logsumexp(torch.stack(log_probabilities), 0) - torch.tensor(float(len(log_probabilities))).log()
+        mean = torch.logsumexp(torch.stack(log_probabilities), 0) - torch.tensor(float(len(logits))).log()
+        return NetworkOutput(mean, features)
+
+    def ood_features(self, inputs: Inputs) -> Tensor:
+        """Return those of the first member."""
+        return ood_features(self.members[0], inputs)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from darklens.config import Frozen
 from darklens.models.autoencoder import Autoencoder, AutoencoderConfig
+from darklens.models.base import NetworkOutput
 from darklens.models.classifiers import ClassifierConfig, classifier
 from darklens.models.lens_layer import KRange, LensLayer, Reduction
 from darklens.models.resnet_simple import ResNetSimpleConfig
@@ -108,9 +109,18 @@ class Informed(nn.Module):
             source = source / top.clamp_min(torch.finfo(source.dtype).tiny)
         return {"k": k, "alpha_x": alpha_x, "alpha_y": alpha_y, "source": source[:, 0]}
 
-    def forward(self, images: Float[Tensor, "b 1 n n"]) -> Float[Tensor, "b classes"]:
+    def encode(self, inputs: Float[Tensor, "b 1 n n"]) -> Tensor:
+        """Return the representation of images and their source planes by the classifier."""
+        return self.classifier.encode(self._classifier_inputs(inputs))
+
+    def forward(self, inputs: Float[Tensor, "b 1 n n"]) -> Float[Tensor, "b classes"]:
         """Return logits."""
+        return self.forward_features(inputs).logits
+
+    def forward_features(self, inputs: Float[Tensor, "b 1 n n"]) -> NetworkOutput:
+        """Return logits, and the features that the classifier's last layer receives."""
+        return self.classifier.forward_features(self._classifier_inputs(inputs))
+
+    def _classifier_inputs(self, images: Float[Tensor, "b 1 n n"]) -> Float[Tensor, "b c n n"]:
         source = self.maps(images)["source"][:, None]
-        inputs = torch.cat([images, source], dim=1) if self._config.inputs == "image_and_source" else source
-        logits: Tensor = self.classifier(inputs)
-        return logits
+        return torch.cat([images, source], dim=1) if self._config.inputs == "image_and_source" else source

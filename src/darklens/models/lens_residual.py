@@ -1,57 +1,21 @@
 """Fit the smooth lens, a line and some points in addition, and classify the residuals of each."""
 
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from darklens import populations
-from darklens.config import Frozen
-from darklens.fit.cache import FitSettings
 from darklens.fit.features import MAP_NAMES, FitFeatures, MapName
 from darklens.fit.summary import N_SUMMARY_FEATURES, fit_succeeded, ood_features, summary_features
-from darklens.models.tower import ConvEncoder
-from darklens.populations.population import Population
+from darklens.models.base import NetworkOutput, OnPopulation, apply_head
+from darklens.models.conv_encoder import ConvEncoder
 
 # The image runs from 0 to 1, other maps are in standard deviations; divided by these, all are of order one.
 _SCALES: dict[MapName, float] = {"image": 1.0, "residual": 3.0, "line_residual": 3.0, "point_residual": 3.0}
 _SCALES |= {"evidence": 5.0, "line_evidence": 5.0}
 _IMAGE_LOSS = 0.2  # weight of the loss of the branch that takes the image alone
-
-
-class OnPopulation(Frozen):
-    """Settings that systems share which fit the smooth lenses of a population."""
-
-    requires_fitting: ClassVar[bool] = True
-
-    population: Population = Field(
-        description="whose smooth lenses are fitted: a name from `darklens populations`, or its contents"
-    )
-    overrides: tuple[str, ...] = Field(
-        default=(), description="changes to a population that is given by name, such as field.n_pixels=100"
-    )
-    centred: bool = Field(
-        default=False,
-        description="fix the lens at the centre of the image; otherwise its position is fitted, within 0.3 arcsec",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _by_name(cls, tree: Any) -> Any:
-        """Replace a population's name by its contents with the overrides applied."""
-        if not isinstance(tree, dict):
-            return tree
-        population = tree.get("population", "common-test-i")
-        if not isinstance(population, str):
-            return tree
-        return tree | {"population": populations.get(population, tuple(tree.get("overrides", ()))), "overrides": ()}
-
-    @property
-    def fit_settings(self) -> FitSettings | None:
-        """How images become the `FitFeatures` that the network takes; None if it takes images."""
-        return FitSettings(self.population, self.centred)
 
 
 class LensResidualConfig(OnPopulation):
@@ -65,10 +29,7 @@ class LensResidualConfig(OnPopulation):
 
 
 class LensResidual(nn.Module):
-    """A small network on the residual and evidence maps of the fits, and on their summary.
-
-    It takes `FitFeatures`, or images, which it fits.
-    """
+    """A small network on the residual and evidence maps of the fits, and on their summary."""
 
     temperature: Tensor
 
@@ -90,44 +51,54 @@ class LensResidual(nn.Module):
         # Always one since the bundle's calibration holds the temperature; weights of older bundles have theirs here.
         self.register_buffer("temperature", torch.ones(()))
 
-    def extract_features(self, images: Float[Tensor, "b 1 n n"]) -> FitFeatures:
-        """Return the fits of images."""
-        settings = self._config.fit_settings
-        assert settings is not None
-        with torch.autocast(images.device.type, enabled=False):
-            return settings.extract_features(images[:, 0].float())
+    def encode(self, inputs: FitFeatures) -> Float[Tensor, "b f"]:
+        """Return the representations of the maps and of the summary, one after the other."""
+        return self._encode(self._scaled_maps(inputs), self._summary(inputs))
 
-    def forward(self, inputs: Tensor | FitFeatures) -> Float[Tensor, "b classes"]:
+    def forward(self, inputs: FitFeatures) -> Float[Tensor, "b classes"]:
         """Return logits; where the fit failed, those of the image alone."""
-        features = inputs if isinstance(inputs, FitFeatures) else self.extract_features(inputs)
-        logits, of_image = self.branches(features)
-        return torch.where(fit_succeeded(features)[:, None], logits, of_image) / self.temperature
+        return self.forward_features(inputs).logits
 
-    def branches(self, features: FitFeatures) -> tuple[Float[Tensor, "b classes"], Float[Tensor, "b classes"]]:
+    def forward_features(self, inputs: FitFeatures) -> NetworkOutput:
+        """Return logits, and the features that the last layer of the head receives."""
+        of_fit, of_image, features = self._branches(inputs)
+        logits = torch.where(fit_succeeded(inputs)[:, None], of_fit, of_image) / self.temperature
+        return NetworkOutput(logits, features)
+
+    def branches(self, inputs: FitFeatures) -> tuple[Float[Tensor, "b classes"], Float[Tensor, "b classes"]]:
         """Return the logits of the fits, and of the image alone."""
-        scaled = features.maps / features.maps.new_tensor([_SCALES[name] for name in MAP_NAMES])[:, None, None]
-        maps = scaled[:, _channels(self._config)]
-        if self._config.inputs == "summary":
-            encoded = maps.new_zeros(len(maps), ConvEncoder.features(self._config.width))
-        else:
-            encoded = self.encoder(maps)
-        summary = self.summary_norm(summary_features(features))
-        if self._config.inputs not in ("all", "summary"):
-            summary = torch.zeros_like(summary)
-        logits = self.head(torch.cat([encoded, self.summary_mlp(summary)], 1)) + self.summary_linear(summary)
-        return logits, self.image_branch(scaled[:, :1])
+        of_fit, of_image, _ = self._branches(inputs)
+        return of_fit, of_image
 
-    def losses(self, inputs: Tensor | FitFeatures, labels: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+    def losses(self, inputs: FitFeatures, labels: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
         """Return each image's training loss: that of the fits, and a part of that of the image alone."""
-        features = inputs if isinstance(inputs, FitFeatures) else self.extract_features(inputs)
         of_fit, of_image = (
-            nn.functional.cross_entropy(logits.float(), labels, reduction="none") for logits in self.branches(features)
+            nn.functional.cross_entropy(logits.float(), labels, reduction="none") for logits in self.branches(inputs)
         )
         return of_fit + _IMAGE_LOSS * of_image
 
-    def ood_features(self, features: FitFeatures) -> Float[Tensor, "b u"]:
-        """Return numbers of the fits in which lenses of another population differ."""
-        return ood_features(features)
+    def ood_features(self, inputs: FitFeatures) -> Float[Tensor, "b u"]:
+        """Return summary numbers in which lenses of another population differ."""
+        return ood_features(inputs)
+
+    def _branches(self, inputs: FitFeatures) -> tuple[Tensor, Tensor, Tensor]:
+        maps, summary = self._scaled_maps(inputs), self._summary(inputs)
+        logits, features = apply_head(self.head, self._encode(maps, summary))
+        return logits + self.summary_linear(summary), self.image_branch(maps[:, :1]), features
+
+    def _encode(self, maps: Float[Tensor, "b c m m"], summary: Float[Tensor, "b s"]) -> Float[Tensor, "b f"]:
+        if self._config.inputs == "summary":
+            encoded = maps.new_zeros(len(maps), ConvEncoder.features(self._config.width))
+        else:
+            encoded = self.encoder(maps[:, _channels(self._config)])
+        return torch.cat([encoded, self.summary_mlp(summary)], 1)
+
+    def _scaled_maps(self, inputs: FitFeatures) -> Float[Tensor, "b c m m"]:
+        return inputs.maps / inputs.maps.new_tensor([_SCALES[name] for name in MAP_NAMES])[:, None, None]
+
+    def _summary(self, inputs: FitFeatures) -> Float[Tensor, "b s"]:
+        summary: Tensor = self.summary_norm(summary_features(inputs))
+        return summary if self._config.inputs in ("all", "summary") else torch.zeros_like(summary)
 
 
 def _channels(config: LensResidualConfig) -> list[int]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from darklens.config import Frozen
 from darklens.errors import ConfigError
+from darklens.models.base import HeadClassifier
 from darklens.models.resnet_simple import ResidualBlock, conv_block, normalised_conv, shortcut
 
 _WIDTHS = (64, 128, 256, 512)
@@ -41,7 +42,7 @@ class Bottleneck(nn.Module):
         return nn.functional.relu_(self.shortcut(x) + self.third(self.second(self.first(x))))
 
 
-class ResNet18(nn.Module):
+class ResNet18(HeadClassifier):
     """A 7x7 stem, four stages of two blocks, global average pooling and a linear layer. It takes any image size.
 
     Raises:
@@ -68,8 +69,6 @@ class ResNet18(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, images: Float[Tensor, "b c n n"]) -> Float[Tensor, "b classes"]:
-        """Return logits."""
-        features: Tensor = torch.mean(self.stages(self.stem(images)), dim=(2, 3))
-        logits: Tensor = self.head(features)
-        return logits
+    def encode(self, inputs: Float[Tensor, "b c n n"]) -> Float[Tensor, "b f"]:
+        """Return the mean of each channel of images."""
+        return torch.mean(self.stages(self.stem(inputs)), dim=(2, 3))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from darklens.config import Frozen
 from darklens.errors import ConfigError
+from darklens.models.base import HeadClassifier
 
 
 class ResNetSimpleConfig(Frozen):
@@ -96,7 +97,7 @@ class Trunk(nn.Module):
         return features
 
 
-class ResNetSimple(nn.Module):
+class ResNetSimple(HeadClassifier):
     """The trunk, then fully connected layers of 256 and 32 units and one logit per class."""
 
     def __init__(self, config: ResNetSimpleConfig, *, n_pixels: int, n_classes: int, in_channels: int = 1) -> None:
@@ -113,7 +114,7 @@ class ResNetSimple(nn.Module):
             nn.Linear(32, n_classes),
         )
 
-    def forward(self, images: Float[Tensor, "b c n n"]) -> Float[Tensor, "b classes"]:
-        """Return logits. The loss and the prediction each apply the softmax once."""
-        logits: Tensor = self.head(self.trunk(images))
-        return logits
+    def encode(self, inputs: Float[Tensor, "b c n n"]) -> Float[Tensor, "b 128 m m"]:
+        """Return the feature maps of images."""
+        features: Tensor = self.trunk(inputs)
+        return features

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from darklens.config import Frozen
+from darklens.models.base import NetworkOutput
 from darklens.models.classifiers import ClassifierConfig, classifier
 from darklens.models.resnet_simple import ResNetSimpleConfig
 
@@ -39,17 +40,31 @@ class TwoStage(nn.Module):
 
     def stages(self, images: Float[Tensor, "b 1 n n"]) -> tuple[Float[Tensor, "b classes"], Float[Tensor, "b pairs 2"]]:
         """Return the log-probabilities of the classifier for all classes, and of each specialist for its pair."""
-        pairwise = torch.stack([specialist(images) for specialist in self.specialists], dim=1)
-        return self.first(images).float().log_softmax(1), pairwise.float().log_softmax(2)
+        first, pairwise, _ = self._stages(images)
+        return first, pairwise
 
-    def forward(self, images: Float[Tensor, "b 1 n n"]) -> Float[Tensor, "b classes"]:
+    def _stages(self, images: Float[Tensor, "b 1 n n"]) -> tuple[Tensor, Tensor, Tensor]:
+        pairwise = torch.stack([specialist(images) for specialist in self.specialists], dim=1)
+        logits, features = self.first.forward_features(images)
+        return logits.float().log_softmax(1), pairwise.float().log_softmax(2), features
+
+    def encode(self, inputs: Float[Tensor, "b 1 n n"]) -> Tensor:
+        """Return the representation of images by the classifier for all classes."""
+        return self.first.encode(inputs)
+
+    def forward(self, inputs: Float[Tensor, "b 1 n n"]) -> Float[Tensor, "b classes"]:
         """Return log-probabilities, which are logits."""
-        first, pairwise = self.stages(images)
+        return self.forward_features(inputs).logits
+
+    def forward_features(self, inputs: Float[Tensor, "b 1 n n"]) -> NetworkOutput:
+        """Return log-probabilities, and the features of the classifier for all classes."""
+        first, pairwise, features = self._stages(inputs)
         # The two most probable classes are the pair with the largest sum.
         sums = torch.logsumexp(first[:, self.pairs], dim=2)
         index = sums.argmax(1)
         conditional = pairwise.gather(1, index[:, None, None].expand(-1, 1, 2))[:, 0]
-        return first.scatter(1, self.pairs[index], sums.gather(1, index[:, None]) + conditional)
+        logits = first.scatter(1, self.pairs[index], sums.gather(1, index[:, None]) + conditional)
+        return NetworkOutput(logits, features)
 
     def losses(self, images: Float[Tensor, "b 1 n n"], labels: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
         """Return the training loss of each image: the classifier's plus the mean over the specialists of its class.

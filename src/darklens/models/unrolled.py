@@ -12,8 +12,8 @@ from darklens.fit.fitter import fitter
 from darklens.fit.levenberg import damped_step
 from darklens.fit.macro import check_images, coarse_fit, unit_range
 from darklens.fit.noise import Noise, normal_equations
-from darklens.models.lens_residual import OnPopulation
-from darklens.models.tower import ConvEncoder
+from darklens.models.base import HeadClassifier, OnPopulation
+from darklens.models.conv_encoder import ConvEncoder
 
 _FIRST_DAMPING = 1e-2  # as the fit's own
 _FIRST_TRUST, _FIRST_SLOPE = 3.0, 1e-2  # the logit of almost full trust, and how it varies at first
@@ -35,7 +35,7 @@ class UnrolledResidualConfig(OnPopulation):
         return None
 
 
-class UnrolledResidual(nn.Module):
+class UnrolledResidual(HeadClassifier):
     """Gauss-Newton steps with learnt weights of the pixels and learnt damping, then a small network on the residual.
 
     The fit starts where that of `fit_macro` on coarsely sampled light ends. Its further steps are on the light as the
@@ -61,13 +61,12 @@ class UnrolledResidual(nn.Module):
         self.encoder = ConvEncoder(3, config.width)
         self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(ConvEncoder.features(config.width) + 1, n_classes))
 
-    def forward(self, images: Float[Tensor, "b 1 n n"]) -> Float[Tensor, "b classes"]:
-        """Return logits."""
-        shown = self.residual(images)
-        chi2 = shown[:, 0].square().mean((1, 2)).clamp_min(1e-3)
-        maps = shown / shown.new_tensor([_SIGMAS, 1.0, 1.0])[:, None, None]
-        logits: Tensor = self.head(torch.cat([self.encoder(maps), chi2.log()[:, None] / _CHI2], 1))
-        return logits
+    def encode(self, inputs: Float[Tensor, "b 1 n n"]) -> Float[Tensor, "b f"]:
+        """Return the features of the residual maps of images, and their ln chi2 per pixel."""
+        maps = self.residual(inputs)
+        chi2 = maps[:, 0].square().mean((1, 2)).clamp_min(1e-3)
+        scaled = maps / maps.new_tensor([_SIGMAS, 1.0, 1.0])[:, None, None]
+        return torch.cat([self.encoder(scaled), chi2.log()[:, None] / _CHI2], 1)
 
     def residual(self, images: Float[Tensor, "b 1 n n"]) -> Float[Tensor, "b 3 m m"]:
         """Return (image - smooth lens) / noise, the smooth lens and the trust, in blocks of pixels."""

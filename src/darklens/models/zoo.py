@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from darklens.config import Frozen, OneOf
-from darklens.errors import ConfigError
 from darklens.fit.cache import fit_settings_of
 from darklens.models.autoencoder import Autoencoder, AutoencoderConfig
 from darklens.models.classifiers import classifier
@@ -106,23 +105,6 @@ def requires_fitting(config: Any) -> bool:
 def takes_any_size(config: Any) -> bool:
     """Return whether one set of weights takes images of several sizes, so that training can begin on small ones."""
     return isinstance(config, ResNet18Config)
-
-
-def last_layer(network: nn.Module) -> nn.Linear:
-    """Return the layer that makes the logits, whose input is what a classifier makes of an image.
-
-    Of a system of several networks it is that of the one that knows all classes.
-    """
-    inner = network.first if isinstance(network, TwoStage) else network
-    inner = inner.classifier if isinstance(inner, Informed) else inner
-    head = getattr(inner, "head", None)
-    layer = head[-1] if isinstance(head, nn.Sequential) else head
-    if not isinstance(layer, nn.Linear):
-        raise ConfigError(
-            f"{type(inner).__name__} has no `head` that is an nn.Linear or an nn.Sequential that ends with one; a "
-            "classifier needs it (docs/how-to/extend.md)."
-        )
-    return layer
 
 
 def kinds() -> list[str]:

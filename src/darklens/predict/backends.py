@@ -3,7 +3,6 @@
 All but `int8` give the same classes, and probabilities that agree to `TOLERANCE`.
 """
 
-import copy
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,13 +11,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from darklens.bundle import MICRO_BATCH, Bundle, Images, InferenceBackend, Inputs, NetworkOutput
+from darklens.bundle import MICRO_BATCH, Bundle, Images, InferenceBackend
 from darklens.compilation import compile_function, require_compiler
 from darklens.errors import ConfigError, DarklensError
 from darklens.export import missing_packages, onnx_program, require_onnx
 from darklens.files import atomic_path
+from darklens.models.base import Inputs, NetworkOutput, WithFeatures
 
 BackendChoice = Literal["auto", "eager", "compiled", "onnx", "int8"]
 BACKENDS: tuple[BackendChoice, ...] = get_args(BackendChoice)
@@ -88,7 +88,7 @@ def write_model(name: BackendChoice, bundle: Bundle, path: Path, images: Float[n
     assert isinstance(inputs, Tensor)
     exact = bundle.calibrated(bundle.output(inputs).logits)
     try:
-        program = onnx_program(_WithFeatures(bundle), torch.rand(2, *inputs.shape[1:]), ["logits", "features"])
+        program = onnx_program(WithFeatures(bundle.network), torch.rand(2, *inputs.shape[1:]), ["logits", "features"])
     except Exception as error:  # of many kinds, by what the network holds
         raise ConfigError(
             f"{bundle.contract.recipe} cannot be written as ONNX ({type(error).__name__}); use backend eager."
@@ -119,22 +119,6 @@ def write_model(name: BackendChoice, bundle: Bundle, path: Path, images: Float[n
             )
 
 
-class _WithFeatures(nn.Module):
-    """A network that also returns the features that its last layer receives."""
-
-    def __init__(self, bundle: Bundle) -> None:
-        super().__init__()
-        # A copy, since the hook stays: compilers do not take one that is put on in `forward`.
-        own = Bundle(bundle.contract, copy.deepcopy(bundle.network), device=bundle.device)
-        self.network, self._caught = own.network, list[Tensor]()
-        own.last_layer.register_forward_pre_hook(lambda _, arguments: self._caught.append(arguments[0]))
-
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        self._caught.clear()
-        logits = self.network(inputs)
-        return logits, self._caught[0]
-
-
 class _CompiledFits:
     """Lenses are fitted by fused code; the network that looks at the fits is a small part of the work."""
 
@@ -153,7 +137,7 @@ class _CompiledNetwork:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self._network = compile_function(_WithFeatures(bundle).eval(), freezing=True)
+        self._network = compile_function(WithFeatures(bundle.network).eval(), freezing=True)
 
     def inputs_of(self, images: Images) -> Inputs:
         return self._bundle.inputs_of(images)

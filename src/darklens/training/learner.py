@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from darklens import rng
 from darklens.data.preprocess import Dihedral, Draws
 from darklens.evaluation.metrics import macro_auc
+from darklens.fit.cache import FitSettings
 from darklens.fit.features import FitFeatures
 from darklens.models.autoencoder import reconstruction_error
 from darklens.training.processes import ALONE, Processes
@@ -25,7 +26,8 @@ class Learner(pl.LightningModule):
 
     Randomness is addressed by (seed, stage, epoch, batch), so a resumed run repeats the interrupted one. Of several
     processes each has a part of every batch, of `batch_size` images in all; but for dropout's masks and what a system
-    makes of a whole batch, they learn what one would.
+    makes of a whole batch, they learn what one would. With `fit_settings`, lenses are fitted to images that come
+    without fits.
     """
 
     def __init__(
@@ -38,8 +40,10 @@ class Learner(pl.LightningModule):
         seed: int,
         batch_size: int,
         processes: Processes = ALONE,
+        fit_settings: FitSettings | None = None,
     ) -> None:
         super().__init__()
+        self._fit_settings = fit_settings
         self._batch_size, self._processes = batch_size, processes
         self.network = network
         self._stage = stage
@@ -61,6 +65,8 @@ class Learner(pl.LightningModule):
             images = self._data.preprocess(images)
         if self._stage.bin > 1:
             images = nn.functional.avg_pool2d(images, self._stage.bin)
+        if self._fit_settings is not None:
+            return self._fit_settings.extract_features(images[:, 0].float()), labels
         return images.contiguous(memory_format=torch.channels_last), labels
 
     def _draws(self) -> Draws:

@@ -254,6 +254,7 @@ def _run_stage(
         seed=seed,
         batch_size=source.batch_size(stage),
         processes=processes,
+        fit_settings=fit_settings_of(recipe.model),
     )
     try:
         trainer.fit(

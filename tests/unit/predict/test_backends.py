@@ -11,6 +11,7 @@ from archives import PIXELS, fill, rings, small_bundle
 
 from darklens.compilation import compiler
 from darklens.errors import ConfigError, DarklensError
+from darklens.models.base import WithFeatures
 from darklens.models.ensemble import EnsembleConfig
 from darklens.models.informed import SISAutoencoder2Config
 from darklens.models.lens_residual import LensResidualConfig
@@ -23,9 +24,7 @@ from darklens.predict.backends import TOLERANCE, backend_of, choose, write_model
 def program():
     """Exported once: that takes longer than all else."""
     bundle = small_bundle()
-    return backends.onnx_program(
-        backends._WithFeatures(bundle), torch.rand(2, 1, PIXELS, PIXELS), ["logits", "features"]
-    )
+    return backends.onnx_program(WithFeatures(bundle.network), torch.rand(2, 1, PIXELS, PIXELS), ["logits", "features"])
 
 
 def check(bundle, backend, images, atol):
