@@ -1,19 +1,35 @@
-"""Fixtures and the rules for tests that need data which does not travel with the repository."""
+"""Fixtures, run-time shape checks, and the rules for tests that need data which does not travel with the repository."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-REALDATA = Path(__file__).resolve().parent.parent.parent / "shared" / "realdata"
+TESTS = Path(__file__).resolve().parent
+REALDATA = TESTS.parent.parent / "shared" / "realdata"
+# Whole commands, trainings and pages. They call what unit tests call, and run twice as long with every call checked.
+WITHOUT_SHAPE_CHECKS = tuple(TESTS / name for name in ("docs", "e2e", "realdata", "web"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Check the shapes and types of every call into darklens, unless only whole commands and pages are tested."""
+    paths = [(config.invocation_params.dir / str(word).split("::")[0]).resolve() for word in config.args]
+    if all(any(path.is_relative_to(folder) for folder in WITHOUT_SHAPE_CHECKS) for path in paths):
+        return
+    if "darklens" in sys.modules:
+        raise pytest.UsageError("A conftest imports darklens before its calls can be checked; import it in a fixture.")
+    from jaxtyping import install_import_hook
+
+    install_import_hook("darklens", "beartype.beartype")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if REALDATA.is_dir():
         return
-    left_out = [item for item in items if item.get_closest_marker("realdata")]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
+    absent = [item for item in items if item.get_closest_marker("realdata")]
+    config.hook.pytest_deselected(items=absent)
+    items[:] = [item for item in items if item not in absent]
 
 
 @pytest.fixture(scope="session")

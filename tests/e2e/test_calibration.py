@@ -6,32 +6,38 @@ import shutil
 import numpy as np
 import pytest
 from commandline import darklens, rows_of
+from tiny import TRAIN_PER_CLASS, N, simulate, training
 
 from darklens.bundle import OOD_REFERENCE, Bundle
+from darklens.data.store import Store, write_index, write_shard
 from darklens.locate import CONTRACT
 
-SMALL = ["field.n_pixels=44", "--n-per-class", 24]
-TRAIN = ["stages.0.epochs=1", "data.augment.kind=dihedral", "data.validation_fraction=0.5"]
 FURTHER = ["set", "ood_score", "ood"]
+RUN = "resnet_simple"
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    """Two trained runs, a test store and one to calibrate on."""
-    work = tmp_path_factory.mktemp("work")
-    for seed, name in enumerate(("train", "test", "held-out")):
-        assert darklens("simulate", "common-test-i", "--out", work / name, *SMALL, "--seed", seed) == 0
-    for seed in (0, 1):
-        words = [*TRAIN, "--data", work / "train", "--out", work / f"run{seed}", "--seed", seed]
-        assert darklens("train", "resnet_simple", *words) == 0
-    return work
+def others(tiny, tmp_path_factory):
+    """A run of another seed, and images to calibrate on."""
+    others = tmp_path_factory.mktemp("others")
+    assert darklens(*training(tiny, RUN, others / "run1", seed=1)) == 0
+    simulate(others / "held-out", n_per_class=TRAIN_PER_CLASS, seed=3)
+    return others
 
 
-def test_a_training_leaves_a_calibration_and_evaluate_says_how_it_fares(work, tmp_path):
-    record = Bundle.load(work / "run0").contract.calibration
+def write_many(store, path, *, times):
+    """Write each image of a store so many times, with other noise: simulating as many would take far longer."""
+    images, labels = (np.repeat(array, times, axis=0) for array in (store.images(range(len(store))), store.labels))
+    noise = np.random.default_rng(7).normal(0, 1, images.shape).astype(np.float32)
+    shard = write_shard(path, 0, images + noise, {"label": labels})
+    write_index(path, store.index.model_copy(update={"shards": [shard], "seed": 7}))
+
+
+def test_a_training_leaves_a_calibration_and_evaluate_says_how_it_fares(tiny, tmp_path):
+    record = Bundle.load(tiny / RUN).contract.calibration
     assert record.temperature_images == 0 and record.threshold_images == 18  # 18 are too few for a temperature
-    assert "validation" in record.images and (work / "run0" / "bundle" / OOD_REFERENCE).exists()
-    assert darklens("evaluate", work / "run0", work / "test", "--out", tmp_path / "e") == 0
+    assert "validation" in record.images and (tiny / RUN / "bundle" / OOD_REFERENCE).exists()
+    assert darklens("evaluate", tiny / RUN, tiny / "test", "--out", tmp_path / "e") == 0
     found = json.loads((tmp_path / "e" / "eval.json").read_text())
     assert [row["level"] for row in found["conformal"]] == [0.9, 0.95]
     assert 0.7 <= found["conformal"][0]["lac"]["coverage"] <= 1
@@ -48,17 +54,19 @@ def test_a_training_leaves_a_calibration_and_evaluate_says_how_it_fares(work, tm
     )
 
 
-def test_predict_marks_what_is_no_lens_and_leaves_bad_files_empty(work, tmp_path):
-    np.save(tmp_path / "noise.npy", np.random.default_rng(0).normal(size=(44, 44)))
+def test_predict_marks_what_is_no_lens_and_leaves_bad_files_empty(tiny, tmp_path):
+    stripe = np.zeros((N, N))
+    stripe[:, 20:40] = 1
+    np.save(tmp_path / "a_stripe.npy", stripe)
     np.save(tmp_path / "small.npy", np.eye(9))
-    assert darklens("predict", work / "run0", tmp_path, "--out", tmp_path / "p.csv") == 3
-    noise, small = rows_of(tmp_path / "p.csv")
-    assert noise["ood"] == "yes" and float(noise["ood_score"]) > 2 and noise["set"]
+    assert darklens("predict", tiny / RUN, tmp_path, "--out", tmp_path / "p.csv") == 3
+    stripe, small = rows_of(tmp_path / "p.csv")
+    assert stripe["ood"] == "yes" and float(stripe["ood_score"]) > 2 and stripe["set"]
     assert [small[name] for name in FURTHER] == ["", "", ""]
 
 
-def test_resuming_a_finished_run_calibrates_it_again_to_the_same_bytes(work, tmp_path):
-    shutil.copytree(work / "run0", tmp_path / "run")
+def test_resuming_a_finished_run_calibrates_it_again_to_the_same_bytes(tiny, tmp_path):
+    shutil.copytree(tiny / RUN, tmp_path / "run")
     bundle = tmp_path / "run" / "bundle"
     before = {path.name: path.read_bytes() for path in bundle.iterdir()}
     (bundle / OOD_REFERENCE).unlink()
@@ -68,39 +76,36 @@ def test_resuming_a_finished_run_calibrates_it_again_to_the_same_bytes(work, tmp
     settings = (tmp_path / "run" / "config.yaml").read_text()
     (tmp_path / "run" / "config.yaml").write_text(settings.replace("  n_per_class: null\n", ""))  # a younger setting
     assert Bundle.load(tmp_path / "run").contract.calibration is None
-    words = [*TRAIN, "--data", work / "train", "--out", tmp_path / "run", "--seed", 0, "--resume"]
-    assert darklens("train", "resnet_simple", *words) == 0
+    assert darklens(*training(tiny, RUN, tmp_path / "run"), "--resume") == 0
     assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
 
 
-def test_an_ensemble_stands_where_a_model_does_and_is_calibrated_on_what_no_member_saw(work, tmp_path, capsys):
-    runs, joint = [work / "run0", work / "run1"], tmp_path / "joint"
+def test_an_ensemble_stands_where_a_model_does_and_is_calibrated_on_what_no_member_saw(tiny, others, tmp_path, capsys):
+    runs, joint = [tiny / RUN, others / "run1"], tmp_path / "joint"
     assert darklens("ensemble", *runs, "--out", joint) == 0
-    assert darklens("calibrate", joint, work / "train", "--out", tmp_path / "never") == 2
+    assert darklens("calibrate", joint, tiny / "train", "--out", tmp_path / "never") == 2
     assert "trained on" in capsys.readouterr().err and not (tmp_path / "never").exists()
-    assert darklens("calibrate", joint, work / "held-out", "--out", tmp_path / "calibrated") == 0
+    assert darklens("calibrate", joint, others / "held-out", "--out", tmp_path / "calibrated") == 0
     for model in (*runs, joint, tmp_path / "calibrated"):
-        assert darklens("evaluate", model, work / "test", "--out", tmp_path / "of" / model.name) == 0
+        assert darklens("evaluate", model, tiny / "test", "--out", tmp_path / "of" / model.name) == 0
     told = {path.name: rows_of(path / "predictions.csv") for path in (tmp_path / "of").iterdir()}
     for i, row in enumerate(told["joint"]):
         mean = np.mean([float(told[run.name][i]["p_vort"]) for run in runs])
         assert float(row["p_vort"]) == pytest.approx(mean, abs=1e-6)
     assert {row["set"] for row in told["joint"]} == {""} and {row["ood"] for row in told["joint"]} <= {"yes", "no"}
     assert "" not in {row["set"] for row in told["calibrated"]}
-    assert darklens("export", joint, "--onnx", tmp_path / "joint.onnx") == 0
     assert darklens("ensemble", runs[0], "--out", tmp_path / "one") == 2
 
 
-def test_curves_are_fitted_of_enough_images_and_travel_in_the_bundle(work, tmp_path, capsys):
-    few = ["calibrate", work / "run0", work / "held-out", "--out", tmp_path / "few", "--method", "isotonic"]
+def test_curves_are_fitted_of_enough_images_and_travel_in_the_bundle(tiny, others, tmp_path, capsys):
+    few = ["calibrate", tiny / RUN, others / "held-out", "--out", tmp_path / "few", "--method", "isotonic"]
     assert darklens(*few) == 2 and "600 held-out images of each class" in capsys.readouterr().err
     assert not (tmp_path / "few").exists()
-    many = ["field.n_pixels=44", "--n-per-class", 600, "--seed", 7]
-    assert darklens("simulate", "common-test-i", "--out", tmp_path / "many", *many) == 0
-    words = [work / "run0", tmp_path / "many", "--out", tmp_path / "curved", "--method", "isotonic"]
+    write_many(Store(others / "held-out"), tmp_path / "many", times=25)
+    words = [tiny / RUN, tmp_path / "many", "--out", tmp_path / "curved", "--method", "isotonic"]
     assert darklens("calibrate", *words) == 0
     bundle = Bundle.load(tmp_path / "curved")
     assert len(bundle.contract.calibration.curves) == 3
-    assert darklens("evaluate", tmp_path / "curved", work / "test", "--out", tmp_path / "e") == 0
-    assert darklens("ensemble", tmp_path / "curved", work / "run1", "--out", tmp_path / "both") == 2
+    assert darklens("evaluate", tmp_path / "curved", tiny / "test", "--out", tmp_path / "e") == 0
+    assert darklens("ensemble", tmp_path / "curved", others / "run1", "--out", tmp_path / "both") == 2
     assert "takes a temperature alone" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,36 +13,32 @@ import numpy as np
 import onnxruntime
 import pytest
 from commandline import darklens, rows_of
+from matplotlib.image import imread
+from tiny import CROP, TRAIN_PER_CLASS, N, simulate, training
 
 from darklens.cli import main
 from darklens.data.store import Store
 
-SMALL = ["field.n_pixels=64", "--n-per-class", "12"]
-QUICK = ["data.preprocess.crop=48", "data.augment.kind=dihedral"]
-TRAIN = {
-    "resnet_simple": [*QUICK, "stages.0.epochs=2"],
-    "sis_autoencoder2": [*QUICK, "stages.0.epochs=1", "stages.1.epochs=1"],
-    "autoencoder_resnet_simple": [*QUICK, "stages.0.epochs=1"],
-}
+AUTOENCODER = "autoencoder_resnet_simple"
+SYSTEMS = ("resnet_simple", "sis_autoencoder2", AUTOENCODER)
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    """A folder with training and test stores and three trained and evaluated systems."""
+def work(tiny, tmp_path_factory):
+    """A folder with the evaluations of three systems, and the run of one of them, which does not classify."""
     work = tmp_path_factory.mktemp("work")
-    assert darklens("simulate", "deeplense-model-i", "--out", work / "train", *SMALL, "--seed", 1) == 0
-    assert darklens("simulate", "deeplense-model-i", "--out", work / "test", *SMALL, "--seed", 2) == 0
-    for recipe, changes in TRAIN.items():
-        assert darklens("train", recipe, *changes, "--data", work / "train", "--out", work / recipe) == 0
-        assert darklens("evaluate", work / recipe, work / "test", "--out", work / f"{recipe}-test") == 0
+    words = [f"data.preprocess.crop={CROP}", "stages.0.epochs=1", "--data", tiny / "train", "--out", work / AUTOENCODER]
+    assert darklens("train", AUTOENCODER, *words) == 0
+    for recipe in SYSTEMS:
+        run = (work if recipe == AUTOENCODER else tiny) / recipe
+        assert darklens("evaluate", run, tiny / "test", "--out", work / f"{recipe}-test") == 0
     return work
 
 
 @pytest.fixture
-def images(work, tmp_path):
-    """A DeepLense folder of fresh images."""
-    assert darklens("simulate", "deeplense-model-i", "--out", tmp_path / "d", *SMALL, "--format", "deeplense") == 0
-    return tmp_path / "d"
+def images(tiny, tmp_path):
+    """A DeepLense folder of fresh images, which the test may change."""
+    return shutil.copytree(tiny / "files", tmp_path / "d")
 
 
 @pytest.mark.parametrize("recipe", ["resnet_simple", "sis_autoencoder2"])
@@ -60,8 +57,8 @@ def test_an_evaluation_holds_what_the_interface_promises(work, recipe):
     assert found["provenance"]["seed"] == 0 and list(found["risk_at_coverage"]) == ["0.5", "0.8", "0.9", "0.95"]
     assert list(json.loads((out / "curves.json").read_text())["roc"]) == found["classes"]
     assert found["model"]["recipe"] == recipe and found["model"]["parameters"] > 1e5
-    assert found["data"]["population"] == "deeplense-model-i" and found["data"]["seed"] == 2
-    assert found["provenance"]["train_images"] == 33 and found["provenance"]["train_seconds"] > 0
+    assert found["data"]["population"] == "common-test-i" and found["data"]["seed"] == 2
+    assert found["provenance"]["train_images"] == 36 and found["provenance"]["train_seconds"] > 0
     assert found["warnings"] == []
     rows = rows_of(out / "predictions.csv")
     fixed = ["path", "status", "predicted", "p_no", "p_sphere", "p_vort", "message"]
@@ -76,7 +73,7 @@ def test_an_evaluation_holds_what_the_interface_promises(work, recipe):
 
 
 def test_reports_are_single_files(work):
-    for recipe in TRAIN:
+    for recipe in SYSTEMS:
         html = (work / f"{recipe}-test" / "report.html").read_text()
         written = re.sub(r'"data:[^"]*"', "", html)  # base64 may hold any letters
         assert "http" not in written and not re.search(r'(src|href)="(?!data:)', html)
@@ -85,25 +82,24 @@ def test_reports_are_single_files(work):
 
 
 def test_an_autoencoder_is_judged_by_its_reconstructions_and_does_not_classify(work, images, capsys):
-    found = json.loads((work / "autoencoder_resnet_simple-test" / "eval.json").read_text())
+    found = json.loads((work / f"{AUTOENCODER}-test" / "eval.json").read_text())
     assert found["reconstruction"]["mse"]["value"] > 0 and "auc" not in found
     table = work / "never.csv"
-    assert darklens("predict", work / "autoencoder_resnet_simple", images, "--out", table) == 2
+    assert darklens("predict", work / AUTOENCODER, images, "--out", table) == 2
     assert "does not classify" in capsys.readouterr().err
     assert not table.exists()
 
 
-def test_evaluating_on_the_training_images_warns(work, tmp_path, capsys):
-    assert darklens("evaluate", work / "resnet_simple", work / "train", "--out", tmp_path / "e") == 0
+def test_evaluating_on_the_training_images_warns(tiny, tmp_path, capsys):
+    assert darklens("evaluate", tiny / "resnet_simple", tiny / "train", "--out", tmp_path / "e") == 0
     assert "trained on" in capsys.readouterr().err
     assert "trained on" in (tmp_path / "e" / "report.html").read_text()
 
 
-def test_a_longer_simulation_of_the_training_seed_is_not_new_either(work, tmp_path):
-    longer = [SMALL[0], "--n-per-class", 15, "--seed", 1]
-    assert darklens("simulate", "deeplense-model-i", "--out", tmp_path / "s", *longer) == 0
-    assert darklens("evaluate", work / "resnet_simple", tmp_path / "s", "--out", tmp_path / "a") == 0
-    assert darklens("evaluate", work / "sis_autoencoder2", tmp_path / "s", "--out", tmp_path / "b") == 0
+def test_a_longer_simulation_of_the_training_seed_is_not_new_either(tiny, tmp_path):
+    simulate(tmp_path / "s", n_per_class=TRAIN_PER_CLASS + 3, seed=1)
+    assert darklens("evaluate", tiny / "resnet_simple", tmp_path / "s", "--out", tmp_path / "a") == 0
+    assert darklens("evaluate", tiny / "sis_autoencoder2", tmp_path / "s", "--out", tmp_path / "b") == 0
     assert len(json.loads((tmp_path / "a" / "eval.json").read_text())["warnings"]) == 1
     assert darklens("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c") == 0
     report = (tmp_path / "c" / "report.html").read_text()
@@ -111,14 +107,15 @@ def test_a_longer_simulation_of_the_training_seed_is_not_new_either(work, tmp_pa
 
 
 def test_two_runs_of_one_recipe_are_told_apart(work, tmp_path):
-    assert darklens("evaluate", work / "resnet_simple", work / "test", "--out", tmp_path / "again") == 0
-    assert darklens("compare", work / "resnet_simple-test", tmp_path / "again", "--out", tmp_path / "c") == 0
+    first, again = work / "resnet_simple-test", tmp_path / "again"
+    shutil.copytree(first, again)
+    assert darklens("compare", first, again, "--out", tmp_path / "c") == 0
     names = [s["name"] for s in json.loads((tmp_path / "c" / "compare.json").read_text())["systems"]]
     assert names == ["resnet_simple (resnet_simple-test)", "resnet_simple (again)"]
     for damage in ("label", "vort", "0."):
-        text = (work / "resnet_simple-test" / "predictions.csv").read_text()
-        (tmp_path / "again" / "predictions.csv").write_text(text.replace(damage, "x"))
-        assert darklens("compare", work / "resnet_simple-test", tmp_path / "again", "--out", tmp_path / "d") == 2
+        text = (first / "predictions.csv").read_text()
+        (again / "predictions.csv").write_text(text.replace(damage, "x"))
+        assert darklens("compare", first, again, "--out", tmp_path / "d") == 2
     assert not (tmp_path / "d").exists()
 
 
@@ -129,19 +126,26 @@ def test_compare(work, tmp_path):
     assert [s["name"] for s in comparison["systems"]] == ["resnet_simple", "sis_autoencoder2"]
     assert len(comparison["differences"]) == 1
     assert 0 <= comparison["differences"][0]["delong"]["macro"]["p"] <= 1
-    assert (tmp_path / "c" / "compare.png").read_bytes().startswith(b"\x89PNG")
     assert "resnet_simple - sis_autoencoder2" in (tmp_path / "c" / "compare.md").read_text()
     assert "sis_autoencoder2" in (tmp_path / "c" / "report.html").read_text()
-    assert darklens("compare", folders[0], work / "autoencoder_resnet_simple-test", "--out", tmp_path / "d") == 2
+    assert darklens("compare", folders[0], work / f"{AUTOENCODER}-test", "--out", tmp_path / "d") == 2
     assert not (tmp_path / "d").exists()
 
 
-def test_predict_gives_each_file_the_probabilities_evaluation_gave(work, tmp_path):
-    assert (
-        darklens("simulate", "deeplense-model-i", "--out", tmp_path / "d", *SMALL, "--seed", 2, "--format", "deeplense")
-        == 0
-    )
-    assert darklens("predict", work / "resnet_simple", tmp_path / "d" / "vort", "--out", tmp_path / "p.csv") == 0
+def test_figures_of_evaluations_and_of_a_comparison_are_drawn(tiny, work, drawn, tmp_path):
+    for run in (tiny / "sis_autoencoder2", work / AUTOENCODER):
+        assert darklens("evaluate", run, tiny / "test", "--out", tmp_path / run.name) == 0
+    folders = [tmp_path / "sis_autoencoder2", work / "resnet_simple-test"]
+    assert darklens("compare", *folders, "--out", tmp_path / "c") == 0
+    for name in ("sis_autoencoder2/roc.png", "sis_autoencoder2/calibration.png", "c/compare.png"):
+        assert imread(tmp_path / name).std() > 0.01, name
+    for name, figures in (("sis_autoencoder2", 8), (AUTOENCODER, 2), ("c", 2)):
+        drawings = re.findall('"data:image/png;base64,([^"]+)"', (tmp_path / name / "report.html").read_text())
+        assert len(drawings) >= figures and all(len(drawing) > 4000 for drawing in drawings)
+
+
+def test_predict_gives_each_file_the_probabilities_evaluation_gave(tiny, work, tmp_path):
+    assert darklens("predict", tiny / "resnet_simple", tiny / "files" / "vort", "--out", tmp_path / "p.csv") == 0
     predicted, evaluated = rows_of(tmp_path / "p.csv"), rows_of(work / "resnet_simple-test" / "predictions.csv")
     assert len(predicted) == 12
     # Image 3 k + 2 of the store is vort/(k + 1).npy of the folder.
@@ -150,20 +154,20 @@ def test_predict_gives_each_file_the_probabilities_evaluation_gave(work, tmp_pat
         assert float(row["p_vort"]) == pytest.approx(float(evaluated[3 * k + 2]["p_vort"]), abs=1e-4)
 
 
-def test_an_exported_system_gives_the_probabilities_of_predict(work, tmp_path, capsys):
-    assert darklens("export", work / "sis_autoencoder2", "--onnx", tmp_path / "m.onnx") == 0
+def test_an_exported_system_gives_the_probabilities_of_predict(tiny, work, tmp_path, capsys):
+    assert darklens("export", tiny / "resnet_simple", "--onnx", tmp_path / "m.onnx") == 0
     assert "of PyTorch" in capsys.readouterr().out
-    test = Store(work / "test")
+    test = Store(tiny / "test")
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     found = session.run(["probability"], {"image": test.images(range(9))})[0]
-    told = rows_of(work / "sis_autoencoder2-test" / "predictions.csv")[:9]
+    told = rows_of(work / "resnet_simple-test" / "predictions.csv")[:9]
     expected = [[float(row[f"p_{name}"]) for name in test.classes] for row in told]
     np.testing.assert_allclose(found, expected, atol=1e-4)
     assert darklens("export", work / "absent", "--onnx", tmp_path / "n.onnx") != 0
     assert not (tmp_path / "n.onnx").exists()
 
 
-def test_a_bad_file_gets_a_row_and_the_others_go_on(work, images, tmp_path, capsys):
+def test_a_bad_file_gets_a_row_and_the_others_go_on(tiny, images, tmp_path, capsys):
     good = np.load(images / "no" / "1.npy")
     bad = {
         "empty": b"",
@@ -174,12 +178,12 @@ def test_a_bad_file_gets_a_row_and_the_others_go_on(work, images, tmp_path, caps
         (images / "no" / f"bad-{name}.npy").write_bytes(content)
     spoiled = good.copy()
     spoiled[..., :20, :20] = np.nan  # too many to mend
-    arrays = {"nan": spoiled, "constant": np.ones((64, 64)), "shape": np.zeros((3, 64, 64)), "size": np.eye(36)}
+    arrays = {"nan": spoiled, "constant": np.ones((N, N)), "shape": np.zeros((3, N, N)), "size": np.eye(36)}
     for name, array in arrays.items():
         np.save(images / "no" / f"bad-{name}.npy", array)
     np.save(images / "no" / "bad-object.npy", np.array([{}], dtype=object), allow_pickle=True)
 
-    assert darklens("predict", work / "resnet_simple", images / "no", "absent.npy", "--out", tmp_path / "p.csv") == 3
+    assert darklens("predict", tiny / "resnet_simple", images / "no", "absent.npy", "--out", tmp_path / "p.csv") == 3
     rows = rows_of(tmp_path / "p.csv")
     errors = [row for row in rows if row["status"] == "error"]
     assert len(rows) == 12 + 8 + 1 and len(errors) == 9
@@ -190,14 +194,14 @@ def test_a_bad_file_gets_a_row_and_the_others_go_on(work, images, tmp_path, caps
     assert not list(tmp_path.glob(".p.csv*"))
 
 
-def test_import_what_was_exported(work, images, tmp_path, capsys):
+def test_import_what_was_exported(tiny, images, tmp_path, capsys):
     (images / "vort" / "3.npy").write_bytes(b"")
     (images / "index.csv").unlink()
     assert darklens("import", images, "--out", tmp_path / "s") == 3
     assert "vort/3.npy" in capsys.readouterr().err
     assert darklens("inspect", tmp_path / "s", "--verify") == 0
     assert "no: 12, sphere: 12, vort: 11" in capsys.readouterr().out
-    assert darklens("evaluate", work / "resnet_simple", tmp_path / "s", "--out", tmp_path / "e") == 0
+    assert darklens("evaluate", tiny / "resnet_simple", tmp_path / "s", "--out", tmp_path / "e") == 0
     assert rows_of(tmp_path / "e" / "predictions.csv")[0]["path"] == "no/1.npy"
 
 
@@ -218,32 +222,32 @@ def test_inspect_reports_damage(tmp_path, capsys):
         (["simulate", "common-test-i", "--out", "x", "--n-per-class", "0"], "--n-per-class"),
         (["simulate", "common-test-i", "--out", "x", "source.q=2"], "source.q"),
         (["simulate", "common-test-i", "--out", "x", "lens.gama=0"], "did you mean 'gamma'?"),
-        (["train", "resnet_simpel", "--data", "{work}/train", "--out", "x"], "did you mean 'resnet_simple'?"),
+        (["train", "resnet_simpel", "--data", "{tiny}/train", "--out", "x"], "did you mean 'resnet_simple'?"),
         (
-            ["train", "resnet_simple", "--data", "{work}/train", "--out", "x", "model.dropuot=0"],
+            ["train", "resnet_simple", "--data", "{tiny}/train", "--out", "x", "model.dropuot=0"],
             "did you mean 'dropout'?",
         ),
         (["train", "resnet_simple", "--data", "absent", "--out", "x"], "absent is not a folder"),
         (
-            ["train", "resnet_simple", "--data", "{work}/train", "--out", "x", "data.preprocess.crop=99"],
+            ["train", "resnet_simple", "--data", "{tiny}/train", "--out", "x", "data.preprocess.crop=99"],
             "cannot be cropped",
         ),
-        (["evaluate", "absent", "{work}/test", "--out", "x"], "absent does not exist"),
-        (["evaluate", "{work}/resnet_simple", "{work}", "--out", "x"], "no store.json"),
-        (["predict", "{work}/resnet_simple", "absent.npy", "--out", "x"], "no such file or folder"),
+        (["evaluate", "absent", "{tiny}/test", "--out", "x"], "absent does not exist"),
+        (["evaluate", "{tiny}/resnet_simple", "{tiny}", "--out", "x"], "no store.json"),
+        (["predict", "{tiny}/resnet_simple", "absent.npy", "--out", "x"], "no such file or folder"),
         (["predict", "--out", "x"], "Name the files or folders to classify"),
-        (["predict", "{work}/resnet_simple", "--out", "x"], "Name the files or folders to classify"),
-        (["predict", "{work}/resnet_simple", "{work}/test", "--out", "x", "--pixel-scale", "0.5"], "resample"),
+        (["predict", "{tiny}/resnet_simple", "--out", "x"], "Name the files or folders to classify"),
+        (["predict", "{tiny}/resnet_simple", "{tiny}/test", "--out", "x", "--pixel-scale", "0.5"], "resample"),
         (["import", "absent", "--out", "x"], "absent is not a folder"),
-        (["compare", "{work}/train", "{work}/test", "--out", "x"], "holds no eval.json"),
+        (["compare", "{tiny}/train", "{tiny}/test", "--out", "x"], "holds no eval.json"),
         (["config", "show", "resnet_simple", "stages.3.epochs=1"], "must be an index"),
     ],
 )
 def test_wrong_use_is_one_sentence_exit_code_2_and_writes_nothing(
-    work, tmp_path, monkeypatch, capsys, arguments, sentence
+    tiny, tmp_path, monkeypatch, capsys, arguments, sentence
 ):
     monkeypatch.chdir(tmp_path)
-    assert darklens(*[a.format(work=work) for a in arguments]) == 2
+    assert darklens(*[a.format(tiny=tiny) for a in arguments]) == 2
     captured = capsys.readouterr()
     lines = captured.err.strip().splitlines()
     assert len(lines) == 1 and sentence in lines[0], captured.err
@@ -270,13 +274,12 @@ def test_listings(capsys):
         assert expected in capsys.readouterr().out
 
 
-def test_a_shown_recipe_can_be_trained_from_its_file(work, tmp_path, capsys):
-    assert darklens("config", "show", "resnet_simple", *TRAIN["resnet_simple"]) == 0
+def test_a_shown_recipe_can_be_trained_from_its_file(tiny, tmp_path, capsys):
+    _, recipe, *words = training(tiny, "resnet_simple", tmp_path / "r")
+    assert darklens("config", "show", recipe, *words[: words.index("--data")]) == 0
     (tmp_path / "mine.yaml").write_text(capsys.readouterr().out)
-    assert darklens("train", tmp_path / "mine.yaml", "--data", work / "train", "--out", tmp_path / "r") == 0
-    first, second = (
-        (folder / "bundle" / "model.safetensors").read_bytes() for folder in (work / "resnet_simple", tmp_path / "r")
-    )
+    assert darklens("train", tmp_path / "mine.yaml", *words[words.index("--data") :]) == 0
+    first, second = ((run / "bundle" / "model.safetensors").read_bytes() for run in (tiny / recipe, tmp_path / "r"))
     assert first == second
 
 

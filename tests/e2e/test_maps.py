@@ -1,60 +1,46 @@
 """Pictures of what the physics learned: `predict --maps` and the report's section."""
 
 import numpy as np
-import pytest
 from commandline import darklens
+from tiny import CROP
 
 from darklens.bundle import Bundle
 from darklens.data.store import Store
 from darklens.report.maps import true_deflection
 
-SMALL = ["field.n_pixels=64", "--n-per-class", "6"]
-QUICK = ["data.preprocess.crop=60", "data.preprocess.bin=1", "data.augment.kind=none"]
+SIS, PLAIN = "sis_autoencoder2", "resnet_simple"
+AXIS = (np.arange(CROP) - (CROP - 1) / 2) * 0.05  # arcsec
 
 
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    """A store and its images as files, a system with a lens step and one without."""
-    work = tmp_path_factory.mktemp("maps")
-    assert darklens("simulate", "common-test-i", "--out", work / "store", *SMALL) == 0
-    assert darklens("simulate", "common-test-i", "--out", work / "files", *SMALL, "--format", "deeplense") == 0
-    stages = ["stages.0.epochs=1", "stages.1.epochs=1"]
-    assert darklens("train", "sis_autoencoder2", *QUICK, *stages, "--data", work / "store", "--out", work / "sis") == 0
-    one = ["stages.0.epochs=1", "--data", work / "store", "--out", work / "plain"]
-    assert darklens("train", "resnet_simple", *QUICK, *one) == 0
-    return work
-
-
-def test_predict_writes_maps_that_agree_with_each_other(work, tmp_path):
+def test_predict_writes_maps_that_agree_with_each_other(tiny, drawn, tmp_path):
     bad = tmp_path / "bad.npy"
     bad.write_bytes(b"no image")
-    files = sorted((work / "files").rglob("1.npy"))  # one in each class, all of one name
+    files = sorted((tiny / "files").rglob("1.npy"))  # one in each class, all of one name
     assert len(files) == 3
     table, maps = tmp_path / "t.csv", tmp_path / "maps"
-    assert darklens("predict", work / "sis", *files, bad, "--out", table, "--maps", maps) == 3
+    assert darklens("predict", tiny / SIS, *files, bad, "--out", table, "--maps", maps) == 3
     assert sorted(p.name for p in maps.iterdir()) == [
         f"{name}-1.{kind}" for name in ("no", "sphere", "vort") for kind in ("npz", "png")
     ]
     found = np.load(maps / "no-1.npz")
     assert found["pixel_scale"] == 0.05
-    assert all(found[name].shape == (60, 60) for name in ("image", "k", "alpha_x", "alpha_y", "source"))
+    assert all(found[name].shape == (CROP, CROP) for name in ("image", "k", "alpha_x", "alpha_y", "source"))
     # The study's ansatz: alpha = k theta / |theta|.
-    axis = (np.arange(60) - 29.5) * 0.05
-    r = np.hypot(axis[None], axis[:, None])
-    np.testing.assert_allclose(found["alpha_x"], found["k"] * axis[None] / r, atol=1e-5)
-    np.testing.assert_allclose(found["alpha_y"], found["k"] * axis[:, None] / r, atol=1e-5)
+    r = np.hypot(AXIS[None], AXIS[:, None])
+    np.testing.assert_allclose(found["alpha_x"], found["k"] * AXIS[None] / r, atol=1e-5)
+    np.testing.assert_allclose(found["alpha_y"], found["k"] * AXIS[:, None] / r, atol=1e-5)
     assert (maps / "no-1.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_files_of_one_name_and_odd_names_each_keep_their_maps(work, tmp_path):
-    image = sorted((work / "files").rglob("1.npy"))[0].read_bytes()
+def test_files_of_one_name_and_odd_names_each_keep_their_maps(tiny, tmp_path):
+    image = sorted((tiny / "files").rglob("1.npy"))[0].read_bytes()
     names = ["a/lens.npy", "b/lens.npy", "b/lens.fits.npy", "c/b-lens.npy", "c/$x_{$.npy", "d/b/lens.npy"]
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(image)
     maps = tmp_path / "maps"
     files = [tmp_path / name for name in names]
-    assert darklens("predict", work / "sis", *files, "--out", tmp_path / "t.csv", "--maps", maps) == 0
+    assert darklens("predict", tiny / SIS, *files, "--out", tmp_path / "t.csv", "--maps", maps) == 0
     assert sorted(p.stem for p in maps.glob("*.npz")) == [
         "$x_{$",
         "a-lens",
@@ -65,36 +51,35 @@ def test_files_of_one_name_and_odd_names_each_keep_their_maps(work, tmp_path):
     ]
 
 
-def test_a_system_without_a_lens_step_and_a_folder_in_use_are_refused(work, tmp_path, capsys):
-    files = work / "files"
-    assert darklens("predict", work / "plain", files, "--out", tmp_path / "t.csv", "--maps", tmp_path / "m") == 2
+def test_a_system_without_a_lens_step_and_a_folder_in_use_are_refused(tiny, tmp_path, capsys):
+    files = tiny / "files"
+    assert darklens("predict", tiny / PLAIN, files, "--out", tmp_path / "t.csv", "--maps", tmp_path / "m") == 2
     assert "has no lens step" in capsys.readouterr().err
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("")
-    assert darklens("predict", work / "sis", files, "--out", tmp_path / "t.csv", "--maps", tmp_path / "full") == 2
+    assert darklens("predict", tiny / SIS, files, "--out", tmp_path / "t.csv", "--maps", tmp_path / "full") == 2
     assert "not empty" in capsys.readouterr().err
     assert not (tmp_path / "t.csv").exists() and not (tmp_path / "m").exists()
 
 
-def test_the_report_shows_the_true_deflection_of_simulated_images_only(work, tmp_path):
-    assert darklens("evaluate", work / "sis", work / "store", "--out", tmp_path / "e") == 0
+def test_the_report_shows_the_true_deflection_of_simulated_images_only(tiny, tmp_path):
+    assert darklens("evaluate", tiny / SIS, tiny / "test", "--out", tmp_path / "e") == 0
     text = (tmp_path / "e" / "report.html").read_text()
     assert "What the physics learned" in text and "true deflection, rms arcsec" in text
-    assert darklens("import", work / "files", "--out", tmp_path / "imported") == 0
-    assert darklens("evaluate", work / "sis", tmp_path / "imported", "--out", tmp_path / "f") == 0
+    assert darklens("import", tiny / "files", "--out", tmp_path / "imported") == 0
+    assert darklens("evaluate", tiny / SIS, tmp_path / "imported", "--out", tmp_path / "f") == 0
     text = (tmp_path / "f" / "report.html").read_text()
     assert "What the physics learned" in text and "true deflection, rms arcsec" not in text
-    assert darklens("evaluate", work / "plain", work / "store", "--out", tmp_path / "g") == 0
+    assert darklens("evaluate", tiny / PLAIN, tiny / "test", "--out", tmp_path / "g") == 0
     assert "What the physics learned" not in (tmp_path / "g" / "report.html").read_text()
 
 
-def test_the_true_deflection_is_the_smooth_lens_and_its_substructure(work):
-    store = Store(work / "store")
-    bundle = Bundle.load(work / "sis")
+def test_the_true_deflection_is_the_smooth_lens_and_its_substructure(tiny):
+    store = Store(tiny / "test")
+    bundle = Bundle.load(tiny / SIS)
     smooth, clumpy = (int(np.flatnonzero(store.labels == i)[0]) for i in (0, 1))
     alpha_x, alpha_y = true_deflection(bundle, store, [smooth, clumpy])
-    axis = (np.arange(60) - 29.5) * 0.05
-    x, y = np.meshgrid(axis, axis)
+    x, y = np.meshgrid(AXIS, AXIS)
     for i, number in enumerate((smooth, clumpy)):
         theta_E, g1, g2 = (float(store.truth(name)[number]) for name in ("theta_E", "gamma1", "gamma2"))
         expected = theta_E * x / np.hypot(x, y) + g1 * x + g2 * y, theta_E * y / np.hypot(x, y) + g2 * x - g1 * y
@@ -114,8 +99,8 @@ def test_the_true_deflection_is_the_smooth_lens_and_its_substructure(work):
         assert np.hypot(alpha_x[i] - expected[0], alpha_y[i] - expected[1]).max() < 1e-4
 
 
-def test_the_truth_of_a_store_of_another_schema_is_unknown(work):
-    store = Store(work / "store")
-    bundle = Bundle.load(work / "sis")
+def test_the_truth_of_a_store_of_another_schema_is_unknown(tiny):
+    store = Store(tiny / "test")
+    bundle = Bundle.load(tiny / SIS)
     store.index = store.index.model_copy(update={"population": {"name": "of a later version"}})
     assert true_deflection(bundle, store, [0]) is None

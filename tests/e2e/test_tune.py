@@ -2,29 +2,27 @@
 
 import os
 import signal
-from multiprocessing import get_context
 
 import pytest
 import torch
 from commandline import darklens, rows_of
+from spawning import prepared_processes
+from tiny import N
 
-from darklens import populations
 from darklens.bundle import Bundle
-from darklens.simulate.generate import generate
 from darklens.training import tune as tuning
 from darklens.training.recipe import get
 
 pytest.importorskip("optuna")
 RATE = "stages.0.optimiser.lr"
-SMALL = ["resnet_simple", "data.preprocess.crop=44", "stages.0.epochs=2", "stages.0.batch_size=12"]
+# 66 of the small store's images are trained on: three batches an epoch.
+SMALL = ["resnet_simple", "data.preprocess.crop=44", "stages.0.epochs=2", "stages.0.batch_size=20"]
 SEARCH = [*SMALL, f"{RATE}=log:1e-4..1e-2", "data.augment.kind={none,dihedral}"]
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    path = tmp_path_factory.mktemp("stores") / "s"
-    generate(populations.get("deeplense-model-i", ["field.n_pixels=44"]), path, n_per_class=13, seed=1, workers=1)
-    return path
+def store(tiny):
+    return tiny / "train"
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +68,7 @@ def die_in_the_second_trial(words):
 
 def test_a_killed_search_goes_on_as_if_nothing_had_happened(whole, store, tmp_path):
     words = ["tune", *SEARCH, "--data", store, "--out", tmp_path / "cut", "--seed", 2, "--trials", 3]
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["darklens.training.run"])
-    child = context.Process(target=die_in_the_second_trial, args=(list(map(str, words)),))
+    child = prepared_processes().Process(target=die_in_the_second_trial, args=(list(map(str, words)),))
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL
@@ -113,12 +109,12 @@ def test_a_trial_that_is_worse_than_others_is_stopped_early(store, tmp_path):
 
 
 def test_settings_that_do_not_suit_the_images_are_refused_and_told(store, tmp_path, capsys):
-    words = [*SMALL[:1], "data.preprocess.crop={44,46}", "stages.0.epochs=1", "stages.0.batch_size=12"]
+    words = [*SMALL[:1], "data.preprocess.crop={44,66}", "stages.0.epochs=1", "stages.0.batch_size=20"]
     assert darklens("tune", *words, "--data", store, "--out", tmp_path / "s", "--trials", 4) == 3
     rows = rows_of(tmp_path / "s" / "trials.csv")
-    expected = {"44": "complete", "46": "refused"}
+    expected = {"44": "complete", "66": "refused"}
     assert [expected[row["data.preprocess.crop"]] for row in rows] == [row["state"] for row in rows]
-    assert capsys.readouterr().err.count("46 pixels cannot be cropped from images of 44") == sum(
+    assert capsys.readouterr().err.count(f"66 pixels cannot be cropped from images of {N}") == sum(
         row["state"] == "refused" for row in rows
     )
 

@@ -14,8 +14,7 @@ from commandline import darklens, rows_of
 from darklens.bundle import Bundle
 from darklens.predict import predict
 
-SMALL = ["field.n_pixels=44", "field.pixel_scale=0.05", "--n-per-class", 8]
-FINE = ["field.n_pixels=56", "field.pixel_scale=0.04", "--n-per-class", 1]
+FINE = ["field.n_pixels=80", "field.pixel_scale=0.04", "--n-per-class", 1]  # as wide as the model's images
 RESAMPLED = "resampled from 0.04 to 0.05 arcsec per pixel"
 
 
@@ -23,20 +22,16 @@ def by_name(path):
     return {Path(row["path"]).name: row for row in rows_of(path)}
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    work = tmp_path_factory.mktemp("work")
-    assert darklens("simulate", "common-test-i", "--out", work / "store", *SMALL) == 0
-    words = ["stages.0.epochs=1", "data.augment.kind=dihedral", "--data", work / "store", "--out", work / "run"]
-    assert darklens("train", "resnet_simple", *words) == 0
-    return work / "run"
+@pytest.fixture
+def run(tiny):
+    return tiny / "resnet_simple"
 
 
 @pytest.fixture
 def folder(tmp_path):
     """One lens of 0.04 arcsec per pixel in three formats, one that fits the model, and two bad files."""
     assert darklens("simulate", "common-test-i", "--out", tmp_path / "d", "--format", "deeplense", *FINE) == 0
-    lens = np.load(tmp_path / "d" / "vort" / "1.npy").reshape(56, 56)
+    lens = np.load(tmp_path / "d" / "vort" / "1.npy").reshape(80, 80)
     folder = tmp_path / "files"
     folder.mkdir()
     header = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CDELT1": -0.04 / 3600, "CDELT2": 0.04 / 3600}
@@ -46,7 +41,7 @@ def folder(tmp_path):
         file["image_data"], file["exposure_time"] = lens, np.ones_like(lens)
         file["transform_pix2angle"] = np.diag([-0.04, 0.04])
     np.savez(folder / "c.npz", image=lens, pixel_scale=0.04)
-    np.save(folder / "d.npy", lens[6:50, 6:50])
+    np.save(folder / "d.npy", lens[8:72, 8:72])
     (folder / "e.npy").write_bytes(b"\x89PNG\r\n\x1a\n")
     (folder / "f.fits").symlink_to("f.fits")
     return folder
@@ -79,7 +74,7 @@ def test_the_given_scale_and_image_go_before_what_the_file_says(run, folder, tmp
     assert darklens("predict", run, folder / "b.h5", *words, "--out", tmp_path / "p.csv") == 3
     assert "all pixels have the same value" in by_name(tmp_path / "p.csv")["b.h5"]["message"]
     assert darklens("predict", run, folder / "b.h5", *words[:2], "--out", tmp_path / "p.csv") == 0
-    assert by_name(tmp_path / "p.csv")["b.h5"]["changes"] == "cropped from 56 x 56 to 44 x 44 pixels"
+    assert by_name(tmp_path / "p.csv")["b.h5"]["changes"].startswith("cropped from 80 x 80 to 64 x 64 pixels")
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +99,7 @@ def hostile(tmp_path, bomb):
     (folder / "b_bomb.npz").write_bytes(bomb.read_bytes())
     with (folder / "c_sparse.npy").open("wb") as stream:
         stream.truncate(10_000_000_000)
-    fits.PrimaryHDU(np.ones((44, 44))).writeto(folder / "d_negative.fits")
+    fits.PrimaryHDU(np.ones((64, 64))).writeto(folder / "d_negative.fits")
     content = (folder / "d_negative.fits").read_bytes()
     axes = b"NAXIS   =                    2"
     (folder / "d_negative.fits").write_bytes(content.replace(axes, axes.replace(b" 2", b"-2")))
@@ -113,7 +108,7 @@ def hostile(tmp_path, bomb):
     os.mkfifo(folder / "g_pipe.npy")
     (folder / "h.npy").mkdir()
     (folder / "h.npy" / "back").symlink_to(folder)
-    np.save(folder / "z_good.npy", np.random.default_rng(0).normal(size=(44, 44)))
+    np.save(folder / "z_good.npy", np.random.default_rng(0).normal(size=(64, 64)))
     return folder.parent
 
 
