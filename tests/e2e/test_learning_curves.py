@@ -1,17 +1,23 @@
-"""tools/learning_curves.py on a few images: it trains, judges, compares and draws."""
+"""tools/learning_curves.py on a few small images: it trains, evaluates, compares and draws."""
 
 import json
 
 import learning_curves
 import pytest
+import yaml
+
+from darklens import populations
 
 
 def test_curves_are_made_and_trainings_kept(tmp_path, monkeypatch, capsys):
+    small = populations.get("common-test-i", ["field.n_pixels=64"]).model_dump(mode="json", by_alias=True)
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small | {"name": "small"}))
     wanted = {name: learning_curves.SYSTEMS[name] for name in ("lens_residual", "its numbers alone")}
     monkeypatch.setattr(learning_curves, "SYSTEMS", wanted)
-    small = ["--sizes", "6", "--resnet-sizes", "--seeds", "1", "--test-per-class", "4", "--epochs", "2"]
-    places = [w for name in ("stores", "runs", "out") for w in (f"--{name}", str(tmp_path / name))]
-    monkeypatch.setattr("sys.argv", ["learning_curves", *small, "--backend", "eager", *places])
+    words = ["--population", str(tmp_path / "small.yaml"), "--backend", "eager", "--epochs", "2", "--seeds", "1"]
+    words += ["--sizes", "6", "--resnet-sizes", "--test-per-class", "4"]
+    words += [word for name in ("stores", "runs", "out") for word in (f"--{name}", str(tmp_path / name))]
+    monkeypatch.setattr("sys.argv", ["learning_curves", *words])
     learning_curves.main()
     found = json.loads((tmp_path / "out" / "curves.json").read_text())
     assert [row["system"] for row in found["rows"]] == [*wanted, learning_curves.LOGISTIC]
