@@ -1,4 +1,4 @@
-"""Two processes on gloo: they learn what one does, say an error once, and go on when one of them was killed."""
+"""Distributed training on two gloo processes: results, errors, and a killed process."""
 
 import csv
 import os
@@ -19,9 +19,9 @@ from darklens import populations
 from darklens.cli import main
 from darklens.simulate.generate import generate
 
-WORLD = 2
+WORLD_SIZE = 2
 FIELD = "field.n_pixels=44"
-# In float32: processes of parts of a batch round otherwise, in bfloat16 by more than what is compared here.
+# In float32: a share of a batch is rounded differently, in bfloat16 by more than the tolerances here.
 SMALL = ["data.preprocess.crop=44", "stages.0.epochs=3", "stages.0.batch_size=9", "precision=float32"]
 STREAM = ["kind=stream", "population=common-test-i", f"overrides=[{FIELD}]", "images_per_epoch=27", "workers=0"]
 SYSTEMS = {
@@ -54,7 +54,7 @@ def run_command(environment, words, log, killed_in):
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(stream, 1)
     os.dup2(stream, 2)
-    if killed_in and environment.get("SLURM_PROCID") == str(WORLD - 1):
+    if killed_in and environment.get("SLURM_PROCID") == str(WORLD_SIZE - 1):
         from darklens.training.learner import Learner
 
         original = Learner.training_step
@@ -68,30 +68,30 @@ def run_command(environment, words, log, killed_in):
     main(words)
 
 
-def launch(processes, words, folder, *, world=WORLD, killed_in=None):
-    """Run a command as srun would; return exit codes and what each process said."""
+def launch(processes, words, folder, *, world_size=WORLD_SIZE, killed_in=None):
+    """Run a command like srun; return the exit codes and the output of each process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    started = []
-    for rank in range(world):
-        step = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_STEP_NUM_TASKS": world}
-        step |= {"SLURM_STEP_TASKS_PER_NODE": world, "SLURM_STEP_NODELIST": "127.0.0.1", "MASTER_PORT": port}
-        environment = {name: str(value) for name, value in step.items()} if world > 1 else {}
+    children = []
+    for rank in range(world_size):
+        step = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_STEP_NUM_TASKS": world_size}
+        step |= {"SLURM_STEP_TASKS_PER_NODE": world_size, "SLURM_STEP_NODELIST": "127.0.0.1", "MASTER_PORT": port}
+        environment = {name: str(value) for name, value in step.items()} if world_size > 1 else {}
         arguments = (environment, [str(word) for word in words], folder / f"log{rank}", killed_in)
-        started.append(processes.Process(target=run_command, args=arguments))
-    for process in started:
+        children.append(processes.Process(target=run_command, args=arguments))
+    for process in children:
         process.start()
-    for process in started:
+    for process in children:
         process.join(100)
         if process.is_alive():
             process.kill()
             pytest.fail("a process hung")
-    return [p.exitcode for p in started], [words_of(folder / f"log{rank}") for rank in range(world)]
+    return [p.exitcode for p in children], [output_of(folder / f"log{rank}") for rank in range(world_size)]
 
 
-def words_of(log):
-    """Return what a process said, but for a warning that the command line turns off where it imports torch itself."""
+def output_of(log):
+    """Return the output of a process without a warning that the command line switches off when it imports torch."""
     return "".join(line for line in log.read_text().splitlines(True) if "find_unused_parameters" not in line)
 
 
@@ -110,28 +110,28 @@ def weights(out):
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_two_processes_learn_what_one_does(name, store, processes, tmp_path):
-    for world, out in ((1, tmp_path / "one"), (WORLD, tmp_path / "two")):
-        codes, said = launch(processes, command(SYSTEMS[name], store, out), tmp_path, world=world)
-        assert codes == [0] * world, said
-    assert "validation loss" in said[0] and said[1] == ""
+def test_two_processes_train_like_one(name, store, processes, tmp_path):
+    for world_size, out in ((1, tmp_path / "one"), (WORLD_SIZE, tmp_path / "two")):
+        codes, outputs = launch(processes, command(SYSTEMS[name], store, out), tmp_path, world_size=world_size)
+        assert codes == [0] * world_size, outputs
+    assert "validation loss" in outputs[0] and outputs[1] == ""
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
     for a, b in zip(one, two, strict=True):
         for column in ("train_loss", "val_loss", "val_auc", "lr"):
             assert a[column] == b[column] or float(a[column]) == pytest.approx(float(b[column]), rel=2e-4), column
-    # Adam divides by the gradient's size, so where that is rounding alone, as in what normalisation takes away again,
-    # single weights differ by as much as the steps are long.
+    # Adam divides by the magnitude of the gradient. Where a gradient is rounding noise, as for weights whose effect
+    # normalisation cancels, single weights differ by as much as the step size.
     first, second = (torch.cat([v.double().flatten() for v in weights(tmp_path / o).values()]) for o in ("one", "two"))
     assert (first - second).norm() < 2e-3 * first.norm()
 
 
-def test_a_killed_process_ends_the_others_and_resuming_gives_the_same_weights(store, processes, tmp_path):
+def test_a_killed_process_stops_the_others_and_resuming_gives_the_same_weights(store, processes, tmp_path):
     system = ["resnet_simple", *SMALL]
     assert launch(processes, command(system, store, tmp_path / "whole"), tmp_path)[0] == [0, 0]
     cut = command(system, store, tmp_path / "cut", "--resume")
-    codes, said = launch(processes, cut, tmp_path, killed_in=(1, 2))
+    codes, outputs = launch(processes, cut, tmp_path, killed_in=(1, 2))
     assert codes == [1, -signal.SIGKILL]
-    assert said[0].count("darklens:") == 1 and "--resume" in said[0] and "Traceback" not in said[0]
+    assert outputs[0].count("darklens:") == 1 and "--resume" in outputs[0] and "Traceback" not in outputs[0]
     assert not (tmp_path / "cut" / "bundle").exists() and len(rows(tmp_path / "cut")) == 1
     assert launch(processes, cut, tmp_path)[0] == [0, 0]
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "cut")
@@ -142,12 +142,12 @@ def test_a_killed_process_ends_the_others_and_resuming_gives_the_same_weights(st
 def test_a_store_is_fitted_once(store, processes, tmp_path):
     system = ["lens_residual", "model.population=deeplense-model-i", f"model.overrides=[{FIELD}]"]
     system += ["stages.0.epochs=1", "stages.0.batch_size=9"]
-    codes, said = launch(processes, command(system, store, tmp_path / "r"), tmp_path)
-    assert codes == [0, 0], said
+    codes, outputs = launch(processes, command(system, store, tmp_path / "r"), tmp_path)
+    assert codes == [0, 0], outputs
     assert all(np.isfinite(value.numpy()).all() for value in weights(tmp_path / "r").values())
     fits = list((store / "fits").glob("*/*.maps.npy"))
     written = [path.stat().st_mtime_ns for path in fits]
-    assert len(fits) == 1 and said[1] == ""
+    assert len(fits) == 1 and outputs[1] == ""
     assert launch(processes, command(system, store, tmp_path / "again"), tmp_path)[0] == [0, 0]
     assert [path.stat().st_mtime_ns for path in fits] == written
 
@@ -161,24 +161,24 @@ def test_a_store_is_fitted_once(store, processes, tmp_path):
         (["resnet_simple", "--epochs", "3"], "--epochs"),
     ],
 )
-def test_what_is_wrong_is_said_once(words, sentence, store, processes, tmp_path):
-    codes, said = launch(processes, command(words, store, tmp_path / "r"), tmp_path)
-    assert codes == [2, 2] and said[1] == ""
-    assert said[0].count("\n") == 1 and sentence in said[0]
+def test_an_error_is_reported_once(words, sentence, store, processes, tmp_path):
+    codes, outputs = launch(processes, command(words, store, tmp_path / "r"), tmp_path)
+    assert codes == [2, 2] and outputs[1] == ""
+    assert outputs[0].count("\n") == 1 and sentence in outputs[0]
     assert not (tmp_path / "r").exists()
 
 
 def test_a_batch_must_have_an_image_for_every_process(store, processes, tmp_path):
     words = command(["resnet_simple", "stages.0.batch_size=2"], store, tmp_path / "r")
-    codes, said = launch(processes, words, tmp_path, world=3)
-    assert codes == [2, 2, 2] and "a batch of 2 images cannot be shared by 3 processes" in said[0]
-    assert said[1:] == ["", ""] and not (tmp_path / "r").exists()
+    codes, outputs = launch(processes, words, tmp_path, world_size=3)
+    assert codes == [2, 2, 2] and "a batch of 2 images cannot be shared by 3 processes" in outputs[0]
+    assert outputs[1:] == ["", ""] and not (tmp_path / "r").exists()
 
 
-def test_torchrun_starts_a_training_and_starts_it_again_when_a_process_was_killed(store, tmp_path):
+def test_torchrun_starts_a_training_and_restarts_it_after_a_process_was_killed(store, tmp_path):
     out = tmp_path / "r"
     words = command([*SYSTEMS["resnet_simple"], "stages.0.epochs=8"], store, out, "--resume")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(WORLD), "--standalone"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(WORLD_SIZE), "--standalone"]
     words = [*torchrun, "--max-restarts", "1", "-m", "darklens.cli", *map(str, words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (

@@ -1,4 +1,4 @@
-"""A search through the command line: its trials, a kill in the middle of it, pruning, what it writes."""
+"""A hyperparameter search by the command line: trials, a killed search, pruning, output files."""
 
 import os
 import signal
@@ -36,7 +36,7 @@ def settings_of(out):
     return [(row["val_loss"], row[RATE], row["data.augment.kind"]) for row in rows_of(out / "trials.csv")]
 
 
-def test_a_search_tries_settings_and_writes_the_best_as_a_recipe(whole, store, tmp_path):
+def test_a_search_runs_trials_and_writes_the_best_recipe(whole, store, tmp_path):
     rows = rows_of(whole / "trials.csv")
     assert [row["state"] for row in rows] == ["complete"] * 3 and len({row[RATE] for row in rows}) == 3
     assert all(1e-4 <= float(row[RATE]) <= 1e-2 and float(row["val_loss"]) > 0 for row in rows)
@@ -58,7 +58,7 @@ def die_in_the_second_trial(words):
 
     def step(self, batch, batch_idx):
         steps.append(batch_idx)
-        if len(steps) == 9:  # of three an epoch and six a trial: the first of the second epoch is done
+        if len(steps) == 9:  # three steps per epoch, six per trial: the first epoch of the second trial is complete
             os.kill(os.getpid(), signal.SIGKILL)
         return original(self, batch, batch_idx)
 
@@ -66,7 +66,7 @@ def die_in_the_second_trial(words):
     darklens(*words)
 
 
-def test_a_killed_search_goes_on_as_if_nothing_had_happened(whole, store, tmp_path):
+def test_a_killed_search_continues_with_the_same_trials(whole, store, tmp_path):
     words = ["tune", *SEARCH, "--data", store, "--out", tmp_path / "cut", "--seed", 2, "--trials", 3]
     child = prepared_processes().Process(target=die_in_the_second_trial, args=(list(map(str, words)),))
     child.start()
@@ -75,13 +75,13 @@ def test_a_killed_search_goes_on_as_if_nothing_had_happened(whole, store, tmp_pa
     assert darklens(*words) == 0
     rows = rows_of(tmp_path / "cut" / "trials.csv")
     assert [row["state"] for row in rows] == ["complete", "failed", "complete", "complete"]
-    kept = settings_of(tmp_path / "cut")
-    assert kept[:1] + kept[2:] == settings_of(whole)
-    assert kept[1][1:] == kept[2][1:]
+    settings = settings_of(tmp_path / "cut")
+    assert settings[:1] + settings[2:] == settings_of(whole)
+    assert settings[1][1:] == settings[2][1:]
     assert (tmp_path / "cut" / "best.yaml").read_text() == (whole / "best.yaml").read_text()
 
 
-def test_a_finished_search_is_left_alone_and_more_trials_add_to_it(whole, store, monkeypatch):
+def test_a_finished_search_can_be_extended(whole, store, monkeypatch):
     before = settings_of(whole)
     words = ["tune", *SEARCH, "--data", store, "--out", whole, "--seed", 2]
     trained = []
@@ -92,15 +92,15 @@ def test_a_finished_search_is_left_alone_and_more_trials_add_to_it(whole, store,
     assert settings_of(whole)[:3] == before and len(settings_of(whole)) == 4
 
 
-def test_a_trial_that_is_worse_than_others_is_stopped_early(store, tmp_path):
-    # The first two trials' rates are sane; the last has one at which nothing is learnt.
+def test_a_bad_trial_is_stopped_early(store, tmp_path):
+    # With the learning rate of the second trial the loss does not decrease.
     words = [*SMALL, "stages.0.epochs=3", "stages.0.schedule.kind=constant", "stages.0.ema_decay=0"]
     words += ["--data", store, "--out", tmp_path / "s", "--prune-after", 1, "--seed", 0]
-    space = {RATE: tuning.spaces.Choice(values=("1e-3", "1e3"))}
+    space = {RATE: tuning.search_space.Choice(values=("1e-3", "1e3"))}
     rates = iter(["1e-3", "1e3"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tuning.spaces, "parse", lambda *_: (space, tuple(words[1:7])))
-        patch.setattr(tuning.spaces, "chosen", lambda *_: {RATE: next(rates)})
+        patch.setattr(tuning.search_space, "parse", lambda *_: (space, tuple(words[1:7])))
+        patch.setattr(tuning.search_space, "suggested", lambda *_: {RATE: next(rates)})
         assert darklens("tune", *words, "--trials", 2) == 0
     rows = rows_of(tmp_path / "s" / "trials.csv")
     assert [row["state"] for row in rows] == ["complete", "pruned"]
@@ -108,7 +108,7 @@ def test_a_trial_that_is_worse_than_others_is_stopped_early(store, tmp_path):
     assert "worse than others" in rows[1]["problem"] or "not finite" in rows[1]["problem"]
 
 
-def test_settings_that_do_not_suit_the_images_are_refused_and_told(store, tmp_path, capsys):
+def test_invalid_settings_are_refused_and_reported(store, tmp_path, capsys):
     words = [*SMALL[:1], "data.preprocess.crop={44,66}", "stages.0.epochs=1", "stages.0.batch_size=20"]
     assert darklens("tune", *words, "--data", store, "--out", tmp_path / "s", "--trials", 4) == 3
     rows = rows_of(tmp_path / "s" / "trials.csv")

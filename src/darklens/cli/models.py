@@ -35,16 +35,18 @@ def train(
     """
     from darklens.data.store import Store
     from darklens.training import recipe as recipes
-    from darklens.training.processes import joined
+    from darklens.training.processes import process_group
     from darklens.training.run import fits_for
     from darklens.training.run import train as run
 
-    with joined() as processes:
-        chosen_recipe, store = processes.agree(lambda: (recipes.get(recipe, overrides), Store(data) if data else None))
+    with process_group() as processes:
+        chosen_recipe, store = processes.run_on_all(
+            lambda: (recipes.get(recipe, overrides), Store(data) if data else None)
+        )
         with progress("Fitting", len(store) if store else 0) as advance:
-            processes.first(lambda: fits_for(chosen_recipe, store, advance=advance))
+            processes.run_on_main(lambda: fits_for(chosen_recipe, store, advance=advance))
         bundle = run(chosen_recipe, store, out, seed=seed, resume=resume)
-        if not processes.leads:
+        if not processes.is_main:
             return 0
     contract = bundle.contract
     selected = ", ".join(

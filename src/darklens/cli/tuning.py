@@ -49,11 +49,11 @@ def tune(
     from darklens.files import atomic_path
     from darklens.report.figures import to_png
     from darklens.report.search import history
-    from darklens.training import space as spaces
+    from darklens.training.search_space import parse
     from darklens.training.trials import Trial
     from darklens.training.tune import tune as search
 
-    search_space, overrides = spaces.parse(space, space_file)
+    search_space, overrides = parse(space, space_file)
 
     def report(trial: Trial, best: Trial | None) -> None:
         value = "-" if trial.value is None else f"{trial.value:.4g}"
@@ -72,7 +72,7 @@ def tune(
         pruner=pruner,
         prune_after=prune_after,
         seed=seed,
-        tell=report,
+        on_trial=report,
     )
     with atomic_path(out / "tune.png") as temporary:
         temporary.write_bytes(to_png(history(results, metric)))

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from darklens import rng
-from darklens.data.part import WHOLE, Part
+from darklens.data.batch_slice import WHOLE_BATCH, BatchSlice
 from darklens.data.store import Store
 from darklens.errors import InputError
 
@@ -67,14 +67,16 @@ class StoreDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 class BatchOrder(Sampler[list[int]]):
-    """Batches of image numbers; with shuffling, another order each epoch, the same for the same seed and epoch.
+    """Batches of image numbers. With shuffling each epoch has its order, which the seed and the epoch determine.
 
-    Of several processes each has its `part` of every batch, so that together they see what one would. Without shuffling
-    a batch may be smaller than the number of processes; those that have nothing of it leave it out.
+    Each process of a distributed training gets its `batch_slice` of every batch. Without shuffling the last batch may
+    be smaller than the number of processes; a process with an empty share skips it.
     """
 
-    def __init__(self, indices: Indices, batch_size: int, *, shuffle: bool, seed: int = 0, part: Part = WHOLE) -> None:
-        self._part = part
+    def __init__(
+        self, indices: Indices, batch_size: int, *, shuffle: bool, seed: int = 0, batch_slice: BatchSlice = WHOLE_BATCH
+    ) -> None:
+        self._batch_slice = batch_slice
         self._indices = indices
         self._batch_size = batch_size
         self._shuffle = shuffle
@@ -88,7 +90,7 @@ class BatchOrder(Sampler[list[int]]):
     def __len__(self) -> int:
         whole, rest = divmod(len(self._indices), self._batch_size)
         if rest and not (self._shuffle and whole):
-            return whole + bool(range(rest)[self._part.of(rest)])
+            return whole + bool(range(rest)[self._batch_slice.of(rest)])
         return whole
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -97,7 +99,7 @@ class BatchOrder(Sampler[list[int]]):
             order = rng.generator(self._seed, "order", self._epoch).permutation(order)
         for i in range(len(self)):
             batch = order[i * self._batch_size : (i + 1) * self._batch_size]
-            yield [int(j) for j in batch[self._part.of(len(batch))]]
+            yield [int(j) for j in batch[self._batch_slice.of(len(batch))]]
 
 
 def loader(store: Store, order: BatchOrder) -> DataLoader[tuple[torch.Tensor, torch.Tensor]]:

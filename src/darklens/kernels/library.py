@@ -50,7 +50,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def is_loaded() -> bool:
-    """Return whether `library` returns at once."""
+    """Return whether `library` has run in this process."""
     return library.cache_info().currsize > 0
 
 

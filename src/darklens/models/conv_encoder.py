@@ -1,4 +1,4 @@
-"""A small network from maps to features."""
+"""A small convolutional encoder from maps to features."""
 
 from collections import OrderedDict
 
@@ -10,11 +10,16 @@ from darklens.models.resnet_simple import conv_block
 
 
 class ConvEncoder(nn.Module):
-    """Convolutions to 1/8 of the size, then the mean and the largest value of each channel."""
+    """Convolutions to 1/8 of the size, then the mean and the maximum of each channel.
+
+    Args:
+        inputs: Channels of the maps.
+        w: Channels of the first convolution; the last has 3 w.
+    """
 
     def __init__(self, inputs: int, w: int) -> None:
         super().__init__()
-        layers = {  # the names in the weights of bundles
+        layers = {  # names as in stored weights
             "0": conv_block(inputs, w, kernel=5, padding=2, stride=2),
             "1": conv_block(w, w + w // 2, padding=1, pool=nn.MaxPool2d(2)),
             "3": conv_block(w + w // 2, 2 * w, padding=1),
@@ -25,10 +30,10 @@ class ConvEncoder(nn.Module):
 
     @classmethod
     def features(cls, w: int) -> int:
-        """Return the number of features for a width."""
+        """Return the number of features for w channels."""
         return 6 * w
 
     def forward(self, maps: Float[Tensor, "b c m m"]) -> Float[Tensor, "b f"]:
-        """Return mean and largest value of each of the last channels."""
+        """Return the mean and the maximum of each channel of the last convolution."""
         features = self.layers(maps)
         return torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1)

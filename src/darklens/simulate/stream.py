@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
-from darklens.data.part import Part
+from darklens.data.batch_slice import BatchSlice
 from darklens.memory import keep_freed_memory
 from darklens.populations.population import Population
 from darklens.simulate.backend import Backend
@@ -43,13 +43,14 @@ class FreshBatches(Sampler[list[int]]):
     Args:
         n_batches: Batches of an epoch.
         batch_size: Images in a batch, over all processes together.
-        part: This process's; by default that of torch.distributed.
+        batch_slice: The share of this process; by default from torch.distributed.
     """
 
-    def __init__(self, n_batches: int, batch_size: int, *, part: Part | None = None) -> None:
-        self._part = part or Part(*_rank_and_world(None, None))
-        if batch_size < self._part.world:
-            raise ValueError(f"a batch of {batch_size} images cannot be shared by {self._part.world} processes")
+    def __init__(self, n_batches: int, batch_size: int, *, batch_slice: BatchSlice | None = None) -> None:
+        self._batch_slice = batch_slice or BatchSlice(*_rank_and_world(None, None))
+        world_size = self._batch_slice.world_size
+        if batch_size < world_size:
+            raise ValueError(f"a batch of {batch_size} images cannot be shared by {world_size} processes")
         self._n_batches, self._batch_size, self._epoch = n_batches, batch_size, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -63,7 +64,7 @@ class FreshBatches(Sampler[list[int]]):
         first = self._epoch * self._n_batches
         for i in range(len(self)):
             start = (first + i) * self._batch_size
-            yield list(range(start, start + self._batch_size)[self._part.of(self._batch_size)])
+            yield list(range(start, start + self._batch_size)[self._batch_slice.of(self._batch_size)])
 
 
 class Stream(IterableDataset[tuple[Float[Tensor, "b 1 n n"], Int[Tensor, " b"]]]):

@@ -1,4 +1,4 @@
-"""The Lightning module around any system: loss, optimiser, validation metrics, reproducible randomness."""
+"""The Lightning module that trains any system: loss, optimiser, validation metrics, reproducible randomness."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,19 +15,28 @@ from darklens.evaluation.metrics import macro_auc
 from darklens.fit.cache import FitSettings
 from darklens.fit.features import FitFeatures
 from darklens.models.autoencoder import reconstruction_error
-from darklens.training.processes import ALONE, Processes
+from darklens.training.processes import SINGLE_PROCESS, Processes
 from darklens.training.recipe import DataConfig, OneCycle, Plateau, Stage
 
-Batch = Sequence[Any]  # images or their fits, and labels; torch's loader makes it a list
+Batch = Sequence[Any]  # images or their fits, and labels; a list from torch's loader
 
 
 class Learner(pl.LightningModule):
     """Trains `network` for one stage.
 
-    Randomness is addressed by (seed, stage, epoch, batch), so a resumed run repeats the interrupted one. Of several
-    processes each has a part of every batch, of `batch_size` images in all; but for dropout's masks and what a system
-    makes of a whole batch, they learn what one would. With `fit_settings`, lenses are fitted to images that come
-    without fits.
+    Random numbers depend on (seed, stage, epoch, batch) only, so a resumed run repeats the interrupted one. The
+    processes of a distributed training share every batch of `batch_size` images. Their result is that of one process,
+    except for the masks of dropout and for losses that depend on the whole batch.
+
+    Args:
+        network: The part of the system that the stage trains.
+        stage: Its settings.
+        stage_index: Its index in the recipe.
+        data: Preprocessing and augmentation.
+        seed: Random seed of the run.
+        batch_size: Images per batch, over all processes.
+        processes: The processes that train together.
+        fit_settings: Settings of the fits of images without fits, for a network that takes fits.
     """
 
     def __init__(
@@ -35,11 +44,11 @@ class Learner(pl.LightningModule):
         network: nn.Module,
         *,
         stage: Stage,
-        number: int,
+        stage_index: int,
         data: DataConfig,
         seed: int,
         batch_size: int,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE_PROCESS,
         fit_settings: FitSettings | None = None,
     ) -> None:
         super().__init__()
@@ -47,13 +56,13 @@ class Learner(pl.LightningModule):
         self._batch_size, self._processes = batch_size, processes
         self.network = network
         self._stage = stage
-        self._number = number
+        self._stage_index = stage_index
         self._data = data
         self._seed = seed
-        self._seen: list[list[Tensor]] = []
+        self._validation_batches: list[list[Tensor]] = []
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Pre-process, and in training augment, a whole batch on the device."""
+        """Preprocess a batch on the device, and augment it in training."""
         images, labels = batch
         if isinstance(images, FitFeatures):  # the maps turn as the images would, the summary does not
             if self.trainer.training and isinstance(self._data.augment, Dihedral):
@@ -70,48 +79,50 @@ class Learner(pl.LightningModule):
         return images.contiguous(memory_format=torch.channels_last), labels
 
     def _draws(self) -> Draws:
-        part = "train" if self.trainer.training else "validation"
-        address = (part, self._number, self.current_epoch, self.global_step, len(self._seen))
+        split = "train" if self.trainer.training else "validation"
+        address = (split, self._stage_index, self.current_epoch, self.global_step, len(self._validation_batches))
         generator = torch.Generator().manual_seed(rng.integer_seed(self._seed, "augment", *address))
-        if not self._processes.several:
+        if not self._processes.is_distributed:
             return Draws(generator)
-        return Draws(generator, self._processes.part.of(self._batch_size).start, self._batch_size)
+        return Draws(generator, self._processes.batch_slice.of(self._batch_size).start, self._batch_size)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the batch's mean loss."""
+        """Return the mean loss of the batch."""
         images, labels = batch
-        # Dropout's randomness. Set at every step, since Lightning leaves out the epoch's start in a resumed run.
-        who = (self._processes.place.rank,) if self._processes.several else ()
-        self._seed_device(rng.integer_seed(self._seed, "network", self._number, self.global_step, *who))
-        # A system of several parts may have a loss of its own for each.
-        own = getattr(self.network, "losses", None)
-        loss = (own(images, labels) if own else self._losses(self.network(images), images, labels)).mean()
-        # Gradients, and what is logged, are averaged over processes, whose parts may differ by an image.
-        loss = loss * (len(labels) * self._processes.place.world / self._batch_size)
+        # For dropout. Seeded at every step, since Lightning skips the start of the epoch in a resumed run.
+        rank = (self._processes.rank.global_rank,) if self._processes.is_distributed else ()
+        self._seed_device(rng.integer_seed(self._seed, "network", self._stage_index, self.global_step, *rank))
+        # A system of several networks may define the training loss of each.
+        system_losses = getattr(self.network, "losses", None)
+        losses = system_losses(images, labels) if system_losses else self._losses(self.network(images), images, labels)
+        # Gradients and logged values are averaged over processes, whose shares may differ by one image.
+        loss = losses.mean() * (len(labels) * self._processes.rank.world_size / self._batch_size)
         self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=self._batch_size, sync_dist=True)
         return loss
 
     def _seed_device(self, seed: int) -> None:
-        """Do what torch.manual_seed does, which writes out the stack of calls for each kind of device there is not."""
+        """Seed the generators in use. torch.manual_seed also formats a stack trace for each absent kind of device."""
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keep the losses, the labels and, for a classifier, the probabilities."""
+        """Store the losses, the labels and, for a classifier, the probabilities."""
         images, labels = batch
-        # As a bundle calculates, whose epoch this chooses, whatever the precision of the training steps.
+        # In float32 like a bundle, since these metrics select the epoch of the bundle.
         with torch.autocast(self.device.type, enabled=False):
             output = self.network(images)
-        seen = [self._losses(output, images, labels), labels]
-        self._seen.append([*seen, output.double().softmax(1)] if self._stage.task == "classify" else seen)
+        columns = [self._losses(output, images, labels), labels]
+        if self._stage.task == "classify":
+            columns.append(output.double().softmax(1))
+        self._validation_batches.append(columns)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the mean loss of the validation images, and a classifier's macro one-vs-rest AUC."""
-        own = [torch.cat(parts).cpu().numpy() for parts in zip(*self._seen, strict=True)]
-        self._seen.clear()
-        # Not logged image by image: Lightning means over processes, not over images, where they have unequally many.
-        losses, labels, *p = (np.concatenate(parts) for parts in zip(*self._processes.gather(own), strict=True))
+        """Log the mean validation loss and, for a classifier, the macro one-vs-rest AUC."""
+        columns = [torch.cat(parts).cpu().numpy() for parts in zip(*self._validation_batches, strict=True)]
+        self._validation_batches.clear()
+        # Not logged per batch: Lightning would average over processes, which may have different numbers of images.
+        losses, labels, *p = (np.concatenate(parts) for parts in zip(*self._processes.gather(columns), strict=True))
         self.log("val_loss", losses.mean(dtype=np.float64))
         if p:
             self.log("val_auc", macro_auc(labels, p[0]))
@@ -122,19 +133,22 @@ class Learner(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the norm of all gradients, as Lightning does.
+        """Clip the norm of the gradient, as Lightning does.
 
-        In mixed precision it refuses fused optimisers, for the sake of a scale of gradients that bfloat16 has not.
+        Lightning itself refuses fused optimisers in mixed precision, because of gradient scaling, which bfloat16 does
+        not use.
         """
         if gradient_clip_val:
             nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], gradient_clip_val)
 
     def configure_optimizers(self) -> Any:
-        """Return the optimiser and schedule of the stage."""
+        """Return the optimiser and the schedule of the stage."""
         settings, stage = self._stage.optimiser, self._stage
-        make = torch.optim.AdamW if settings.kind == "adamw" else torch.optim.Adam
-        # Fused: one pass over the weights a step, not one an operation.
-        optimiser = make(self.network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+        optimiser_class = torch.optim.AdamW if settings.kind == "adamw" else torch.optim.Adam
+        # Fused: one pass over the weights per step instead of one per operation.
+        optimiser = optimiser_class(
+            self.network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+        )
         if isinstance(stage.schedule, OneCycle):
             steps = int(self.trainer.estimated_stepping_batches)
             one_cycle = torch.optim.lr_scheduler.OneCycleLR(

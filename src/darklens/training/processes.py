@@ -1,7 +1,7 @@
-"""Several processes that train together: which one this is, how they agree, how what goes wrong is said once.
+"""The processes of a distributed training: their ranks, and how they exchange values and report errors once.
 
-`torchrun` or Slurm's `srun` starts them, and each runs the same command. A recipe's batch is shared out among them, so
-their number changes how fast a training is and not what it learns.
+`torchrun` or Slurm's `srun` starts them, and each runs the same command. They share every batch of the recipe, so their
+number changes the speed of a training and not its result.
 """
 
 import os
@@ -21,250 +21,259 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from darklens.data.part import Part
+from darklens.data.batch_slice import BatchSlice
 from darklens.errors import ConfigError, DarklensError, StoppedError
 
 R = TypeVar("R")
-# The first process may fit a whole store, or calibrate, while the others wait.
-_PATIENCE = timedelta(days=7)
-_EXCHANGE = timedelta(minutes=30)
+# The main process may fit a whole store, or calibrate, while the others wait.
+_OBJECT_TIMEOUT = timedelta(days=7)
+_TENSOR_TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a process stands among those of a launch.
+class Rank:
+    """The position of a process in a launch.
 
     Attributes:
-        rank: Its number among all.
-        world: How many there are.
-        local_rank: Its number on its machine.
-        local_world: How many its machine has, which is the same for all machines.
-        address: Machine of the first process.
-        port: Where that one listens.
+        global_rank: Index among all processes.
+        world_size: Number of processes.
+        local_rank: Index among the processes of the same machine.
+        local_world_size: Number of processes on the machine, the same for all machines.
+        main_address: Machine of the main process.
+        main_port: Port on which the main process listens.
     """
 
-    rank: int = 0
-    world: int = 1
+    global_rank: int = 0
+    world_size: int = 1
     local_rank: int = 0
-    local_world: int = 1
-    address: str = "127.0.0.1"
-    port: int = 29500
+    local_world_size: int = 1
+    main_address: str = "127.0.0.1"
+    main_port: int = 29500
 
 
-def place_of(environment: Mapping[str, str]) -> Place:
-    """Return where this process stands, from the variables of torchrun or of a step of Slurm; without both it is alone.
+def rank_from(environment: Mapping[str, str]) -> Rank:
+    """Return the rank of this process from the variables of torchrun or of a Slurm step.
 
-    A job script that Slurm runs without `srun` is alone, however many tasks the job may have.
+    Without these variables the process is alone. So is a job script that Slurm runs without `srun`, whatever the number
+    of tasks of the job.
 
     Raises:
         ConfigError: If the machines have different numbers of processes.
     """
     if "TORCHELASTIC_RUN_ID" in environment:
-        place = Place(
-            rank=int(environment["RANK"]),
-            world=int(environment["WORLD_SIZE"]),
+        rank = Rank(
+            global_rank=int(environment["RANK"]),
+            world_size=int(environment["WORLD_SIZE"]),
             local_rank=int(environment["LOCAL_RANK"]),
-            local_world=int(environment["LOCAL_WORLD_SIZE"]),
-            address=environment["MASTER_ADDR"],
-            port=int(environment["MASTER_PORT"]),
+            local_world_size=int(environment["LOCAL_WORLD_SIZE"]),
+            main_address=environment["MASTER_ADDR"],
+            main_port=int(environment["MASTER_PORT"]),
         )
     elif int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         job = int(environment.get("SLURM_JOB_ID", "0"))
         nodes = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_NODELIST", "127.0.0.1"))
-        place = Place(
-            rank=int(environment["SLURM_PROCID"]),
-            world=int(environment["SLURM_STEP_NUM_TASKS"]),
+        rank = Rank(
+            global_rank=int(environment["SLURM_PROCID"]),
+            world_size=int(environment["SLURM_STEP_NUM_TASKS"]),
             local_rank=int(environment["SLURM_LOCALID"]),
-            local_world=_tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", "1")),
-            address=environment.get("MASTER_ADDR") or SLURMEnvironment.resolve_root_node_address(nodes),
-            port=int(environment.get("MASTER_PORT") or 15000 + job % 10000),
+            local_world_size=_tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", "1")),
+            main_address=environment.get("MASTER_ADDR") or SLURMEnvironment.resolve_root_node_address(nodes),
+            main_port=int(environment.get("MASTER_PORT") or 15000 + job % 10000),
         )
     else:
-        return Place()
-    if place.world % place.local_world:
+        return Rank()
+    if rank.world_size % rank.local_world_size:
         raise ConfigError("Machines have different numbers of processes; start the same number on each.")
-    return place
+    return rank
 
 
 def _tasks_per_node(text: str) -> int:
-    """Return the number in Slurm's list, such as `4(x2)`."""
+    """Return the number in a list of Slurm such as `4(x2)`."""
     numbers = {int(number) for number in re.sub(r"\(x\d+\)", "", text).split(",")}
     if len(numbers) > 1:
-        raise ConfigError(f"Slurm gives the nodes {text} tasks; ask for equally many with --ntasks-per-node.")
+        raise ConfigError(f"Slurm gives the nodes {text} tasks; ask for equal numbers with --ntasks-per-node.")
     return numbers.pop()
 
 
 class Processes:
-    """All processes of a training, as one of them sees them."""
+    """All processes of a training, from the point of view of one of them."""
 
-    def __init__(self, place: Place, group: Any = None) -> None:
-        self.place, self._group = place, group
+    def __init__(self, rank: Rank, group: Any = None) -> None:
+        self.rank, self._group = rank, group
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Processes":
-        # A running mean copies the Lightning module; its copy is on the same process.
+        # The averaging of weights copies the Lightning module, within the same process.
         return self
 
     @property
-    def part(self) -> Part:
-        """Which part of every batch this process has."""
-        return Part(self.place.rank, self.place.world)
+    def batch_slice(self) -> BatchSlice:
+        """The share of every batch that this process has."""
+        return BatchSlice(self.rank.global_rank, self.rank.world_size)
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the process that writes and speaks."""
-        return self.place.rank == 0
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files and prints."""
+        return self.rank.global_rank == 0
 
     @property
-    def several(self) -> bool:
-        """Whether there are others."""
-        return self.place.world > 1
+    def is_distributed(self) -> bool:
+        """Whether there are other processes."""
+        return self.rank.world_size > 1
 
     def gather(self, value: Any) -> list[Any]:
-        """Return every process's value, in the order of their numbers."""
-        if not self.several:
+        """Return the values of all processes, by rank."""
+        if not self.is_distributed:
             return [value]
-        values: list[Any] = [None] * self.place.world
+        values: list[Any] = [None] * self.rank.world_size
         dist.all_gather_object(values, value, group=self._group)
         return values
 
-    def agree(self, function: Callable[[], R]) -> R:
-        """Call `function` on every process and return its value, unless it went wrong on any.
+    def run_on_all(self, function: Callable[[], R]) -> R:
+        """Call `function` on every process and return its value, unless it fails on any process.
 
         Raises:
-            DarklensError: On every process, the first of those that were raised; only the first process tells it.
+            DarklensError: On every process, the error of the lowest rank. Only the main process reports it.
         """
         result: list[R] = []
         problem: DarklensError | None = None
         try:
             result.append(function())
         except DarklensError as error:
-            if not self.several:
+            if not self.is_distributed:
                 raise
             problem = error
-        told = self.gather(problem and (type(problem), f"On {socket.gethostname()}: {problem}", str(problem)))
-        raised = [entry for entry in told if entry]
-        if not raised:
+        reports = self.gather(problem and (type(problem), f"On {socket.gethostname()}: {problem}", str(problem)))
+        failures = [report for report in reports if report]
+        if not failures:
             return result[0]
-        kind, placed, plain = raised[0]
-        told_once: DarklensError = kind(plain if len(raised) == len(told) else placed)
-        told_once.reported_elsewhere = not self.leads
-        raise told_once
+        kind, message_with_host, message = failures[0]
+        common: DarklensError = kind(message if len(failures) == len(reports) else message_with_host)
+        common.reported_elsewhere = not self.is_main
+        raise common
 
-    def first(self, function: Callable[[], R]) -> R | None:
-        """Call `function` on the first process alone, while the others wait; they are given None.
+    def run_on_main(self, function: Callable[[], R]) -> R | None:
+        """Call `function` on the main process only, while the others wait. They get None.
 
         Raises:
-            DarklensError: On every process, if it was raised on the first.
+            DarklensError: On every process, if it was raised on the main process.
         """
-        return self.agree(lambda: function() if self.leads else None)
+        return self.run_on_all(lambda: function() if self.is_main else None)
 
-    def in_turn(self, function: Callable[[], R]) -> R:
-        """Call `function` on the first process, and when it is done on the others, which find what it left on disk."""
-        done = self.first(function)
-        others = self.agree(lambda: None if self.leads else function()) if self.several else None
-        return done if self.leads else others  # type: ignore[return-value]  # each has called it by now
+    def run_main_first(self, function: Callable[[], R]) -> R:
+        """Call `function` on the main process, and then on the others, which can read the files that it wrote."""
+        main_result = self.run_on_main(function)
+        other_result = self.run_on_all(lambda: None if self.is_main else function()) if self.is_distributed else None
+        return main_result if self.is_main else other_result  # type: ignore[return-value]  # each has called it once
 
     def trainer_arguments(self) -> dict[str, Any]:
-        """Return the arguments of Lightning's Trainer that say where it runs."""
-        # Ours also where there is one process: Lightning would take a Slurm job's tasks for those of the training.
-        launch = {"plugins": [_Launched(self.place)]}
-        if not self.several:
-            return launch | {"accelerator": "auto", "devices": 1}
-        return launch | {
+        """Return the arguments of Lightning's Trainer that depend on the processes."""
+        # Also for a single process: Lightning would take the tasks of a Slurm job for processes of the training.
+        arguments = {"plugins": [_LaunchedEnvironment(self.rank)]}
+        if not self.is_distributed:
+            return arguments | {"accelerator": "auto", "devices": 1}
+        return arguments | {
             "accelerator": "cuda" if torch.cuda.is_available() else "cpu",
-            "devices": self.place.local_world,
-            "num_nodes": self.place.world // self.place.local_world,
-            # Systems have parts that a stage does not train. Statistics of normalisation are the same everywhere.
+            "devices": self.rank.local_world_size,
+            "num_nodes": self.rank.world_size // self.rank.local_world_size,
+            # A stage may leave parts of a system untrained. Running statistics are equal on all processes.
             "strategy": DDPStrategy(
-                find_unused_parameters=True, broadcast_buffers=False, gradient_as_bucket_view=True, timeout=_EXCHANGE
+                find_unused_parameters=True,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                timeout=_TENSOR_TIMEOUT,
             ),
             "use_distributed_sampler": False,
         }
 
 
-ALONE = Processes(Place())
-_joined: list[Processes] = []
+SINGLE_PROCESS = Processes(Rank())
+_current: list[Processes] = []
 
 
 @contextmanager
-def joined() -> Iterator[Processes]:
-    """Meet the other processes of this launch, if there are any. Within itself it gives the same again.
+def process_group() -> Iterator[Processes]:
+    """Connect to the other processes of this launch, if there are any. A nested call returns the same group.
 
     Raises:
         ConfigError: If there are fewer GPUs than processes.
-        StoppedError: If others are not there, or ended early.
+        StoppedError: If other processes are missing, or ended early.
     """
-    if _joined:
-        yield _joined[0]
+    if _current:
+        yield _current[0]
         return
-    place = place_of(os.environ)
-    if place.world == 1:
-        yield ALONE
+    rank = rank_from(os.environ)
+    if rank.world_size == 1:
+        yield SINGLE_PROCESS
         return
-    processes = _meet(place)
-    _joined.append(processes)
+    processes = _connect(rank)
+    _current.append(processes)
     try:
         yield processes
     except KeyboardInterrupt:
-        if processes.leads:
+        if processes.is_main:
             raise
         raise SystemExit(130) from None
     except Exception as error:
-        if not _is_loss(error):
+        if not _is_lost_connection(error):
             raise
         stopped = StoppedError(
-            "Another process of this training ended, so all do; what it said is above. Give the command again with "
-            "--resume to go on from the last whole epoch."
+            "Another process of this training ended, and its message is above. All processes stop. Repeat the command "
+            "with --resume to continue from the last complete epoch."
         )
-        stopped.reported_elsewhere = not processes.leads
+        stopped.reported_elsewhere = not processes.is_main
         raise stopped from error
     else:
         dist.destroy_process_group()
     finally:
-        _joined.clear()
+        _current.clear()
 
 
-def _meet(place: Place) -> Processes:
+def _connect(rank: Rank) -> Processes:
     cuda = torch.cuda.is_available()
-    if cuda and torch.cuda.device_count() < place.local_world:
+    if cuda and torch.cuda.device_count() < rank.local_world_size:
         error = ConfigError(
-            f"{place.local_world} processes on {socket.gethostname()} see {torch.cuda.device_count()} of its GPUs; "
-            "start one a GPU, and with Slurm ask for --gpus-per-node, as --gpus-per-task hides those of the others."
+            f"{rank.local_world_size} processes on {socket.gethostname()} see {torch.cuda.device_count()} of its GPUs; "
+            "start one process per GPU. With Slurm use --gpus-per-node, since --gpus-per-task hides the other GPUs."
         )
-        error.reported_elsewhere = place.local_rank > 0
+        error.reported_elsewhere = rank.local_rank > 0
         raise error
-    # Slurm does not set these, and torch listens where they say.
-    os.environ |= {"MASTER_ADDR": place.address, "MASTER_PORT": str(place.port)}
+    # torch reads these, and Slurm does not set them.
+    os.environ |= {"MASTER_ADDR": rank.main_address, "MASTER_PORT": str(rank.main_port)}
     if cuda:
-        torch.cuda.set_device(place.local_rank)
+        torch.cuda.set_device(rank.local_rank)
     try:
-        # Where torchrun starts all anew, its store still has the addresses of the dead.
-        store, _, _ = next(rendezvous("env://", place.rank, place.world, timeout=_EXCHANGE))
-        own = PrefixStore(f"start{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        # After a restart by torchrun the store still has the addresses of the killed processes.
+        store, _, _ = next(rendezvous("env://", rank.global_rank, rank.world_size, timeout=_TENSOR_TIMEOUT))
+        prefixed = PrefixStore(f"start{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         dist.init_process_group(
-            "nccl" if cuda else "gloo", store=own, rank=place.rank, world_size=place.world, timeout=_EXCHANGE
+            "nccl" if cuda else "gloo",
+            store=prefixed,
+            rank=rank.global_rank,
+            world_size=rank.world_size,
+            timeout=_TENSOR_TIMEOUT,
         )
-        return Processes(place, dist.new_group(backend="gloo", timeout=_PATIENCE))
+        return Processes(rank, dist.new_group(backend="gloo", timeout=_OBJECT_TIMEOUT))
     except (dist.DistError, RuntimeError, OSError) as error:
-        said = StoppedError(
-            f"The {place.world} processes of this training did not all meet at {place.address}:{place.port} "
-            f"({str(error).splitlines()[0]}); start as many as you say, on machines that reach that one."
+        failure = StoppedError(
+            f"The {rank.world_size} processes of this training could not all connect to "
+            f"{rank.main_address}:{rank.main_port} ({str(error).splitlines()[0]}); check that all of them started, on "
+            "machines that reach this address."
         )
-        said.reported_elsewhere = place.rank > 0
-        raise said from error
+        failure.reported_elsewhere = rank.global_rank > 0
+        raise failure from error
 
 
-def _is_loss(error: Exception) -> bool:
-    """Tell whether an exchange failed because another process is gone; gloo has no type of its own for that."""
+def _is_lost_connection(error: Exception) -> bool:
+    """Return whether an exchange failed because another process ended; gloo has no error type for that."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-class _Launched(ClusterEnvironment):
-    """Tells Lightning what is known already: the processes run, and which one this is."""
+class _LaunchedEnvironment(ClusterEnvironment):
+    """Tells Lightning that the processes are running, and the rank of this one."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, rank: Rank) -> None:
         super().__init__()
-        self._place = place
+        self._rank = rank
 
     @property
     def creates_processes_externally(self) -> bool:
@@ -272,30 +281,30 @@ class _Launched(ClusterEnvironment):
 
     @property
     def main_address(self) -> str:
-        return self._place.address
+        return self._rank.main_address
 
     @property
     def main_port(self) -> int:
-        return self._place.port
+        return self._rank.main_port
 
     @staticmethod
     def detect() -> bool:
         return False
 
     def world_size(self) -> int:
-        return self._place.world
+        return self._rank.world_size
 
     def set_world_size(self, size: int) -> None:
         pass
 
     def global_rank(self) -> int:
-        return self._place.rank
+        return self._rank.global_rank
 
     def set_global_rank(self, rank: int) -> None:
         pass
 
     def local_rank(self) -> int:
-        return self._place.local_rank
+        return self._rank.local_rank
 
     def node_rank(self) -> int:
-        return self._place.rank // self._place.local_world
+        return self._rank.global_rank // self._rank.local_world_size

@@ -1,7 +1,7 @@
-"""A training from start to bundle. The only place where a Trainer is made.
+"""A training from the recipe to the bundle. The only module that makes a Trainer.
 
-RUN/config.yaml            the recipe with all its defaults and overrides
-RUN/metrics.csv            one row an epoch
+RUN/config.yaml            the recipe with all defaults and overrides
+RUN/metrics.csv            one row per epoch
 RUN/checkpoints/STAGE/     last.ckpt and best.ckpt, for resuming only
 RUN/bundle/                the result
 """
@@ -15,8 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytorch_lightning as pl
 import torch
-import yaml
-from pydantic import ValidationError
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from rich.console import Console
 from torch import nn
@@ -36,14 +34,14 @@ from darklens.fit.features import FitFeatures
 from darklens.kernels.library import library
 from darklens.memory import keep_freed_memory
 from darklens.models.zoo import build, count_parameters
-from darklens.training.average import RunningMean
+from darklens.training.ema import WeightEMA
+from darklens.training.epoch_metrics import EpochMetrics, MetricsWriter, read_rows
 from darklens.training.learner import Learner
-from darklens.training.normalisation import synchronised
 from darklens.training.precision import precision_of
-from darklens.training.processes import Processes, joined
+from darklens.training.processes import Processes, process_group
 from darklens.training.recipe import Recipe, Stage
-from darklens.training.rows import EpochMetrics, EpochRows, read_rows
 from darklens.training.sources import Loader, Source, source_of
+from darklens.training.sync_batch_norm import synchronised
 
 _STATE = "state.json"
 _OOD_REFERENCE_IMAGES = 4000  # training images: enough for the covariance of 500 features
@@ -56,45 +54,47 @@ def train(
     *,
     seed: int = 0,
     resume: bool = False,
-    watch: Callable[[EpochMetrics], None] = lambda _: None,
+    on_epoch: Callable[[EpochMetrics], None] = lambda _: None,
 ) -> Bundle:
-    """Train a recipe on a store; write the run folder and return its bundle.
+    """Train a recipe on a store, write the run folder and return its bundle.
 
     Under torchrun or Slurm's `srun` all processes call it and train together; see `darklens.training.processes`.
 
     Args:
-        recipe: What to train and how.
-        store: Training images, a part of which is held out for validation; None if the recipe simulates them.
+        recipe: The recipe.
+        store: The images, some of which become validation images; None if the recipe simulates images.
         out: Run folder to write.
-        seed: Decides weights, split, order and augmentation.
-        resume: Go on with an interrupted run in `out`, from the last finished epoch.
-        watch: Called after each epoch; what it raises ends the training. Not for several processes.
+        seed: Seed of the initial weights, the split, the order and the augmentation.
+        resume: Continue an interrupted run in `out` from the last complete epoch.
+        on_epoch: Called after each epoch. An exception that it raises ends the training. For a single process only.
 
     Raises:
-        InputError: If `out` is taken and `resume` is not set, or holds a run of another recipe, data or seed.
+        ConfigError: If the recipe and the images do not fit together.
+        InputError: If `out` contains a run and `resume` is not set, or a run of another recipe, data or seed.
     """
-    with joined() as processes:
-        _quiet()
+    with process_group() as processes:
+        _silence_lightning()
         keep_freed_memory()
-        library()  # before the first step, of a run that goes on too
-        fits = processes.in_turn(lambda: fits_for(recipe, store))
-        source, network = processes.agree(lambda: _prepared(recipe, store, fits, seed, processes))
-        processes.first(lambda: _claim(out, recipe, source, seed, resume))
-        processes.agree(lambda: _require_seen(out))
+        library()  # before the first step, so that a resumed run uses the same code
+        fits = processes.run_main_first(lambda: fits_for(recipe, store))
+        source, network = processes.run_on_all(lambda: _prepare(recipe, store, fits, seed, processes))
+        processes.run_on_main(lambda: _claim(out, recipe, source, seed, resume))
+        processes.run_on_all(lambda: _require_shared(out))
         validation: dict[str, float] = {}
-        for number, stage in enumerate(recipe.stages):
+        for index, stage in enumerate(recipe.stages):
             if stage.task != "reconstruct" or recipe.pretrained is None:
-                validation = _run_stage(network, recipe, stage, number, source, out, seed, processes, watch)
-        processes.first(lambda: _finish(network, recipe, source, out, seed, validation, processes.place.world))
-        return processes.agree(lambda: Bundle.load(out))
+                validation = _run_stage(network, recipe, stage, index, source, out, seed, processes, on_epoch)
+        world_size = processes.rank.world_size
+        processes.run_on_main(lambda: _write_bundle(network, recipe, source, out, seed, validation, world_size))
+        return processes.run_on_all(lambda: Bundle.load(out))
 
 
-def _prepared(
+def _prepare(
     recipe: Recipe, store: Store | None, fits: FitCache | None, seed: int, processes: Processes
 ) -> tuple[Source, nn.Module]:
-    """Return the images, and the network with the weights it starts from."""
+    """Return the source of the images, and the network with its initial weights."""
     source = source_of(recipe.data, recipe.stages, store, seed=seed, fits=fits)
-    _require_enough(recipe, source, processes.place.world)
+    _check_world_size(recipe, source, processes.rank.world_size)
     recipe.check_sizes(source.n_pixels)
     pl.seed_everything(rng.integer_seed(seed, "weights") % 2**32, verbose=False)
     network: nn.Module = build(
@@ -106,29 +106,29 @@ def _prepared(
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     if recipe.pretrained is not None:
         _load_autoencoder(network, recipe, source.n_pixels)
-    return source, synchronised(network) if processes.several else network
+    return source, synchronised(network) if processes.is_distributed else network
 
 
-def _require_enough(recipe: Recipe, source: Source, world: int) -> None:
-    """Check that every process has something of every batch, and of the validation images."""
+def _check_world_size(recipe: Recipe, source: Source, world_size: int) -> None:
+    """Check that every process gets images of every batch, and of the validation images."""
     for i, stage in enumerate(recipe.stages):
-        if source.batch_size(stage) < world:
+        if source.batch_size(stage) < world_size:
             raise ConfigError(
-                f"stages.{i}.batch_size: a batch of {source.batch_size(stage)} images cannot be shared by {world} "
-                "processes; it is over all of them, so raise it or start fewer."
+                f"stages.{i}.batch_size: a batch of {source.batch_size(stage)} images cannot be shared by "
+                f"{world_size} processes; increase it, or start fewer processes."
             )
-    if source.validation_images < world:
-        raise ConfigError(f"{source.validation_images} validation images cannot be shared by {world} processes.")
+    if source.validation_images < world_size:
+        raise ConfigError(f"{source.validation_images} validation images cannot be shared by {world_size} processes.")
 
 
-def _finish(
+def _write_bundle(
     network: nn.Module,
     recipe: Recipe,
     source: Source,
     out: Path,
     seed: int,
     validation: dict[str, float],
-    world: int,
+    world_size: int,
 ) -> None:
     """Calibrate the trained network and write its bundle."""
     seconds = sum(float(row["seconds"]) for row in read_rows(out / "metrics.csv"))
@@ -150,24 +150,24 @@ def _finish(
             "seed": seed,
             "train_seconds": round(seconds, 1),
             "train_images": source.train_images,
-            **({"processes": world} if world > 1 else {}),
+            **({"processes": world_size} if world_size > 1 else {}),
         },
     )
     bundle = Bundle(contract, network)
     if contract.task == "classify":
-        bundle = _calibrated(bundle, source, recipe.stages, seed)
+        bundle = _calibrate(bundle, source, recipe.stages, seed)
     bundle.save(out / "bundle")
 
 
 def fits_for(
     recipe: Recipe, store: Store | None, *, advance: Callable[[int], None] = lambda _: None
 ) -> FitCache | None:
-    """Return the fits of the store, made where they are missing, if the recipe's network takes fits.
+    """Return the fits of a store if the network of the recipe takes fits, and fit the images that have none yet.
 
     Args:
-        recipe: What is to be trained.
-        store: Its images, in whose folder fits are kept.
-        advance: Called with the number of images just fitted.
+        recipe: The recipe.
+        store: The images. Their fits are cached in its folder.
+        advance: Called with the number of newly fitted images.
     """
     settings = fit_settings_of(recipe.model)
     if settings is None or store is None or recipe.data.kind != "store":
@@ -187,19 +187,19 @@ def fits_for(
     )
 
 
-def _calibrated(bundle: Bundle, source: Source, stages: Sequence[Stage], seed: int) -> Bundle:
-    """Calibrate on the validation images of the last stage, as they are stored: none is moved."""
-    reference, held_out = source.typical(stages[-1], len(stages) - 1, _OOD_REFERENCE_IMAGES)
+def _calibrate(bundle: Bundle, source: Source, stages: Sequence[Stage], seed: int) -> Bundle:
+    """Calibrate on the validation images of the last stage, without augmentation."""
+    reference, validation = source.calibration_loaders(stages[-1], len(stages) - 1, _OOD_REFERENCE_IMAGES)
     name = "validation images, which chose the epoch"
-    outputs = _outputs(bundle, held_out)
+    outputs = _outputs(bundle, validation)
     return calibrate(bundle, outputs, reference=_outputs(bundle, reference), images=name, seed=seed)
 
 
 def _outputs(bundle: Bundle, images: Loader) -> LabelledOutputs:
     outputs, labels = [], []
-    for batch, own in images:
+    for batch, batch_labels in images:
         outputs.append(bundle.output(batch if isinstance(batch, FitFeatures) else bundle.inputs_of(batch.numpy())))
-        labels.append(own.numpy())
+        labels.append(batch_labels.numpy())
     return LabelledOutputs(
         Output(*(np.concatenate(parts) for parts in zip(*outputs, strict=True))), np.concatenate(labels)
     )
@@ -209,35 +209,35 @@ def _run_stage(
     network: nn.Module,
     recipe: Recipe,
     stage: Stage,
-    number: int,
+    index: int,
     source: Source,
     out: Path,
     seed: int,
     processes: Processes,
-    watch: Callable[[EpochMetrics], None],
+    on_epoch: Callable[[EpochMetrics], None],
 ) -> dict[str, float]:
-    """Train one stage, leave its chosen weights in `network`, and return their validation metrics."""
-    part: nn.Module = network
+    """Train one stage, load its selected weights into `network`, and return their validation metrics."""
+    trained: nn.Module = network
     if stage.task == "reconstruct" and isinstance(child := getattr(network, "k_network", None), nn.Module):
-        part = child
+        trained = child
     if recipe.compile:
-        compile_network(part)
-    folder = out / "checkpoints" / f"stage{number}-{stage.task}"
+        compile_network(trained)
+    folder = out / "checkpoints" / f"stage{index}-{stage.task}"
     last = folder / "last.ckpt"
-    # Not ModelCheckpoint's save_last, which writes only when the best changes.
+    # Not the save_last of ModelCheckpoint, which writes only when the best epoch changes.
     keep_best, keep_last = _checkpoint(folder, "best", monitor="val_loss"), _checkpoint(folder, "last", monitor=None)
-    first_epoch = processes.agree(lambda: _next_epoch(last))
-    rows = EpochRows(out / "metrics.csv", stage, number, watch, writes=processes.leads)
-    rows.forget_from(first_epoch)
+    first_epoch = processes.run_on_all(lambda: _next_epoch(last))
+    metrics = MetricsWriter(out / "metrics.csv", stage, index, on_epoch, enabled=processes.is_main)
+    metrics.drop_from(first_epoch)
     trainer = pl.Trainer(
         max_epochs=stage.epochs,
         **processes.trainer_arguments(),
         precision=precision_of(recipe.precision),
         gradient_clip_val=stage.gradient_clip,
         callbacks=[
-            *([RunningMean(stage.ema_decay)] if stage.ema_decay else []),
-            *(rows, keep_best, keep_last),
-            *([_EndAtOnce()] if processes.several else []),
+            *([WeightEMA(stage.ema_decay)] if stage.ema_decay else []),
+            *(metrics, keep_best, keep_last),
+            *([_ExitOnSigterm()] if processes.is_distributed else []),
             *([RichProgressBar(leave=False)] if Console().is_terminal else []),
         ],
         enable_progress_bar=Console().is_terminal,
@@ -247,9 +247,9 @@ def _run_stage(
         logger=False,
     )
     learner = Learner(
-        part,
+        trained,
         stage=stage,
-        number=number,
+        stage_index=index,
         data=recipe.data,
         seed=seed,
         batch_size=source.batch_size(stage),
@@ -259,25 +259,25 @@ def _run_stage(
     try:
         trainer.fit(
             learner,
-            *source.loaders(stage, number, first_epoch, processes.part),
+            *source.loaders(stage, index, first_epoch, processes.batch_slice),
             ckpt_path=str(last) if first_epoch else None,
             weights_only=True,
         )
     except SystemExit:
-        if not trainer.interrupted:  # Lightning's answer to Ctrl-C, without a word
+        if not trainer.interrupted:  # Lightning turns Ctrl-C into SystemExit
             raise
     if trainer.interrupted:
         raise KeyboardInterrupt
-    chosen = last if stage.legacy_last_epoch else folder / "best.ckpt"
-    state = torch.load(chosen, map_location="cpu", weights_only=True)["state_dict"]
-    part.load_state_dict({name.removeprefix("network."): value for name, value in state.items()})
-    own = [row for row in read_rows(out / "metrics.csv") if int(row["stage"]) == number]
-    row = own[-1] if stage.legacy_last_epoch else min(own, key=lambda r: float(r["val_loss"]))
+    selected = last if stage.legacy_last_epoch else folder / "best.ckpt"
+    state = torch.load(selected, map_location="cpu", weights_only=True)["state_dict"]
+    trained.load_state_dict({name.removeprefix("network."): value for name, value in state.items()})
+    rows = [row for row in read_rows(out / "metrics.csv") if int(row["stage"]) == index]
+    row = rows[-1] if stage.legacy_last_epoch else min(rows, key=lambda r: float(r["val_loss"]))
     return {name: float(row[name]) for name in ("epoch", "val_loss", "val_auc") if row[name]}
 
 
 def _next_epoch(last: Path) -> int:
-    """Return the epoch that follows a checkpoint, counted from 0."""
+    """Return the epoch after that of a checkpoint, counted from 0."""
     return int(torch.load(last, map_location="cpu", weights_only=True)["epoch"]) + 1 if last.exists() else 0
 
 
@@ -287,71 +287,73 @@ def _checkpoint(folder: Path, name: str, *, monitor: str | None) -> ModelCheckpo
     )
 
 
-class _EndAtOnce(Callback):
-    """Ends on SIGTERM without a word to the other processes, which are told to end too.
+class _ExitOnSigterm(Callback):
+    """Exits on SIGTERM without a message to the other processes, which get the signal too.
 
-    Lightning would have each exchange messages about it, at every step and amid whatever is exchanged then, which can
-    hang. Checkpoints are whole at any time.
+    Lightning would exchange messages about the signal at every step, among the other exchanges, which can hang.
+    Checkpoints are complete at any time.
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take Lightning's handling away."""
+        """Remove the signal handling of Lightning."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         setattr(trainer.fit_loop.epoch_loop, "_broadcast_sigterm_tensor", lambda: None)  # noqa: B010  # not public
 
 
-def _require_seen(out: Path) -> None:
+def _require_shared(out: Path) -> None:
     if not (out / _STATE).exists():
-        raise InputError(f"{out} is not seen from here; it must be on a file system that all processes share.")
+        raise InputError(
+            f"{out} does not exist on {socket.gethostname()}; it must be on a file system that all processes share."
+        )
 
 
 def _claim(out: Path, recipe: Recipe, source: Source, seed: int, resume: bool) -> None:
-    """Make `out` this run's folder, or recognise the run to resume; note the commit, which may change until the end."""
+    """Create the run folder, or check that it is that of the run to resume. Record the commit of each start."""
     state = {"data_sha256": source.identity()["sha256"], "seed": seed, "version": darklens.__version__}
     text = config.dump(recipe)
     if not resume or not (out / _STATE).exists():
         if (out / "config.yaml").exists():
-            raise InputError(f"{out} already holds a run; add --resume to go on with it, or choose another --out.")
+            raise InputError(f"{out} already contains a run; add --resume to continue it, or choose another --out.")
         prepare_folder(out)
         write_text(out / "config.yaml", text)
         write_json(out / _STATE, state | {"commits": [provenance.commit()]})
         return
-    other = _held(out / "config.yaml")
+    other = _recipe_of_run(out / "config.yaml")
     if other is None:
-        raise InputError(f"{out / 'config.yaml'} is no recipe of this version; choose another --out.")
+        raise InputError(f"{out / 'config.yaml'} is not a recipe of this version; choose another --out.")
     if other != recipe:
         raise InputError(
-            f"{out} holds a run of another recipe: {config.difference(other, recipe)}. Give the same recipe and "
-            "changes again (its config.yaml has them all), or choose another --out."
+            f"{out} contains a run of another recipe: {config.difference(other, recipe)}. Pass the same recipe and "
+            "overrides (its config.yaml has them all), or choose another --out."
         )
-    held = read_json(out / _STATE)
-    if any(held.get(name) != value for name, value in state.items()):
-        raise InputError(f"{out} holds a run on other data, of another seed or version; choose another --out.")
-    commits = dict.fromkeys([*held.get("commits", []), provenance.commit()])
+    recorded = read_json(out / _STATE)
+    if any(recorded.get(name) != value for name, value in state.items()):
+        raise InputError(f"{out} contains a run with other data, seed or version; choose another --out.")
+    commits = dict.fromkeys([*recorded.get("commits", []), provenance.commit()])
     write_json(out / _STATE, state | {"commits": list(commits)})
 
 
-def _held(path: Path) -> Recipe | None:
-    """Return the recipe of a run; settings that are younger than it have their defaults. None if it is no recipe."""
+def _recipe_of_run(path: Path) -> Recipe | None:
+    """Return the recipe of a run, with defaults for settings added since; None if the file is not a recipe."""
     try:
-        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (ValidationError, yaml.YAMLError):
+        return config.load(Recipe, path)
+    except ConfigError:
         return None
 
 
 def _load_autoencoder(network: nn.Module, recipe: Recipe, n_pixels: int) -> None:
-    donor = Bundle.load(str(recipe.pretrained))
+    pretrained = Bundle.load(str(recipe.pretrained))
     autoencoder = network.get_submodule("k_network")
     expected = (getattr(recipe.model, "k_network", None), recipe.data.preprocess, n_pixels)
-    if (donor.contract.model, donor.contract.preprocess, donor.contract.n_pixels) != expected:
+    if (pretrained.contract.model, pretrained.contract.preprocess, pretrained.contract.n_pixels) != expected:
         raise InputError(
-            f"{recipe.pretrained} is not an autoencoder of the same size and pre-processing; "
-            "train autoencoder_resnet_simple with the same data.preprocess, or leave `pretrained` out."
+            f"{recipe.pretrained} is not an autoencoder of the same size and preprocessing; "
+            "train autoencoder_resnet_simple with the same data.preprocess, or omit `pretrained`."
         )
-    autoencoder.load_state_dict(donor.network.state_dict())
+    autoencoder.load_state_dict(pretrained.network.state_dict())
 
 
-def _quiet() -> None:
+def _silence_lightning() -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*GPU available but not used.*")

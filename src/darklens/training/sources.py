@@ -1,4 +1,4 @@
-"""Where a training's images come from: a store on disk, or a simulator that runs beside the training."""
+"""The images of a training: a store on disk, or a simulation that runs during training."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,8 +9,8 @@ from jaxtyping import Int
 from torch.utils.data import DataLoader, Dataset
 
 from darklens import config, populations, rng
+from darklens.data.batch_slice import WHOLE_BATCH, BatchSlice
 from darklens.data.datamodule import BatchOrder, loader, split
-from darklens.data.part import WHOLE, Part
 from darklens.data.store import Store
 from darklens.errors import ConfigError
 from darklens.fit.cache import FitCache
@@ -27,14 +27,14 @@ class StoreSource:
 
     def __init__(self, store: Store, data: DataConfig, seed: int, fits: FitCache | None = None) -> None:
         self._store, self._seed, self._fits = store, seed, fits
-        self._parts = split(
+        self._split = split(
             store.labels, validation_fraction=data.validation_fraction, seed=seed, n_per_class=data.n_per_class
         )
         self.classes, self.n_pixels, self.pixel_scale = store.classes, store.index.n_pixels, store.index.pixel_scale
-        self.train_images, self.validation_images = len(self._parts.train), len(self._parts.validation)
+        self.train_images, self.validation_images = len(self._split.train), len(self._split.validation)
 
     def identity(self) -> dict[str, Any]:
-        """Return what the images are."""
+        """Return the identity of the images for the run's records."""
         store = self._store
         return {
             "population": store.population_name,
@@ -47,22 +47,24 @@ class StoreSource:
         """Return the number of images in each training batch of a stage, over all processes."""
         return min(stage.batch_size, self.train_images)
 
-    def loaders(self, stage: Stage, number: int, first_epoch: int, part: Part = WHOLE) -> tuple[Loader, Loader]:
-        """Return the loaders of a stage, of this process's part of every batch."""
-        seed = rng.integer_seed(self._seed, "stage", number)
-        order = BatchOrder(self._parts.train, stage.batch_size, shuffle=True, seed=seed, part=part)
-        # Lightning asks for the first batch before it tells the loader which epoch a resumed run is in.
+    def loaders(
+        self, stage: Stage, stage_index: int, first_epoch: int, batch_slice: BatchSlice = WHOLE_BATCH
+    ) -> tuple[Loader, Loader]:
+        """Return the training and validation loaders of a stage, with the share of every batch that a process has."""
+        seed = rng.integer_seed(self._seed, "stage", stage_index)
+        order = BatchOrder(self._split.train, stage.batch_size, shuffle=True, seed=seed, batch_slice=batch_slice)
+        # Lightning requests the first batch before it sets the epoch of a resumed run.
         order.set_epoch(first_epoch)
-        held_out = BatchOrder(self._parts.validation, stage.batch_size, shuffle=False, part=part)
-        return self._loader(order), self._loader(held_out)
+        validation = BatchOrder(self._split.validation, stage.batch_size, shuffle=False, batch_slice=batch_slice)
+        return self._loader(order), self._loader(validation)
 
-    def typical(self, stage: Stage, number: int, n: int) -> tuple[Loader, Loader]:
-        """Return at most n images of those trained on, evenly chosen, and the validation images of a stage."""
-        train = self._parts.train
-        chosen = train[np.unique(np.linspace(0, len(train) - 1, min(n, len(train))).round().astype(int))]
-        parts = (BatchOrder(part, stage.batch_size, shuffle=False) for part in (chosen, self._parts.validation))
-        reference, held_out = (self._loader(part) for part in parts)
-        return reference, held_out
+    def calibration_loaders(self, stage: Stage, stage_index: int, n: int) -> tuple[Loader, Loader]:
+        """Return at most n training images, evenly spaced in the store, and the validation images of a stage."""
+        train = self._split.train
+        sample = train[np.unique(np.linspace(0, len(train) - 1, min(n, len(train))).round().astype(int))]
+        orders = (BatchOrder(rows, stage.batch_size, shuffle=False) for rows in (sample, self._split.validation))
+        reference, validation = (self._loader(order) for order in orders)
+        return reference, validation
 
     def _loader(self, order: BatchOrder) -> Loader:
         if self._fits is None:
@@ -71,7 +73,7 @@ class StoreSource:
 
 
 class FitsDataset(Dataset[tuple[FitFeatures, torch.Tensor]]):
-    """The fits of a store's images in place of the images."""
+    """The fits of the images of a store, in place of the images."""
 
     def __init__(self, fits: FitCache, labels: Int[np.ndarray, " n"]) -> None:
         self._fits, self._labels = fits, torch.from_numpy(labels)
@@ -80,12 +82,12 @@ class FitsDataset(Dataset[tuple[FitFeatures, torch.Tensor]]):
         return len(self._labels)
 
     def __getitem__(self, indices: list[int]) -> tuple[FitFeatures, torch.Tensor]:
-        """Return a batch of fits, and its labels."""
+        """Return a batch of fits and its labels."""
         return self._fits.features(indices), self._labels[indices]
 
 
 class StreamSource:
-    """A population, simulated as it is trained on."""
+    """A population that is simulated during training."""
 
     def __init__(self, data: DataConfig, stages: Sequence[Stage], seed: int) -> None:
         self._population = populations.get(str(data.population), data.overrides)
@@ -94,12 +96,12 @@ class StreamSource:
         self.n_pixels, self.pixel_scale = self._population.field.n_pixels, self._population.field.pixel_scale
         self.train_images = sum(stage.epochs * self._per_epoch(stage) for stage in stages)
         self.validation_images = data.validation_images
-        self._held_out: dict[tuple[tuple[str, ...], float, int, Part], Loader] = {}
+        self._validation_loaders: dict[tuple[tuple[str, ...], float, int, BatchSlice], Loader] = {}
         for i, stage in enumerate(stages):
             self._check(stage, i)
 
     def identity(self) -> dict[str, Any]:
-        """Return what the images are; the digest is the population's, as no two epochs have the same images."""
+        """Return the identity of the images. The digest is that of the population, since each epoch has new images."""
         return {
             "population": self._population.name,
             "seed": self._seed,
@@ -111,11 +113,15 @@ class StreamSource:
         """Return the number of images in each training batch of a stage, over all processes."""
         return stage.batch_size
 
-    def loaders(self, stage: Stage, number: int, first_epoch: int, part: Part = WHOLE) -> tuple[Loader, Loader]:
-        """Return the loaders of a stage, of this process's part of every batch."""
+    def loaders(
+        self, stage: Stage, stage_index: int, first_epoch: int, batch_slice: BatchSlice = WHOLE_BATCH
+    ) -> tuple[Loader, Loader]:
+        """Return the training and validation loaders of a stage, with the share of every batch that a process has."""
         workers = self._data.workers
-        images = self._simulated(stage, "stream", number)
-        order = FreshBatches(max(1, self._per_epoch(stage) // stage.batch_size), stage.batch_size, part=part)
+        images = self._simulated(stage, "stream", stage_index)
+        order = FreshBatches(
+            max(1, self._per_epoch(stage) // stage.batch_size), stage.batch_size, batch_slice=batch_slice
+        )
         order.set_epoch(first_epoch)
         train: Loader = DataLoader(
             images,
@@ -126,15 +132,15 @@ class StreamSource:
             multiprocessing_context="spawn" if workers else None,
             persistent_workers=workers > 0,
         )
-        return train, self._validation(stage, part)
+        return train, self._validation(stage, batch_slice)
 
-    def typical(self, stage: Stage, number: int, n: int) -> tuple[Loader, Loader]:
-        """Return at most n images of those trained on, the first of the stage, and the validation images of a stage."""
-        images, size = self._simulated(stage, "stream", number), stage.batch_size
+    def calibration_loaders(self, stage: Stage, stage_index: int, n: int) -> tuple[Loader, Loader]:
+        """Return at most n training images, the first of a stage, and its validation images."""
+        images, size = self._simulated(stage, "stream", stage_index), stage.batch_size
         n = min(n, stage.epochs * self._per_epoch(stage))
         batches = [list(range(i, min(i + size, n))) for i in range(0, n, size)]
         reference: Loader = DataLoader(images, sampler=batches, batch_size=None)
-        return reference, self._validation(stage, WHOLE)
+        return reference, self._validation(stage, WHOLE_BATCH)
 
     def _per_epoch(self, stage: Stage) -> int:
         return stage.images_per_epoch or self._data.images_per_epoch
@@ -146,27 +152,29 @@ class StreamSource:
         changed = populations.get(str(self._data.population), [*self._data.overrides, *stage.overrides])
         return changed.with_substructure_scale(stage.substructure_scale)
 
-    def _check(self, stage: Stage, number: int) -> None:
-        """Refuse a stage whose overrides change what the network takes or gives."""
+    def _check(self, stage: Stage, stage_index: int) -> None:
+        """Refuse a stage whose overrides change the shape of the images or the classes."""
         changed = self._population_of(stage)
         if (changed.field, changed.class_names) != (self._population.field, self.classes):
             raise ConfigError(
-                f"stages.{number}.overrides: field and class names must stay; change them in data.overrides."
+                f"stages.{stage_index}.overrides: a stage cannot change the field or the class names; change them in "
+                "data.overrides."
             )
 
-    def _validation(self, stage: Stage, part: Part) -> Loader:
-        """Return images like the stage's own, so that the best epoch is the best at what the stage teaches."""
-        key = (stage.overrides, stage.substructure_scale, stage.batch_size, part)
-        if key not in self._held_out:
+    def _validation(self, stage: Stage, batch_slice: BatchSlice) -> Loader:
+        """Return validation images from the population of the stage, so that its best epoch is the best for them."""
+        key = (stage.overrides, stage.substructure_scale, stage.batch_size, batch_slice)
+        if key not in self._validation_loaders:
             images, n, size = (
                 self._simulated(stage, "stream validation"),
                 self._data.validation_images,
                 stage.batch_size,
             )
-            whole = (range(i, min(i + size, n)) for i in range(0, n, size))
-            batches = [images[list(own)] for batch in whole if (own := batch[part.of(len(batch))])]
-            self._held_out[key] = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]  # a list is a data set
-        return self._held_out[key]
+            whole_batches = (range(i, min(i + size, n)) for i in range(0, n, size))
+            shares = (batch[batch_slice.of(len(batch))] for batch in whole_batches)
+            batches = [images[list(share)] for share in shares if share]
+            self._validation_loaders[key] = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]  # a list is a data set
+        return self._validation_loaders[key]
 
 
 Source = StoreSource | StreamSource
@@ -175,15 +183,15 @@ Source = StoreSource | StreamSource
 def source_of(
     data: DataConfig, stages: Sequence[Stage], store: Store | None, *, seed: int, fits: FitCache | None = None
 ) -> Source:
-    """Return the source that a recipe asks for.
+    """Return the source of the images of a recipe.
 
     Raises:
-        ConfigError: If it needs a store and has none, or the other way round.
+        ConfigError: If the recipe needs a store and there is none, or the reverse.
     """
     if data.kind == "stream":
         if store is not None:
-            raise ConfigError("The recipe simulates its images (data.kind: stream); leave --data out.")
+            raise ConfigError("The recipe simulates its images (data.kind: stream); omit --data.")
         return StreamSource(data, stages, seed)
     if store is None:
-        raise ConfigError("Give --data, the store to train on, or choose data.kind=stream and data.population.")
+        raise ConfigError("Pass a store with --data, or set data.kind=stream and data.population.")
     return StoreSource(store, data, seed, fits)

@@ -1,4 +1,4 @@
-"""What became of the trials of a search: a table, and which of them is the best."""
+"""The trials of a hyperparameter search: their table, and the best of them."""
 
 import csv
 import io
@@ -18,13 +18,13 @@ class Trial:
 
     Attributes:
         number: Counted from 0.
-        state: `complete`, `pruned` (stopped early, being worse than others at that epoch), `failed` (killed; it was
-            made again) or `refused` (its settings do not go together).
-        value: The metric; of a pruned trial that of its last epoch, None if it has none.
-        epochs: Of the last stage.
+        state: `complete`, `pruned` (stopped early because it was worse than others at that epoch), `failed` (killed and
+            then repeated) or `refused` (its settings are not valid).
+        value: The metric, for a pruned trial that of its last epoch. None if there is none.
+        epochs: Epochs of the last stage.
         seconds: Wall time.
-        settings: What was tried, by key.
-        problem: Why it was refused or stopped.
+        settings: The suggested values by key.
+        problem: The reason why it was refused or stopped.
     """
 
     number: int
@@ -37,10 +37,10 @@ class Trial:
 
 
 def best_of(trials: Sequence[Trial], metric: Metric) -> Trial | None:
-    """Return the best whole trial; None if there is none."""
-    whole = [trial for trial in trials if trial.state == "complete"]
+    """Return the best complete trial; None if there is none."""
+    complete = [trial for trial in trials if trial.state == "complete"]
     sign = 1 if metric == "val_loss" else -1
-    return min(whole, key=lambda trial: sign * (trial.value or 0.0), default=None)
+    return min(complete, key=lambda trial: sign * (trial.value or 0.0), default=None)
 
 
 def write_table(path: Path, trials: Sequence[Trial], metric: Metric) -> None:

@@ -1,9 +1,9 @@
-"""A search for the best settings of a recipe, which can be interrupted at any time.
+"""A hyperparameter search, which can be interrupted at any time.
 
-STUDY/study.json       what is searched, on which data
+STUDY/study.json       the search space and the data
 STUDY/study.sqlite3    Optuna's record of all trials
 STUDY/trials/DIGEST/   run folder of each trial
-STUDY/trials.csv       one row a trial
+STUDY/trials.csv       one row per trial
 STUDY/best.yaml        recipe of the best trial so far, for `train`
 """
 
@@ -19,10 +19,10 @@ from darklens.contract import Contract
 from darklens.data.store import Store, prepare_folder
 from darklens.errors import ConfigError, InputError
 from darklens.files import locked, read_json, write_json, write_text
-from darklens.training import space as spaces
-from darklens.training.processes import place_of
+from darklens.training import search_space
+from darklens.training.epoch_metrics import EpochMetrics, read_rows
+from darklens.training.processes import rank_from
 from darklens.training.recipe import Recipe, get
-from darklens.training.rows import EpochMetrics, read_rows
 from darklens.training.run import train
 from darklens.training.sources import source_of
 from darklens.training.trials import Metric, Trial, best_of, write_table
@@ -34,7 +34,7 @@ _INDEX, _RECORD = "study.json", "study.sqlite3"
 def tune(
     recipe: str,
     overrides: tuple[str, ...],
-    space: spaces.Space,
+    space: search_space.Space,
     store: Store | None,
     out: Path,
     *,
@@ -43,35 +43,35 @@ def tune(
     pruner: Pruner = "median",
     prune_after: int = 5,
     seed: int = 0,
-    tell: Callable[[Trial, Trial | None], None] = lambda _, __: None,
+    on_trial: Callable[[Trial, Trial | None], None] = lambda _, __: None,
 ) -> list[Trial]:
-    """Try settings of a recipe until there are `trials` trials, and write the best recipe; or go on with such a search.
+    """Run trials with settings from a search space until there are `trials`, and write the recipe of the best.
 
-    Trials are judged by the validation part of the training images alone, which is the same for all.
+    The same validation images evaluate every trial. A call on an existing folder continues its search.
 
     Args:
         recipe: Name or file.
-        overrides: Changes to it that all trials have.
-        space: What is searched.
+        overrides: Overrides of the recipe for all trials.
+        space: The search space; if empty, learning rate and weight decay of the last stage.
         store: Training images; None if the recipe simulates them.
         out: Folder to write.
-        trials: Number of trials in the end, counting those of earlier calls.
-        metric: `val_loss`, to be small, or `val_auc`, to be large.
-        pruner: Which trials are stopped early: those below the median at an epoch, Hyperband's, or none.
-        prune_after: Whole trials before any is stopped; Hyperband has a rule of its own.
-        seed: Of the search and of every training.
-        tell: Called with each trial that has ended, and the best so far.
+        trials: Total number of trials, including those of earlier calls.
+        metric: `val_loss`, which is minimised, or `val_auc`, which is maximised.
+        pruner: Trials to stop early: those worse than the median at an epoch, those of Hyperband, or none.
+        prune_after: Complete trials before the median pruner stops any.
+        seed: Random seed of the search and of every training.
+        on_trial: Called after each trial with it and the best so far.
 
     Raises:
         ConfigError: If Optuna is missing or a setting is wrong.
-        InputError: If `out` holds another search.
+        InputError: If `out` contains another search.
     """
-    base = spaces.check(recipe, overrides, space)
+    base = search_space.checked_recipe(recipe, overrides, space)
     if not space:
-        space = spaces.default(base)
+        space = search_space.default_space(base)
     if metric == "val_auc" and base.stages[-1].task != "classify":
-        raise ConfigError(f"--metric val_auc: {base.name} does not classify; leave it out.")
-    if place_of(os.environ).world > 1:
+        raise ConfigError(f"--metric val_auc: {base.name} does not classify; omit the option.")
+    if rank_from(os.environ).world_size > 1:
         raise ConfigError("tune runs in one process; start it without torchrun or srun.")
     optuna = _optuna()
     data = source_of(base.data, base.stages, store, seed=seed).identity()["sha256"]
@@ -88,16 +88,16 @@ def tune(
     _claim(out, identity)
     with locked(out / "lock"):
         study = _study(optuna, out, metric, _pruner(optuna, pruner, prune_after, base))
-        for left in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-            study.tell(left.number, state=optuna.trial.TrialState.FAIL)
-        while (done := _n_counted(study)) < trials:
-            # A seed for each, so that a search that goes on makes the trials that it would have made.
+        for interrupted in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+            study.tell(interrupted.number, state=optuna.trial.TrialState.FAIL)
+        while (done := _n_ended(study)) < trials:
+            # A seed per trial, so that a continued search makes the same trials as an uninterrupted one.
             study.sampler = optuna.samplers.TPESampler(seed=rng.integer_seed(seed, "tune", done) % 2**32)
             _run(optuna, study, recipe, overrides, space, store, out, metric, seed)
-            found = [_ended(trial) for trial in study.get_trials(deepcopy=False)]
-            _write(out, found, recipe, overrides, metric)
-            tell(found[-1], best_of(found, metric))
-        return [_ended(trial) for trial in study.get_trials(deepcopy=False)]
+            results = [_to_trial(trial) for trial in study.get_trials(deepcopy=False)]
+            _write(out, results, recipe, overrides, metric)
+            on_trial(results[-1], best_of(results, metric))
+        return [_to_trial(trial) for trial in study.get_trials(deepcopy=False)]
 
 
 def _run(
@@ -105,20 +105,22 @@ def _run(
     study: Any,
     recipe: str,
     overrides: tuple[str, ...],
-    space: spaces.Space,
+    space: search_space.Space,
     store: Store | None,
     out: Path,
     metric: Metric,
     seed: int,
 ) -> None:
-    """Make one trial and tell the study how it ended."""
+    """Run one trial and record its result in the study."""
     state = optuna.trial.TrialState
     trial = study.ask()
     try:
-        chosen = get(recipe, [*overrides, *(f"{key}={text}" for key, text in spaces.chosen(space, trial).items())])
-        value = _value(chosen, trial, store, out / "trials" / config.digest(chosen)[:16], metric, seed)
-    except _Stopped as stopped:
-        trial.set_user_attr("problem", str(stopped))
+        values = search_space.suggested(space, trial)
+        trial_recipe = get(recipe, [*overrides, *(f"{key}={text}" for key, text in values.items())])
+        folder = out / "trials" / config.digest(trial_recipe)[:16]
+        value = _value(trial_recipe, trial, store, folder, metric, seed)
+    except _Pruned as pruned:
+        trial.set_user_attr("problem", str(pruned))
         study.tell(trial, state=state.PRUNED)
     except ConfigError as error:
         trial.set_user_attr("problem", str(error))
@@ -131,31 +133,31 @@ def _run(
         study.tell(trial, value)
 
 
-class _Stopped(Exception):
-    """A trial is not worth finishing."""
+class _Pruned(Exception):
+    """A trial is stopped early."""
 
 
-def _value(chosen: Recipe, trial: Any, store: Store | None, folder: Path, metric: Metric, seed: int) -> float:
-    """Train one recipe, or go on with a killed trial's training, and return the metric of its chosen epoch."""
-    last = len(chosen.stages) - 1
-    told: set[int] = set()
+def _value(recipe: Recipe, trial: Any, store: Store | None, folder: Path, metric: Metric, seed: int) -> float:
+    """Train a recipe, or continue the training of a killed trial, and return the metric of its best epoch."""
+    last = len(recipe.stages) - 1
+    reported: set[int] = set()
 
-    def watch(done: EpochMetrics) -> None:
-        if not math.isfinite(done.train_loss) or not math.isfinite(done.val_loss):
-            raise _Stopped(f"the loss was not finite in epoch {done.epoch + 1}")
-        if done.stage != last or done.epoch in told:
+    def report(metrics: EpochMetrics) -> None:
+        if not math.isfinite(metrics.train_loss) or not math.isfinite(metrics.val_loss):
+            raise _Pruned(f"the loss was not finite in epoch {metrics.epoch + 1}")
+        if metrics.stage != last or metrics.epoch in reported:
             return
-        told.add(done.epoch)
-        value = getattr(done, metric)
-        trial.report(value, done.epoch)
-        # The last epoch is trained by now, and its trial is worth keeping.
-        if done.epoch + 1 < chosen.stages[last].epochs and trial.should_prune():
-            raise _Stopped(f"{metric} {value:.4g} in epoch {done.epoch + 1}, worse than others")
+        reported.add(metrics.epoch)
+        value = getattr(metrics, metric)
+        trial.report(value, metrics.epoch)
+        # After the last epoch pruning saves nothing.
+        if metrics.epoch + 1 < recipe.stages[last].epochs and trial.should_prune():
+            raise _Pruned(f"{metric} {value:.4g} in epoch {metrics.epoch + 1}, worse than others")
 
     for row in read_rows(folder / "metrics.csv"):
-        watch(EpochMetrics.of(row))
+        report(EpochMetrics.from_row(row))
     if not (folder / "bundle" / "bundle.json").exists():
-        train(chosen, store, folder, seed=seed, resume=True, watch=watch)
+        train(recipe, store, folder, seed=seed, resume=True, on_epoch=report)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     validation = Contract.model_validate(read_json(folder / "bundle" / "bundle.json")).validation
     return validation[metric]
@@ -188,30 +190,30 @@ def _study(optuna: Any, out: Path, metric: Metric, pruner: Any) -> Any:
             load_if_exists=True,
         )
     except optuna.exceptions.OptunaError as error:
-        raise InputError(f"{out / _RECORD} cannot be used ({error}); remove it to start anew.") from None
+        raise InputError(f"{out / _RECORD} cannot be used ({error}); remove it to start again.") from None
 
 
 def _claim(out: Path, identity: dict[str, Any]) -> None:
-    """Make `out` this search's folder, or recognise it as such."""
+    """Create the folder of the search, or check that it is that of the same search."""
     if (out / _INDEX).exists():
-        held = read_json(out / _INDEX)
+        recorded = read_json(out / _INDEX)
         for name, value in identity.items():
-            if held.get(name) != value:
+            if recorded.get(name) != value:
                 raise InputError(
-                    f"{out} holds a search with another {name.removesuffix('_sha256')}; choose another --out, or give "
-                    "the same command with more --trials."
+                    f"{out} contains a search with another {name.removesuffix('_sha256')}; choose another --out, or "
+                    "repeat the same command with more --trials."
                 )
         return
     prepare_folder(out)
     write_json(out / _INDEX, identity)
 
 
-def _n_counted(study: Any) -> int:
-    return sum(_ended(trial).state != "failed" for trial in study.get_trials(deepcopy=False))
+def _n_ended(study: Any) -> int:
+    return sum(_to_trial(trial).state != "failed" for trial in study.get_trials(deepcopy=False))
 
 
-def _ended(trial: Any) -> Trial:
-    """Return what a table says of one of Optuna's trials."""
+def _to_trial(trial: Any) -> Trial:
+    """Convert a trial of Optuna."""
     name = trial.state.name
     state: Any = (
         "refused" if trial.user_attrs.get("refused") else {"COMPLETE": "complete", "PRUNED": "pruned"}.get(name)
@@ -229,10 +231,10 @@ def _ended(trial: Any) -> Trial:
     )
 
 
-def _write(out: Path, found: list[Trial], recipe: str, overrides: tuple[str, ...], metric: Metric) -> None:
-    """Write the table, and the best recipe."""
-    write_table(out / "trials.csv", found, metric)
-    best = best_of(found, metric)
+def _write(out: Path, trials: list[Trial], recipe: str, overrides: tuple[str, ...], metric: Metric) -> None:
+    """Write the table and the recipe of the best trial."""
+    write_table(out / "trials.csv", trials, metric)
+    best = best_of(trials, metric)
     if best:
-        changed = [f"{key}={value}" for key, value in best.settings.items()]
-        write_text(out / "best.yaml", config.dump(get(recipe, [*overrides, *changed])))
+        settings = [f"{key}={value}" for key, value in best.settings.items()]
+        write_text(out / "best.yaml", config.dump(get(recipe, [*overrides, *settings])))

@@ -1,4 +1,4 @@
-"""The fit whose last steps are layers: the battery of every system, and what is its own."""
+"""The unrolled fit: the tests of every system, and of its fit steps."""
 
 import numpy as np
 import pytest
@@ -30,16 +30,16 @@ def lenses():
     return torch.from_numpy(images), torch.from_numpy(truth["label"]).long()
 
 
-def test_output_is_finite_and_hardly_depends_on_the_batch(lenses):
+def test_output_is_finite_and_almost_independent_of_the_batch(lenses):
     model, images = make().eval(), lenses[0]
     with torch.no_grad():
         together, alone = model(images), torch.cat([model(image[None]) for image in images])
     assert together.shape == (6, 3) and torch.isfinite(together).all()
-    # Each fit starts from an iteration whose last bits follow the batch's size.
+    # The last bits of the initial fit depend on the batch size.
     torch.testing.assert_close(together, alone, rtol=0.02, atol=0.02)
 
 
-def test_every_parameter_learns_through_the_steps_and_a_seed_fixes_it(lenses):
+def test_every_parameter_has_a_reproducible_gradient(lenses):
     def gradients():
         model = make().train()
         torch.nn.functional.cross_entropy(model(lenses[0]), lenses[1]).backward()
@@ -50,7 +50,7 @@ def test_every_parameter_learns_through_the_steps_and_a_seed_fixes_it(lenses):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_with_full_trust_it_ends_where_the_fit_does(lenses):
+def test_with_full_trust_it_agrees_with_the_fit(lenses):
     model = make().eval()
     torch.nn.init.constant_(model.trust[-1].bias, 30.0)
     torch.nn.init.zeros_(model.trust[-1].weight)
@@ -63,15 +63,15 @@ def test_with_full_trust_it_ends_where_the_fit_does(lenses):
     chi2 = residual[smooth].square().mean((1, 2))
     assert (
         (chi2 - fit_macro(images[smooth, 0], CONFIG.population).reduced_chi2).abs() < 0.1
-    ).all()  # blocks, not pixels
+    ).all()  # blocks of pixels there
 
 
-def test_doubt_of_a_place_takes_it_out_of_the_fit(lenses):
-    """A bright spot that is not of the lens drags the fit unless its blocks are not trusted."""
+def test_pixels_without_trust_do_not_affect_the_fit(lenses):
+    """A bright spot biases the fit unless the trust in its pixels is low."""
     images = lenses[0][lenses[1] == 0].clone()
     images[:, :, 70:74, 48:52] += 0.5 * images.amax()
-    trusting, doubting = make().eval(), make().eval()
-    for model, slope in ((trusting, 0.0), (doubting, -8.0)):
+    uniform, selective = make().eval(), make().eval()
+    for model, slope in ((uniform, 0.0), (selective, -8.0)):
         for layer in (model.trust[0], model.trust[2], model.trust[4]):
             torch.nn.init.zeros_(layer.weight)
             torch.nn.init.zeros_(layer.bias)
@@ -80,14 +80,14 @@ def test_doubt_of_a_place_takes_it_out_of_the_fit(lenses):
         model.trust[4].weight.data[0, 0] = slope
         torch.nn.init.constant_(model.trust[4].bias, 8.0)
     with torch.no_grad():
-        plain, careful = (model.residual(images)[:, 0] for model in (trusting, doubting))
-    away = torch.ones(plain.shape[-2:], dtype=torch.bool)
-    away[32:42, 20:30] = False
-    careful, plain = (chi2[:, away].square().mean() for chi2 in (careful, plain))
-    assert careful < 1.03 < plain
+        residuals = [model.residual(images)[:, 0] for model in (uniform, selective)]
+    outside = torch.ones(residuals[0].shape[-2:], dtype=torch.bool)
+    outside[32:42, 20:30] = False
+    chi2_uniform, chi2_selective = (residual[:, outside].square().mean() for residual in residuals)
+    assert chi2_selective < 1.03 < chi2_uniform
 
 
-def test_its_recipe_takes_whole_images_only():
+def test_its_recipe_refuses_cropped_images():
     assert get("unrolled_residual").model.steps == 3
     tree = get("unrolled_residual").model_dump(mode="json", by_alias=True)
     tree["data"]["preprocess"]["crop"] = 96

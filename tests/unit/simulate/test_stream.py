@@ -7,7 +7,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from darklens import populations
-from darklens.data.part import Part
+from darklens.data.batch_slice import BatchSlice
 from darklens.simulate.batch import simulate_batch
 from darklens.simulate.stream import FreshBatches, Simulated, Stream
 
@@ -24,17 +24,20 @@ def numbers(order, epochs):
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_no_image_comes_twice_and_none_is_left_out(world):
-    parts = [numbers(FreshBatches(6, 5, part=Part(rank, world)), 4) for rank in range(world)]
+    parts = [numbers(FreshBatches(6, 5, batch_slice=BatchSlice(rank, world)), 4) for rank in range(world)]
     together = [number for part in parts for number in part]
     assert sorted(together) == list(range(4 * 6 * 5))
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_the_batches_of_one(world):
-    alone, parts = FreshBatches(7, 5), [FreshBatches(7, 5, part=Part(rank, world)) for rank in range(world)]
+    alone, parts = (
+        FreshBatches(7, 5),
+        [FreshBatches(7, 5, batch_slice=BatchSlice(rank, world)) for rank in range(world)],
+    )
     assert [list(chain(*batches)) for batches in zip(*parts, strict=True)] == list(alone)
     with pytest.raises(ValueError, match="5 images cannot be shared by 9"):
-        FreshBatches(7, 5, part=Part(0, 9))
+        FreshBatches(7, 5, batch_slice=BatchSlice(0, 9))
 
 
 def test_a_resumed_epoch_is_the_same_epoch():

@@ -1,4 +1,4 @@
-"""What several processes see of a store and of a stream, and how they know who they are."""
+"""The images of each process of a distributed training, and its rank."""
 
 from itertools import chain
 from types import SimpleNamespace
@@ -8,46 +8,47 @@ import pytest
 import torch
 
 from darklens import populations
+from darklens.data.batch_slice import BatchSlice
 from darklens.data.datamodule import BatchOrder
-from darklens.data.part import Part
 from darklens.data.preprocess import Affine, Dihedral, Draws, Preprocess
 from darklens.errors import ConfigError
 from darklens.simulate.generate import generate
-from darklens.training.processes import ALONE, Place, place_of
+from darklens.training.processes import SINGLE_PROCESS, Rank, rank_from
 from darklens.training.recipe import get
 from darklens.training.sources import source_of
 
 INDICES = np.arange(100, 147)
-WORLDS = [1, 2, 3, 5]
+WORLD_SIZES = [1, 2, 3, 5]
 
 
-def parts_of(world, **settings):
-    orders = [BatchOrder(INDICES, 10, seed=1, part=Part(rank, world), **settings) for rank in range(world)]
+def orders_of(world_size, **settings):
+    slices = [BatchSlice(rank, world_size) for rank in range(world_size)]
+    orders = [BatchOrder(INDICES, 10, seed=1, batch_slice=batch_slice, **settings) for batch_slice in slices]
     for order in orders:
         order.set_epoch(3)
     return orders
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_parts_are_the_whole_in_order_and_differ_by_one_at_most(world):
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_shares_are_contiguous_and_their_sizes_differ_by_at_most_one(world_size):
     for n in range(23):
-        parts = [list(range(n))[Part(rank, world).of(n)] for rank in range(world)]
-        assert list(chain(*parts)) == list(range(n))
-        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        shares = [list(range(n))[BatchSlice(rank, world_size).of(n)] for rank in range(world_size)]
+        assert list(chain(*shares)) == list(range(n))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_processes_train_on_the_batches_of_one(world):
-    (alone,), parts = parts_of(1, shuffle=True), parts_of(world, shuffle=True)
-    assert [list(chain(*batches)) for batches in zip(*parts, strict=True)] == list(alone)
-    assert {len(order) for order in parts} == {4}
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_processes_share_the_batches_of_a_single_process(world_size):
+    (single,), orders = orders_of(1, shuffle=True), orders_of(world_size, shuffle=True)
+    assert [list(chain(*batches)) for batches in zip(*orders, strict=True)] == list(single)
+    assert {len(order) for order in orders} == {4}
 
 
-@pytest.mark.parametrize("world", [*WORLDS, 9])
-def test_every_validation_image_is_seen_once(world):
-    parts = parts_of(world, shuffle=False)
-    assert sorted(chain(*chain(*parts))) == INDICES.tolist()
-    assert all(len(list(order)) == len(order) and all(order) for order in parts)
+@pytest.mark.parametrize("world_size", [*WORLD_SIZES, 9])
+def test_every_validation_image_occurs_once(world_size):
+    orders = orders_of(world_size, shuffle=False)
+    assert sorted(chain(*chain(*orders))) == INDICES.tolist()
+    assert all(len(list(order)) == len(order) and all(order) for order in orders)
 
 
 @pytest.fixture(scope="module")
@@ -60,36 +61,40 @@ STREAM = ["kind=stream", "population=common-test-i", "overrides=[field.n_pixels=
 
 
 @pytest.mark.parametrize("kind", ["store", "stream"])
-def test_several_processes_are_given_the_images_of_one(kind, store):
-    changes = [f"data.{c}" for c in (*STREAM, "validation_images=8", "workers=0")] if kind == "stream" else []
-    recipe = get("resnet_simple", ["stages.0.batch_size=7", *changes])
+def test_two_processes_share_the_images_of_a_single_process(kind, store):
+    overrides = [f"data.{c}" for c in (*STREAM, "validation_images=8", "workers=0")] if kind == "stream" else []
+    recipe = get("resnet_simple", ["stages.0.batch_size=7", *overrides])
     stage = recipe.stages[0]
 
-    def seen(part, which):
+    def batches_of(batch_slice, loader):
         source = source_of(recipe.data, recipe.stages, store if kind == "store" else None, seed=4)
-        return list(source.loaders(stage, 0, 1, part)[which])
+        return list(source.loaders(stage, 0, 1, batch_slice)[loader])
 
-    batches = zip(seen(Part(), 0), seen(Part(0, 2), 0), seen(Part(1, 2), 0), strict=True)
-    for (images, labels), *parts in batches:
-        assert torch.equal(images, torch.cat([own for own, _ in parts]))
-        assert torch.equal(labels, torch.cat([own for _, own in parts]))
-    alone, *shared = (
-        [(image.numpy().tobytes(), int(label)) for batch in seen(part, 1) for image, label in zip(*batch, strict=True)]
-        for part in (Part(), Part(0, 2), Part(1, 2))
+    slices = BatchSlice(), BatchSlice(0, 2), BatchSlice(1, 2)
+    for (images, labels), *shares in zip(*(batches_of(batch_slice, 0) for batch_slice in slices), strict=True):
+        assert torch.equal(images, torch.cat([share for share, _ in shares]))
+        assert torch.equal(labels, torch.cat([share for _, share in shares]))
+    single, *shared = (
+        [
+            (image.numpy().tobytes(), int(label))
+            for batch in batches_of(batch_slice, 1)
+            for image, label in zip(*batch, strict=True)
+        ]
+        for batch_slice in slices
     )
-    assert sorted(alone) == sorted(chain(*shared)) and all(shared)
+    assert sorted(single) == sorted(chain(*shared)) and all(shared)
 
 
 @pytest.mark.parametrize("augment", [Affine(), Dihedral()])
-def test_an_image_is_moved_as_it_would_be_in_the_whole_batch(augment):
+def test_an_image_is_augmented_as_in_the_whole_batch(augment):
     images = torch.rand(7, 1, 20, 20, generator=torch.Generator().manual_seed(2))
 
-    def moved(part):
-        rows, generator = part.of(7), torch.Generator().manual_seed(3)
+    def augmented(batch_slice):
+        rows, generator = batch_slice.of(7), torch.Generator().manual_seed(3)
         return Preprocess(crop=16).augmented(images[rows], augment, Draws(generator, rows.start, 7))
 
     whole = Preprocess(crop=16).augmented(images, augment, Draws(torch.Generator().manual_seed(3)))
-    assert torch.equal(torch.cat([moved(Part(rank, 3)) for rank in range(3)]), whole)
+    assert torch.equal(torch.cat([augmented(BatchSlice(rank, 3)) for rank in range(3)]), whole)
 
 
 ELASTIC = {
@@ -111,22 +116,22 @@ SLURM = {
 }
 
 
-def test_torchrun_and_slurm_say_where_a_process_stands():
-    assert place_of(ELASTIC) == Place(5, 8, 1, 4, "node0", 1234)
-    assert place_of(SLURM) == Place(5, 8, 1, 4, "node0", 16234)
-    assert place_of(SLURM | {"MASTER_PORT": "99"}).port == 99
-    assert place_of({}) == ALONE.place == Place()
+def test_the_rank_comes_from_torchrun_or_slurm():
+    assert rank_from(ELASTIC) == Rank(5, 8, 1, 4, "node0", 1234)
+    assert rank_from(SLURM) == Rank(5, 8, 1, 4, "node0", 16234)
+    assert rank_from(SLURM | {"MASTER_PORT": "99"}).main_port == 99
+    assert rank_from({}) == SINGLE_PROCESS.rank == Rank()
 
 
-def test_a_job_script_that_runs_without_srun_is_alone():
-    assert place_of({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}) == Place()
+def test_a_job_script_without_srun_is_a_single_process():
+    assert rank_from({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}) == Rank()
 
 
 def test_nodes_with_different_numbers_of_tasks_are_refused():
     with pytest.raises(ConfigError, match="--ntasks-per-node"):
-        place_of(SLURM | {"SLURM_STEP_TASKS_PER_NODE": "5,3"})
+        rank_from(SLURM | {"SLURM_STEP_TASKS_PER_NODE": "5,3"})
     with pytest.raises(ConfigError, match="the same number on each"):
-        place_of(ELASTIC | {"WORLD_SIZE": "7"})
+        rank_from(ELASTIC | {"WORLD_SIZE": "7"})
 
 
 def test_fewer_gpus_than_processes_are_refused(monkeypatch):
@@ -135,5 +140,5 @@ def test_fewer_gpus_than_processes_are_refused(monkeypatch):
     monkeypatch.setattr(processes.torch, "cuda", SimpleNamespace(is_available=lambda: True, device_count=lambda: 1))
     for name, value in ELASTIC.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=r"4 processes on .* see 1 of its GPUs"), processes.joined():
+    with pytest.raises(ConfigError, match=r"4 processes on .* see 1 of its GPUs"), processes.process_group():
         pass

@@ -1,10 +1,10 @@
-"""Words of a search space: what they mean, and what is refused before anything is trained."""
+"""Parsing and checking a search space before any training."""
 
 import pytest
 
 from darklens.errors import ConfigError
 from darklens.training.recipe import get
-from darklens.training.space import Choice, Range, check, chosen, default, parse
+from darklens.training.search_space import Choice, Range, checked_recipe, default_space, parse, suggested
 
 LR = "stages.0.optimiser.lr"
 
@@ -23,17 +23,17 @@ LR = "stages.0.optimiser.lr"
         ("{16, 32, null}", Choice(values=("16", "32", "null"))),
     ],
 )
-def test_words_are_dimensions(text, dimension):
+def test_ranges_and_choices_are_dimensions(text, dimension):
     assert parse([f"a.b={text}"]) == ({"a.b": dimension}, ())
 
 
 @pytest.mark.parametrize("text", ["3", "0.5", "affine", "{kind: none}", "[lens.gamma=0]", "../elsewhere"])
-def test_other_words_are_plain_overrides(text):
+def test_other_arguments_are_plain_overrides(text):
     assert parse([f"a.b={text}"]) == ({}, (f"a.b={text}",))
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("arguments", "sentence"),
     [
         (["a.b"], "neither a.b=value nor"),
         (["a.b=2..1"], "from a lower to a higher"),
@@ -43,23 +43,23 @@ def test_other_words_are_plain_overrides(text):
         (["a.b=1..x"], "'x' is not a number"),
         (["a.b=1..inf"], "must be finite"),
         (["a.b={x}"], "at least two"),
-        (["a.b={x,[}"], "choices are of the form"),
-        (["a.b=x", "a.b=y"], "twice; put choices in quotes"),
+        (["a.b={x,[}"], "choices have the form"),
+        (["a.b=x", "a.b=y"], "occurs twice; put choices in quotes"),
     ],
 )
-def test_what_is_no_range_is_refused(words, sentence):
+def test_invalid_ranges_are_refused(arguments, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        parse(words)
+        parse(arguments)
 
 
-def test_a_file_says_the_same_as_words(tmp_path):
+def test_a_file_gives_the_same_space_as_arguments(tmp_path):
     path = tmp_path / "space.yaml"
     path.write_text(f"{LR}: log:1e-5..1e-2\nmodel.dropout: [0, 0.5]\nstages.0.epochs: 3\n")
     space, plain = parse(["data.augment.kind={none,dihedral}"], path)
-    words = parse(
+    from_arguments = parse(
         [f"{LR}=log:1e-5..1e-2", "model.dropout={0,0.5}", "stages.0.epochs=3", "data.augment.kind={none,dihedral}"]
     )
-    assert (space, plain) == words
+    assert (space, plain) == from_arguments
     path.write_text("- a\n")
     with pytest.raises(ConfigError, match="must map keys"):
         parse([], path)
@@ -78,12 +78,12 @@ def test_a_file_says_the_same_as_words(tmp_path):
         ("stages.3.epochs=1..3", "index from 0 to 0"),
     ],
 )
-def test_every_end_and_choice_is_checked_against_the_recipe(word, sentence):
+def test_every_bound_and_choice_is_checked_against_the_recipe(word, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        check("resnet_simple", [], parse([word])[0])
+        checked_recipe("resnet_simple", [], parse([word])[0])
 
 
-class First:
+class FakeTrial:
     """Suggests the lowest number and the last choice."""
 
     def suggest_int(self, key, low, high, *, log):
@@ -96,16 +96,16 @@ class First:
         return values[-1]
 
 
-def test_what_is_suggested_becomes_overrides():
+def test_suggested_values_are_overrides():
     space, _ = parse(["stages.0.batch_size=16..64", "data.augment.kind={none,dihedral}"])
-    values = chosen(space, First())
+    values = suggested(space, FakeTrial())
     assert values == {"stages.0.batch_size": "16", "data.augment.kind": "dihedral"}
     recipe = get("resnet_simple", [f"{key}={text}" for key, text in values.items()])
     assert recipe.stages[0].batch_size == 16 and recipe.data.augment.kind == "dihedral"
 
 
-def test_without_words_rate_and_decay_of_the_last_stage_are_searched():
+def test_the_default_space_is_learning_rate_and_weight_decay_of_the_last_stage():
     recipe = get("sis_autoencoder2")
-    space = default(recipe)
+    space = default_space(recipe)
     assert list(space) == ["stages.1.optimiser.lr", "stages.1.optimiser.weight_decay"]
-    assert check("sis_autoencoder2", [], space) == recipe
+    assert checked_recipe("sis_autoencoder2", [], space) == recipe

@@ -1,4 +1,4 @@
-"""Small images first, fused networks, and the recipes that are there to be fast."""
+"""Stages with smaller images, compiled networks, and the fast recipes."""
 
 import copy
 import shutil
@@ -33,53 +33,53 @@ def store(tmp_path):
     return Store(tmp_path / "s")
 
 
-def test_a_stage_of_small_images_comes_before_whole_ones(store, tmp_path, monkeypatch):
-    seen = []
+def test_a_first_stage_can_use_smaller_images(store, tmp_path, monkeypatch):
+    calls = []
     forward = ResNet18.forward
 
-    def noted(self, images):
-        seen.append((self.training, images))
+    def recorded(self, images):
+        calls.append((self.training, images))
         return forward(self, images)
 
-    monkeypatch.setattr(ResNet18, "forward", noted)
+    monkeypatch.setattr(ResNet18, "forward", recorded)
     bundle = train(get("resnet_18", TWO_SIZES), store, tmp_path / "r")
-    sizes = [images.shape[-1] for training, images in seen if training]
+    sizes = [images.shape[-1] for training, images in calls if training]
     assert sizes[0] == PIXELS // 2 and sizes[-1] == PIXELS
-    small = seen[0][1][0, 0]
-    whole = bundle.contract.preprocess.normalise(torch.from_numpy(store.images(range(30))))
-    blocks = whole.reshape(30, PIXELS // 2, 2, PIXELS // 2, 2).mean((2, 4))
-    assert (blocks - small).abs().amax((1, 2)).min() < 1e-6  # light in blocks, not every other pixel
+    small = calls[0][1][0, 0]
+    images = bundle.contract.preprocess.normalise(torch.from_numpy(store.images(range(30))))
+    blocks = images.reshape(30, PIXELS // 2, 2, PIXELS // 2, 2).mean((2, 4))
+    assert (blocks - small).abs().amax((1, 2)).min() < 1e-6  # block averages, not every other pixel
     assert bundle.probabilities(store.images([0])).shape == (1, 3)
 
 
 @pytest.mark.parametrize(
-    ("recipe", "changes", "sentence"),
+    ("recipe", "overrides", "sentence"),
     [
         ("resnet_simple_fine_tuned", ["stages.0.bin=2"], "takes images of one size"),
         ("resnet_18", ["stages.0.bin=2"], "the last must have bin 1"),
     ],
 )
-def test_small_images_are_refused_where_they_cannot_be(recipe, changes, sentence):
+def test_smaller_images_in_the_wrong_stage_or_network_are_refused(recipe, overrides, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        get(recipe, changes)
+        get(recipe, overrides)
 
 
-@pytest.mark.parametrize(("size", "sentence"), [(3, "cannot be divided"), (4, "17 pixels are left")])
-def test_blocks_must_fit_the_images(store, tmp_path, size, sentence):
+@pytest.mark.parametrize(("size", "sentence"), [(3, "cannot be divided"), (4, "17 pixels remain")])
+def test_blocks_must_divide_the_images(store, tmp_path, size, sentence):
     recipe = get("resnet_18", [TWO_SIZES[0].replace('"bin":2', f'"bin":{size}')])
     with pytest.raises(ConfigError, match=sentence):
         train(recipe, store, tmp_path / "r")
     assert not (tmp_path / "r").exists()
 
 
-def test_a_network_is_fused_only_with_a_compiler(monkeypatch):
+def test_compiling_a_network_needs_a_compiler(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="needs a C\\+\\+ compiler"):
         compile_network(nn.Linear(2, 2))
 
 
-def test_a_fused_network_keeps_its_weights_names_and_answers():
+def test_a_compiled_network_has_the_same_weights_and_outputs():
     if compiler() is None:
         pytest.skip("no C++ compiler")
     network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -92,6 +92,6 @@ def test_a_fused_network_keeps_its_weights_names_and_answers():
 
 
 @pytest.mark.parametrize("name", [name for name in names() if name.startswith("fast_")])
-def test_fast_recipes_anneal_and_average_at_the_end(name):
+def test_fast_recipes_end_with_annealing_and_averaging(name):
     last = get(name).stages[-1]
     assert last.schedule.kind == "one_cycle" and last.ema_decay > 0

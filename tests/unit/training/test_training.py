@@ -1,4 +1,4 @@
-"""Training on a handful of small images: what is learnt, kept, resumed and refused."""
+"""Training on a few small images: results, selected epochs, resuming and errors."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from darklens.data.datamodule import split
 from darklens.data.store import Store, StoreIndex, write_index, write_shard
 from darklens.errors import ConfigError, InputError
 from darklens.training import run as run_module
-from darklens.training.average import RunningMean, fit_normalisation
+from darklens.training.ema import WeightEMA, recompute_batch_norm
 from darklens.training.learner import Learner
 from darklens.training.precision import precision_of
 from darklens.training.recipe import get
@@ -27,7 +27,7 @@ SMALL = ["model.dropout=0.1", "stages.0.epochs=4", "stages.0.batch_size=8", "dat
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """Sixty 44-pixel images of three classes that any network can tell apart: one, two or three stripes."""
+    """Sixty 44-pixel images of three classes that any network can classify: one, two or three stripes."""
     g = np.random.default_rng(0)
     labels = np.arange(60) % 3
     images = g.normal(0, 0.1, (60, 1, 44, 44)).astype(np.float32)
@@ -60,7 +60,7 @@ def rows(out):
         return list(csv.DictReader(stream))
 
 
-def test_it_learns_and_records_each_epoch(finished):
+def test_the_loss_decreases_and_each_epoch_is_recorded(finished):
     bundle, out = finished
     assert [r["epoch"] for r in rows(out)] == ["0", "1", "2", "3"]
     assert float(rows(out)[-1]["train_loss"]) < 0.7 * float(rows(out)[0]["train_loss"])
@@ -68,15 +68,15 @@ def test_it_learns_and_records_each_epoch(finished):
     assert bundle.contract.validation["val_loss"] == float(best["val_loss"])
 
 
-def test_the_bundle_holds_the_best_epoch_and_repeats_its_validation_loss(finished, store):
+def test_the_bundle_is_the_best_epoch_and_reproduces_its_validation_loss(finished, store):
     bundle, _ = finished
-    held_out = split(store.labels, validation_fraction=0.1, seed=3).validation
-    p = bundle.probabilities(store.images(held_out))
-    loss = -np.log(p[np.arange(len(held_out)), store.labels[held_out]]).mean()
+    validation = split(store.labels, validation_fraction=0.1, seed=3).validation
+    p = bundle.probabilities(store.images(validation))
+    loss = -np.log(p[np.arange(len(validation)), store.labels[validation]]).mean()
     assert loss == pytest.approx(bundle.contract.validation["val_loss"], rel=1e-3)
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(finished, store, tmp_path):
+def test_a_seed_determines_the_weights(finished, store, tmp_path):
     recipe = get("resnet_simple", SMALL)
     assert same(weights(finished[0]), weights(train(recipe, store, tmp_path / "a", seed=3)))
     assert [r["val_loss"] for r in rows(tmp_path / "a")] == [r["val_loss"] for r in rows(finished[1])]
@@ -87,14 +87,14 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(finished, 
 def test_gradients_are_clipped_in_every_precision(store, tmp_path, precision):
     norms = []
 
-    def before_step(optimiser, *_):  # the gradients of the step before
+    def before_step(optimiser, *_):  # gradients of the previous step
         grads = [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
         norms.append(float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0)
 
     hook = register_optimizer_step_pre_hook(before_step)
     try:
-        changes = [*SMALL, "stages.0.epochs=1", "stages.0.gradient_clip=0.01", f"precision={precision}"]
-        train(get("resnet_simple", changes), store, tmp_path / "r", seed=3)
+        overrides = [*SMALL, "stages.0.epochs=1", "stages.0.gradient_clip=0.01", f"precision={precision}"]
+        train(get("resnet_simple", overrides), store, tmp_path / "r", seed=3)
     finally:
         hook.remove()
     assert len(norms) > 3 and all(norm == pytest.approx(0.01, rel=1e-3) for norm in norms[1:])
@@ -135,11 +135,12 @@ STREAM = [
 ]
 
 
-def test_a_stream_needs_no_data_and_resumes_to_the_same_weights(tmp_path, monkeypatch):
+def test_a_stream_needs_no_store_and_resumes_to_the_same_weights(tmp_path, monkeypatch):
     recipe = get("resnet_simple", STREAM)
-    whole = train(recipe, None, tmp_path / "whole", seed=4)
-    assert whole.contract.data["population"] == "common-test-i" and whole.contract.n_pixels == 44
-    assert whole.contract.provenance["train_images"] == 72 and len(rows(tmp_path / "whole")) == 3
+    uninterrupted = train(recipe, None, tmp_path / "whole", seed=4)
+    contract = uninterrupted.contract
+    assert contract.data["population"] == "common-test-i" and contract.n_pixels == 44
+    assert contract.provenance["train_images"] == 72 and len(rows(tmp_path / "whole")) == 3
 
     original = Learner.training_step
 
@@ -152,10 +153,10 @@ def test_a_stream_needs_no_data_and_resumes_to_the_same_weights(tmp_path, monkey
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         train(recipe, None, tmp_path / "cut", seed=4)
     monkeypatch.setattr(Learner, "training_step", original)
-    assert same(weights(train(recipe, None, tmp_path / "cut", seed=4, resume=True)), weights(whole))
+    assert same(weights(train(recipe, None, tmp_path / "cut", seed=4, resume=True)), weights(uninterrupted))
 
 
-def test_a_stage_can_have_easier_lenses_of_its_own():
+def test_a_stage_can_override_the_population():
     easier = "classes.vort.mass_fraction.high=0.5"
     recipe = get("resnet_simple", [*STREAM, f"stages.0.overrides=[{easier}]", "stages.0.images_per_epoch=12"])
     source, plain = (
@@ -167,10 +168,10 @@ def test_a_stage_can_have_easier_lenses_of_its_own():
     unchanged = stage.model_copy(update={"overrides": ()})
     changed, same_ = (next(iter(source.loaders(s, 0, 0)[0])) for s in (stage, unchanged))
     assert not torch.equal(changed[0], same_[0]) and torch.equal(changed[1], same_[1])
-    held_out = [
+    validation = [
         next(iter(s.loaders(x, 0, 0)[1]))[0] for s, x in ((source, stage), (source, unchanged), (plain, unchanged))
     ]
-    assert not torch.equal(held_out[0], held_out[1]) and torch.equal(held_out[1], held_out[2])
+    assert not torch.equal(validation[0], validation[1]) and torch.equal(validation[1], validation[2])
 
 
 def test_a_stage_scales_the_substructure_of_its_training_and_validation_images():
@@ -183,8 +184,8 @@ def test_a_stage_scales_the_substructure_of_its_training_and_validation_images()
         assert all(not torch.equal(scaled[labels == label], plain[labels == label]) for label in (1, 2))
 
 
-def test_a_stage_may_not_change_what_the_network_takes(store, tmp_path):
-    with pytest.raises(ConfigError, match=r"stages.0.overrides: field and class names must stay"):
+def test_a_stage_cannot_change_the_field_or_the_classes(store, tmp_path):
+    with pytest.raises(ConfigError, match=r"stages.0.overrides: a stage cannot change the field"):
         train(get("resnet_simple", [*STREAM, "stages.0.overrides=[field.n_pixels=48]"]), None, tmp_path / "r")
     with pytest.raises(
         ConfigError, match=r"stages.0: overrides, substructure_scale and images_per_epoch are for data.kind stream"
@@ -192,8 +193,8 @@ def test_a_stage_may_not_change_what_the_network_takes(store, tmp_path):
         get("resnet_simple", ["stages.0.overrides=[lens.gamma=0]"])
 
 
-def test_the_running_mean_forgets_the_start_and_then_keeps_to_its_decay():
-    update = RunningMean(0.9)._kwargs["multi_avg_fn"]
+def test_the_decay_of_the_average_rises_to_its_final_value():
+    update = WeightEMA(0.9)._kwargs["multi_avg_fn"]
     mean, counted = [torch.zeros(3)], [torch.tensor(1)]
     update(mean, [torch.ones(3)], torch.tensor(1))
     assert torch.allclose(mean[0], torch.full((3,), 1 - 2 / 11))
@@ -203,21 +204,21 @@ def test_the_running_mean_forgets_the_start_and_then_keeps_to_its_decay():
     assert counted[0] == 7
 
 
-def test_normalisation_is_fitted_to_the_weights_and_nothing_else_changes():
+def test_recomputing_batch_norm_changes_its_statistics_only():
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Dropout(0.9))
     batches = [5 + 3 * torch.randn(50, 1, 9, 9) for _ in range(4)]
     before = {name: value.clone() for name, value in network.state_dict().items() if "running" not in name}
-    fit_normalisation(network, batches)
-    seen = network[0](torch.cat(batches))
-    torch.testing.assert_close(network[1].running_mean, seen.mean((0, 2, 3)))
-    torch.testing.assert_close(network[1].running_var, seen.var((0, 2, 3)), rtol=0.01, atol=0)
+    recompute_batch_norm(network, batches)
+    inputs = network[0](torch.cat(batches))
+    torch.testing.assert_close(network[1].running_mean, inputs.mean((0, 2, 3)))
+    torch.testing.assert_close(network[1].running_var, inputs.var((0, 2, 3)), rtol=0.01, atol=0)
     assert network[1].momentum == 0.1 and not any(m.training for m in network.modules())
     after = network.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items() if "num_batches" not in name)
 
 
-def test_a_running_mean_is_what_a_stage_validates_and_keeps(store, tmp_path, finished):
+def test_a_stage_validates_and_keeps_the_averaged_weights(store, tmp_path, finished):
     plain = train(get("resnet_simple", [*SMALL, "stages.0.ema_decay=0"]), store, tmp_path / "plain", seed=3)
     assert [r["train_loss"] for r in rows(tmp_path / "plain")] == [r["train_loss"] for r in rows(finished[1])]
     assert [r["val_loss"] for r in rows(tmp_path / "plain")] != [r["val_loss"] for r in rows(finished[1])]
@@ -225,9 +226,9 @@ def test_a_running_mean_is_what_a_stage_validates_and_keeps(store, tmp_path, fin
 
 
 def test_a_recipe_has_either_a_store_or_a_stream(store, tmp_path):
-    with pytest.raises(ConfigError, match="leave --data out"):
+    with pytest.raises(ConfigError, match="omit --data"):
         train(get("resnet_simple", STREAM), store, tmp_path / "r")
-    with pytest.raises(ConfigError, match="Give --data"):
+    with pytest.raises(ConfigError, match="Pass a store with --data"):
         train(get("resnet_simple", SMALL), None, tmp_path / "r")
     with pytest.raises(ConfigError, match=r"data.population is needed"):
         get("resnet_simple", ["data.kind=stream"])
@@ -235,11 +236,11 @@ def test_a_recipe_has_either_a_store_or_a_stream(store, tmp_path):
 
 def test_a_folder_in_use_is_refused(finished, store, tmp_path):
     out = finished[1]
-    with pytest.raises(InputError, match="already holds a run; add --resume"):
+    with pytest.raises(InputError, match="already contains a run; add --resume"):
         train(get("resnet_simple", SMALL), store, out, seed=3)
     with pytest.raises(InputError, match=r"another recipe: model.dropout is 0.1 there and 0.2 here"):
         train(get("resnet_simple", [*SMALL, "model.dropout=0.2"]), store, out, seed=3, resume=True)
-    with pytest.raises(InputError, match="another seed"):
+    with pytest.raises(InputError, match="other data, seed or version"):
         train(get("resnet_simple", SMALL), store, out, seed=5, resume=True)
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "thesis.tex").write_text("")
@@ -252,7 +253,7 @@ def test_resuming_a_finished_run_changes_nothing(finished, store):
     assert same(weights(bundle), weights(train(get("resnet_simple", SMALL), store, out, seed=3, resume=True)))
 
 
-def test_the_last_epoch_is_kept_only_on_request(store, tmp_path):
+def test_the_last_epoch_is_selected_only_on_request(store, tmp_path):
     bundle = train(get("resnet_simple", [*SMALL, "stages.0.legacy_last_epoch=true"]), store, tmp_path / "r", seed=3)
     assert bundle.contract.validation["epoch"] == 3
     last = torch.load(tmp_path / "r/checkpoints/stage0-classify/last.ckpt", weights_only=True)["state_dict"]
@@ -261,19 +262,19 @@ def test_the_last_epoch_is_kept_only_on_request(store, tmp_path):
 
 def test_double_softmax_bounds_the_loss_from_below(store):
     stage = get("resnet_simple", ["stages.0.legacy_double_softmax=true"]).stages[0]
-    sure = torch.tensor([[100.0, 0.0, 0.0]])
+    confident = torch.tensor([[100.0, 0.0, 0.0]])
     images, label = torch.zeros(1, 1, 4, 4), torch.tensor([0])
     data = get("resnet_simple").data
     for legacy, expected in ((True, 0.5514), (False, 0.0)):
         learner = Learner(
             torch.nn.Identity(),
             stage=stage.model_copy(update={"legacy_double_softmax": legacy}),
-            number=0,
+            stage_index=0,
             data=data,
             seed=0,
             batch_size=1,
         )
-        assert float(learner._losses(sure, images, label)) == pytest.approx(expected, abs=1e-4)
+        assert float(learner._losses(confident, images, label)) == pytest.approx(expected, abs=1e-4)
 
 
 AUTOENCODER = ["model.latent=16", "stages.0.epochs=2", "stages.0.batch_size=8"]
@@ -286,47 +287,47 @@ SIS = [
 ]
 
 
-def test_the_sis_system_starts_from_an_autoencoder_trained_before_or_by_itself(store, tmp_path, monkeypatch):
-    donor = train(get("autoencoder_resnet_simple", AUTOENCODER), store, tmp_path / "ae")
-    seen = {}
+def test_the_sis_system_starts_from_a_pretrained_autoencoder_or_trains_one(store, tmp_path, monkeypatch):
+    autoencoder = train(get("autoencoder_resnet_simple", AUTOENCODER), store, tmp_path / "ae")
+    initial = {}
     original = run_module._run_stage
 
-    def spy(network, recipe, stage, number, *rest):
+    def spy(network, recipe, stage, index, *rest):
         if stage.task == "classify":
-            seen[recipe.pretrained] = {k: v.clone() for k, v in network.k_network.state_dict().items()}
-        return original(network, recipe, stage, number, *rest)
+            initial[recipe.pretrained] = {k: v.clone() for k, v in network.k_network.state_dict().items()}
+        return original(network, recipe, stage, index, *rest)
 
     monkeypatch.setattr(run_module, "_run_stage", spy)
-    given = str(tmp_path / "ae")
-    bundle = train(get("sis_autoencoder2", [*SIS, f"pretrained={given}"]), store, tmp_path / "a")
-    assert same(weights(donor), seen[given])
+    path = str(tmp_path / "ae")
+    bundle = train(get("sis_autoencoder2", [*SIS, f"pretrained={path}"]), store, tmp_path / "a")
+    assert same(weights(autoencoder), initial[path])
     assert {r["task"] for r in rows(tmp_path / "a")} == {"classify"}
-    moved = bundle.network.get_submodule("k_network").state_dict()
-    assert not same(weights(donor), moved)  # the classification loss trains it further
+    trained = bundle.network.get_submodule("k_network").state_dict()
+    assert not same(weights(autoencoder), trained)  # the classification loss trains it further
 
     train(get("sis_autoencoder2", SIS), store, tmp_path / "b")
     assert [r["task"] for r in rows(tmp_path / "b")] == ["reconstruct", "classify"]
     stage = torch.load(tmp_path / "b/checkpoints/stage0-reconstruct/best.ckpt", weights_only=True)["state_dict"]
-    assert all(torch.equal(value, stage[f"network.{name}"]) for name, value in seen[None].items())
+    assert all(torch.equal(value, stage[f"network.{name}"]) for name, value in initial[None].items())
 
     with pytest.raises(InputError, match="not an autoencoder of the same size"):
-        train(get("sis_autoencoder2", [f"pretrained={given}"]), store, tmp_path / "c")
+        train(get("sis_autoencoder2", [f"pretrained={path}"]), store, tmp_path / "c")
 
 
 @pytest.mark.parametrize("name", ["autoencoder_resnet_simple", "sis_autoencoder2"])
 def test_mixed_precision_trains(store, tmp_path, name):
-    changes = [*(SIS if name.startswith("sis") else AUTOENCODER), "precision=bfloat16"]
-    train(get(name, changes), store, tmp_path / "r")
+    overrides = [*(SIS if name.startswith("sis") else AUTOENCODER), "precision=bfloat16"]
+    train(get(name, overrides), store, tmp_path / "r")
     assert all(np.isfinite(float(r["train_loss"])) for r in rows(tmp_path / "r"))
 
 
-def test_automatic_precision_is_one_that_lightning_knows():
+def test_precisions_have_lightnings_names():
     assert precision_of("auto") in ("32-true", "bf16-mixed")
     assert precision_of("bfloat16") == "bf16-mixed"
 
 
 class TestBundle:
-    def test_it_needs_only_its_folder_and_carries_its_contract(self, finished, tmp_path):
+    def test_it_loads_from_another_folder_with_its_contract(self, finished, tmp_path):
         bundle, out = finished
         shutil.copytree(out / "bundle", tmp_path / "b")
         loaded = Bundle.load(tmp_path / "b")
@@ -336,7 +337,7 @@ class TestBundle:
         assert contract["n_pixels"] == 44 and contract["pixel_scale"] == 0.1
         assert contract["provenance"]["train_images"] == 54 and contract["provenance"]["seed"] == 3
 
-    def test_predictions_do_not_depend_on_neighbours_or_on_the_scale_of_the_image(self, finished, store):
+    def test_predictions_do_not_depend_on_the_batch_or_on_the_scale_of_the_image(self, finished, store):
         images = store.images(range(8))
         together = finished[0].probabilities(images)
         alone = np.concatenate([finished[0].probabilities(image[None] * 300 + 40) for image in images])
@@ -362,7 +363,7 @@ class TestBundle:
         with pytest.raises(InputError, match=r"model\.safetensors|classess"):
             Bundle.load(folder)
 
-    def test_what_is_no_bundle_is_refused(self, tmp_path):
+    def test_other_folders_are_refused(self, tmp_path):
         with pytest.raises(InputError, match="does not exist"):
             Bundle.load(tmp_path / "absent")
         with pytest.raises(InputError, match="finished training"):

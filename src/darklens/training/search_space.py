@@ -1,4 +1,4 @@
-"""What a search may change of a recipe: `a.b=low..high`, `a.b=log:low..high` and `a.b={x,y,z}`, each a dimension."""
+"""The search space of `darklens tune`: `a.b=low..high`, `a.b=log:low..high` and `a.b={x,y,z}`, each a dimension."""
 
 import json
 import re
@@ -16,7 +16,7 @@ _RANGE = re.compile(r"(?P<log>log:)?(?P<low>[+-]?\.?\d\S*?)\.\.(?P<high>\S+)")
 
 
 class Range(Frozen):
-    """Numbers from low to high, both included; evenly in the logarithm if `log`."""
+    """Numbers from low to high, both included; uniform in the logarithm if `log`."""
 
     low: int | float
     high: int | float
@@ -24,7 +24,7 @@ class Range(Frozen):
 
 
 class Choice(Frozen):
-    """A few values, as YAML texts."""
+    """Several values, as YAML texts."""
 
     values: tuple[str, ...]
 
@@ -33,20 +33,22 @@ Dimension = Range | Choice
 Space = dict[str, Dimension]
 
 
-def parse(words: Sequence[str], file: Path | None = None) -> tuple[Space, tuple[str, ...]]:
-    """Return the dimensions among the words and in the file, and the words that are plain overrides.
+def parse(arguments: Sequence[str], file: Path | None = None) -> tuple[Space, tuple[str, ...]]:
+    """Return the dimensions in the arguments and in the file, and the arguments that are plain overrides.
 
-    A file maps the same keys to the same words, or to lists of values: `stages.0.batch_size: [32, 64]`.
+    Args:
+        arguments: Dimensions and overrides, each as `key=text`.
+        file: A YAML file of the same keys and texts, or of lists of values: `stages.0.batch_size: [32, 64]`.
 
     Raises:
-        ConfigError: If a word is neither, a range is empty, or a key is there twice.
+        ConfigError: If an argument is neither, a range is empty, or a key occurs twice.
     """
     space: Space = {}
     plain: dict[str, str] = {}
-    for key, text in [*_of_file(file), *(_split(word) for word in words)]:
+    for key, text in [*_file_items(file), *(_split(argument) for argument in arguments)]:
         if key in space or key in plain:
             raise ConfigError(
-                f"{key} is given twice; put choices in quotes, as in '{key}={{...}}', or the shell takes them apart."
+                f"{key} occurs twice; put choices in quotes, as in '{key}={{...}}', or the shell expands them."
             )
         dimension = _dimension(key, text)
         if dimension is None:
@@ -56,21 +58,21 @@ def parse(words: Sequence[str], file: Path | None = None) -> tuple[Space, tuple[
     return space, tuple(plain.values())
 
 
-def check(recipe: str, overrides: Sequence[str], space: Space) -> Recipe:
-    """Check every end of a range and every choice by itself against the recipe, which is returned without them.
+def checked_recipe(recipe: str, overrides: Sequence[str], space: Space) -> Recipe:
+    """Return the recipe without the search space, after checking both ends of each range and each choice.
 
     Raises:
-        ConfigError: If the recipe has no such key, or does not take such a value.
+        ConfigError: If the recipe has no such key, or does not accept such a value.
     """
     for key, dimension in space.items():
-        ends = dimension.values if isinstance(dimension, Choice) else (str(dimension.low), str(dimension.high))
-        for text in ends:
+        texts = dimension.values if isinstance(dimension, Choice) else (str(dimension.low), str(dimension.high))
+        for text in texts:
             get(recipe, [*overrides, f"{key}={text}"])
     return get(recipe, overrides)
 
 
-def default(recipe: Recipe) -> Space:
-    """Return what is searched where nothing is said: the last stage's rate and weight decay."""
+def default_space(recipe: Recipe) -> Space:
+    """Return the default search space: learning rate and weight decay of the last stage."""
     stage = f"stages.{len(recipe.stages) - 1}.optimiser"
     return {
         f"{stage}.lr": Range(low=1e-4, high=1e-2, log=True),
@@ -78,27 +80,27 @@ def default(recipe: Recipe) -> Space:
     }
 
 
-def chosen(space: Space, suggest: Any) -> dict[str, str]:
-    """Return a text for each key, of the values that an Optuna trial suggests."""
+def suggested(space: Space, trial: Any) -> dict[str, str]:
+    """Return the values that an Optuna trial suggests, as texts by key."""
     values: dict[str, str] = {}
     for key, dimension in space.items():
         if isinstance(dimension, Choice):
-            values[key] = suggest.suggest_categorical(key, dimension.values)
+            values[key] = trial.suggest_categorical(key, dimension.values)
             continue
-        whole = isinstance(dimension.low, int) and isinstance(dimension.high, int)
-        ask: Callable[..., int | float] = suggest.suggest_int if whole else suggest.suggest_float
-        values[key] = repr(ask(key, dimension.low, dimension.high, log=dimension.log))
+        is_integer = isinstance(dimension.low, int) and isinstance(dimension.high, int)
+        suggest: Callable[..., int | float] = trial.suggest_int if is_integer else trial.suggest_float
+        values[key] = repr(suggest(key, dimension.low, dimension.high, log=dimension.log))
     return values
 
 
-def _split(word: str) -> tuple[str, str]:
-    key, equals, text = word.partition("=")
+def _split(argument: str) -> tuple[str, str]:
+    key, equals, text = argument.partition("=")
     if not equals or not key:
-        raise ConfigError(f"{word!r} is neither a.b=value nor a.b=low..high, a.b=log:low..high or a.b={{x,y,z}}.")
+        raise ConfigError(f"{argument!r} is neither a.b=value nor a.b=low..high, a.b=log:low..high or a.b={{x,y,z}}.")
     return key, text
 
 
-def _of_file(file: Path | None) -> list[tuple[str, str]]:
+def _file_items(file: Path | None) -> list[tuple[str, str]]:
     if file is None:
         return []
     try:
@@ -116,15 +118,15 @@ def _of_file(file: Path | None) -> list[tuple[str, str]]:
 
 
 def _dimension(key: str, text: str) -> Dimension | None:
-    """Return the dimension that a text stands for; None if it is a plain value."""
+    """Return the dimension that a text describes; None if it is a plain value."""
     if text.startswith("{") and text.endswith("}"):
         return _choice(key, text)
-    found = _RANGE.fullmatch(text)
-    if found is None:
+    match = _RANGE.fullmatch(text)
+    if match is None:
         if text.startswith("log:"):
             raise ConfigError(f"{key}={text}: a range is log:low..high, such as log:1e-5..1e-2.")
         return None
-    low, high, log = _number(key, found["low"]), _number(key, found["high"]), bool(found["log"])
+    low, high, log = _number(key, match["low"]), _number(key, match["high"]), bool(match["log"])
     if not low < high:
         raise ConfigError(f"{key}={text}: the range must go from a lower to a higher number.")
     if log and low <= 0:
@@ -134,14 +136,14 @@ def _dimension(key: str, text: str) -> Dimension | None:
 
 def _choice(key: str, text: str) -> Choice | None:
     try:
-        held = yaml.safe_load(text)
+        mapping = yaml.safe_load(text)
         values = yaml.safe_load(f"[{text[1:-1]}]")
     except yaml.YAMLError:
-        raise ConfigError(f"{key}={text}: choices are of the form {{x,y,z}}.") from None
-    if any(value is not None for value in held.values()):
+        raise ConfigError(f"{key}={text}: choices have the form {{x,y,z}}.") from None
+    if any(value is not None for value in mapping.values()):
         return None  # a mapping, such as {kind: none}
     if len(values) < 2:
-        raise ConfigError(f"{key}={text}: give at least two choices, or {key}=value.")
+        raise ConfigError(f"{key}={text}: at least two choices are needed; for one, write {key}=value.")
     return Choice(values=tuple(value if isinstance(value, str) else json.dumps(value) for value in values))
 
 

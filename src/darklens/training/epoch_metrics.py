@@ -1,4 +1,4 @@
-"""RUN/metrics.csv: a row for each epoch."""
+"""RUN/metrics.csv, with one row per epoch."""
 
 import csv
 import time
@@ -17,7 +17,7 @@ _COLUMNS = ["stage", "task", "epoch", "train_loss", "val_loss", "val_auc", "lr",
 
 
 class EpochMetrics(NamedTuple):
-    """What an epoch came to; stage and epoch are counted from 0, `val_auc` is NaN where nothing is classified."""
+    """The metrics of one epoch. Stage and epoch count from 0, and `val_auc` is NaN unless the stage classifies."""
 
     stage: int
     epoch: int
@@ -26,35 +26,44 @@ class EpochMetrics(NamedTuple):
     val_auc: float
 
     @classmethod
-    def of(cls, row: Mapping[str, str]) -> "EpochMetrics":
-        """Return those of a row of metrics.csv."""
+    def from_row(cls, row: Mapping[str, str]) -> "EpochMetrics":
+        """Return the metrics in a row of metrics.csv."""
         losses = (float(row[name] or "nan") for name in ("train_loss", "val_loss", "val_auc"))
         return cls(int(row["stage"]), int(row["epoch"]), *losses)
 
 
-class EpochRows(Callback):
-    """Appends a row to metrics.csv after each epoch, and prints it where there is no progress bar."""
+class MetricsWriter(Callback):
+    """Appends a row to metrics.csv after each epoch, and prints it if there is no progress bar.
+
+    Args:
+        path: The metrics.csv of the run.
+        stage: The stage that is trained.
+        stage_index: Its index in the recipe.
+        on_epoch: Called with the metrics of each epoch.
+        enabled: Whether this process writes and prints.
+    """
 
     def __init__(
-        self, path: Path, stage: Stage, number: int, watch: Callable[[EpochMetrics], None], *, writes: bool
+        self, path: Path, stage: Stage, stage_index: int, on_epoch: Callable[[EpochMetrics], None], *, enabled: bool
     ) -> None:
-        self._path, self._stage, self._number = path, stage, number
-        self._watch, self._writes = watch, writes
+        self._path, self._stage, self._stage_index = path, stage, stage_index
+        self._on_epoch, self._enabled = on_epoch, enabled
         self._started = 0.0
 
-    def forget_from(self, epoch: int) -> None:
-        """Drop this stage's rows from `epoch` on: a resumed run repeats those epochs."""
-        self._write([r for r in read_rows(self._path) if int(r["stage"]) != self._number or int(r["epoch"]) < epoch])
+    def drop_from(self, epoch: int) -> None:
+        """Drop the rows of this stage from `epoch` on, which a resumed run repeats."""
+        rows = read_rows(self._path)
+        self._write([r for r in rows if int(r["stage"]) != self._stage_index or int(r["epoch"]) < epoch])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the first epoch's clock."""
+        """Start the clock of the first epoch."""
         self._started = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the epoch's row; validation has run by now."""
+        """Write the row of the epoch, whose validation has run."""
         metrics = trainer.callback_metrics
         row = {
-            "stage": str(self._number),
+            "stage": str(self._stage_index),
             "task": self._stage.task,
             "epoch": str(trainer.current_epoch),
             **{name: f"{float(metrics[name]):.6g}" if name in metrics else "" for name in _COLUMNS[3:6]},
@@ -63,24 +72,24 @@ class EpochRows(Callback):
         }
         self._started = time.perf_counter()
         self._write([*read_rows(self._path), row])
-        if self._writes and not Console().is_terminal:
+        if self._enabled and not Console().is_terminal:
             auc = f", validation AUC {float(row['val_auc']):.4f}" if row["val_auc"] else ""
             print(
                 f"{self._stage.task}: epoch {trainer.current_epoch + 1}/{self._stage.epochs}, "
                 f"loss {float(row['train_loss']):.4f}, validation loss {float(row['val_loss']):.4f}{auc}",
                 flush=True,
             )
-        self._watch(EpochMetrics.of(row))
+        self._on_epoch(EpochMetrics.from_row(row))
 
     def _write(self, rows: list[dict[str, str]]) -> None:
-        if not self._writes:
+        if not self._enabled:
             return
         lines = [",".join(_COLUMNS), *(",".join(row[name] for name in _COLUMNS) for row in rows)]
         write_text(self._path, "\n".join(lines) + "\n")
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a metrics.csv; none where there is no such file."""
+    """Return the rows of a metrics.csv, or none if there is no such file."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as stream:

@@ -1,4 +1,4 @@
-"""Batch normalisation over the images of all processes, so that a batch that is shared out counts as one batch."""
+"""Batch normalisation over the images of all processes, so that a distributed batch has the statistics of one batch."""
 
 from typing import Any
 
@@ -9,23 +9,23 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def synchronised(network: nn.Module) -> nn.Module:
-    """Return the network with batch normalisation that sees the whole batch; names of its weights stay."""
+    """Return the network with batch normalisation over all processes. Names of weights do not change."""
     if torch.cuda.is_available():
-        whole: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]  # no types
-        return whole
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]  # no types
+        return converted
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, _BatchNorm):
-                setattr(module, name, _OverAll.like(child))
+                setattr(module, name, _CpuSyncBatchNorm.from_layer(child))
     return network
 
 
-class _OverAll(_BatchNorm):
-    """What torch's SyncBatchNorm does, which is for GPUs alone, by sums that are exchanged on any device."""
+class _CpuSyncBatchNorm(_BatchNorm):
+    """The equivalent on any device of torch's SyncBatchNorm, which needs a GPU."""
 
     @classmethod
-    def like(cls, layer: _BatchNorm) -> "_OverAll":
-        """Return one with the settings and state of another layer."""
+    def from_layer(cls, layer: _BatchNorm) -> "_CpuSyncBatchNorm":
+        """Return a layer with the settings and state of another."""
         new = cls(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
         new.load_state_dict(layer.state_dict())
         return new.train(layer.training)
@@ -39,8 +39,8 @@ class _OverAll(_BatchNorm):
         dims = [i for i in range(input.dim()) if i != 1]
         shape = [-1 if i == 1 else 1 for i in range(input.dim())]
         values = input.float()
-        n_here = values.new_full((1,), values.numel() / values.shape[1])
-        sums = _sum(torch.cat([values.sum(dims), n_here]))
+        n_local = values.new_full((1,), values.numel() / values.shape[1])
+        sums = _sum(torch.cat([values.sum(dims), n_local]))
         n = sums[-1].detach()
         mean = sums[:-1] / n
         offset = values - mean.view(shape)
@@ -48,21 +48,21 @@ class _OverAll(_BatchNorm):
         scaled = offset * (var + self.eps).rsqrt().view(shape)
         if self.affine:
             scaled = scaled * self.weight.view(shape) + self.bias.view(shape)
-        self._keep(mean.detach(), var.detach() * n / (n - 1))
+        self._update_running_stats(mean.detach(), var.detach() * n / (n - 1))
         return scaled.to(input.dtype)
 
     @torch.no_grad()
-    def _keep(self, mean: Tensor, var: Tensor) -> None:
+    def _update_running_stats(self, mean: Tensor, var: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)
-        share = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(var, share)
+        momentum = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(var, momentum)
 
 
-class _Sum(torch.autograd.Function):
-    """The sum over all processes. Its gradient is the sum of theirs, as each has a loss that depends on it."""
+class _AllReduceSum(torch.autograd.Function):
+    """The sum over all processes. Its gradient is the sum of their gradients, since each loss depends on the sum."""
 
     @staticmethod
     def forward(context: Any, values: Tensor) -> Tensor:
@@ -78,5 +78,5 @@ class _Sum(torch.autograd.Function):
 
 
 def _sum(values: Tensor) -> Tensor:
-    total: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]  # torch gives it no types
+    total: Tensor = _AllReduceSum.apply(values)  # type: ignore[no-untyped-call]  # torch gives it no types
     return total
