@@ -178,7 +178,7 @@ def test_wrong_use_is_one_sentence_and_nothing_is_written(work, tmp_path, capsys
         ([tmp_path / "t.csv", "--workers", 2, "--cluster", "tcp://127.0.0.1:1"], "give one of them"),
         ([tmp_path / "t.csv", "--maps", tmp_path / "m", "--workers", 2], "--maps are made by one process"),
         ([tmp_path / "t.csv", "--maps", tmp_path / "m", "--backend", "onnx"], "--maps are made by one process"),
-        ([tmp_path / "t.csv", "--pixel-scale", 5], "too far to resample"),
+        ([tmp_path / "t.csv", "--pixel-scale", 5], "too different to resample"),
         ([tmp_path / "t.csv", "--backend", "int8"], "needs two images that can be read"),
         ([tmp_path / "file" / "t.csv"], "cannot be written"),
     ):

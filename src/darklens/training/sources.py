@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch.utils.data import DataLoader, Dataset
 
 from darklens import config, populations, rng
-from darklens.data.datamodule import BatchOrder, loader, split
+from darklens.data.loaders import BatchOrder, loader, split
 from darklens.data.part import WHOLE, Part
 from darklens.data.store import Store
 from darklens.errors import ConfigError

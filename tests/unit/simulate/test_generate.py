@@ -191,7 +191,7 @@ def test_two_runs_never_write_one_folder_at_once(tmp_path, monkeypatch):
     interrupted(tmp_path / "s", monkeypatch)
     with (
         locked(tmp_path / "s" / "unfinished" / "lock"),
-        pytest.raises(InputError, match="Another process is at work in"),
+        pytest.raises(InputError, match="Another process is writing to"),
     ):
         generate(POPULATION, tmp_path / "s", n_per_class=5, seed=1)
     assert len(generate(POPULATION, tmp_path / "s", n_per_class=5, seed=1)) == 15
