@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from record import record
 
-from darklens.data.datamodule import BatchOrder, loader
+from darklens.data.loaders import BatchOrder, loader
 from darklens.data.store import Store, StoreIndex, write_index, write_shard
 
 BATCH, PIXELS, PER_SHARD = 64, 150, 256

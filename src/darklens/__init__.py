@@ -1,6 +1,6 @@
 """darklens: physics-informed classification of dark-matter substructure in strong-lens images.
 
-The names below are imported when first used, so that `import darklens` is instant.
+The public names are imported on first use, so that `import darklens` is fast.
 """
 
 from importlib import import_module
@@ -59,15 +59,15 @@ def __getattr__(name: str) -> Any:
 
 
 def _version() -> str:
-    """Return the version of the installation: that of the git tag it was built from."""
-    from importlib.metadata import PackageNotFoundError, version  # here, so that the import above stays instant
+    """Return the version of the installation, which is that of its git tag."""
+    from importlib.metadata import PackageNotFoundError, version  # imported here so that `import darklens` stays fast
 
     try:
-        found = version("darklens")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        found = "0+unknown"
-    globals()["__version__"] = found
-    return found
+        number = version("darklens")
+    except PackageNotFoundError:  # a source tree that is not installed
+        number = "0+unknown"
+    globals()["__version__"] = number
+    return number
 
 
 def __dir__() -> list[str]:

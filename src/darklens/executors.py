@@ -1,6 +1,6 @@
-"""Where work runs: in this process, on a pool of processes, or on a Dask cluster, all shaped like `concurrent.futures`.
+"""Executors with the interface of `concurrent.futures`: this process, a pool of processes, or a Dask cluster.
 
-A task is a function of picklable arguments. Tasks finish in any order, so they must not depend on each other.
+A task is a function call with picklable arguments. Tasks finish in any order and must not depend on each other.
 """
 
 import logging
@@ -19,14 +19,14 @@ from typing import Any, TypeVar
 from darklens.errors import ConfigError, StoppedError
 
 R = TypeVar("R")
-IN_FLIGHT = 4096  # more than most clusters have cores; as small tasks, a few MB
-_CONNECT_SECONDS = 6
-_GO_ON = "what is finished is kept, and the same command goes on from there."
+IN_FLIGHT = 4096  # more than the cores of most clusters; a few MB of small tasks
+_CONNECT_TIMEOUT = 6  # s
+_CONTINUE = "finished work is kept; repeat the command to continue."
 _ADDRESS = re.compile(r"(tcp|tls|ucx|ws|wss)://.+:\d+")
 
 
 def usable_cores() -> int:
-    """Return the number of cores this process may use, which on a shared node is fewer than the machine has."""
+    """Return the number of cores that this process may use; on a shared node it is less than that of the machine."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -39,24 +39,24 @@ def as_finished(
     *,
     in_flight: int = IN_FLIGHT,
 ) -> Iterator[R]:
-    """Call `function(*task)` for every task and yield the results as they come.
+    """Call `function(*task)` for each task and yield the results in the order of completion.
 
     Args:
-        executor: Where to run; None runs each task in this process when its result is asked for.
-        function: A function of a module, so that other processes can import it.
-        tasks: Arguments; taken only as there is room, so they may be very many.
-        in_flight: Tasks handed to the executor at a time.
+        executor: Executor of the tasks; None runs each task in this process when its result is requested.
+        function: Function defined at module level, so that other processes can import it.
+        tasks: Arguments of each call. They are consumed lazily, so there may be very many.
+        in_flight: Largest number of submitted tasks.
 
     Raises:
-        StoppedError: If the executor's workers are gone.
+        StoppedError: If the workers of the executor are lost.
     """
     if executor is None:
         for task in tasks:
             yield function(*task)
         return
     pending: set[Future[R]] = set()
-    # Not concurrent.futures.wait: it takes the locks of all pending futures, one after the other, and Ctrl-C in between
-    # leaves them taken, so that the pool can never be shut down.
+    # Not concurrent.futures.wait: it acquires the locks of all pending futures one by one. Ctrl-C in between would
+    # leave them locked, and the pool could never shut down.
     done: SimpleQueue[Future[R]] = SimpleQueue()
 
     def next_result() -> R:
@@ -74,9 +74,9 @@ def as_finished(
         while pending:
             yield next_result()
     except BrokenExecutor:
-        raise StoppedError(f"A worker was killed, perhaps for lack of memory; {_GO_ON}") from None
+        raise StoppedError(f"A worker was killed, perhaps because it ran out of memory; {_CONTINUE}") from None
     except CancelledError:
-        raise StoppedError(f"The connection to the cluster was lost; {_GO_ON}") from None
+        raise StoppedError(f"The connection to the cluster was lost; {_CONTINUE}") from None
     finally:
         for future in pending:
             future.cancel()
@@ -84,14 +84,14 @@ def as_finished(
 
 @contextmanager
 def local(workers: int) -> Iterator[Executor | None]:
-    """Open a pool of processes on this machine; one worker is this process itself.
+    """Open a pool of processes on this machine, or yield None for one worker, which is this process.
 
-    On leaving, tasks that have begun are finished and the others are dropped.
+    On exit, running tasks finish and pending ones are dropped.
     """
     if workers <= 1:
         yield None
         return
-    # Spawned, not forked: torch's threads do not survive a fork.
+    # spawn, because the threads of torch do not survive a fork
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent)
     try:
@@ -105,8 +105,8 @@ def cluster(address: str) -> Iterator[Executor]:
     """Connect to a running Dask cluster, such as tcp://host:8786.
 
     Raises:
-        ConfigError: If the extra `cluster` is not installed, or no scheduler with workers answers at the address.
-        StoppedError: If the scheduler or its workers are lost while tasks run.
+        ConfigError: If the extra `cluster` is not installed, or no scheduler with workers responds at the address.
+        StoppedError: If the scheduler or its workers are lost while tasks are running.
     """
     try:
         import distributed
@@ -114,64 +114,66 @@ def cluster(address: str) -> Iterator[Executor]:
         raise ConfigError('A cluster needs Dask: pip install "darklens[cluster]".') from None
     if not _ADDRESS.fullmatch(address):
         raise ConfigError(f"{address!r} is not the address of a Dask scheduler, such as tcp://host:8786.")
-    # Its loggers print every lost connection with a traceback; what matters comes as an exception.
+    # The loggers of Dask print a traceback for each lost connection; the exceptions are sufficient.
     for name in ("distributed", "distributed.client"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     client = _connect(address)
     try:
-        # Not pure: a task writes files, so a second run must not be given the first one's answer.
+        # Tasks write files, so they are not pure: Dask must not return the result of an earlier run.
         yield client.get_executor(pure=False)
     except (distributed.KilledWorker, distributed.scheduler.NoWorkerError, distributed.comm.CommClosedError) as error:
-        raise StoppedError(f"The cluster at {address} lost its workers ({type(error).__name__}); {_GO_ON}") from None
+        raise StoppedError(f"The cluster at {address} lost its workers ({type(error).__name__}); {_CONTINUE}") from None
     except (ValueError, TypeError, AttributeError) as error:
-        if not _taken_for_an_error(error):
+        if not _is_result_taken_for_error(error):
             raise
-        raise StoppedError(f"The connection to the cluster at {address} was lost; {_GO_ON}") from None
+        raise StoppedError(f"The connection to the cluster at {address} was lost; {_CONTINUE}") from None
     finally:
-        client.close(timeout=_CONNECT_SECONDS)
+        client.close(timeout=_CONNECT_TIMEOUT)
 
 
-def _taken_for_an_error(error: Exception) -> bool:
-    """Return whether Dask unpacked a task's result as if it were an exception.
+def _is_result_taken_for_error(error: Exception) -> bool:
+    """Return whether Dask unpacked the result of a task as if it were an exception.
 
-    It looks at a task's state only after it has its result, and a connection that is lost in between changes the state.
+    Dask reads the state of a task after its result, and a connection lost in between changes the state.
     """
-    where = traceback.extract_tb(error.__traceback__)
-    return bool(where) and where[-1].name == "_cascade_future" and re.search("unpack|traceback", str(error)) is not None
+    frames = traceback.extract_tb(error.__traceback__)
+    return (
+        bool(frames) and frames[-1].name == "_cascade_future" and re.search("unpack|traceback", str(error)) is not None
+    )
 
 
 def _connect(address: str) -> Any:
     try:
-        client = _client(address).result(timeout=_CONNECT_SECONDS)
-    except Exception as error:  # whatever listens at the address may answer anything
+        client = _client(address).result(timeout=_CONNECT_TIMEOUT)
+    except Exception as error:  # another server at the address may respond with anything
         raise ConfigError(
-            f"No Dask scheduler answers at {address} ({' '.join(str(error).split()) or 'no answer'}); start one with "
-            "`dask scheduler` or dask-jobqueue and give the address that it prints, such as tcp://host:8786."
+            f"No Dask scheduler responds at {address} ({' '.join(str(error).split()) or 'no response'}); start one "
+            "with `dask scheduler` or dask-jobqueue and give the address that it prints, such as tcp://host:8786."
         ) from None
     if not client.ncores():
         client.close()
-        raise ConfigError(f"The cluster at {address} has no workers; start some and wait until one has joined.")
+        raise ConfigError(f"The cluster at {address} has no workers; start some and wait until they have joined.")
     return client
 
 
 def _client(address: str) -> "Future[Any]":
-    """Connect in a thread of its own: facing a server that is no scheduler, Dask's own time limit does not act."""
+    """Connect in a separate thread: the timeout of Dask has no effect if the server is not a scheduler."""
     import distributed
 
-    found: Future[Any] = Future()
+    client: Future[Any] = Future()
 
     def connect() -> None:
         try:
-            found.set_result(distributed.Client(address, timeout=_CONNECT_SECONDS - 2, set_as_default=False))
+            client.set_result(distributed.Client(address, timeout=_CONNECT_TIMEOUT - 2, set_as_default=False))
         except Exception as error:
-            found.set_exception(error)
+            client.set_exception(error)
 
     threading.Thread(target=connect, daemon=True).start()
-    return found
+    return client
 
 
 def _follow_parent() -> None:
-    """Leave Ctrl-C to the parent, and end with it, however it ends."""
+    """Ignore Ctrl-C, which the parent handles, and end when the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

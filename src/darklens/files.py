@@ -1,4 +1,4 @@
-"""Writing so that a reader never sees half a file: to a temporary name beside it, then rename."""
+"""Atomic writes, locks and checksums of files. A file is written under a temporary name, then renamed."""
 
 import errno
 import hashlib
@@ -14,22 +14,22 @@ from typing import Any
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]  # a module elsewhere
+    fcntl = None  # type: ignore[assignment]  # a module on other systems
 
 from darklens.errors import InputError
 
-# A short write by numpy.save carries no number: the disk is full then, too.
+# None: numpy.save raises an OSError without a number if the disk is full.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
-_RANDOM = "[a-z0-9_]" * 8  # what tempfile puts into a name
+_RANDOM = "[a-z0-9_]" * 8  # the random part of a temporary name
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; on success it replaces `path`, on failure it is removed.
+    """Yield a temporary path in the same folder that replaces `path` on success and is removed on failure.
 
     Raises:
-        InputError: If the folder cannot be written to, or the disk is full.
+        InputError: If the folder is not writable, or the disk is full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        # mkstemp makes files private to the user; give them the usual permissions.
+        # mkstemp creates files that only the user can read; set the default permissions.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
@@ -55,10 +55,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a full disk, or a place where writing is forbidden, into one sentence.
+    """Raise one sentence if the body fails to write because the disk is full or writing is forbidden.
 
     Raises:
-        InputError: If that is what goes wrong inside.
+        InputError: In these cases.
     """
     try:
         yield
@@ -70,31 +70,31 @@ def writing(path: Path) -> Iterator[None]:
 
 def _unwritable(path: Path, error: OSError) -> InputError:
     if error.errno in _FULL:
-        what, remedy = "the disk or the quota is full", "free some space and give the same command again"
+        problem, remedy = "the disk or the quota is full", "free some space and repeat the command"
     else:
-        what, remedy = (error.strerror or str(error)).lower(), "choose another place"
-    return InputError(f"{path} cannot be written ({what}): {remedy}.")
+        problem, remedy = (error.strerror or str(error)).lower(), "choose another folder"
+    return InputError(f"{path} cannot be written ({problem}): {remedy}.")
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what killed writers left in `folder`; no writer may be at work there."""
+    """Remove the temporary files of killed processes from `folder`; no process may be writing there."""
     for path in folder.glob(f".*.{_RANDOM}*"):
         path.unlink(missing_ok=True)
 
 
 def is_temporary(path: Path) -> bool:
-    """Tell whether `path` is named like a file that a writer has not finished."""
+    """Return whether `path` has the name of a temporary file."""
     return path.match(f".*.{_RANDOM}*")
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, so that two processes do not write one folder; the system frees it with the process.
+    """Lock the file `path`, so that only one process writes to a folder. The lock ends with the process.
 
-    Where the system or the file system has no locks, nothing is held.
+    Without effect where the operating system or the file system has no locks.
 
     Raises:
-        InputError: If another process holds it.
+        InputError: If another process holds the lock.
     """
     if fcntl is None:
         yield
@@ -107,53 +107,61 @@ def locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"Another process is at work in {path.parent}; wait for it or end it.") from None
+            raise InputError(
+                f"Another process is writing to {path.parent}; wait for it to finish, or end it."
+            ) from None
         except OSError:  # a network file system without locks
             pass
         yield
 
 
 def require_space(path: Path, needed: int) -> None:
-    """Check that `needed` bytes fit on the disk where `path` is or will be.
+    """Check that the disk of `path` has `needed` bytes free.
 
     Raises:
-        InputError: If they do not.
+        InputError: If it has not.
     """
     existing = next(folder for folder in [path.absolute(), *path.absolute().parents] if folder.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise InputError(
-            f"{path} needs {needed / 1e9:,.1f} GB and its disk has {free / 1e9:,.1f} GB free: ask for fewer or smaller "
-            "images, or choose another disk."
+            f"{path} needs {needed / 1e9:,.1f} GB, but its disk has only {free / 1e9:,.1f} GB free; reduce the number "
+            "or size of the images, or choose another disk."
         )
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` as a whole or not at all."""
+    """Write text to a file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as readable JSON, refusing NaN and infinity, which JSON does not have."""
+    """Write a value as indented JSON, atomically. NaN and infinity, which JSON lacks, raise ValueError."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON.
+    """Read a JSON file.
 
     Raises:
-        InputError: If the file is missing or is not JSON.
+        InputError: If the file is missing or not valid JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:  # the last: brackets without end
-        raise InputError(f"{path} is not valid JSON ({error}); make it again with the command that wrote it.") from None
+    except (
+        json.JSONDecodeError,
+        UnicodeDecodeError,
+        RecursionError,
+    ) as error:  # RecursionError: too many nested brackets
+        raise InputError(
+            f"{path} is not valid JSON ({error}); create it again with the command that wrote it."
+        ) from None
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes as hexadecimal text."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

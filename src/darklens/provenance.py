@@ -1,4 +1,4 @@
-"""Where a result came from: version, commit, hardware."""
+"""Provenance of results: commit and hardware."""
 
 import os
 import platform
@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 def commit() -> str:
-    """Return the git commit of the source tree, `unknown` outside a checkout.
+    """Return the git commit of the source tree, or `unknown` outside a checkout.
 
-    It ends in `-dirty` if a file that git knows was changed, but for those in results/, which are what runs write.
+    The suffix `-dirty` marks changes to tracked files outside results/, where runs write.
     """
     try:
-        name = _git("rev-parse", "--short=12", "HEAD")
-        return name + ("-dirty" if _git("diff", "--name-only", "HEAD", "--", ":/", ":(top,exclude)results") else "")
+        sha = _git("rev-parse", "--short=12", "HEAD")
+        return sha + ("-dirty" if _git("diff", "--name-only", "HEAD", "--", ":/", ":(top,exclude)results") else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 
@@ -24,7 +24,7 @@ def _git(*words: str) -> str:
 
 
 def hardware() -> str:
-    """Return the processor, its core count, and the GPU if torch sees one."""
+    """Return processor, number of cores, and GPU if torch finds one."""
     import torch
 
     name = platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""Named components. A registry is also the test matrix: what is in it gets every test of its kind."""
+"""Registries of named components. Tests run on all components of a registry."""
 
 import difflib
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Names mapped to components of one sort, such as lens profiles.
+    """A mapping of names to components of one sort, such as lens profiles.
 
     Args:
-        sort: What messages call one of them.
-        extensible: Whether plug-ins can add some; they are loaded when a name is first looked up.
+        sort: Name of the sort in messages.
+        extensible: Whether plug-ins can add components; they are loaded at the first lookup.
     """
 
     def __init__(self, sort: str, *, extensible: bool = False) -> None:
@@ -23,25 +23,25 @@ class Registry(Generic[T]):
         self._items: dict[str, T] = {}
 
     def add(self, name: str, item: T, *, replace: bool = False) -> T:
-        """Register `item`.
+        """Register a component and return it.
 
         Args:
-            name: What it is called in YAML and on the command line.
+            name: Name of the component in YAML and on the command line.
             item: The component.
-            replace: Let it take the place of another of that name, as when a cell of a notebook is run again.
+            replace: Replace a component of the same name, as when a cell of a notebook runs again.
 
         Raises:
-            ValueError: If the name is taken and `replace` is not set.
+            ValueError: If the name exists and `replace` is false.
         """
         if name in self._items and not replace:
-            raise ValueError(f"{self._sort} {name!r} is registered twice; choose another name, or give replace=True")
+            raise ValueError(f"{self._sort} {name!r} is already registered; choose another name, or set replace=True")
         self._items[name] = item
         return item
 
     def __getitem__(self, name: str) -> T:
         items = self._all()
         if name not in items:
-            hint = f" If a plug-in has it, name that in {plugins.VARIABLE}." if self._extensible else ""
+            hint = f" If it belongs to a plug-in, list the plug-in in {plugins.VARIABLE}." if self._extensible else ""
             raise ConfigError(unknown(self._sort, name, items) + hint)
         return items[name]
 
@@ -61,8 +61,8 @@ class Registry(Generic[T]):
 
 
 def unknown(sort: str, name: str, known: "dict[str, T] | list[str]") -> str:
-    """Return the sentence for a name that does not exist, with the nearest one that does."""
+    """Return a sentence on an unknown name that suggests the closest known one."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(names)}."
+    matches = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {matches[0]!r}?" if matches else f"choose one of: {', '.join(names)}."
     return f"Unknown {sort} {name!r}: {hint}"

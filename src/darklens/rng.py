@@ -1,7 +1,7 @@
-"""Seeds as addresses: each random stream has a name, so it does not depend on who draws first.
+"""Random streams addressed by seed and name, independent of the order in which they are used.
 
-The stream of image 17 of seed 0 is the same numbers whether one process makes all the images in order or
-eight make them out of order.
+Image 17 of seed 0 has the same random numbers whether one process simulates all images in order or eight processes
+simulate them out of order.
 """
 
 import hashlib
@@ -16,12 +16,12 @@ def _digest(seed: int, address: tuple[str | int, ...]) -> bytes:
 
 
 def generator(seed: int, *address: str | int) -> np.random.Generator:
-    """Return the counter-based generator (Philox) of one address below `seed`."""
+    """Return the counter-based generator (Philox) of an address, such as a name and an index, under a seed."""
     return np.random.Generator(np.random.Philox(key=int.from_bytes(_digest(seed, address), "little")))
 
 
 def integer_seed(seed: int, *address: str | int) -> int:
-    """Return a 63-bit seed for libraries that take an integer, such as torch."""
+    """Return a 63-bit seed of an address, for libraries that need an integer, such as torch."""
     return int.from_bytes(_digest(seed, address)[:8], "little") >> 1
 
 
@@ -34,7 +34,7 @@ _TO_UNIT = 2.0**-52
 
 
 def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
-    """Return the random words (..., 4) of counters (..., 4), 32-bit words held in uint64, under a 64-bit key."""
+    """Return the random words (..., 4) for counters (..., 4) and a 64-bit key; 32-bit words are stored in uint64."""
     c0, c1, c2, c3 = (counter[..., i] for i in range(4))
     k0, k1 = key
     for _ in range(10):
@@ -45,9 +45,9 @@ def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
 
 
 def uniforms(seed: int, *address: str | int, rows: Sequence[int], n: int) -> np.ndarray:
-    """Return uniform numbers in (0, 1), float64 of shape (len(rows), n), of one address below `seed`.
+    """Return uniform numbers in (0, 1), float64 of shape (len(rows), n), of an address under a seed.
 
-    Row r is a function of r alone, so all images of a batch are drawn at once and each as if it were alone.
+    The numbers of a row depend only on its index, so an image has the same numbers in any batch.
     """
     key = int.from_bytes(_digest(seed, address)[:8], "little")
     row, block = np.asarray(rows, dtype=np.uint64)[:, None], np.arange((n + 1) // 2, dtype=np.uint64)[None]

@@ -1,4 +1,4 @@
-"""Physical constants and unit conversions. The only file that holds G, c and the solar mass."""
+"""Physical constants and unit conversions; no other module defines G, c or the solar mass."""
 
 import math
 

@@ -238,7 +238,7 @@ def test_inspect_reports_damage(tmp_path, capsys):
         (["predict", "--out", "x"], "Name the files or folders to classify"),
         (["predict", "{tiny}/resnet_simple", "--out", "x"], "Name the files or folders to classify"),
         (["predict", "{tiny}/resnet_simple", "{tiny}/test", "--out", "x", "--pixel-scale", "0.5"], "resample"),
-        (["import", "absent", "--out", "x"], "absent is not a folder"),
+        (["import", "absent", "--out", "x"], "absent does not exist"),
         (["compare", "{tiny}/train", "{tiny}/test", "--out", "x"], "holds no eval.json"),
         (["config", "show", "resnet_simple", "stages.3.epochs=1"], "must be an index"),
     ],

@@ -165,7 +165,7 @@ def test_a_broken_plug_in_is_named(plug_in, monkeypatch, capsys):
     assert darklens("populations") == 2
     assert "The plug-in broken.py" in capsys.readouterr().err
     monkeypatch.setenv(plugins.VARIABLE, "missing.py")
-    with pytest.raises(ConfigError, match=r"there is no file missing\.py"):
+    with pytest.raises(ConfigError, match=r"no such file: missing\.py"):
         plugins.load()
 
 

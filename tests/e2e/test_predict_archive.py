@@ -115,7 +115,7 @@ def test_ctrl_c_is_one_sentence_and_the_same_command_goes_on(work, tmp_path, mon
     assert said.startswith("darklens: Interrupted") and said.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv.unfinished"]
     assert darklens(*words) == 3
-    assert "192 images were classified before" in capsys.readouterr().out
+    assert "192 images were already classified" in capsys.readouterr().out
     assert (tmp_path / "t.csv").read_bytes() == whole(work)
 
 
@@ -175,10 +175,10 @@ def test_wrong_use_is_one_sentence_and_nothing_is_written(work, tmp_path, capsys
     (tmp_path / "file").write_text("")
     words = ["predict", work / "model", good, "--out"]
     for more, said in (
-        ([tmp_path / "t.csv", "--workers", 2, "--cluster", "tcp://127.0.0.1:1"], "give one of them"),
-        ([tmp_path / "t.csv", "--maps", tmp_path / "m", "--workers", 2], "--maps are made by one process"),
-        ([tmp_path / "t.csv", "--maps", tmp_path / "m", "--backend", "onnx"], "--maps are made by one process"),
-        ([tmp_path / "t.csv", "--pixel-scale", 5], "too far to resample"),
+        ([tmp_path / "t.csv", "--workers", 2, "--cluster", "tcp://127.0.0.1:1"], "give either --workers or"),
+        ([tmp_path / "t.csv", "--maps", tmp_path / "m", "--workers", 2], "--maps needs one process"),
+        ([tmp_path / "t.csv", "--maps", tmp_path / "m", "--backend", "onnx"], "--maps needs one process"),
+        ([tmp_path / "t.csv", "--pixel-scale", 5], "too different to resample"),
         ([tmp_path / "t.csv", "--backend", "int8"], "needs two images that can be read"),
         ([tmp_path / "file" / "t.csv"], "cannot be written"),
     ):
@@ -195,7 +195,7 @@ def test_two_commands_do_not_write_one_table(work, tmp_path):
     (tmp_path / "t.csv.unfinished").mkdir()
     with (
         locked(tmp_path / "t.csv.unfinished" / "lock"),
-        pytest.raises(InputError, match="Another process is at work"),
+        pytest.raises(InputError, match="Another process is writing"),
     ):
         predict_table(work / "model", files_of(work), tmp_path / "t.csv")
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv.unfinished"]

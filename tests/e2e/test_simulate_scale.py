@@ -67,7 +67,7 @@ def test_a_cluster_makes_the_same_bytes_replaces_killed_workers_and_may_be_lost(
             store = generate(POPULATION, tmp_path / "t", **SIZE, executor=executor, advance=kill_one)
             assert index_of(store) == index_of(whole) and sum(seen) == len(whole)
         with (
-            pytest.raises(StoppedError, match="the same command goes on from there"),
+            pytest.raises(StoppedError, match="repeat the command to continue"),
             executors.cluster(cluster.scheduler_address) as executor,
         ):
             generate(POPULATION, tmp_path / "u", **SIZE, executor=executor, advance=close)
@@ -119,10 +119,10 @@ def test_a_cluster_that_cannot_be_used_is_one_sentence_and_nothing_is_written(tm
     simulate = ["simulate", "common-test-i", *SMALL, "--out", tmp_path / "s", "--cluster"]
     with listener:
         for arguments, sentence in (
-            (["tcp://127.0.0.1:1"], "No Dask scheduler answers at tcp://127.0.0.1:1"),
-            ([address], f"No Dask scheduler answers at {address} (no answer)"),
+            (["tcp://127.0.0.1:1"], "No Dask scheduler responds at tcp://127.0.0.1:1"),
+            ([address], f"No Dask scheduler responds at {address} (no response)"),
             (["somewhere"], "'somewhere' is not the address of a Dask scheduler"),
-            (["tcp://127.0.0.1:1", "--workers", 2], "give one of them"),
+            (["tcp://127.0.0.1:1", "--workers", 2], "give either --workers or"),
         ):
             assert darklens(*simulate, *arguments) == 2
             captured = capsys.readouterr().err.strip().splitlines()
@@ -146,7 +146,7 @@ def test_more_than_the_disk_holds_is_refused_before_anything_is_written(tmp_path
     for form in ("store", "deeplense"):
         command = ["simulate", "common-test-i", "--out", tmp_path / "s", "--n-per-class", 10**15, "--format", form]
         assert darklens(*command) == 2
-        assert "GB free: ask for fewer" in capsys.readouterr().err
+        assert "GB free; reduce the number" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -22,7 +22,7 @@ class Disc(Frozen):
     radius: float = 1
 
 
-class Drawn(Frozen):
+class Figure(Frozen):
     shape: Annotated[Square | Disc, Field(discriminator="kind")] = Disc()
 
 
@@ -38,12 +38,12 @@ def test_overrides_reach_into_mappings_and_lists():
     assert [item.rate for item in tree.items] == [1, 4]
 
 
-def test_a_dumped_configuration_loads_to_an_equal_one(tmp_path):
+def test_a_dumped_configuration_loads_as_an_equal_one(tmp_path):
     tree = config.load(Tree, {"name": "a"}, ["inner.rate=3"])
     (tmp_path / "t.yaml").write_text(config.dump(tree))
-    again = config.load(Tree, tmp_path / "t.yaml")
-    assert again == tree
-    assert config.digest(again) == config.digest(tree) != config.digest(config.load(Tree, {"name": "b"}))
+    loaded = config.load(Tree, tmp_path / "t.yaml")
+    assert loaded == tree
+    assert config.digest(loaded) == config.digest(tree) != config.digest(config.load(Tree, {"name": "b"}))
 
 
 def test_a_changed_kind_replaces_the_node():
@@ -51,11 +51,11 @@ def test_a_changed_kind_replaces_the_node():
     assert config.merge({"a": {"kind": "x", "p": 1}}, {"a": {"p": 2}}) == {"a": {"kind": "x", "p": 2}}
 
 
-def test_a_part_can_be_changed_without_naming_the_kind_it_has_by_default():
-    assert config.load(Drawn, {}, ["shape.radius=2"]).shape == Disc(radius=2)
-    assert config.load(Drawn, {}, ["shape.kind=square", "shape.side=2"]).shape == Square(side=2)
-    with pytest.raises(ConfigError, match=r"^drawn: shape\.side: unknown key"):
-        config.load(Drawn, {}, ["shape.side=2"])
+def test_a_setting_of_the_default_kind_needs_no_kind():
+    assert config.load(Figure, {}, ["shape.radius=2"]).shape == Disc(radius=2)
+    assert config.load(Figure, {}, ["shape.kind=square", "shape.side=2"]).shape == Square(side=2)
+    with pytest.raises(ConfigError, match=r"^figure: shape\.side: unknown key"):
+        config.load(Figure, {}, ["shape.side=2"])
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_part_can_be_changed_without_naming_the_kind_it_has_by_default():
             ["items.1.rate=4"],
             "Override 'items.1.rate=4': '1' must be an index from 0 to 0.",
         ),
-        ({"name": "a"}, ["name.x=4"], "Override 'name.x=4': 'x' lies below a plain value."),
+        ({"name": "a"}, ["name.x=4"], "Override 'name.x=4': 'x' is below a scalar value."),
         ({"name": "a"}, ["inner={"], "Override 'inner={': '{' is not a YAML value."),
     ],
 )
@@ -83,7 +83,7 @@ def test_problems_are_one_sentence_that_names_the_key(tree, overrides, sentence)
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "a: [", "", "!!python/object/apply:os.system ['true']"])
-def test_a_file_that_is_not_a_yaml_mapping_is_refused_and_not_executed(tmp_path, text):
+def test_a_file_that_is_not_a_yaml_mapping_is_an_error_and_not_executed(tmp_path, text):
     (tmp_path / "t.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"t\.yaml"):
         config.load(Tree, tmp_path / "t.yaml")
@@ -91,13 +91,13 @@ def test_a_file_that_is_not_a_yaml_mapping_is_refused_and_not_executed(tmp_path,
         config.load(Tree, tmp_path / "absent.yaml")
 
 
-def test_a_fault_in_yaml_is_named_with_its_place(tmp_path):
+def test_a_yaml_error_is_reported_with_its_position(tmp_path):
     (tmp_path / "t.yaml").write_text("a: 1\nb: [1, 2\nc: 3\n")
     with pytest.raises(ConfigError, match=r"t\.yaml .* near line 3, column 2 \(expected ',' or '\]'"):
         config.load(Tree, tmp_path / "t.yaml")
 
 
-def test_the_first_setting_in_which_two_differ_is_named():
+def test_the_first_different_setting_is_named():
     one = Tree(name="a", items=[Inner(), Inner(rate=2)])
     assert (
         config.difference(one, Tree(name="a", items=[Inner(), Inner(rate=3)]))

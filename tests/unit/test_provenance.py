@@ -1,19 +1,21 @@
-"""Which commit a result names."""
+"""The commit that a result records."""
 
 import subprocess
 
 from darklens import provenance
 
 
-def test_a_changed_file_is_told_but_what_runs_write_is_not(tmp_path, monkeypatch):
+def test_changes_to_sources_are_dirty_and_changes_to_results_are_not(tmp_path, monkeypatch):
     source, result = tmp_path / "src/darklens/physics.py", tmp_path / "results/bench.json"
     for file in (source, result):
         file.parent.mkdir(parents=True)
         file.write_text("1\n")
 
     def git(*words):
-        who = ("-c", "user.name=a", "-c", "user.email=a@b")
-        return subprocess.run(["git", "-C", tmp_path, *who, *words], check=True, capture_output=True, text=True).stdout
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        return subprocess.run(
+            ["git", "-C", tmp_path, *identity, *words], check=True, capture_output=True, text=True
+        ).stdout
 
     git("init", "-q")
     git("add", ".")

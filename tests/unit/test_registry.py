@@ -5,21 +5,21 @@ from darklens.models.zoo import SYSTEMS
 from darklens.registry import Registry
 
 
-def test_a_name_is_taken_once_unless_it_is_to_be_replaced():
+def test_a_name_is_registered_once_unless_replaced():
     registry = Registry("thing")
     registry.add("a", 1)
-    with pytest.raises(ValueError, match="thing 'a' is registered twice"):
+    with pytest.raises(ValueError, match="thing 'a' is already registered"):
         registry.add("a", 2)
     registry.add("a", 2, replace=True)
     assert registry["a"] == 2 and list(registry) == ["a"] and len(registry) == 1 and "a" in registry
 
 
-def test_an_unknown_name_may_be_that_of_a_plug_in_where_there_are_such():
+def test_the_message_for_an_unknown_name_mentions_plug_ins():
     with pytest.raises(ConfigError, match=r"Unknown system 'tiny_net': choose one of: .*\. If .* DARKLENS_PLUGINS\.$"):
         SYSTEMS["tiny_net"]
 
 
-def test_an_unknown_name_is_answered_with_the_nearest():
+def test_the_message_for_an_unknown_name_suggests_the_closest():
     registry = Registry("thing")
     registry.add("point", 1)
     with pytest.raises(ConfigError, match="Unknown thing 'pont': did you mean 'point'"):

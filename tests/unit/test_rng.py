@@ -5,7 +5,7 @@ from scipy.stats import kstest
 from darklens import rng
 
 
-def test_a_stream_depends_on_its_address_alone():
+def test_a_stream_depends_only_on_its_address():
     first = rng.generator(0, "noise", 3).random(4).tolist()
     rng.generator(0, "noise", 2).random(100)
     assert rng.generator(0, "noise", 3).random(4).tolist() == first
@@ -30,11 +30,11 @@ def test_addresses_do_not_collide():
         ),
     ],
 )
-def test_philox_gives_the_known_answers_of_its_authors(counter, key, expected):
+def test_philox_reproduces_the_published_test_vectors(counter, key, expected):
     assert rng.philox(np.array(counter, dtype=np.uint64), key).tolist() == expected
 
 
-def test_uniform_numbers_of_a_row_do_not_depend_on_the_others():
+def test_uniform_numbers_of_a_row_do_not_depend_on_other_rows():
     together = rng.uniforms(3, "a", rows=[5, 2**40, 7], n=9)
     assert np.array_equal(together[1:2], rng.uniforms(3, "a", rows=[2**40], n=9))
     assert np.array_equal(together[:, :4], rng.uniforms(3, "a", rows=[5, 2**40, 7], n=4))

@@ -141,7 +141,7 @@ def predict(
     from itertools import islice
 
     from darklens import executors
-    from darklens.data.listing import is_listing
+    from darklens.data.image_paths import is_listing
     from darklens.data.readers import SUFFIXES
     from darklens.locate import DEFAULT_MODEL, is_model, locate
     from darklens.predict import find_images, predict_table, problems_in

@@ -1,1 +1,1 @@
-"""Images on disk and on their way to a model: the store, importers, pre-processing, the data module."""
+"""Images on disk and their path to a model: readers, importers, the store, preparation and batches."""

@@ -1,4 +1,4 @@
-"""The classes of DeepLense, by all the names and numbers that its files give them."""
+"""The classes of DeepLense, with all names and numbers that its data sets use for them."""
 
 CLASSES = ["no", "sphere", "vort"]
 ALIASES = {
@@ -9,7 +9,7 @@ ALIASES = {
 
 
 def label_of(name: str) -> int | None:
-    """Return the number of the class that a name or a number stands for; none, if it is no class."""
+    """Return the number of the class with this name or number, or None if there is none."""
     text = name.strip().lower()
     if text.removesuffix(".0").isdecimal() and len(text) < 9:
         number = int(text.removesuffix(".0"))

@@ -1,4 +1,4 @@
-"""Labelled images of any layout brought into a store: a bad one is left out and told of, the others go on."""
+"""Import of labelled images into a store; images that cannot be used are skipped and listed."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -12,12 +12,12 @@ from jaxtyping import Float
 import darklens
 from darklens.data.prepare import SAME_SCALE
 from darklens.data.readers import Image, check_pixels
-from darklens.data.readers.image import damaged
+from darklens.data.readers.image import reject_damaged
 from darklens.data.store import INDEX, Shard, Store, StoreIndex, is_shard, prepare_folder, write_index, write_shard
 from darklens.errors import DarklensError, InputError
 from darklens.registry import Registry
 
-USUAL_SCALE = 0.05  # arcsec, of DeepLense's images, which do not say
+DEFAULT_PIXEL_SCALE = 0.05  # arcsec, of DeepLense images, whose files do not state it
 _SHARD_SIZE = 256
 
 
@@ -26,17 +26,17 @@ class Entry:
     """One labelled image.
 
     Args:
-        name: What it is called in the store's column `path` and in messages.
+        name: Name of the image in the column `path` of the store and in messages.
         label: Number of its class.
-        read: Returns its pixels; row 0 is lowest, or an `Image` with its pixel scale. It is called once, in order of
-            the entries. Whatever it raises becomes one sentence on this image.
-        where: What messages call it; by default its name.
+        read: Returns the pixels, with row 0 at the bottom, or an `Image` with its pixel scale. It is called once per
+            entry, in order. If it raises an exception, the image is skipped and listed.
+        location: Name of the image in messages, if different from `name`.
     """
 
     name: str
     label: int
     read: Callable[[], Float[np.ndarray, "n m"] | Image]
-    where: str = ""
+    location: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +45,8 @@ class Importer:
 
     Args:
         classes: Class names in the order of their labels.
-        entries: Lists the images of a source, without reading their pixels.
-        about: One sentence for people.
+        entries: Lists the images of a source without reading their pixels.
+        about: Description in one sentence.
     """
 
     classes: Sequence[str]
@@ -59,12 +59,12 @@ IMPORTERS: Registry[Importer] = Registry("import format", extensible=True)
 
 @dataclass
 class ImportReport:
-    """What an import did.
+    """The outcome of an import.
 
     Attributes:
-        store: What was written.
-        problems: One sentence for each image that was left out.
-        warnings: What is known of the others that a user should know, in words.
+        store: The store that was written.
+        problems: One sentence for each image that was skipped.
+        warnings: Sentences about the images that were imported.
     """
 
     store: Store
@@ -81,18 +81,18 @@ def import_images(
     entries: Sequence[Entry] | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> ImportReport:
-    """Import images into a store. One that was interrupted starts again from the beginning.
+    """Import images into a store. An interrupted import starts again from the beginning.
 
     Args:
-        importer: How the source is laid out.
+        importer: Layout of the source.
         source: File or folder.
         out: Store to write.
-        pixel_scale: Pixel scale of the images, arcsec; by default what they say, or 0.05.
-        entries: What the importer lists, where that is known already.
-        advance: Called with the number of images just handled.
+        pixel_scale: Pixel scale of the images, arcsec; by default that of the files, or 0.05 if they have none.
+        entries: Result of `list_entries`, if it is already known.
+        advance: Called with the number of images just processed.
 
     Raises:
-        InputError: If there is nothing to import or `out` is taken; nothing is written then.
+        InputError: If there is nothing to import or `out` is not empty; nothing is written.
     """
     entries = list_entries(importer, source) if entries is None else entries
     _clear(out)
@@ -101,7 +101,7 @@ def import_images(
     images: list[np.ndarray] = []
     labels: list[int] = []
     names: list[str] = []
-    said: dict[str, int] = {}
+    n_changed: dict[str, int] = {}
     size: int | None = None
     scale = pixel_scale
 
@@ -115,9 +115,9 @@ def import_images(
         try:
             image = _read(entry, importer, size)
             size, scale = size or image.pixels.shape[0], scale or image.pixel_scale
-            _require_scale(image, scale or USUAL_SCALE, entry.where or entry.name)
-            for words in image.changes:
-                said[words] = said.get(words, 0) + 1
+            _require_scale(image, scale or DEFAULT_PIXEL_SCALE, entry.location or entry.name)
+            for change in image.changes:
+                n_changed[change] = n_changed.get(change, 0) + 1
             images.append(image.pixels)
             labels.append(entry.label)
             names.append(entry.name)
@@ -129,63 +129,64 @@ def import_images(
     if images:
         flush()
     if not shards or size is None:
-        raise InputError(f"{source}: none of its {len(entries)} images can be used; the first: {problems[0]}")
+        raise InputError(f"{source}: none of its {len(entries)} images can be used. The first problem: {problems[0]}")
     write_index(
         out,
         StoreIndex(
             classes=list(importer.classes),
             n_pixels=size,
-            pixel_scale=scale or USUAL_SCALE,
+            pixel_scale=scale or DEFAULT_PIXEL_SCALE,
             source=f"imported from {source.name}",
             version=darklens.__version__,
             columns={"path": "file below the imported folder, or the image's number in the imported file"},
             shards=shards,
         ),
     )
-    return ImportReport(Store(out), problems, [f"{n} of the images: {words}." for words, n in said.items()])
+    return ImportReport(Store(out), problems, [f"{n} of the images: {change}." for change, n in n_changed.items()])
 
 
 def list_entries(importer: Importer, source: Path) -> Sequence[Entry]:
-    """Return the images of a source.
+    """Return the entries of a source.
 
     Raises:
-        InputError: If there is none, or the source cannot be read.
+        InputError: If there are none, or the source cannot be read.
     """
-    with damaged(source, "imported"):
+    with reject_damaged(source, "imported"):
         entries = importer.entries(source)
     if not entries:
-        raise InputError(f"{source}: holds no images that this format knows.")
+        raise InputError(f"{source}: contains no images in this format.")
     return entries
 
 
 def _read(entry: Entry, importer: Importer, size: int | None) -> Image:
-    where = entry.where or entry.name
-    with damaged(Path(where), "image"), np.errstate(over="ignore"):
-        given = entry.read()
-        image = given if isinstance(given, Image) else Image(np.asarray(given, dtype=np.float64))
+    location = entry.location or entry.name
+    with reject_damaged(Path(location), "image"), np.errstate(over="ignore"):
+        content = entry.read()
+        image = content if isinstance(content, Image) else Image(np.asarray(content, dtype=np.float64))
         pixels = image.pixels.astype(np.float32)
     if pixels.ndim != 2 or pixels.shape != ((size or pixels.shape[0]),) * 2:
-        wanted = f"the others {size} x {size}" if size else "one square image is expected"
-        raise InputError(f"{where}: has {' x '.join(map(str, pixels.shape))} pixels, {wanted}.")
+        expected = f"the others have {size} x {size}" if size else "but a square image is expected"
+        raise InputError(f"{location}: has {' x '.join(map(str, pixels.shape))} pixels, {expected}.")
     if not 0 <= entry.label < len(importer.classes):
-        raise InputError(f"{where}: has label {entry.label}, but there are {len(importer.classes)} classes.")
-    check_pixels(pixels, where)
+        raise InputError(f"{location}: has label {entry.label}, but there are {len(importer.classes)} classes.")
+    check_pixels(pixels, location)
     return Image(pixels, image.pixel_scale, image.changes)
 
 
-def _require_scale(image: Image, scale: float, where: str) -> None:
-    own = image.pixel_scale
-    if own is not None and abs(own / scale - 1) > SAME_SCALE:
+def _require_scale(image: Image, scale: float, location: str) -> None:
+    image_scale = image.pixel_scale
+    if image_scale is not None and abs(image_scale / scale - 1) > SAME_SCALE:
         raise InputError(
-            f"{where}: has pixels of {own:.4g} arcsec, the store {scale:.4g}; import it alone, or give --pixel-scale."
+            f"{location}: has pixels of {image_scale:.4g} arcsec, the store {scale:.4g}; import it into another "
+            "store, or give --pixel-scale."
         )
 
 
 def _clear(out: Path) -> None:
-    """Make room for a store: refuse a folder with anything in it but the shards of an interrupted import."""
+    """Prepare the folder of a store: remove the shards of an interrupted import, reject any other content."""
     shards = out / "shards"
     interrupted = shards.is_dir() and not (out / INDEX).exists() and all(is_shard(path) for path in shards.iterdir())
-    prepare_folder(out, besides=shards.name if interrupted else "")
+    prepare_folder(out, except_for=shards.name if interrupted else "")
     if interrupted:
         shutil.rmtree(shards)
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""From an image as it was measured to one that a model takes; every change is said in words."""
+"""Puts a measured image on the pixel grid of a model: crop, fill, pad and resample, and list the changes."""
 
 import math
 from dataclasses import dataclass
@@ -10,18 +10,23 @@ from darklens.data.centre import find_lens
 from darklens.data.readers.image import Image, check_pixels
 from darklens.errors import InputError
 
-SAME_SCALE = 0.005  # relative difference up to which pixel scales are taken as equal
-MAX_FACTOR = 4.0  # between pixel scales; beyond, a ring is a few pixels or the noise one blur
-LEAST_COVERED = 0.6  # of the side of the model's field: 4.5 of 7.5 arcsec, within which rings and their masses lie
-MOST_MISSING = 1e-3  # of the pixels
-NEAR_MIDDLE = 0.1  # arcsec of the lens from the middle, up to which it is left there; `find_lens` is no better
-LEAST_FIELD = 4.0  # arcsec along a side of an image in which the lens is looked for
-_LOBES, _KAISER = 6, 7.0  # half-width, in pixels, and shape of the window that ends the interpolating function
+SAME_SCALE = 0.005  # relative difference below which two pixel scales count as equal
+MAX_FACTOR = 4.0  # between the two pixel scales; beyond it a ring is a few pixels, or the noise is blurred
+MIN_COVERAGE = 0.6  # fraction of the side of the model's field: 4.5 of 7.5 arcsec, which contains ring and perturbers
+MAX_NAN_FRACTION = 1e-3
+CENTRE_TOLERANCE = 0.1  # arcsec, the accuracy of `find_lens`: closer lenses stay where they are
+MIN_FIELD = 4.0  # arcsec; smaller images are cropped about their centre, without a search for the lens
+_LOBES, _KAISER = 6, 7.0  # half-width in pixels, and shape parameter, of the Kaiser window
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """An image that a model takes, and what was done to make it so, in words."""
+    """An image on the pixel grid of a model.
+
+    Attributes:
+        pixels: The image.
+        changes: The changes that were made, in words.
+    """
 
     pixels: Float32[np.ndarray, "n n"]
     changes: tuple[str, ...]
@@ -30,46 +35,44 @@ class Prepared:
 def prepare(
     image: Image, *, n_pixels: int, pixel_scale: float, image_pixel_scale: float | None = None, name: str = "The image"
 ) -> Prepared:
-    """Cut, mend and resample an image for a model.
+    """Crop, fill, pad and resample an image to the pixel grid of a model.
 
-    An image that already has the model's size and pixel scale is left as it is. A wider one of at least 4 arcsec is
-    cut about the lens, if that is found more than 0.1 arcsec from the middle. Where neither the file nor the caller
-    gives a pixel scale, it is taken to be the model's.
+    An image with the size and pixel scale of the model does not change. An image that is larger than the field of the
+    model and at least 4 arcsec wide is cropped about the lens if the lens lies more than 0.1 arcsec from the centre.
+    Without a pixel scale from the file or the caller, that of the model is assumed.
 
     Args:
-        image: What a reader gave.
-        n_pixels: Side of the model's images.
-        pixel_scale: The model's, in arcsec.
-        image_pixel_scale: The image's, in arcsec, in place of what its file says.
-        name: What messages call the image.
+        image: Image from a reader.
+        n_pixels: Side of the model's images, pixels.
+        pixel_scale: Pixel scale of the model's images, arcsec.
+        image_pixel_scale: Pixel scale of the image, arcsec; overrides that of its file.
+        name: Name of the image in messages.
 
     Raises:
-        InputError: If the pixel scales differ by more than a factor of 4, the image is much smaller than the model's
-            field, more than isolated pixels are missing, or the pixels are infinite or all equal.
+        InputError: If the pixel scales differ by more than a factor of 4, the image covers less than 60 % of the side
+            of the model's field, more than isolated pixels are NaN, or pixels are infinite or all equal.
     """
     changes = list(image.changes)
     scale = next(value for value in (image_pixel_scale, image.pixel_scale, pixel_scale) if value is not None)
-    require_near(scale, pixel_scale, name)
+    require_similar_scale(scale, pixel_scale, name)
     factor = pixel_scale / scale
     same = abs(factor - 1) <= SAME_SCALE
-    before = image.pixels.shape
-    needed = (
-        (n_pixels, n_pixels) if same else (_side(before[0], n_pixels * factor), _side(before[1], n_pixels * factor))
-    )
-    if min(before[i] / needed[i] for i in (0, 1)) < LEAST_COVERED:
+    shape = image.pixels.shape
+    needed = (n_pixels, n_pixels) if same else (_side(shape[0], n_pixels * factor), _side(shape[1], n_pixels * factor))
+    if min(shape[i] / needed[i] for i in (0, 1)) < MIN_COVERAGE:
         raise InputError(
-            f"{name}: has {before[0]} x {before[1]} pixels; the model takes {n_pixels} x {n_pixels}"
-            + ("" if same else f" of {pixel_scale:g} arcsec, which are {needed[0]} x {needed[1]} of the image's")
+            f"{name}: has {shape[0]} x {shape[1]} pixels; the model takes {n_pixels} x {n_pixels}"
+            + ("" if same else f" of {pixel_scale:g} arcsec, which is {needed[0]} x {needed[1]} pixels of this image")
             + "; give a wider cut-out."
         )
-    off = _off_middle(image.pixels, needed, scale)
-    pixels = _cropped(image.pixels, needed, off)
-    if pixels.shape != before:
-        about = f" about the lens, {_where(off)} of the middle" if any(off) else ""
-        changes.append(f"cropped from {_size(before)} to {_size(pixels.shape)} pixels{about}")
-    pixels, filled = fill_isolated(pixels, name)
-    if filled:
-        changes.append(f"{filled} missing pixel{'s' * (filled > 1)} filled from the neighbours")
+    offset = _lens_offset(image.pixels, needed, scale)
+    pixels = _cropped(image.pixels, needed, offset)
+    if pixels.shape != shape:
+        centre = f" about the lens, {_in_words(offset)} of the centre" if any(offset) else ""
+        changes.append(f"cropped from {_size(shape)} to {_size(pixels.shape)} pixels{centre}")
+    pixels, n_filled = fill_isolated(pixels, name)
+    if n_filled:
+        changes.append(f"{n_filled} NaN pixel{'s' * (n_filled > 1)} replaced by the mean of the neighbours")
     with np.errstate(over="ignore"):
         check_pixels(pixels.astype(np.float32), name)
     if pixels.shape != needed:
@@ -83,25 +86,26 @@ def prepare(
     return Prepared(result, tuple(changes))
 
 
-def require_near(scale: float, to: float, name: str) -> None:
-    """Check that images of one pixel scale (arcsec) can be resampled to another.
+def require_similar_scale(scale: float, target: float, name: str) -> None:
+    """Check that an image can be resampled from one pixel scale to another (arcsec).
 
     Raises:
-        InputError: If they differ by more than a factor of 4, or the first is no length.
+        InputError: If they differ by more than a factor of 4, or the first is not positive.
     """
-    if not (scale > 0 and 1 / MAX_FACTOR <= to / scale <= MAX_FACTOR):
+    if not (scale > 0 and 1 / MAX_FACTOR <= target / scale <= MAX_FACTOR):
         raise InputError(
-            f"{name}: has pixels of {scale:.4g} arcsec and the model takes {to:g} arcsec, which is too far to "
-            "resample; use a model for such images, or give --pixel-scale if that is wrong."
+            f"{name}: has pixels of {scale:.4g} arcsec and the model {target:g} arcsec, which is too different to "
+            "resample; use another model, or correct the pixel scale with --pixel-scale."
         )
 
 
 def resample(image: Float[np.ndarray, "h w"], *, n_pixels: int, factor: float) -> Float[np.ndarray, "n n"]:
-    """Return the flux in each of n x n pixels that are `factor` times as large, with the same centre as the image.
+    """Resample an image to n x n pixels that are `factor` times as large, about the same centre, and return their flux.
 
-    Brightness is interpolated with a sinc in a Kaiser window, as wide as the larger of the two pixels. Unlike sharing
-    out flux by area, that widens no PSF and leaves the noise of coarser pixels all but independent, as models take it
-    to be. A uniform sky keeps its flux per area exactly, an image that its pixels sample well its total to 1e-3.
+    The interpolation kernel is a sinc with a Kaiser window, scaled to the larger of the two pixels. Unlike a
+    redistribution of flux by area, it does not broaden the PSF, and the noise of coarser pixels stays nearly
+    uncorrelated, as the models assume. It conserves the surface brightness of a uniform sky exactly, and the total flux
+    of a well-sampled image to 1e-3.
     """
     height, width = image.shape
     down, across = (interpolation(n, n_pixels, factor) for n in (height, width))
@@ -109,11 +113,10 @@ def resample(image: Float[np.ndarray, "h w"], *, n_pixels: int, factor: float) -
 
 
 def interpolation(n_in: int, n_out: int, factor: float, *, offset: float = 0.0) -> Float[np.ndarray, "n_out n_in"]:
-    """Return what each of n_in pixels gives to each of n_out, `factor` times as long.
+    """Return the weights that interpolate n_in pixels to n_out pixels, each `factor` times as long.
 
-    The centre of these lies `offset` of the n_in pixels beyond that of those.
-
-    The rows add up to `factor`. The window: Kaiser and Schafer 1980, IEEE Trans. ASSP 28, 105.
+    The centre of the output lies `offset` input pixels beyond that of the input. Each row sums to `factor`. Window:
+    Kaiser and Schafer 1980, IEEE Trans. ASSP 28, 105.
     """
     centres = factor * (np.arange(n_out) - (n_out - 1) / 2) + (n_in - 1) / 2 + offset
     distance = (centres[:, None] - np.arange(n_in)) / max(1.0, factor)
@@ -123,18 +126,18 @@ def interpolation(n_in: int, n_out: int, factor: float, *, offset: float = 0.0) 
 
 
 def fill_isolated(image: Float[np.ndarray, "n m"], name: str) -> tuple[Float[np.ndarray, "n m"], int]:
-    """Return the image with isolated NaN pixels set to the mean of their neighbours, and how many there were.
+    """Replace isolated NaN pixels by the mean of their neighbours; return the image and their number.
 
     Raises:
-        InputError: If more than one pixel in a thousand is NaN, or two of them touch.
+        InputError: If more than one pixel in a thousand is NaN, or two NaN pixels are adjacent.
     """
     missing = np.isnan(image)
     n = int(missing.sum())
     if n == 0:
         return image, 0
     around = _neighbours(np.pad(missing, 1))
-    if n > MOST_MISSING * image.size or around[:, missing].any():
-        raise InputError(f"{name}: {n} pixels are NaN; fill them first, or cut out a part of the image without them.")
+    if n > MAX_NAN_FRACTION * image.size or around[:, missing].any():
+        raise InputError(f"{name}: {n} pixels are NaN; fill them first, or cut out a region without them.")
     values = _neighbours(np.pad(image.astype(np.float64), 1, constant_values=np.nan))[:, missing]
     filled = image.copy()
     filled[missing] = np.nanmean(values, axis=0)
@@ -142,42 +145,44 @@ def fill_isolated(image: Float[np.ndarray, "n m"], name: str) -> tuple[Float[np.
 
 
 def _neighbours(padded: Float[np.ndarray, "n2 m2"] | Bool[np.ndarray, "n2 m2"]) -> np.ndarray:
-    """Return the eight neighbours of each pixel of an image that has a frame of one pixel, shape (8, n, m)."""
+    """Return the eight neighbours of each pixel, shape (8, n, m), of an image with a border of one pixel."""
     n, m = padded.shape[0] - 2, padded.shape[1] - 2
     return np.stack([padded[y : y + n, x : x + m] for y in range(3) for x in range(3) if (y, x) != (1, 1)])
 
 
 def _side(n_in: int, length: float) -> int:
-    """Return the least side that holds `length` pixels and has the parity of `n_in`, so that centres stay."""
+    """Return the smallest side of at least `length` pixels with the parity of `n_in`, so that the centre stays."""
     side = math.ceil(length - 1e-6)
     return side + (side - n_in) % 2
 
 
-def _off_middle(pixels: Float[np.ndarray, "h w"], to: tuple[int, int], scale: float) -> tuple[int, int]:
-    """Return by how many pixels up and to the right of the middle to cut, so that the lens comes to the middle."""
-    spare = [max(0, n - m) for n, m in zip(pixels.shape, to, strict=True)]
-    found = find_lens(pixels, scale) if max(spare) > 1 and min(pixels.shape) * scale >= LEAST_FIELD else None
-    if found is None or math.hypot(*found) * scale <= NEAR_MIDDLE:
+def _lens_offset(pixels: Float[np.ndarray, "h w"], target: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Return by how many pixels, up and to the right, to shift the crop so that the lens is at its centre."""
+    spare = [max(0, n - m) for n, m in zip(pixels.shape, target, strict=True)]
+    centre = find_lens(pixels, scale) if max(spare) > 1 and min(pixels.shape) * scale >= MIN_FIELD else None
+    if centre is None or math.hypot(*centre) * scale <= CENTRE_TOLERANCE:
         return 0, 0
-    up, right = (max(-(n // 2), min(n - n // 2, round(at))) for n, at in zip(spare, found, strict=True))
+    up, right = (max(-(n // 2), min(n - n // 2, round(at))) for n, at in zip(spare, centre, strict=True))
     return up, right
 
 
-def _where(off: tuple[int, int]) -> str:
-    up, right = off
+def _in_words(offset: tuple[int, int]) -> str:
+    up, right = offset
     parts = [f"{abs(up)} pixels {'above' if up > 0 else 'below'}"] * (up != 0)
     parts += [f"{abs(right)} pixels to the {'right' if right > 0 else 'left'}"] * (right != 0)
     return " and ".join(parts)
 
 
-def _cropped(pixels: Float[np.ndarray, "h w"], to: tuple[int, int], off: tuple[int, int]) -> Float[np.ndarray, "h2 w2"]:
-    top, left = (max(0, (n - m) // 2 + by) for n, m, by in zip(pixels.shape, to, off, strict=True))
-    return pixels[top : top + to[0], left : left + to[1]]
+def _cropped(
+    pixels: Float[np.ndarray, "h w"], target: tuple[int, int], offset: tuple[int, int]
+) -> Float[np.ndarray, "h2 w2"]:
+    y, x = (max(0, (n - m) // 2 + shift) for n, m, shift in zip(pixels.shape, target, offset, strict=True))
+    return pixels[y : y + target[0], x : x + target[1]]
 
 
-def _padded(pixels: Float[np.ndarray, "h w"], to: tuple[int, int]) -> Float[np.ndarray, "h2 w2"]:
+def _padded(pixels: Float[np.ndarray, "h w"], target: tuple[int, int]) -> Float[np.ndarray, "h2 w2"]:
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    widths = [((m - n) // 2, m - n - (m - n) // 2) for n, m in zip(pixels.shape, to, strict=True)]
+    widths = [((m - n) // 2, m - n - (m - n) // 2) for n, m in zip(pixels.shape, target, strict=True)]
     return np.pad(pixels, widths, constant_values=np.median(border))
 
 

@@ -4,7 +4,7 @@
     STORE/shards/00000.images.npy      float32 (k, 1, n, n)
     STORE/shards/00000.truth.npz       label (k,), and one array per parameter (k,) or (k, m)
 
-Image i of the store is row i of the shards put end to end. Every file opens with one call of numpy.
+Image i of the store is row i of the concatenated shards. NumPy opens each file with one call.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ _DAMAGED = (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFi
 
 
 class Shard(Frozen):
-    """One shard's length and checksums."""
+    """Number of images and checksums of a shard."""
 
     n: int = Field(ge=1)
     images_sha256: str
@@ -56,7 +56,11 @@ class StoreIndex(Frozen):
 
 
 class Store:
-    """A store opened for reading. Images are read from disk when asked for, never all at once."""
+    """A store opened for reading. Images are read from disk on demand.
+
+    Raises:
+        InputError: If the folder is not a store, or its index is damaged.
+    """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -65,13 +69,13 @@ class Store:
                 f"{self.path} is not a folder; give the folder that `darklens simulate` or `import` wrote."
             )
         if not (self.path / INDEX).exists():
-            raise InputError(f"{self.path} has no {INDEX}: it is not a store, or writing it was interrupted.")
+            raise InputError(f"{self.path} has no {INDEX}: it is not a store, or its creation was interrupted.")
         try:
             self.index = StoreIndex.model_validate(read_json(self.path / INDEX))
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise InputError(f"{self.path / INDEX}: {where}: {first['msg']}; simulate or import it again.") from None
+            key = ".".join(str(part) for part in first["loc"])
+            raise InputError(f"{self.path / INDEX}: {key}: {first['msg']}; simulate or import it again.") from None
         self._starts = np.cumsum([0, *(shard.n for shard in self.index.shards)])
 
     def __len__(self) -> int:
@@ -84,7 +88,7 @@ class Store:
 
     @property
     def population_name(self) -> str:
-        """Name of the population the images were simulated from, or where they were imported from."""
+        """Name of the population of simulated images, or origin of imported ones."""
         return str(self.index.population["name"]) if self.index.population else self.index.source
 
     @cached_property
@@ -94,42 +98,42 @@ class Store:
 
     @cached_property
     def sha256(self) -> str:
-        """A digest of all images and parameters, from the checksums of the shards."""
+        """Digest of all images and parameters, computed from the checksums of the shards."""
         text = ",".join(f"{s.images_sha256}:{s.truth_sha256}" for s in self.index.shards)
         return hashlib.sha256(",".join([*self.classes, text]).encode()).hexdigest()
 
     def images(
         self, indices: Sequence[int] | Int[np.ndarray, " b"] | Bool[np.ndarray, " k"]
     ) -> Float[np.ndarray, "b 1 n n"]:
-        """Return the images with the given numbers, in that order.
+        """Return images by index, in the order of the indices, as float32.
 
         Args:
-            indices: Numbers, negative ones from the end, or a mask with a value for each image, as numpy takes them.
+            indices: Indices, negative ones from the end, or a boolean mask over all images, as in NumPy.
 
         Raises:
-            IndexError: If the store has no such image, or the mask is not of its length.
+            IndexError: If an index is out of range, or the mask has the wrong length.
         """
-        wanted, n = self._numbers(np.asarray(indices)), self.index.n_pixels
-        out = np.empty((len(wanted), 1, n, n), dtype=np.float32)
-        shard_of = np.searchsorted(self._starts, wanted, side="right") - 1
+        numbers, n = self._numbers(np.asarray(indices)), self.index.n_pixels
+        out = np.empty((len(numbers), 1, n, n), dtype=np.float32)
+        shard_of = np.searchsorted(self._starts, numbers, side="right") - 1
         for shard in np.unique(shard_of):
-            here = np.flatnonzero(shard_of == shard)
-            out[here] = self._mapped(int(shard))[wanted[here] - self._starts[shard]]
+            rows = np.flatnonzero(shard_of == shard)
+            out[rows] = self._mapped(int(shard))[numbers[rows] - self._starts[shard]]
         return out
 
     def _numbers(self, indices: np.ndarray) -> Int[np.ndarray, " b"]:
         total = len(self)
         if indices.dtype == bool:
             if indices.shape != (total,):
-                raise IndexError(f"{self.path} has {total} images, and the mask is of shape {indices.shape}")
+                raise IndexError(f"{self.path} has {total} images, but the mask has shape {indices.shape}")
             return np.flatnonzero(indices)
         if indices.ndim != 1 or (len(indices) and indices.dtype.kind not in "iu"):
-            raise IndexError(f"images are asked for by a list of integers or by a mask, not {indices.dtype.name}")
-        wanted = indices.astype(np.int64)
-        beyond = wanted[(wanted < -total) | (wanted >= total)]
-        if len(beyond):
-            raise IndexError(f"{self.path} has {total} images; there is no number {beyond[0]}")
-        return np.where(wanted < 0, wanted + total, wanted)
+            raise IndexError(f"indices must be integers or a boolean mask, not {indices.dtype.name}")
+        numbers = indices.astype(np.int64)
+        out_of_range = numbers[(numbers < -total) | (numbers >= total)]
+        if len(out_of_range):
+            raise IndexError(f"{self.path} has {total} images; index {out_of_range[0]} is out of range")
+        return np.where(numbers < 0, numbers + total, numbers)
 
     def truth(self, name: str) -> np.ndarray:
         """Return one column of true parameters for all images.
@@ -140,12 +144,12 @@ class Store:
         return np.concatenate([self._columns(i, name)[name] for i in range(len(self.index.shards))])
 
     def problems(self) -> Iterator[str]:
-        """Check every shard against its checksum and the schema, one at a time; yield a sentence for each problem."""
+        """Check each shard against its checksum and the schema; yield one sentence per problem."""
         layout: dict[str, tuple[str, tuple[int, ...]]] = {}
         for i, shard in enumerate(self.index.shards):
-            damaged = list(damage(self.path, i, shard))
-            yield from damaged
-            if damaged:
+            damages = list(shard_damage(self.path, i, shard))
+            yield from damages
+            if damages:
                 continue
             yield from self._image_problems(i)
             try:
@@ -154,16 +158,16 @@ class Store:
                 yield str(error)
                 continue
             yield from self._truth_problems(i, columns)
-            found = {name: (str(column.dtype.kind), column.shape[1:]) for name, column in columns.items()}
-            layout = layout or found
-            if found != layout:
-                yield f"{self._file(i, TRUTH)}: its columns are not those of the shards before it."
+            shard_layout = {name: (str(column.dtype.kind), column.shape[1:]) for name, column in columns.items()}
+            layout = layout or shard_layout
+            if shard_layout != layout:
+                yield f"{self._file(i, TRUTH)}: its columns differ from those of the previous shards."
         known = {shard_file(self.path, i, suffix) for i in range(len(self.index.shards)) for suffix in (IMAGES, TRUTH)}
         for path in sorted(set((self.path / "shards").glob("*")) - known):
             yield f"{path} does not belong to the store; remove it."
 
     def verify(self) -> list[str]:
-        """Return all `problems`."""
+        """Return all `problems` as a list."""
         return list(self.problems())
 
     def _image_problems(self, shard: int) -> Iterator[str]:
@@ -195,7 +199,7 @@ class Store:
         return shard_file(self.path, shard, suffix)
 
     def _columns(self, shard: int, *names: str) -> dict[str, np.ndarray]:
-        """Read the named truth columns of a shard; without names, all."""
+        """Read the named truth columns of a shard, or all of them."""
         path = self._file(shard, TRUTH)
         try:
             with np.load(path, allow_pickle=False) as archive:
@@ -221,11 +225,11 @@ class Store:
 
 
 def _damaged(path: Path) -> InputError:
-    return InputError(f"{path} is missing or damaged; `darklens inspect --verify` lists what is wrong.")
+    return InputError(f"{path} is missing or damaged; `darklens inspect --verify` lists the problems.")
 
 
-def damage(store: Path, shard: int, expected: Shard) -> Iterator[str]:
-    """Compare a shard's files with their checksums; yield a sentence for each that is missing or differs."""
+def shard_damage(store: Path, shard: int, expected: Shard) -> Iterator[str]:
+    """Compare the files of a shard with their checksums; yield one sentence per missing or different file."""
     for suffix, sha256 in ((IMAGES, expected.images_sha256), (TRUTH, expected.truth_sha256)):
         path = shard_file(store, shard, suffix)
         try:
@@ -238,12 +242,12 @@ def damage(store: Path, shard: int, expected: Shard) -> Iterator[str]:
 
 
 def shard_file(store: Path, shard: int, suffix: str) -> Path:
-    """Return the path of a shard's file, `suffix` being images.npy or truth.npz."""
+    """Return the path of a file of a shard; `suffix` is images.npy or truth.npz."""
     return store / "shards" / f"{shard:05d}.{suffix}"
 
 
 def is_shard(path: Path) -> bool:
-    """Tell whether a file of a store's `shards` folder is named as a shard's is, or as one that is not finished."""
+    """Return whether a file in the folder `shards` has the name of a shard file, or of an unfinished one."""
     number, _, suffix = path.name.partition(".")
     return is_temporary(path) or (number.isdecimal() and suffix in (IMAGES, TRUTH))
 
@@ -251,7 +255,7 @@ def is_shard(path: Path) -> bool:
 def write_shard(
     store: Path, shard: int, images: Float[np.ndarray, "k 1 n n"], truth: Mapping[str, np.ndarray]
 ) -> Shard:
-    """Write one shard, whole or not at all, and return its entry for the index. `truth` must hold `label`."""
+    """Write one shard atomically and return its entry for the index. `truth` must contain `label`."""
     if any(len(column) != len(images) for column in truth.values()):
         raise ValueError("every truth column must have one row per image")
     images_path, truth_path = shard_file(store, shard, IMAGES), shard_file(store, shard, TRUTH)
@@ -264,15 +268,17 @@ def write_shard(
 
 
 def write_index(store: Path, index: StoreIndex) -> None:
-    """Write store.json, which makes the folder a store; the last step of writing one."""
+    """Write store.json, the last step of writing a store."""
     write_json(store / INDEX, index.model_dump(mode="json", by_alias=True))
 
 
-def prepare_folder(path: Path, *, besides: str = "") -> None:
-    """Refuse to write over anything that is already there, but for an entry named `besides` and killed writers' files.
+def prepare_folder(path: Path, *, except_for: str = "") -> None:
+    """Check that a folder to write is empty or does not exist.
+
+    An entry named `except_for` and temporary files of killed processes are allowed.
 
     Raises:
         InputError: If `path` is a file, or a folder that is not empty.
     """
-    if path.is_file() or (path.is_dir() and any(p.name != besides and not is_temporary(p) for p in path.iterdir())):
+    if path.is_file() or (path.is_dir() and any(p.name != except_for and not is_temporary(p) for p in path.iterdir())):
         raise InputError(f"{path} already exists and is not empty; choose another folder or remove it.")

@@ -1,6 +1,6 @@
 """A bundle applied to image files: a table with one row a file, bad files included."""
 
-from darklens.data.listing import find_images
+from darklens.data.image_paths import find_images
 from darklens.predict.backends import BACKENDS, BackendChoice, backend_of, choose
 from darklens.predict.rows import Row, columns_of, predict, to_csv
 from darklens.predict.table import Summary, predict_table, problems_in

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from darklens import aliases
 from darklens.bundle import BATCH_SIZE, Bundle, Classification, InferenceBackend
-from darklens.data.prepare import Prepared, prepare, require_near
+from darklens.data.prepare import Prepared, prepare, require_similar_scale
 from darklens.data.readers import read_image
 from darklens.errors import DarklensError
 from darklens.evaluation.columns import prediction_columns
@@ -88,7 +88,7 @@ def require_usable(bundle: Bundle, pixel_scale: float | None) -> None:
     """
     bundle.require_classifier("predict")
     if pixel_scale is not None:
-        require_near(pixel_scale, bundle.contract.pixel_scale, "The images")
+        require_similar_scale(pixel_scale, bundle.contract.pixel_scale, "The images")
 
 
 def read_one(

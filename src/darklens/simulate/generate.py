@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 import darklens
 from darklens import executors
 from darklens.config import Frozen
-from darklens.data.store import INDEX, Shard, Store, StoreIndex, damage, prepare_folder, write_index, write_shard
+from darklens.data.store import INDEX, Shard, Store, StoreIndex, prepare_folder, shard_damage, write_index, write_shard
 from darklens.errors import InputError
 from darklens.files import locked, read_json, remove_temporaries, require_space, write_json
 from darklens.memory import keep_freed_memory
@@ -124,7 +124,7 @@ def _claim(out: Path, plan: Plan) -> bool:
     planned = out / _UNFINISHED / "plan.json"
     started = planned.exists()
     if not started:
-        prepare_folder(out, besides=_UNFINISHED)
+        prepare_folder(out, except_for=_UNFINISHED)
     elif read_json(planned) != plan.tree():
         raise InputError(f"{out} holds an unfinished simulation of another recipe, seed or size; remove it first.")
     written = sum(path.stat().st_size for path in (out / "shards").glob("*"))
@@ -205,4 +205,4 @@ def _finished(out: Path, number: int, entry: Path) -> Shard | None:
         shard = Shard.model_validate(read_json(entry))
     except (InputError, ValidationError):
         return None
-    return None if any(damage(out, number, shard)) else shard
+    return None if any(shard_damage(out, number, shard)) else shard

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from darklens import rng
-from darklens.data.preprocess import Dihedral, Draws
+from darklens.data.preprocess import BatchRandom, Dihedral
 from darklens.evaluation.metrics import macro_auc
 from darklens.fit.cache import FitSettings
 from darklens.fit.features import FitFeatures
@@ -78,13 +78,13 @@ class Learner(pl.LightningModule):
             return self._fit_settings.extract_features(images[:, 0].float()), labels
         return images.contiguous(memory_format=torch.channels_last), labels
 
-    def _draws(self) -> Draws:
+    def _draws(self) -> BatchRandom:
         split = "train" if self.trainer.training else "validation"
         address = (split, self._stage_index, self.current_epoch, self.global_step, len(self._validation_batches))
         generator = torch.Generator().manual_seed(rng.integer_seed(self._seed, "augment", *address))
         if not self._processes.is_distributed:
-            return Draws(generator)
-        return Draws(generator, self._processes.batch_slice.of(self._batch_size).start, self._batch_size)
+            return BatchRandom(generator)
+        return BatchRandom(generator, self._processes.batch_slice.of(self._batch_size).start, self._batch_size)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean loss of the batch."""

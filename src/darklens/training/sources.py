@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from darklens import config, populations, rng
 from darklens.data.batch_slice import WHOLE_BATCH, BatchSlice
-from darklens.data.datamodule import BatchOrder, loader, split
+from darklens.data.loaders import BatchOrder, loader, split
 from darklens.data.store import Store
 from darklens.errors import ConfigError
 from darklens.fit.cache import FitCache

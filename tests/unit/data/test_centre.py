@@ -37,7 +37,7 @@ def test_lenses_are_found_to_a_pixel_or_so(lenses, number):
     assert np.sum(cut * (lenses[number] - SKY)) > max(shifted)
 
 
-def test_a_lens_in_the_middle_is_not_moved_by_the_error_of_finding_it(lenses):
+def test_a_centred_lens_is_not_shifted(lenses):
     wide = sky(1, N + 60, N + 60)
     wide[30 : 30 + N, 30 : 30 + N] = lenses[0]
     made = prepare(Image(wide), n_pixels=N, pixel_scale=0.05)
@@ -45,13 +45,13 @@ def test_a_lens_in_the_middle_is_not_moved_by_the_error_of_finding_it(lenses):
     assert made.changes == ("cropped from 210 x 210 to 150 x 150 pixels",)
 
 
-def test_the_change_says_where_the_lens_was(lenses):
+def test_the_change_states_the_position_of_the_lens(lenses):
     wide = sky(1, N + 60, N + 60)
     wide[48 : 48 + N, 10 : 10 + N] = lenses[0]
     (change,) = prepare(Image(wide), n_pixels=N, pixel_scale=0.05).changes
     words = change.split(" about the lens, ")[1]
     up, right = (int(part.split()[0]) for part in words.split(" and "))
-    assert "above" in words and "to the left of the middle" in words
+    assert "above" in words and "to the left of the centre" in words
     assert abs(up - 18) <= 2 and abs(right - 20) <= 2
 
 
@@ -65,13 +65,13 @@ def test_the_change_says_where_the_lens_was(lenses):
         np.where(np.eye(40) > 0, np.inf, 0.0),
     ],
 )
-def test_where_nothing_shines_nothing_is_found(image):
+def test_no_lens_is_found_without_light(image):
     assert find_lens(image, 0.05) is None or np.isfinite(find_lens(image, 0.05)).all()
 
 
-def test_a_lens_at_the_edge_is_cut_as_far_as_the_image_reaches():
+def test_the_crop_about_a_lens_at_the_edge_stays_inside_the_image():
     wide = sky(4, 100, 100)
     wide[2:8, 90:96] += 200
     made = prepare(Image(wide), n_pixels=60, pixel_scale=0.05)
     np.testing.assert_array_equal(made.pixels, wide[:60, 40:].astype(np.float32))
-    assert "20 pixels below and 20 pixels to the right of the middle" in made.changes[0]
+    assert "20 pixels below and 20 pixels to the right of the centre" in made.changes[0]

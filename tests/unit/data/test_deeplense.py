@@ -52,7 +52,7 @@ def test_an_index_decides_what_is_imported_and_cannot_leave_the_folder(folder, t
             list_images(folder)
 
 
-def test_the_other_simulators_class_names_are_known(folder):
+def test_class_names_of_deeplensesim_are_known(folder):
     (folder / "no").rename(folder / "no_sub")
     (folder / "vort").rename(folder / "axion")
     assert sorted({label for _, label in list_images(folder)}) == [0, 1, 2]
@@ -68,7 +68,7 @@ def test_bad_files_are_listed_and_the_others_imported(folder, tmp_path):
     assert report.store.verify() == []
 
 
-def test_nothing_is_written_when_nothing_can_be_used(tmp_path):
+def test_nothing_is_written_without_usable_images(tmp_path):
     (tmp_path / "d" / "no").mkdir(parents=True)
     with pytest.raises(InputError, match="no class folders"):
         import_folder(tmp_path / "d", tmp_path / "s")

@@ -1,4 +1,4 @@
-"""Labelled images of every kind become the same store."""
+"""Labelled images of all file types give the same store."""
 
 import os
 
@@ -63,14 +63,14 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-def test_every_source_gives_the_same_store(tmp_path, kind):
+def test_all_sources_give_the_same_store(tmp_path, kind):
     report = import_folder(SOURCES[kind](tmp_path / "source"), tmp_path / "store")
     store = report.store
     assert report.problems == [] and store.verify() == []
     assert store.labels.tolist() == LABELS.tolist()
     np.testing.assert_array_equal(store.images(range(9))[:, 0], IMAGES)
-    says = kind in ("FITS", "HDF5", "HDF5 in chunks", "HDF5 of names", "npz of names")
-    assert store.index.pixel_scale == pytest.approx(0.04 if says else 0.05)
+    has_scale = kind in ("FITS", "HDF5", "HDF5 in chunks", "HDF5 of names", "npz of names")
+    assert store.index.pixel_scale == pytest.approx(0.04 if has_scale else 0.05)
     assert len(report.warnings) == (kind == "PNG")
 
 
@@ -81,7 +81,7 @@ def test_an_index_names_files_of_any_kind_and_classes(tmp_path):
     assert import_folder(source, tmp_path / "store").store.labels.tolist() == [2, 0, 0]
 
 
-def test_bad_ones_are_listed_and_the_others_imported(tmp_path):
+def test_bad_images_are_listed_and_the_others_imported(tmp_path):
     images = IMAGES.astype(float)
     images[2, 3, 3], images[5] = np.nan, 7.0
     for source in (as_npz(tmp_path / "a.npz", images=images), as_hdf5(tmp_path / "a.h5", images=images)):
@@ -99,7 +99,7 @@ def test_bad_ones_are_listed_and_the_others_imported(tmp_path):
     report = import_folder(folder, tmp_path / "store")
     assert len(report.store) == 9 and report.store.verify() == []
     assert [problem.split(": ")[1].split(",")[0][:24] for problem in report.problems] == [
-        "has pixels of 0.36 arcse", "is a PNG picture", "is no regular file; save", "cannot be read (too many",
+        "has pixels of 0.36 arcse", "is a PNG image despite i", "is not a regular file; s", "cannot be read (too many",
     ]  # fmt: skip
 
 
@@ -115,28 +115,32 @@ def test_bad_ones_are_listed_and_the_others_imported(tmp_path):
         (lambda at: as_npz(at / "a.npz", np.array([{}] * 9)), "labels holds object values"),
         (lambda at: as_hdf5(at / "a.h5", images=IMAGES[:0], labels=LABELS[:0]), "has 0 images"),
         (lambda at: as_npz(at / "a.npz", images=np.asfortranarray(IMAGES)), "Fortran"),
-        (lambda at: at / "absent", "is not a folder, nor is there such a file"),
+        (lambda at: at / "absent", "does not exist"),
         (lambda at: class_folders(at / "d", lambda d, n, i: np.save(d.parent / "no" / f"{n}.npy", i)), "nothing"),
     ],
 )
-def test_what_cannot_be_imported_is_one_sentence_and_nothing_is_written(tmp_path, make, sentence):
+def test_an_invalid_source_gives_one_sentence_and_writes_nothing(tmp_path, make, sentence):
     source = make(tmp_path)
     if sentence == "nothing":
         (source / "spiral").mkdir()
         np.save(source / "spiral" / "1.npy", IMAGES[0])
-        sentence = "the folder 'spiral' has images and is no class; classes are no, sphere, vort"
+        sentence = "the folder 'spiral' has images but is not a class; the classes are no, sphere, vort"
     with pytest.raises(InputError) as caught:
         import_folder(source, tmp_path / "store")
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "store").exists()
 
 
-def test_files_without_labels_say_what_is_missing(tmp_path):
+def test_files_without_labels_give_one_sentence(tmp_path):
     np.savez(tmp_path / "a.npz", image=IMAGES[0])
     with h5py.File(tmp_path / "a.h5", "w") as file:  # as lenstronomy and dolphin write one lens
         file["image_data"] = IMAGES[0]
     np.save(tmp_path / "a.npy", IMAGES)
-    for name, sentence in {"a.npz": "has no 'images' (image)", "a.h5": "(image_data)", "a.npy": "no labels"}.items():
+    for name, sentence in {
+        "a.npz": "has no array 'images' (it has image)",
+        "a.h5": "(it has image_data)",
+        "a.npy": "no labels",
+    }.items():
         with pytest.raises(InputError) as caught:
             list_entries(IMPORTERS["deeplense"], tmp_path / name)
         assert sentence in str(caught.value)
@@ -145,14 +149,14 @@ def test_files_without_labels_say_what_is_missing(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"\xff\xfe\0a,0\n", b"a" * 200_000 + b",0\n", b"a\0b,0\n", b"x,y,z\n", b"no/1.npy\n"]
 )
-def test_an_index_that_is_none(tmp_path, content):
+def test_an_invalid_index_gives_one_sentence(tmp_path, content):
     source = SOURCES["npy"](tmp_path / "d")
     (source / "index.csv").write_bytes(content)
     with pytest.raises(InputError, match=r"index\.csv"):
         list_entries(IMPORTERS["deeplense"], source)
     (source / "index.csv").unlink()
     os.mkfifo(source / "index.csv")
-    with pytest.raises(InputError, match="no regular file"):
+    with pytest.raises(InputError, match="not a regular file"):
         list_entries(IMPORTERS["deeplense"], source)
 
 
@@ -160,9 +164,9 @@ def test_an_interrupted_import_starts_again(tmp_path, monkeypatch):
     source = SOURCES["npy"](tmp_path / "source")
     monkeypatch.setattr(importers, "_SHARD_SIZE", 2)
 
-    def stop(n, seen=[]):  # noqa: B006
-        seen.append(n)
-        if len(seen) == 7:
+    def stop(n, calls=[]):  # noqa: B006
+        calls.append(n)
+        if len(calls) == 7:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

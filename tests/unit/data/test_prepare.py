@@ -1,4 +1,4 @@
-"""Cutting, mending and resampling: flux is kept, and every change is said."""
+"""Cropping, filling, padding and resampling conserve flux and list all changes."""
 
 import numpy as np
 import pytest
@@ -21,30 +21,30 @@ def noise(*shape, seed=0):
 
 @settings(max_examples=100, deadline=None)
 @given(n_in=st.integers(4, 60), n_out=st.integers(1, 60), factor=st.floats(0.25, 4.0))
-def test_a_uniform_sky_keeps_its_flux_and_sides_are_alike(n_in, n_out, factor):
+def test_weights_conserve_a_uniform_sky_and_are_symmetric(n_in, n_out, factor):
     n_out = min(n_out, int(n_in / factor)) or 1
-    parts = interpolation(n_in, n_out, factor)
-    np.testing.assert_allclose(parts.sum(1), factor, rtol=1e-9)
-    np.testing.assert_allclose(parts, parts[::-1, ::-1], atol=1e-9)
+    weights = interpolation(n_in, n_out, factor)
+    np.testing.assert_allclose(weights.sum(1), factor, rtol=1e-9)
+    np.testing.assert_allclose(weights, weights[::-1, ::-1], atol=1e-9)
 
 
 @settings(max_examples=30, deadline=None)
 @given(factor=st.floats(0.5, 2.0), seed=st.integers(0, 2**32 - 1))
-def test_resampling_keeps_the_flux_and_the_place_of_light_that_is_well_sampled(factor, seed):
+def test_resampling_conserves_flux_and_position_of_well_sampled_light(factor, seed):
     g = np.random.default_rng(seed)
     sigma, x, y = 1.5 * max(1, factor), *g.uniform(-3, 3, 2)
-    at = np.arange(64) - 31.5
-    image = np.exp(-((at[:, None] - y) ** 2 + (at - x) ** 2) / (2 * sigma**2))
+    axis = np.arange(64) - 31.5
+    image = np.exp(-((axis[:, None] - y) ** 2 + (axis - x) ** 2) / (2 * sigma**2))
     n = int(64 / factor)
     out = resample(image, n_pixels=n, factor=factor)
     assert out.sum() == pytest.approx(image.sum(), rel=1e-3)
     columns = (np.arange(n) - (n - 1) / 2) * factor
     assert (out.sum(0) * columns).sum() / out.sum() == pytest.approx(x, abs=5e-3)
     variance = (out.sum(0) * (columns - x) ** 2).sum() / out.sum()
-    assert variance == pytest.approx(sigma**2, rel=0.02)  # sharing out by area adds (1 + factor^2) / 12
+    assert variance == pytest.approx(sigma**2, rel=0.02)  # redistribution by area would add (1 + factor^2) / 12
 
 
-def test_noise_of_coarser_pixels_stays_independent():
+def test_noise_of_coarser_pixels_stays_uncorrelated():
     out = resample(np.random.default_rng(5).normal(size=(500, 500)), n_pixels=380, factor=1.25)[5:-5, 5:-5]
     blocks = out.reshape(185, 2, 185, 2).sum((1, 3))  # the pixels that lens_residual compares
     assert blocks.var() == pytest.approx(4 * 1.25**2, rel=0.05)
@@ -53,37 +53,37 @@ def test_noise_of_coarser_pixels_stays_independent():
 
 
 @pytest.mark.parametrize("label", [0, 1, 2])
-def test_lenses_of_one_scale_become_those_of_another(label):
-    """0.04 to 0.05 arcsec: 150 pixels become 120, with the flux of each place as if observed so."""
-    bright = ["stored=counts", "source.amplitude=10000000"]  # no noise to speak of
+def test_a_resampled_lens_equals_one_simulated_on_the_new_grid(label):
+    """From 0.04 to 0.05 arcsec: 150 pixels become 120."""
+    bright = ["stored=counts", "source.amplitude=10000000"]  # negligible noise
     fine, coarse = (
         simulate_batch(populations.get("common-test-i", [*bright, *field]), 3, [label])[0][0, 0].astype(np.float64)
         for field in (FINE, COARSE)
     )
-    made = prepare(Image(fine, 0.04), n_pixels=120, pixel_scale=0.05)
-    assert made.pixels.sum(dtype=np.float64) == pytest.approx(fine.sum(), rel=1e-3)
-    assert made.changes == ("resampled from 0.04 to 0.05 arcsec per pixel",)
-    difference = made.pixels / made.pixels.sum() - coarse / coarse.sum()
+    prepared = prepare(Image(fine, 0.04), n_pixels=120, pixel_scale=0.05)
+    assert prepared.pixels.sum(dtype=np.float64) == pytest.approx(fine.sum(), rel=1e-3)
+    assert prepared.changes == ("resampled from 0.04 to 0.05 arcsec per pixel",)
+    difference = prepared.pixels / prepared.pixels.sum() - coarse / coarse.sum()
     assert np.abs(difference).max() < 0.05 * (coarse / coarse.sum()).max()
 
 
-def test_an_image_that_fits_is_left_alone():
+def test_an_image_on_the_grid_of_the_model_is_unchanged():
     pixels = noise(20, 20)
     for scale in (None, 0.05, 0.0501):
-        made = prepare(Image(pixels, scale), n_pixels=20, pixel_scale=0.05)
-        assert made.changes == () and made.pixels.dtype == np.float32
-        np.testing.assert_array_equal(made.pixels, pixels.astype(np.float32))
+        prepared = prepare(Image(pixels, scale), n_pixels=20, pixel_scale=0.05)
+        assert prepared.changes == () and prepared.pixels.dtype == np.float32
+        np.testing.assert_array_equal(prepared.pixels, pixels.astype(np.float32))
 
 
 def test_cropping_and_padding_keep_the_centre():
     pixels = noise(31, 24)
-    made = prepare(Image(pixels), n_pixels=21, pixel_scale=0.05)
-    np.testing.assert_array_equal(made.pixels, pixels[5:26, 1:22].astype(np.float32))
-    assert made.changes == ("cropped from 31 x 24 to 21 x 21 pixels",)
-    made = prepare(Image(pixels), n_pixels=26, pixel_scale=0.05)
-    np.testing.assert_array_equal(made.pixels[:, 1:25], pixels[2:28].astype(np.float32))
-    assert made.pixels[0, 0] == made.pixels[20, 25] == pytest.approx(10, abs=1)
-    assert made.changes == (
+    prepared = prepare(Image(pixels), n_pixels=21, pixel_scale=0.05)
+    np.testing.assert_array_equal(prepared.pixels, pixels[5:26, 1:22].astype(np.float32))
+    assert prepared.changes == ("cropped from 31 x 24 to 21 x 21 pixels",)
+    prepared = prepare(Image(pixels), n_pixels=26, pixel_scale=0.05)
+    np.testing.assert_array_equal(prepared.pixels[:, 1:25], pixels[2:28].astype(np.float32))
+    assert prepared.pixels[0, 0] == prepared.pixels[20, 25] == pytest.approx(10, abs=1)
+    assert prepared.changes == (
         "cropped from 31 x 24 to 26 x 24 pixels",
         "padded from 26 x 24 to 26 x 26 pixels with the median of the border",
     )
@@ -91,24 +91,24 @@ def test_cropping_and_padding_keep_the_centre():
 
 def test_a_sky_stays_flat_when_padded_and_resampled():
     pixels = np.full((90, 91), 2.0)
-    at = np.arange(91) - 45
-    pixels += np.exp(-(at[:90, None] ** 2 + at**2) / 8)
-    made = prepare(Image(pixels, 0.04), n_pixels=80, pixel_scale=0.05)
-    assert np.median(made.pixels) == made.pixels[0, 0] == pytest.approx(2.0 * 1.25**2)
-    assert made.pixels.sum() - 80**2 * made.pixels[0, 0] == pytest.approx(8 * np.pi, rel=1e-3)
+    axis = np.arange(91) - 45
+    pixels += np.exp(-(axis[:90, None] ** 2 + axis**2) / 8)
+    prepared = prepare(Image(pixels, 0.04), n_pixels=80, pixel_scale=0.05)
+    assert np.median(prepared.pixels) == prepared.pixels[0, 0] == pytest.approx(2.0 * 1.25**2)
+    assert prepared.pixels.sum() - 80**2 * prepared.pixels[0, 0] == pytest.approx(8 * np.pi, rel=1e-3)
 
 
-def test_the_caller_knows_the_scale_better_than_the_file():
-    made = prepare(Image(noise(50, 50), 0.1), n_pixels=40, pixel_scale=0.05, image_pixel_scale=0.04)
-    assert made.changes == ("resampled from 0.04 to 0.05 arcsec per pixel",)
+def test_the_caller_overrides_the_pixel_scale_of_the_file():
+    prepared = prepare(Image(noise(50, 50), 0.1), n_pixels=40, pixel_scale=0.05, image_pixel_scale=0.04)
+    assert prepared.changes == ("resampled from 0.04 to 0.05 arcsec per pixel",)
 
 
-def test_isolated_missing_pixels_are_filled_and_the_border_crop_comes_first():
+def test_isolated_nan_pixels_are_filled_after_cropping():
     pixels = np.add.outer(np.arange(60.0), np.arange(60.0))
     pixels[0], pixels[30, 30] = np.nan, np.nan
-    made = prepare(Image(pixels), n_pixels=50, pixel_scale=0.05)
-    assert made.pixels[25, 25] == pytest.approx(60.0)
-    assert made.changes[1] == "1 missing pixel filled from the neighbours"
+    prepared = prepare(Image(pixels), n_pixels=50, pixel_scale=0.05)
+    assert prepared.pixels[25, 25] == pytest.approx(60.0)
+    assert prepared.changes[1] == "1 NaN pixel replaced by the mean of the neighbours"
     corner = np.add.outer(np.arange(40.0), np.arange(40.0))
     corner[0, 0] = np.nan
     assert fill_isolated(corner, "x")[0][0, 0] == pytest.approx(4 / 3)
@@ -125,12 +125,14 @@ def test_isolated_missing_pixels_are_filled_and_the_border_crop_comes_first():
         (lambda p: p * 0, "all pixels have the same value"),
     ],
 )
-def test_what_cannot_be_mended_is_refused(change, sentence):
+def test_unusable_images_are_errors(change, sentence):
     with pytest.raises(InputError, match=sentence):
         prepare(Image(change(noise(60, 60))), n_pixels=60, pixel_scale=0.05, name="x")
 
 
-@pytest.mark.parametrize(("scale", "sentence"), [(0.3, "too far to resample"), (0.01, "too far"), (0.04, "which are")])
-def test_scales_and_fields_that_are_too_different_are_refused(scale, sentence):
+@pytest.mark.parametrize(
+    ("scale", "sentence"), [(0.3, "too different to resample"), (0.01, "too different"), (0.04, "which is")]
+)
+def test_too_different_scales_and_fields_are_errors(scale, sentence):
     with pytest.raises(InputError, match=sentence):
         prepare(Image(noise(44, 44), scale), n_pixels=60, pixel_scale=0.05)

@@ -9,7 +9,7 @@ from darklens.errors import InputError
 
 @pytest.fixture
 def store(tmp_path):
-    """Three shards of 4, 4 and 2 images whose first pixel is their number."""
+    """Three shards of 4, 4 and 2 images whose first pixel is their index."""
     shards: list[Shard] = []
     for number, (start, stop) in enumerate(((0, 4), (4, 8), (8, 10))):
         images = np.random.default_rng(number).random((stop - start, 1, 5, 5)).astype(np.float32)
@@ -21,7 +21,7 @@ def store(tmp_path):
     return tmp_path / "s"
 
 
-def test_images_come_in_the_order_asked_for_across_shards(store):
+def test_images_are_in_the_order_of_the_indices_across_shards(store):
     opened = Store(store)
     assert len(opened) == 10
     assert opened.images([9, 0, 4, 3, 4])[:, 0, 0, 0].tolist() == [9, 0, 4, 3, 4]
@@ -29,31 +29,31 @@ def test_images_come_in_the_order_asked_for_across_shards(store):
     assert opened.truth("theta_E")[7] == 0.7
 
 
-def test_images_are_asked_for_as_of_a_numpy_array(store):
+def test_indices_are_those_of_numpy(store):
     opened = Store(store)
-    chosen = opened.labels == 1
-    assert opened.images(chosen)[:, 0, 0, 0].tolist() == [1, 3, 5, 7, 9]
+    mask = opened.labels == 1
+    assert opened.images(mask)[:, 0, 0, 0].tolist() == [1, 3, 5, 7, 9]
     assert opened.images([-1, 0])[:, 0, 0, 0].tolist() == [9, 0]
     assert opened.images(range(2, 4))[:, 0, 0, 0].tolist() == [2, 3]
     assert opened.images([]).shape == (0, 1, 5, 5)
-    for beyond in (10, -11):
-        with pytest.raises(IndexError, match=f"10 images; there is no number {beyond}"):
-            opened.images([0, beyond])
-    with pytest.raises(IndexError, match=r"the mask is of shape \(5,\)"):
-        opened.images(chosen[:5])
+    for index in (10, -11):
+        with pytest.raises(IndexError, match=f"10 images; index {index} is out of range"):
+            opened.images([0, index])
+    with pytest.raises(IndexError, match=r"the mask has shape \(5,\)"):
+        opened.images(mask[:5])
 
 
-def test_files_open_in_one_line(store):
+def test_numpy_opens_each_file_with_one_call(store):
     assert np.load(store / "shards" / "00001.images.npy").shape == (4, 1, 5, 5)
     assert np.load(store / "shards" / "00001.truth.npz")["theta_E"].tolist() == [0.4, 0.5, 0.6, 0.7]
 
 
 def test_writing_the_same_twice_gives_the_same_bytes(store, tmp_path):
     first = Store(store).index.shards[0]
-    again = write_shard(
+    repeated = write_shard(
         tmp_path / "t", 0, Store(store).images(range(4)), {"label": np.arange(4) % 2, "theta_E": np.arange(4) / 10}
     )
-    assert again == first
+    assert repeated == first
 
 
 def test_an_unknown_column_is_named(store):
@@ -85,16 +85,16 @@ GOOD = {"label": np.array([0, 1]), "theta_E": np.array([0.5, 0.6])}
         ({}, {"theta_E": np.array([0.5, np.nan])}, "column 'theta_E' has NaN or infinite values"),
         ({}, {"theta_E": np.array([1j, 2j])}, "column 'theta_E' is complex128"),
         ({}, {"theta_E": None}, "no column 'theta_E'"),
-        ({}, {"theta_E": np.ones((2, 3))}, "columns are not those of the shards before it"),
+        ({}, {"theta_E": np.ones((2, 3))}, "columns differ from those of the previous shards"),
         ({(0, 0, 0, 0): np.inf}, {}, "NaN or infinite pixels"),
     ],
 )
 def test_verify_checks_contents(store, images, truth, sentence):
-    """A shard whose checksums are right but whose contents are wrong is the second of two."""
+    """The second of two shards has valid checksums but invalid contents."""
     opened = Store(store)
     pixels = opened.images(range(2))
-    for where, value in images.items():
-        pixels[where] = value
+    for index, value in images.items():
+        pixels[index] = value
     columns = {name: value for name, value in (GOOD | truth).items() if value is not None}
     shards = [write_shard(store, 0, opened.images(range(2)), GOOD), write_shard(store, 1, pixels, columns)]
     for name in ("00002.images.npy", "00002.truth.npz"):
@@ -140,14 +140,14 @@ def test_a_truncated_shard_is_named_when_read(store):
     ("change", "sentence"),
     [({"schema": 2}, "schema"), ({"shards": []}, "shards"), ({"extra": 1}, "extra"), ({"n_pixels": "x"}, "n_pixels")],
 )
-def test_an_index_of_another_form_is_refused(store, change, sentence):
+def test_an_invalid_index_is_an_error(store, change, sentence):
     tree = json.loads((store / "store.json").read_text()) | change
     (store / "store.json").write_text(json.dumps(tree))
     with pytest.raises(InputError, match=sentence):
         Store(store)
 
 
-def test_a_folder_that_is_no_store_is_refused(tmp_path):
+def test_a_folder_that_is_not_a_store_is_an_error(tmp_path):
     with pytest.raises(InputError, match="interrupted"):
         Store(tmp_path)
     with pytest.raises(InputError, match="not a folder"):

@@ -165,17 +165,17 @@ def test_the_disk_is_looked_at_before_anything_is_written(tmp_path, monkeypatch)
     assert 0.7 < needed / on_disk < 1
     interrupted(tmp_path / "begun", monkeypatch)
     monkeypatch.setattr("darklens.files.shutil.disk_usage", lambda _: SimpleNamespace(free=needed - 1))
-    with pytest.raises(InputError, match=r"s needs 0\.0 GB and its disk has 0\.0 GB free"):
+    with pytest.raises(InputError, match=r"s needs 0\.0 GB, but its disk has only 0\.0 GB free"):
         generate(POPULATION, tmp_path / "below" / "s", n_per_class=5, seed=1)
     assert not (tmp_path / "below").exists()
     generate(POPULATION, tmp_path / "begun", n_per_class=5, seed=1)  # what is there needs no more space
-    with pytest.raises(InputError, match="free: ask for fewer"):
+    with pytest.raises(InputError, match="free; reduce the number"):
         generate(POPULATION, tmp_path / "t", n_per_class=10**18, seed=1)
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match=r"plan\.json cannot be written \(not a directory\): choose another place"):
+    with pytest.raises(InputError, match=r"plan\.json cannot be written \(not a directory\): choose another folder"):
         generate(POPULATION, tmp_path / "file" / "s", n_per_class=5, seed=1)
 
     def read_only(**_):
@@ -191,7 +191,7 @@ def test_two_runs_never_write_one_folder_at_once(tmp_path, monkeypatch):
     interrupted(tmp_path / "s", monkeypatch)
     with (
         locked(tmp_path / "s" / "unfinished" / "lock"),
-        pytest.raises(InputError, match="Another process is at work in"),
+        pytest.raises(InputError, match="Another process is writing to"),
     ):
         generate(POPULATION, tmp_path / "s", n_per_class=5, seed=1)
     assert len(generate(POPULATION, tmp_path / "s", n_per_class=5, seed=1)) == 15

@@ -9,8 +9,8 @@ import torch
 
 from darklens import populations
 from darklens.data.batch_slice import BatchSlice
-from darklens.data.datamodule import BatchOrder
-from darklens.data.preprocess import Affine, Dihedral, Draws, Preprocess
+from darklens.data.loaders import BatchOrder
+from darklens.data.preprocess import Affine, BatchRandom, Dihedral, Preprocess
 from darklens.errors import ConfigError
 from darklens.simulate.generate import generate
 from darklens.training.processes import SINGLE_PROCESS, Rank, rank_from
@@ -91,9 +91,9 @@ def test_an_image_is_augmented_as_in_the_whole_batch(augment):
 
     def augmented(batch_slice):
         rows, generator = batch_slice.of(7), torch.Generator().manual_seed(3)
-        return Preprocess(crop=16).augmented(images[rows], augment, Draws(generator, rows.start, 7))
+        return Preprocess(crop=16).augmented(images[rows], augment, BatchRandom(generator, rows.start, 7))
 
-    whole = Preprocess(crop=16).augmented(images, augment, Draws(torch.Generator().manual_seed(3)))
+    whole = Preprocess(crop=16).augmented(images, augment, BatchRandom(torch.Generator().manual_seed(3)))
     assert torch.equal(torch.cat([augmented(BatchSlice(rank, 3)) for rank in range(3)]), whole)
 
 

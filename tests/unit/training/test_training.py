@@ -11,7 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from darklens import provenance
 from darklens.bundle import Bundle
-from darklens.data.datamodule import split
+from darklens.data.loaders import split
 from darklens.data.store import Store, StoreIndex, write_index, write_shard
 from darklens.errors import ConfigError, InputError
 from darklens.training import run as run_module

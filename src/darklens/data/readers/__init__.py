@@ -1,4 +1,4 @@
-"""Reading an image file of any kind without trusting it: what it is, is told from its content and not from its name."""
+"""Reads untrusted image files. The content determines the file type, not the name."""
 
 import os
 import stat
@@ -32,30 +32,30 @@ _MAGIC: dict[bytes, Callable[[Path, str | None], Image]] = {
     b"\x89HDF\r\n\x1a\n": read_hdf5,
 }
 _PICTURES = {b"\x89PNG": "PNG", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF"}
-_FOREIGN = {
-    b"\xff\xd8\xff": "a JPEG picture",
-    b"GIF8": "a GIF picture",
+_UNSUPPORTED = {
+    b"\xff\xd8\xff": "a JPEG image",
+    b"GIF8": "a GIF image",
     b"%PDF": "a PDF document",
     b"\x80": "a Python pickle, which is never loaded",
 }
-_quietly = threading.Lock()  # warnings.catch_warnings changes what all threads share
+_warnings_lock = threading.Lock()  # warnings.catch_warnings changes the state of all threads
 
 
 def read_image(path: Path, *, name: str | None = None) -> Image:
-    """Read an image file: npy, npz, FITS (also with gzip or bzip2), HDF5, or a grey PNG or TIFF picture.
+    """Read an image file: npy, npz, FITS (plain, gzip or bzip2), HDF5, or a greyscale PNG or TIFF.
 
-    Nothing in the file is executed, nothing outside it is read, and no memory is taken for what a header announces
-    before it is known to be sensible. NaN pixels stay; `prepare` fills or refuses them. Threads wait for each other.
+    The reader executes nothing in the file, reads nothing outside it, and allocates no memory for the sizes in a header
+    before it has checked them. NaN pixels remain; `prepare` fills or rejects them. Only one thread reads at a time.
 
     Args:
         path: The file.
-        name: The array, FITS header unit (name or number) or HDF5 dataset to read, where the file has several.
+        name: Array, FITS extension (name or number) or HDF5 dataset to read from a file with several images.
 
     Raises:
-        InputError: One sentence that names the file, what is wrong with it, and what to do.
+        InputError: If the file cannot be used; one sentence says why and what to do.
     """
     read = _reader(path, require_file(path))
-    with _quietly, warnings.catch_warnings():
+    with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return read(path, name)
 
@@ -68,21 +68,20 @@ def _reader(path: Path, head: bytes) -> Callable[[Path, str | None], Image]:
         if head.startswith(magic):
             if path.name.lower().endswith(MEASUREMENTS):
                 raise InputError(
-                    f"{path}: is a {kind} picture, whatever its name says; give the measured image, or rename the "
-                    "picture if it is meant."
+                    f"{path}: is a {kind} image despite its name; give the measured image, or correct the name."
                 )
             return read_picture
-    for magic, what in _FOREIGN.items():
+    for magic, kind in _UNSUPPORTED.items():
         if head.startswith(magic):
-            raise InputError(f"{path}: is {what}; give the measured image as npy, npz, FITS or HDF5.")
-    raise InputError(f"{path}: is not an npy, npz, FITS or HDF5 file, whatever its name says; save it as one of these.")
+            raise InputError(f"{path}: is {kind}; give the measured image as npy, npz, FITS or HDF5.")
+    raise InputError(f"{path}: is not an npy, npz, FITS or HDF5 file; save it as one of these.")
 
 
 def read_whole(path: Path) -> Float32[np.ndarray, "n m"]:
-    """Return the pixels of an image file as `read_image` reads it, none of which may be missing.
+    """Return the pixels of an image file that `read_image` can read and that has no NaN.
 
     Raises:
-        InputError: As `read_image`, and if pixels are NaN or infinite, or all are equal.
+        InputError: As for `read_image`; also if pixels are NaN or infinite, or all equal.
     """
     with np.errstate(over="ignore"):
         pixels = read_image(path).pixels.astype(np.float32)
@@ -90,27 +89,27 @@ def read_whole(path: Path) -> Float32[np.ndarray, "n m"]:
     return pixels
 
 
-def require_file(path: Path, *, most: int = MAX_BYTES) -> bytes:
-    """Return the first bytes of a regular file of sensible size.
+def require_file(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
+    """Return the first 16 bytes of a regular file.
 
     Raises:
-        InputError: If it is none, or cannot be read.
+        InputError: If it is not a regular file, is empty, has more than `max_bytes`, or cannot be read.
     """
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
-            raise InputError(f"{path}: is a folder; name the files in it.")
+            raise InputError(f"{path}: is a folder; give the files in it.")
         if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{path}: is no regular file; save the image to one.")
+            raise InputError(f"{path}: is not a regular file; save the image to one.")
         if status.st_size == 0:
-            raise InputError(f"{path}: the file is empty; copy or make it again.")
-        if status.st_size > most:
+            raise InputError(f"{path}: the file is empty; copy or create it again.")
+        if status.st_size > max_bytes:
             raise InputError(f"{path}: has {status.st_size / 1e9:.1f} GB; cut out the lens first.")
         with path.open("rb") as stream:
             return stream.read(16)
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file.") from None
+        raise InputError(f"{path}: no such file.") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()}).") from None
     except ValueError:
-        raise InputError(f"{str(path)!r}: is no possible file name.") from None
+        raise InputError(f"{str(path)!r}: is not a valid file name.") from None

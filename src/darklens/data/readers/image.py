@@ -1,4 +1,4 @@
-"""What reading a file gives, and the limits that every reader keeps to."""
+"""The image that a reader returns, and the limits and checks that all readers share."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -11,18 +11,18 @@ from jaxtyping import Float
 
 from darklens.errors import DarklensError, InputError
 
-MAX_PIXELS = 16_000_000  # refuses a header that announces more memory than any lens cutout needs
-MAX_BYTES = 1_000_000_000  # of a file, or of what it unpacks to
+MAX_PIXELS = 16_000_000  # far more than any cut-out of a lens needs
+MAX_BYTES = 1_000_000_000  # of a file, or of its decompressed content
 
 
 @dataclass(frozen=True)
 class Image:
-    """An image as it stands in a file.
+    """An image as it is stored in a file.
 
     Attributes:
-        pixels: Finite numbers, or NaN where the file has no measurement; row 0 is lowest.
-        pixel_scale: Side of a pixel in arcsec, if the file says so.
-        changes: What reading it did to the numbers, or what is known to have been done before, in words.
+        pixels: Pixel values, NaN where there is no measurement; row 0 is at the bottom.
+        pixel_scale: Side of a pixel in arcsec, if the file states it.
+        changes: Changes that the reader made, and warnings about the file, in words.
     """
 
     pixels: Float[np.ndarray, "n m"]
@@ -31,25 +31,25 @@ class Image:
 
 
 @contextmanager
-def damaged(path: Path, kind: str) -> Iterator[None]:
-    """Turn whatever a library raises on a damaged file into one sentence.
+def reject_damaged(path: Path, kind: str) -> Iterator[None]:
+    """Replace any exception that a library raises on a damaged file by one sentence.
 
     Raises:
-        InputError: If anything but our own errors is raised inside.
+        InputError: If the body raises anything but a `DarklensError`.
     """
     try:
         yield
     except DarklensError:
         raise
     except (Exception, RecursionError):
-        raise InputError(f"{path}: the {kind} file is truncated or damaged; copy or make it again.") from None
+        raise InputError(f"{path}: the {kind} file is truncated or damaged; copy or create it again.") from None
 
 
 def require_image(path: Path, shape: Sequence[int], dtype: np.dtype) -> tuple[int, int]:
-    """Return the two sides of an image that a header announces, before memory is taken for it.
+    """Return height and width of the image that a header describes, before memory is allocated for it.
 
     Raises:
-        InputError: If it is no plane of real numbers, has no pixels, or is enormous.
+        InputError: If it is not a two-dimensional array of real numbers, has no pixels, or is too large.
     """
     if dtype.hasobject:
         raise InputError(f"{path}: holds pickled Python objects, which are never loaded; save a plain number array.")
@@ -66,40 +66,40 @@ def require_image(path: Path, shape: Sequence[int], dtype: np.dtype) -> tuple[in
 
 
 def is_plane(shape: Sequence[int]) -> bool:
-    """Tell whether a shape is that of one image: two axes, and before them only axes of length 1."""
+    """Return whether a shape is that of one image: two axes, preceded only by axes of length 1."""
     return len(shape) >= 2 and all(n >= 0 for n in shape) and all(n == 1 for n in shape[:-2])
 
 
-def choose(path: Path, candidates: Sequence[str], wanted: str | None, usual: Sequence[str], kind: str) -> str:
-    """Return the name of the image to read among those of a file.
+def choose_image(path: Path, candidates: Sequence[str], name: str | None, defaults: Sequence[str], kind: str) -> str:
+    """Return the name of the image to read from a file.
 
     Args:
         path: The file, for messages.
-        candidates: Names of all images in it.
-        wanted: The name that the user asked for, if any.
-        usual: Names that are taken where there are several images.
-        kind: What the file calls an image.
+        candidates: Names of all images in the file.
+        name: Name that the user requested, if any.
+        defaults: Names to choose if the file has several images.
+        kind: What the file format calls an image.
 
     Raises:
-        InputError: If there is none, not the one asked for, or several of which none has a usual name.
+        InputError: If the file has no image, not the requested one, or several without a default name.
     """
     if not candidates:
         raise InputError(f"{path}: holds no two-dimensional image.")
     listed = ", ".join(candidates[:8]) + (", ..." if len(candidates) > 8 else "")
-    if wanted is not None:
-        if wanted in candidates:
-            return wanted
-        raise InputError(f"{path}: has no {kind} {wanted!r} with an image; it has {listed}.")
-    if len(candidates) == 1:
-        return candidates[0]
-    for name in usual:
+    if name is not None:
         if name in candidates:
             return name
-    raise InputError(f"{path}: holds several images ({listed}); say which one with --image NAME.")
+        raise InputError(f"{path}: has no {kind} {name!r} with an image; it has {listed}.")
+    if len(candidates) == 1:
+        return candidates[0]
+    for default in defaults:
+        if default in candidates:
+            return default
+    raise InputError(f"{path}: holds several images ({listed}); select one with --image NAME.")
 
 
-def sensible_scale(value: object) -> float | None:
-    """Return a pixel scale in arcsec, or None where the file's number cannot be one."""
+def valid_pixel_scale(value: object) -> float | None:
+    """Return a pixel scale in arcsec, or None if the value cannot be one."""
     try:
         scale = float(np.asarray(value, dtype=np.float64).reshape(()))
     except (TypeError, ValueError, OverflowError):
@@ -108,11 +108,11 @@ def sensible_scale(value: object) -> float | None:
 
 
 def check_pixels(image: Float[np.ndarray, "n m"], name: str) -> None:
-    """Raise `InputError` if the image has no pixels, NaN or infinite pixels, or is constant."""
+    """Raise `InputError` if the image has no pixels, has NaN or infinite pixels, or is constant."""
     if image.size == 0:
         raise InputError(f"{name}: the image has no pixels.")
-    bad = image.size - int(np.isfinite(image).sum())
-    if bad:
-        raise InputError(f"{name}: {bad} pixels are NaN or infinite; mask or fill them first.")
+    n = image.size - int(np.isfinite(image).sum())
+    if n:
+        raise InputError(f"{name}: {n} pixels are NaN or infinite; mask or fill them first.")
     if image.min() == image.max():
         raise InputError(f"{name}: all pixels have the same value, so there is nothing to classify.")

@@ -1,4 +1,4 @@
-"""NumPy's files: `.npy` and `.npz`."""
+"""Readers of NumPy's `.npy` and `.npz` files."""
 
 import zipfile
 from io import BytesIO
@@ -12,38 +12,40 @@ from darklens.data.readers.image import (
     MAX_BYTES,
     MAX_PIXELS,
     Image,
-    choose,
-    damaged,
+    choose_image,
     is_plane,
+    reject_damaged,
     require_image,
-    sensible_scale,
+    valid_pixel_scale,
 )
-from darklens.data.readers.objects import only_image
+from darklens.data.readers.object_arrays import only_image
 from darklens.errors import InputError
 
-MAX_MEMBERS, MAX_DIRECTORY = 1000, 1_000_000  # bytes: what a thousand members with long names take
-MAX_HEADER = 10_000  # bytes, numpy's own limit, which it keeps to only after having read everything
-MAX_NESTED = 100  # signs that can make Python's parser recurse
-_PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile unpacks the others without a limit
+MAX_MEMBERS, MAX_DIRECTORY = 1000, 1_000_000  # bytes: enough for a thousand members with long names
+MAX_HEADER = 10_000  # bytes; NumPy has the same limit, but checks it only after it has read the header
+MAX_NESTED = 100  # characters that can make Python's parser recurse
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile decompresses others without a limit
 _END, _END_SIZE, _COMMENT = b"PK\x05\x06", 22, 65_535
 _END_64, _END_64_SIZE = b"PK\x06\x07", 20
 
 
 @runtime_checkable
 class Readable(Protocol):
-    """A stream of bytes, in an archive or not."""
+    """A binary stream, such as a file or a member of an archive."""
 
     def read(self, size: int = -1, /) -> bytes:
-        """Return up to so many bytes."""
+        """Return up to `size` bytes."""
 
 
 def read_npy(path: Path) -> Image:
-    """Read a `.npy` file. Nothing in it is executed: of pickled objects only DeepLenseSim's image with a mass is read.
+    """Read a `.npy` file without executing anything in it.
+
+    Of pickled object arrays it reads only those of DeepLenseSim, which hold an image and a mass.
 
     Raises:
-        InputError: If it is damaged or holds no plane of real numbers.
+        InputError: If the file is damaged or is not a two-dimensional array of real numbers.
     """
-    with damaged(path, ".npy"), path.open("rb") as stream:
+    with reject_damaged(path, ".npy"), path.open("rb") as stream:
         shape, _, dtype = read_header(stream)
         if dtype.hasobject and len(shape) == 1:
             try:
@@ -57,44 +59,44 @@ def read_npy(path: Path) -> Image:
 def read_npz(path: Path, name: str | None = None) -> Image:
     """Read the array `name` of a `.npz` file, or its only image, or the one called `image`.
 
-    A number `pixel_scale` beside it is the side of a pixel in arcsec.
+    The number `pixel_scale`, if present, is the side of a pixel in arcsec.
 
     Raises:
-        InputError: If it is damaged, unpacks to more than a gigabyte, or has no such image.
+        InputError: If the file is damaged, decompresses to more than 1 GB, or has no such image.
     """
-    archive, found = open_archive(path)
-    with damaged(path, ".npz"), archive:
-        if sum(member.file_size for member in found.values()) > MAX_BYTES:
-            raise InputError(f"{path}: unpacks to too much; save the image alone with numpy.savez.")
-        planes, refused = [], None
-        for key, member in found.items():
+    archive, members = open_archive(path)
+    with reject_damaged(path, ".npz"), archive:
+        if sum(member.file_size for member in members.values()) > MAX_BYTES:
+            raise InputError(f"{path}: decompresses to more than 1 GB; save only the image with numpy.savez.")
+        planes, rejected = [], None
+        for key, member in members.items():
             with archive.open(member) as stream:
                 shape, _, dtype = read_header(stream)
             if is_plane(shape):
                 planes.append(key)
             elif dtype.kind != "O" and len(shape) > 0:
-                refused = shape, dtype
-        if not planes and name is None and refused is not None:
-            require_image(path, *refused)
-        with archive.open(found[choose(path, planes, name, ("image",), "array")]) as stream:
+                rejected = shape, dtype
+        if not planes and name is None and rejected is not None:
+            require_image(path, *rejected)
+        with archive.open(members[choose_image(path, planes, name, ("image",), "array")]) as stream:
             pixels = _plane(path, stream)
-        return Image(pixels, _scale(archive, found.get("pixel_scale")))
+        return Image(pixels, _scale(archive, members.get("pixel_scale")))
 
 
 def open_archive(path: Path) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
-    """Open a `.npz` file and return it with its members by name; it is for the caller to close.
+    """Open a `.npz` file; return it and its members by name. The caller closes it.
 
     Raises:
-        InputError: If it is damaged, has too many members, or is packed in a way that unpacks without a limit.
+        InputError: If the file is damaged, has too many members, or uses an unsupported compression.
     """
-    with damaged(path, ".npz"):
+    with reject_damaged(path, ".npz"):
         if _directory_size(path) > MAX_DIRECTORY:
-            raise InputError(f"{path}: has too many members; save the image alone with numpy.savez.")
+            raise InputError(f"{path}: has too many members; save only the image with numpy.savez.")
         archive = zipfile.ZipFile(path)
     members = archive.infolist()
-    if len(members) > MAX_MEMBERS or any(member.compress_type not in _PACKINGS for member in members):
+    if len(members) > MAX_MEMBERS or any(member.compress_type not in _COMPRESSIONS for member in members):
         archive.close()
-        raise InputError(f"{path}: is packed in an unusual way; save the image alone with numpy.savez.")
+        raise InputError(f"{path}: uses an unsupported compression; save only the image with numpy.savez.")
     return archive, {member.filename.removesuffix(".npy"): member for member in members}
 
 
@@ -113,14 +115,14 @@ def _scale(archive: zipfile.ZipFile, member: zipfile.ZipInfo | None) -> float | 
         shape, _, dtype = read_header(stream)
         if shape not in ((), (1,)) or dtype.kind not in "fiu":
             return None
-        return sensible_scale(np.frombuffer(stream.read(dtype.itemsize), dtype=dtype, count=1))
+        return valid_pixel_scale(np.frombuffer(stream.read(dtype.itemsize), dtype=dtype, count=1))
 
 
 def read_header(stream: Readable) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Return shape, whether it is in Fortran's order, and type of an array; the stream is then at its data.
+    """Return shape, Fortran order and dtype of an array; the stream is then at the start of its data.
 
     Raises:
-        ValueError: If it is damaged, or of a kind that no array of ours has.
+        ValueError: If the header is damaged, too long or too deeply nested.
     """
     version = np.lib.format.read_magic(stream)
     n_bytes = 2 if version == (1, 0) else 4
@@ -128,7 +130,7 @@ def read_header(stream: Readable) -> tuple[tuple[int, ...], bool, np.dtype]:
     if int.from_bytes(length, "little") > MAX_HEADER:
         raise ValueError("header too long")
     text = stream.read(int.from_bytes(length, "little"))
-    if sum(text.count(sign) for sign in b"([{-+~") > MAX_NESTED:
+    if sum(text.count(character) for character in b"([{-+~") > MAX_NESTED:
         raise ValueError("header nested too deeply")
     header = BytesIO(length + text)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -136,15 +138,15 @@ def read_header(stream: Readable) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def _directory_size(path: Path) -> int:
-    """Return the bytes of a zip archive's list of members, which zipfile reads whole, as the archive announces them."""
+    """Return the size in bytes of the directory of a zip archive, as the archive states it; zipfile reads all of it."""
     with path.open("rb") as stream:
         n_bytes = stream.seek(0, 2)
         stream.seek(max(0, n_bytes - _COMMENT - _END_SIZE - _END_64_SIZE))
         tail = stream.read()
-    largest, at = 0, tail.find(_END)
-    while at >= 0:
-        if tail[max(0, at - _END_64_SIZE) : at].startswith(_END_64):
-            return n_bytes  # an archive beyond 4 GB or 65,535 members
-        largest = max(largest, int.from_bytes(tail[at + 12 : at + 16], "little"))
-        at = tail.find(_END, at + 1)
+    largest, offset = 0, tail.find(_END)
+    while offset >= 0:
+        if tail[max(0, offset - _END_64_SIZE) : offset].startswith(_END_64):
+            return n_bytes  # a zip64 archive, with more than 4 GB or 65,535 members
+        largest = max(largest, int.from_bytes(tail[offset + 12 : offset + 16], "little"))
+        offset = tail.find(_END, offset + 1)
     return largest

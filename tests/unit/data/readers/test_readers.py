@@ -1,4 +1,4 @@
-"""Good files of every kind are read as they are, and everything else gets one sentence."""
+"""Good files of all types are read unchanged; all others give one sentence."""
 
 import bz2
 import gzip
@@ -27,7 +27,7 @@ GOOD = np.arange(120.0).reshape(10, 12)
 
 
 def sky(scale, angle=0.0, **cards):
-    """A header with square pixels of `scale` arcsec, turned by `angle` radians."""
+    """Return a header with square pixels of `scale` arcsec, rotated by `angle` radians."""
     cosine, sine, step = np.cos(angle), np.sin(angle), scale / 3600
     header = fits.Header({"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CUNIT1": "deg", "CUNIT2": "deg"})
     header.update({"CD1_1": -step * cosine, "CD1_2": step * sine, "CD2_1": step * sine, "CD2_2": step * cosine})
@@ -78,7 +78,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_is_told_by_its_content(tmp_path, kind):
+def test_the_type_is_determined_by_the_content(tmp_path, kind):
     (tmp_path / "x").write_bytes(KINDS[kind])
     image = read_image(tmp_path / "x")
     np.testing.assert_array_equal(image.pixels, GOOD)
@@ -105,10 +105,10 @@ def test_fits_keeps_flux_and_pixel_scale(tmp_path_factory, scale, angle, bits, s
     path.write_bytes(gzip.compress(content, 1) if packed else content)
     image = read_image(path)
     with fits.open(io.BytesIO(content)) as units:
-        expected, there = units[0].data, proj_plane_pixel_scales(WCS(units[0].header)) * 3600
+        expected, wcs_scale = units[0].data, proj_plane_pixel_scales(WCS(units[0].header)) * 3600
     assert image.pixels.sum() == pytest.approx(np.sum(expected, dtype=np.float64), rel=1e-6)
     np.testing.assert_allclose(image.pixels, expected, rtol=1e-5, atol=1e-2)
-    assert image.pixel_scale == pytest.approx(scale, rel=1e-6) == pytest.approx(there[0], rel=1e-6)
+    assert image.pixel_scale == pytest.approx(scale, rel=1e-6) == pytest.approx(wcs_scale[0], rel=1e-6)
 
 
 def test_fits_units_masks_and_scales(tmp_path):
@@ -138,12 +138,12 @@ def test_fits_units_masks_and_scales(tmp_path):
         (dict(sky(0.0)), None),
     ],
 )
-def test_the_pixel_scale_is_that_of_a_sky_and_of_nothing_else(tmp_path, cards, scale):
+def test_the_pixel_scale_needs_celestial_coordinates(tmp_path, cards, scale):
     (tmp_path / "x").write_bytes(as_fits(fits.PrimaryHDU(GOOD, fits.Header(cards))))
     assert read_image(tmp_path / "x").pixel_scale == (None if scale is None else pytest.approx(scale))
 
 
-def test_one_of_several_images_is_chosen_by_its_name(tmp_path):
+def test_one_of_several_images_is_selected_by_name(tmp_path):
     (tmp_path / "a").write_bytes(as_npz(one=GOOD, two=GOOD + 1, table=np.zeros((3, 4, 5))))
     (tmp_path / "b").write_bytes(as_hdf5(**{"deep/one": GOOD, "deep/two": GOOD + 1}))
     for path, two in ((tmp_path / "a", "two"), (tmp_path / "b", "deep/two")):
@@ -175,10 +175,10 @@ def header_with(old, new):
 NAXIS1 = "NAXIS1  =                   12"
 BAD = {
     "empty": (b"", "the file is empty"),
-    "text": (b"not an image", "is not an npy, npz, FITS or HDF5 file, whatever its name says"),
-    "PNG": (b"\x89PNG\r\n\x1a\n" + bytes(99), "is a PNG picture, whatever its name says"),
-    "TIFF": (b"II*\0" + bytes(99), "is a TIFF picture, whatever its name says"),
-    "JPEG": (b"\xff\xd8\xff" + bytes(99), "is a JPEG picture"),
+    "text": (b"not an image", "is not an npy, npz, FITS or HDF5 file; save it"),
+    "PNG": (b"\x89PNG\r\n\x1a\n" + bytes(99), "is a PNG image despite its name"),
+    "TIFF": (b"II*\0" + bytes(99), "is a TIFF image despite its name"),
+    "JPEG": (b"\xff\xd8\xff" + bytes(99), "is a JPEG image"),
     "pickle": (pickle.dumps([os.getcwd]), "is a Python pickle, which is never loaded"),
     "object array": (as_npy(np.array([{}, 1.0], dtype=object)), "pickled Python objects"),
     "objects in npz": (as_npz(image=np.array([[{}, 1]], dtype=object)), "pickled Python objects"),
@@ -197,14 +197,14 @@ BAD = {
     "enormous FITS": (header_with(NAXIS1, NAXIS1.replace("      12", "99999912")), "x 99999912 pixels; cut out"),
     "enormous npy": (as_npy(GOOD).replace(b"(10, 12), }      ", b"(99999, 99999), }", 1), "99999 pixels; cut out"),
     "oblong": (as_fits(fits.PrimaryHDU(GOOD, sky(0.04, CD1_1=1e-4))), "resample it to square pixels"),
-    "by tiles": (as_fits(fits.PrimaryHDU(), fits.CompImageHDU(GOOD.astype("f4"))), "unpack it with funpack"),
+    "tile-compressed": (as_fits(fits.PrimaryHDU(), fits.CompImageHDU(GOOD.astype("f4"))), "decompress it with funpack"),
 }
 TRUNCATED = {kind: content[: len(content) * 3 // 5] for kind, content in KINDS.items() if kind != "extension"}
 BAD |= {f"truncated {kind}": (content, "truncated or damaged") for kind, content in TRUNCATED.items()}
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_file_gets_one_sentence_that_names_it(tmp_path, name):
+def test_a_bad_file_gives_one_sentence_that_names_it(tmp_path, name):
     content, sentence = BAD[name]
     path = tmp_path / "x.npy"
     path.write_bytes(content)
@@ -214,7 +214,7 @@ def test_a_bad_file_gets_one_sentence_that_names_it(tmp_path, name):
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
-def test_what_is_no_file(tmp_path):
+def test_what_is_not_a_regular_file(tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     os.mkfifo(tmp_path / "pipe")
     with (tmp_path / "sparse.npy").open("wb") as stream:
@@ -222,20 +222,20 @@ def test_what_is_no_file(tmp_path):
     for name, sentence in {
         "absent": "no such file",
         "loop": "too many levels of symbolic links",
-        "pipe": "no regular file",
+        "pipe": "not a regular file",
         "sparse.npy": "has 10.0 GB",
         ".": "is a folder",
-        "nul\0": "no possible file name",
+        "nul\0": "not a valid file name",
         "x" * 300: "file name too long",
     }.items():
         with pytest.raises(InputError, match=sentence):
             read_image(tmp_path / name)
 
 
-def test_bombs_are_refused_before_they_unpack(tmp_path, monkeypatch):
+def test_decompression_bombs_are_rejected_early(tmp_path, monkeypatch):
     monkeypatch.setattr("darklens.data.readers.fits.MAX_BYTES", 4_000_000)
     (tmp_path / "a").write_bytes(gzip.compress(KINDS["fits"] + bytes(2_000_000)))
-    with pytest.raises(InputError, match=r"unpacks to more than 0\.5 MB"):
+    with pytest.raises(InputError, match=r"decompresses to more than 0\.5 MB"):
         read_image(tmp_path / "a")
     with zipfile.ZipFile(tmp_path / "b", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("image.npy", KINDS["npy"])
@@ -243,53 +243,53 @@ def test_bombs_are_refused_before_they_unpack(tmp_path, monkeypatch):
             with archive.open(f"{i}.npy", "w") as stream:
                 stream.write(bytes(1_000_000))
     monkeypatch.setattr("darklens.data.readers.npy.MAX_BYTES", 3_000_000)
-    with pytest.raises(InputError, match="unpacks to too much"):
+    with pytest.raises(InputError, match="decompresses to more than 1 GB"):
         read_image(tmp_path / "b")
     with h5py.File(tmp_path / "c", "w") as file:
         file.create_dataset(
             "image", shape=(9, 9), dtype="f8", chunks=(9000, 9000), maxshape=(None, None), compression="gzip"
         )
-    with pytest.raises(InputError, match="enormous chunks"):
+    with pytest.raises(InputError, match="too large or too many chunks"):
         read_image(tmp_path / "c")
 
 
-def test_lengths_that_lie_take_no_memory(tmp_path):
-    def refused(content, sentence):
+def test_false_lengths_allocate_no_memory(tmp_path):
+    def assert_rejected(content, sentence):
         (tmp_path / "x").write_bytes(content)
         with pytest.raises(InputError, match=sentence):
             read_image(tmp_path / "x")
 
-    refused(b"\x93NUMPY\x02\0" + b"\xff" * 4 + bytes(99), "truncated or damaged")
-    refused(b"\x93NUMPY\x01\0\x10\x27" + b"(" * 10_000, "truncated or damaged")
+    assert_rejected(b"\x93NUMPY\x02\0" + b"\xff" * 4 + bytes(99), "truncated or damaged")
+    assert_rejected(b"\x93NUMPY\x01\0\x10\x27" + b"(" * 10_000, "truncated or damaged")
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_LZMA) as archive:
         archive.writestr("image.npy", KINDS["npy"])
-    refused(stream.getvalue(), "packed in an unusual way")
+    assert_rejected(stream.getvalue(), "unsupported compression")
     directory = bytearray(KINDS["npz"])
-    at = directory.rindex(b"PK\x05\x06")
-    directory[at + 12 : at + 16] = (2_000_000).to_bytes(4, "little")
-    refused(directory, "too many members")
+    end = directory.rindex(b"PK\x05\x06")
+    directory[end + 12 : end + 16] = (2_000_000).to_bytes(4, "little")
+    assert_rejected(directory, "too many members")
     for card in ("BSCALE  =                  0.0", "BZERO   = 'NaN     '", "BSCALE  = 'inf     '"):
         content = as_fits(fits.PrimaryHDU(GOOD))
-        refused(content.replace(b"END".ljust(160), card.encode().ljust(80) + b"END".ljust(80), 1), "BSCALE = ")
+        assert_rejected(content.replace(b"END".ljust(160), card.encode().ljust(80) + b"END".ljust(80), 1), "BSCALE = ")
 
 
-def test_hdf5_chunks_that_unpack_to_more_than_their_size(tmp_path):
+def test_hdf5_chunks_that_decompress_to_more_than_their_size(tmp_path):
     with h5py.File(tmp_path / "x", "w") as file:
         image = file.create_dataset("image", shape=(8, 8), dtype="f8", chunks=(8, 8), compression="gzip")
         image.id.write_direct_chunk((0, 0), zlib.compress(bytes(50_000_000)))
-    with pytest.raises(InputError, match="unpacks to more than its size"):
+    with pytest.raises(InputError, match="decompresses to more than its size"):
         read_image(tmp_path / "x")
     with h5py.File(tmp_path / "y", "w") as file:
         file.create_dataset("image", data=GOOD, chunks=(5, 6), compression="lzf")
-    with pytest.raises(InputError, match="unusual filters"):
+    with pytest.raises(InputError, match="unsupported filters"):
         read_image(tmp_path / "y")
     with h5py.File(tmp_path / "z", "w") as file:
         file.create_dataset("image", data=GOOD, chunks=(5, 6), compression="gzip", shuffle=True, fletcher32=True)
     np.testing.assert_array_equal(read_image(tmp_path / "z").pixels, GOOD)
 
 
-def test_the_scale_of_another_hdf5_file_is_not_looked_up(tmp_path):
+def test_the_pixel_scale_is_not_read_from_another_file(tmp_path):
     (tmp_path / "other.h5").write_bytes(HST)
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["image_data"] = GOOD
@@ -301,28 +301,28 @@ def test_the_scale_of_another_hdf5_file_is_not_looked_up(tmp_path):
     assert read_image(tmp_path / "y.h5").pixel_scale is None
 
 
-def test_threads_read_without_touching_each_others_warnings(tmp_path):
+def test_threads_do_not_change_each_others_warnings(tmp_path):
     (tmp_path / "x").write_bytes(KINDS["fits"])
     before = list(warnings.filters)
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: read_image(tmp_path / "x").pixels.sum(), range(200)))
-    assert set(found) == {GOOD.sum()} and warnings.filters == before
+        sums = list(pool.map(lambda _: read_image(tmp_path / "x").pixels.sum(), range(200)))
+    assert set(sums) == {GOOD.sum()} and warnings.filters == before
 
 
 CORPUS = sorted((Path(__file__).parent.parent / "corpus").iterdir())
 
 
-@pytest.mark.parametrize("found", CORPUS, ids=lambda path: path.name)
-def test_what_fuzzing_found_is_one_sentence_now(tmp_path, found):
-    """tools/fuzz_readers.py found each to be something worse."""
+@pytest.mark.parametrize("source", CORPUS, ids=lambda path: path.name)
+def test_files_from_fuzzing_give_one_sentence(tmp_path, source):
+    """Each file made an earlier reader crash or hang (tools/fuzz_readers.py)."""
     path = tmp_path / "x"
-    path.write_bytes(found.read_bytes())
+    path.write_bytes(source.read_bytes())
     sentence = sentence_of(path)
     assert sentence.startswith(f"{path}: ") or not sentence
 
 
 def sentence_of(path):
-    """What a reader says of a file, or nothing if it can be read."""
+    """Return the error message for a file, or an empty string if it can be read."""
     try:
         assert read_image(path).pixels.ndim == 2
     except InputError as error:
@@ -331,8 +331,8 @@ def sentence_of(path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_damage_of_any_kind_is_one_sentence(tmp_path, kind):
-    path, rng, told = tmp_path / "x", np.random.default_rng(8), []
+def test_random_damage_gives_one_sentence(tmp_path, kind):
+    path, rng, sentences = tmp_path / "x", np.random.default_rng(8), []
     for _ in range(500):
         content = bytearray(KINDS[kind])
         for _ in range(rng.choice([1, 2, 4, 16])):
@@ -341,7 +341,7 @@ def test_damage_of_any_kind_is_one_sentence(tmp_path, kind):
         if rng.random() < 0.1:
             content = content[: rng.integers(len(content))]
         path.write_bytes(content)
-        told.append(sentence_of(path))
-    bad = [sentence for sentence in told if sentence]
+        sentences.append(sentence_of(path))
+    bad = [sentence for sentence in sentences if sentence]
     assert len(bad) > 50
     assert all(sentence.startswith(f"{path}: ") and "\n" not in sentence for sentence in bad)

@@ -1,4 +1,4 @@
-"""One clear sentence for everything that can be wrong with an image file."""
+"""`read_whole` gives one sentence for each problem of an image file."""
 
 import io
 import pickle
@@ -48,7 +48,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_bad_file_gets_one_sentence_that_names_it(tmp_path, monkeypatch, name):
+def test_a_bad_file_gives_one_sentence_that_names_it(tmp_path, monkeypatch, name):
     content, sentence = CASES[name]
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "x.npy"

@@ -1,4 +1,4 @@
-"""DeepLenseSim's image with a mass is read from its pickle; whatever else a pickle says is never done."""
+"""The image of a DeepLenseSim object array is read from its pickle; nothing else in a pickle is executed."""
 
 import io
 import os
@@ -33,7 +33,7 @@ class Hostile:
 @pytest.mark.parametrize("protocol", [3, 4])
 @pytest.mark.parametrize("mass", [1e-23, np.float64(1e-23), 3, None])
 @pytest.mark.parametrize("image", [GOOD, GOOD.astype(">f4"), np.asfortranarray(GOOD)])
-def test_an_image_with_a_mass(tmp_path, protocol, mass, image):
+def test_an_array_of_image_and_mass_is_read(tmp_path, protocol, mass, image):
     (tmp_path / "x").write_bytes(as_npy(pickle.dumps(pair(image, mass), protocol=protocol)))
     np.testing.assert_array_equal(read_image(tmp_path / "x").pixels, GOOD)
 
@@ -53,7 +53,7 @@ def test_an_image_with_a_mass(tmp_path, protocol, mass, image):
         pickle.dumps(pair(GOOD, 1.0), protocol=4)[:-300],
     ],
 )
-def test_anything_else_is_refused_and_not_done(tmp_path, monkeypatch, payload):
+def test_other_pickles_are_rejected_and_not_executed(tmp_path, monkeypatch, payload):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x").write_bytes(as_npy(payload))
     with pytest.raises(InputError, match="pickled Python objects, which are never loaded"):
@@ -61,13 +61,13 @@ def test_anything_else_is_refused_and_not_done(tmp_path, monkeypatch, payload):
     assert not (tmp_path / "owned").exists()
 
 
-def test_an_image_that_stands_there_ten_thousand_times_is_not_made_even_once(tmp_path, monkeypatch):
+def test_a_repeated_image_is_rejected_before_it_is_created(tmp_path, monkeypatch):
     array = np.empty(3, dtype=object)
     array[:] = [None, None, None]
     outer, plane = pickle.dumps(array, protocol=3), pickle.dumps(GOOD, protocol=3)[2:-1]
     start, end = outer.index(b"(NNNe"), outer.index(b"(NNNe") + 5
     payload = outer[:start] + b"(" + plane + b"q\xf0" + b"h\xf0" * 9000 + b"e" + outer[end:]
-    monkeypatch.setattr("darklens.data.readers.objects._plane", lambda made: pytest.fail("made"))
+    monkeypatch.setattr("darklens.data.readers.object_arrays._plane", lambda item: pytest.fail("created"))
     (tmp_path / "x").write_bytes(as_npy(payload))
     with pytest.raises(InputError, match="pickled Python objects"):
         read_image(tmp_path / "x")
@@ -89,7 +89,7 @@ def test_an_image_that_stands_there_ten_thousand_times_is_not_made_even_once(tmp
         b"(S'a'\nios\nsystem\n.",
     ],
 )
-def test_attacks_by_opcodes(tmp_path, monkeypatch, payload):
+def test_malicious_opcodes_are_rejected(tmp_path, monkeypatch, payload):
     monkeypatch.chdir(tmp_path)
     for name in ("Unpickler", "load", "loads"):
         monkeypatch.setattr(pickle, name, None)
@@ -99,8 +99,8 @@ def test_attacks_by_opcodes(tmp_path, monkeypatch, payload):
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-def test_damage_is_one_sentence(tmp_path):
-    path, rng, refused = tmp_path / "x", np.random.default_rng(8), 0
+def test_random_damage_gives_one_sentence(tmp_path):
+    path, rng, n_rejected = tmp_path / "x", np.random.default_rng(8), 0
     good = as_npy(pickle.dumps(pair(GOOD[:4, :4], 1e-23), protocol=4))
     for _ in range(500):
         content = bytearray(good)
@@ -109,5 +109,5 @@ def test_damage_is_one_sentence(tmp_path):
         try:
             read_image(path)
         except InputError:
-            refused += 1
-    assert refused > 50
+            n_rejected += 1
+    assert n_rejected > 50

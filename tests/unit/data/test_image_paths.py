@@ -1,4 +1,4 @@
-"""Folders, patterns and lists become files."""
+"""Expansion of folders, patterns and lists to files."""
 
 import io
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from darklens.data.listing import find_images, is_listing
+from darklens.data.image_paths import find_images, is_listing
 from darklens.errors import InputError
 
 
@@ -22,7 +22,7 @@ def files(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("argument", "found"),
+    ("argument", "expected"),
     [
         ("deep", "deep/d.h5 deep/e.fits.gz deep/er/f.npz deep/loop.npy"),
         ("*.npy", "@h.npy a.npy g[1].npy"),
@@ -34,27 +34,27 @@ def files(tmp_path, monkeypatch):
         ("c.txt", "c.txt"),
     ],
 )
-def test_one_argument(files, argument, found):
-    assert [str(path) for path in find_images([argument])] == found.split()
+def test_one_argument(files, argument, expected):
+    assert [str(path) for path in find_images([argument])] == expected.split()
 
 
-def test_links_that_lead_back_do_not_multiply(files):
+def test_links_to_parent_folders_are_not_followed(files):
     for name in ("again", "and_again", "once_more"):
         (files / "deep" / name).symlink_to(files / "deep")
     assert len(find_images(["deep/**/*.h5"])) == 1
     assert [str(path) for path in find_images([f"{files}/**/d.*"])] == [str(files / "deep" / "d.h5")]
 
 
-def test_pictures_beside_measurements_are_previews(files):
+def test_pictures_next_to_measurements_are_skipped(files):
     (files / "deep" / "d.png").write_bytes(b"x")
-    (files / "seen").mkdir()
+    (files / "pictures").mkdir()
     for name in ("b.tif", "a.PNG"):
-        (files / "seen" / name).write_bytes(b"x")
+        (files / "pictures" / name).write_bytes(b"x")
     assert "deep/d.png" not in [str(path) for path in find_images(["deep"])]
-    assert [str(path) for path in find_images(["seen"])] == ["seen/a.PNG", "seen/b.tif"]
+    assert [str(path) for path in find_images(["pictures"])] == ["pictures/a.PNG", "pictures/b.tif"]
 
 
-def test_lists_keep_their_order_and_say_nothing_of_what_is_absent(files, monkeypatch):
+def test_lists_keep_their_order_and_may_contain_missing_files(files, monkeypatch):
     (files / "list.txt").write_text("# mine\nb.FITS\n\n  a.npy\nabsent.npy\ndeep/er\n@list.txt\n-\n")
     expected = ["b.FITS", "a.npy", "absent.npy", "deep/er/f.npz", "@list.txt", "-"]
     assert [str(path) for path in find_images(["@list.txt"])] == expected
@@ -65,17 +65,17 @@ def test_lists_keep_their_order_and_say_nothing_of_what_is_absent(files, monkeyp
 @pytest.mark.parametrize(
     ("argument", "sentence"),
     [
-        ("absent.npy", "absent.npy: there is no such file or folder"),
-        ("nul\0.npy", "there is no such file or folder"),
-        ("*.tif", "no file fits this pattern"),
-        ("empty", "empty holds no images"),
+        ("absent.npy", "absent.npy: no such file or folder"),
+        ("nul\0.npy", "no such file or folder"),
+        ("*.tif", "no file matches this pattern"),
+        ("empty", "empty contains no images"),
         ("@absent.txt", "no such list"),
-        ("@bytes.txt", "is no text file"),
+        ("@bytes.txt", "is not a text file"),
         ("@none.txt", "lists no files"),
         ("-", "Standard input: lists no files"),
     ],
 )
-def test_what_names_nothing(files, monkeypatch, argument, sentence):
+def test_arguments_without_files_are_errors(files, monkeypatch, argument, sentence):
     os.mkdir("empty")
     (files / "bytes.txt").write_bytes(b"\xff\xfe\x00")
     (files / "none.txt").write_text("\n# nothing\n")
@@ -84,6 +84,6 @@ def test_what_names_nothing(files, monkeypatch, argument, sentence):
         find_images([argument])
 
 
-def test_what_is_a_listing(files):
-    told = {word: is_listing(Path(word)) for word in ("-", "@list", "*.npy", "@h.npy", "x", "a.npy")}
-    assert [word for word, listing in told.items() if listing] == ["-", "@list", "*.npy"]
+def test_patterns_and_lists_are_listings(files):
+    listings = {word: is_listing(Path(word)) for word in ("-", "@list", "*.npy", "@h.npy", "x", "a.npy")}
+    assert [word for word, listing in listings.items() if listing] == ["-", "@list", "*.npy"]

@@ -1,4 +1,4 @@
-"""Batches for training: a split by image number and shuffled blocks, read from the store as they are needed."""
+"""Batches for training: the split into training and validation images, and batches read from the store on demand."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,41 +18,48 @@ Indices = Int[np.ndarray, " n"]
 
 @dataclass(frozen=True)
 class Split:
-    """Image numbers for training and for validation; none is in both."""
+    """Indices of the training and the validation images; the two are disjoint."""
 
     train: Int[np.ndarray, " train"]
     validation: Int[np.ndarray, " validation"]
 
 
 def split(labels: Indices, *, validation_fraction: float, seed: int, n_per_class: int | None = None) -> Split:
-    """Split image numbers within each class, so that both parts have the classes' proportions.
+    """Split image indices within each class, so that both parts keep the proportions of the classes.
 
-    With `n_per_class`, the first so many of each class are split and the others left out. Copies of an image made by
-    augmentation share its number, so they never straddle the two parts.
+    Augmented copies share the index of their image, so both parts never contain the same image.
+
+    Args:
+        labels: Label of each image.
+        validation_fraction: Fraction of the images of each class for validation.
+        seed: Random seed of the split.
+        n_per_class: Use only the first so many images of each class; None uses all.
 
     Raises:
-        InputError: If a class is too small to be in both parts, or has fewer than `n_per_class`.
+        InputError: If a class is too small for both parts, or has fewer than `n_per_class` images.
     """
     train, validation = [], []
     for label in np.unique(labels):
-        found = np.flatnonzero(labels == label)
-        if n_per_class is not None and len(found) < n_per_class:
+        indices = np.flatnonzero(labels == label)
+        if n_per_class is not None and len(indices) < n_per_class:
             raise InputError(
-                f"data.n_per_class: {n_per_class} images of each class are wanted, and class {label} has {len(found)}; "
-                "lower it, or set it to null to take them all."
+                f"data.n_per_class: class {label} has {len(indices)} images, fewer than {n_per_class}; lower it, "
+                "or set it to null to use all images."
             )
-        found = found[:n_per_class]
-        members = rng.generator(seed, "split", int(label)).permutation(found)
+        indices = indices[:n_per_class]
+        members = rng.generator(seed, "split", int(label)).permutation(indices)
         n_validation = max(1, round(validation_fraction * len(members)))
         if n_validation >= len(members):
-            raise InputError(f"Class {label} has {len(members)} images, too few for training and validation; add more.")
+            raise InputError(
+                f"Class {label} has {len(members)} images, too few for training and validation; add images."
+            )
         validation.append(members[:n_validation])
         train.append(members[n_validation:])
     return Split(np.sort(np.concatenate(train)), np.sort(np.concatenate(validation)))
 
 
 class StoreDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """A store for torch's DataLoader; a list of numbers gives a whole batch in one read."""
+    """A store as a torch `Dataset`; a list of indices returns a whole batch in one read."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -67,7 +74,7 @@ class StoreDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 class BatchOrder(Sampler[list[int]]):
-    """Batches of image numbers. With shuffling each epoch has its order, which the seed and the epoch determine.
+    """Batches of image indices. With shuffling, seed and epoch determine the order.
 
     Each process of a distributed training gets its `batch_slice` of every batch. Without shuffling the last batch may
     be smaller than the number of processes; a process with an empty share skips it.
@@ -84,14 +91,14 @@ class BatchOrder(Sampler[list[int]]):
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, counted from 0, that the next pass belongs to."""
+        """Set the epoch of the next pass, counted from 0."""
         self._epoch = epoch
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self._indices), self._batch_size)
-        if rest and not (self._shuffle and whole):
-            return whole + bool(range(rest)[self._batch_slice.of(rest)])
-        return whole
+        n_full, rest = divmod(len(self._indices), self._batch_size)
+        if rest and not (self._shuffle and n_full):
+            return n_full + bool(range(rest)[self._batch_slice.of(rest)])
+        return n_full
 
     def __iter__(self) -> Iterator[list[int]]:
         order = self._indices
@@ -103,5 +110,5 @@ class BatchOrder(Sampler[list[int]]):
 
 
 def loader(store: Store, order: BatchOrder) -> DataLoader[tuple[torch.Tensor, torch.Tensor]]:
-    """Return a loader of batches in the given order. Memory-mapped reads need no worker processes."""
+    """Return a loader of batches in a given order, without worker processes: reads are memory-mapped."""
     return DataLoader(StoreDataset(store), sampler=order, batch_size=None)

@@ -1,7 +1,7 @@
-"""DeepLenseSim's object arrays: a pickle, read without the pickle machine.
+"""Reader of the object arrays of DeepLenseSim, which are pickles, without unpickling.
 
-Nothing is imported or called. The instructions that numpy writes for an array of arrays and numbers are followed on a
-stack of plain values; any other instruction, and any global name but numpy's few, ends the reading.
+It imports and calls nothing. It interprets the opcodes that NumPy writes for an array of arrays and numbers on a stack
+of plain values, and rejects every other opcode and every global name but those of NumPy.
 """
 
 import math
@@ -32,12 +32,12 @@ _MARK = object()
 
 
 class ForeignError(ValueError):
-    """The pickle holds something else than arrays and numbers."""
+    """The pickle contains something other than arrays and numbers."""
 
 
 @dataclass
-class _Made:
-    """What a call would have made: its kind, its arguments, and the state it was given."""
+class _Object:
+    """An object that unpickling would create: its kind, the arguments of its constructor, and its state."""
 
     kind: str
     arguments: tuple[Any, ...]
@@ -45,24 +45,24 @@ class _Made:
 
 
 def only_image(data: bytes) -> Float[np.ndarray, "n m"]:
-    """Return the one image among the elements of a pickled object array.
+    """Return the only image among the elements of a pickled object array.
 
     Raises:
-        ForeignError: If the pickle holds anything but arrays and numbers, or not exactly one image.
+        ForeignError: If the pickle contains anything but arrays and numbers, or not exactly one image.
     """
     top = _run(data)
-    if not (isinstance(top, _Made) and top.kind == _ARRAY and len(top.state) == 5 and isinstance(top.state[4], list)):
+    if not (isinstance(top, _Object) and top.kind == _ARRAY and len(top.state) == 5 and isinstance(top.state[4], list)):
         raise ForeignError
-    arrays = [item for item in top.state[4] if isinstance(item, _Made) and item.kind == _ARRAY]
-    if len(arrays) != 1:  # before any is made: one may stand there ten thousand times
+    arrays = [item for item in top.state[4] if isinstance(item, _Object) and item.kind == _ARRAY]
+    if len(arrays) != 1:  # checked before any is created: a pickle may repeat one ten thousand times
         raise ForeignError
     return _plane(arrays[0])
 
 
-def _plane(made: _Made) -> Float[np.ndarray, "n m"]:
-    if len(made.state) != 5:
+def _plane(item: _Object) -> Float[np.ndarray, "n m"]:
+    if len(item.state) != 5:
         raise ForeignError
-    _, shape, dtype, fortran_order, data = made.state
+    _, shape, dtype, fortran_order, data = item.state
     if not (isinstance(shape, tuple) and len(shape) == 2 and all(type(n) is int and n > 0 for n in shape)):
         raise ForeignError
     if math.prod(shape) > MAX_PIXELS or not isinstance(data, bytes):
@@ -71,10 +71,10 @@ def _plane(made: _Made) -> Float[np.ndarray, "n m"]:
     return array.reshape(shape, order="F" if fortran_order else "C").astype(np.float64)
 
 
-def _number_type(made: Any) -> np.dtype:
-    if not (isinstance(made, _Made) and made.kind == _DTYPE and len(made.state) > 1):
+def _number_type(item: Any) -> np.dtype:
+    if not (isinstance(item, _Object) and item.kind == _DTYPE and len(item.state) > 1):
         raise ForeignError
-    name, order = made.arguments[0], made.state[1]
+    name, order = item.arguments[0], item.state[1]
     if name not in ("f4", "f8", "u1", "u2", "i2", "i4", "i8") or order not in ("<", ">", "|", "="):
         raise ForeignError
     return np.dtype(f"{order}{name}")
@@ -98,9 +98,9 @@ def _run(data: bytes) -> Any:
         elif code == "EMPTY_LIST":
             stack.append([])
         elif code in _TUPLES:
-            stack.append(_popped(stack, _TUPLES[code]))
+            stack.append(_pop(stack, _TUPLES[code]))
         elif code == "TUPLE":
-            stack.append(_since_mark(stack))
+            stack.append(_pop_to_mark(stack))
         elif code in ("BINPUT", "LONG_BINPUT"):
             memo[argument] = stack[-1]
         elif code == "MEMOIZE":
@@ -108,23 +108,23 @@ def _run(data: bytes) -> Any:
         elif code in ("BINGET", "LONG_BINGET"):
             stack.append(memo[argument])
         elif code in ("GLOBAL", "STACK_GLOBAL"):
-            name = argument if code == "GLOBAL" else " ".join(_popped(stack, 2))
+            name = argument if code == "GLOBAL" else " ".join(_pop(stack, 2))
             if name not in _KNOWN:
                 raise ForeignError
             stack.append(_KNOWN[name])
         elif code == "REDUCE":
-            kind, arguments = _popped(stack, 2)
+            kind, arguments = _pop(stack, 2)
             if kind not in (_ARRAY, _DTYPE, _SCALAR) or not isinstance(arguments, tuple):
                 raise ForeignError
-            stack.append(_Made(kind, arguments))
+            stack.append(_Object(kind, arguments))
         elif code == "BUILD":
-            made, state = _popped(stack, 2)
-            if not isinstance(made, _Made) or not isinstance(state, tuple):
+            item, state = _pop(stack, 2)
+            if not isinstance(item, _Object) or not isinstance(state, tuple):
                 raise ForeignError
-            made.state = state
-            stack.append(made)
+            item.state = state
+            stack.append(item)
         elif code in ("APPEND", "APPENDS"):
-            items = _since_mark(stack) if code == "APPENDS" else _popped(stack, 1)
+            items = _pop_to_mark(stack) if code == "APPENDS" else _pop(stack, 1)
             if not isinstance(stack[-1], list):
                 raise ForeignError
             stack[-1].extend(items)
@@ -133,11 +133,11 @@ def _run(data: bytes) -> Any:
     raise ForeignError
 
 
-def _popped(stack: list[Any], n: int) -> tuple[Any, ...]:
+def _pop(stack: list[Any], n: int) -> tuple[Any, ...]:
     return tuple([stack.pop() for _ in range(n)][::-1])
 
 
-def _since_mark(stack: list[Any]) -> tuple[Any, ...]:
+def _pop_to_mark(stack: list[Any]) -> tuple[Any, ...]:
     items = []
     while (item := stack.pop()) is not _MARK:
         items.append(item)
