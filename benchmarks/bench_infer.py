@@ -24,8 +24,8 @@ from record import record
 
 from darklens import populations
 from darklens.bundle import Bundle
+from darklens.bundle.contract import Contract
 from darklens.compilation import compiler
-from darklens.contract import Contract
 from darklens.locate import DEFAULT_MODEL
 from darklens.models.informed import SISAutoencoder2Config
 from darklens.models.resnet_18 import ResNet18Config

@@ -23,7 +23,7 @@ from record import record
 
 from darklens import populations
 from darklens.bundle import Bundle
-from darklens.contract import Contract
+from darklens.bundle.contract import Contract
 from darklens.models.resnet_simple import ResNetSimpleConfig
 from darklens.simulate.batch import simulate_batch
 

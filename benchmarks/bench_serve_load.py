@@ -30,7 +30,7 @@ import torch
 
 from darklens import __version__, provenance
 from darklens.bundle import Bundle
-from darklens.contract import Contract
+from darklens.bundle.contract import Contract
 from darklens.files import write_json
 from darklens.models.resnet_simple import ResNetSimpleConfig
 

@@ -35,7 +35,7 @@ def main() -> None:
     for i, (axes, label) in enumerate(zip(figure.subplots(len(ROWS), 5), truth["label"], strict=True)):
         shown = [images[i, 0], source[i], found.maps["residual"][i], found.maps["evidence"][i]]
         for axis, values, panel in zip(axes, shown, PANELS, strict=False):
-            draw(figure, axis, values, panel, population.field.pixel_scale, bundle.fit_pixel_scale)
+            draw(figure, axis, values, panel, population.field.pixel_scale, bundle.map_pixel_scale)
         mark(axes[3], truth, i)
         names = list(population.class_names)
         axes[0].set_ylabel(f"truth: {names[label]}\narcsec", fontsize=11)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from darklens.bundle import Bundle
-from darklens.contract import Contract
+from darklens.bundle.contract import Contract
 from darklens.models.lens_residual import LensResidualConfig
 from darklens.models.resnet_simple import ResNetSimpleConfig
 

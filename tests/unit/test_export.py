@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from darklens.bundle import Bundle
-from darklens.contract import Contract
+from darklens.bundle.contract import Contract
 from darklens.data.preprocess import Preprocess
 from darklens.errors import ConfigError, DarklensError
 from darklens.export import export_onnx

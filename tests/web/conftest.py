@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from darklens.bundle import Bundle
-from darklens.contract import Contract
+from darklens.bundle.contract import Contract
 from darklens.models.resnet_simple import ResNetSimpleConfig
 from darklens.serve.http import create_app
 from darklens.serve.limits import Settings

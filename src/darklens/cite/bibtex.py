@@ -10,10 +10,10 @@ from typing import Any
 import darklens
 from darklens import populations, provenance
 from darklens.bundle import Bundle
+from darklens.bundle.contract import Contract
 from darklens.calibration import Calibration
 from darklens.cite import used
 from darklens.cite.used import Use
-from darklens.contract import Contract
 from darklens.errors import ConfigError
 from darklens.locate import is_model, locate
 from darklens.models.ensemble import EnsembleConfig

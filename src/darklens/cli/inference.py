@@ -201,7 +201,7 @@ def _predict_with_maps(
     files = [Path(path) for path in paths]
     writer = MapWriter(bundle, maps, files)
     with progress("Predicting", len(paths)) as advance:
-        rows = predict(bundle, files, pixel_scale=pixel_scale, name=image, advance=advance, use=writer)
+        rows = predict(bundle, files, pixel_scale=pixel_scale, name=image, advance=advance, use=writer, with_maps=True)
     write_text(out, to_csv(rows, bundle.contract.classes))
     return sum(bool(row.message) for row in rows)
 
@@ -245,7 +245,7 @@ def explain(
         raise InputError(f"--label: the classes of the model are {', '.join(classes)}, not {label}.")
     writer = ExplanationWriter(bundle, out, paths, method=method, label=None if label is None else classes.index(label))
     with progress("Explaining", len(paths)) as advance:
-        rows = predict(bundle, paths, pixel_scale=pixel_scale, name=image, use=writer, advance=advance)
+        rows = predict(bundle, paths, pixel_scale=pixel_scale, name=image, use=writer, advance=advance, with_maps=True)
     write_text(out / "predictions.csv", to_csv(rows, classes))
     print(f"{sum(not row.message for row in rows)} of {len(rows)} images explained, in {out}")
     return print_problems([row.message for row in rows if row.message])

@@ -74,7 +74,7 @@ def ensemble(
     Example: `darklens ensemble runs/seed0 runs/seed1 runs/seed2 --out runs/ensemble`
     """
     from darklens.bundle import Bundle
-    from darklens.ensemble import ensemble as average
+    from darklens.bundle.combine import ensemble as average
 
     average([Bundle.load(model) for model in models]).save(out)
     print(f"Bundle of {len(models)} members in {out}")

@@ -115,7 +115,7 @@ def explain(
         inputs=shown[0].cpu().numpy(),
         attribution=found[0].detach().float().cpu().numpy(),
         numbers=dict(zip(SUMMARY_NAMES, found[1].detach().double().cpu().numpy().T, strict=True)) if fits else {},
-        pixel_scale=bundle.fit_pixel_scale if fits else bundle.contract.pixel_scale,
+        pixel_scale=bundle.map_pixel_scale if fits else bundle.contract.pixel_scale,
     )
 
 

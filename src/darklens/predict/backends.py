@@ -125,8 +125,8 @@ class _CompiledFits:
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
 
-    def inputs_of(self, images: Images) -> Inputs:
-        return self._bundle.inputs_of(images, backend="compiled")
+    def inputs_of(self, images: Images, *, exposure: Images | None = None) -> Inputs:
+        return self._bundle.inputs_of(images, exposure=exposure, backend="compiled")
 
     def forward(self, inputs: Inputs) -> NetworkOutput:
         return self._bundle.forward(inputs)
@@ -139,8 +139,8 @@ class _CompiledNetwork:
         self._bundle = bundle
         self._network = compile_function(WithFeatures(bundle.network).eval(), freezing=True)
 
-    def inputs_of(self, images: Images) -> Inputs:
-        return self._bundle.inputs_of(images)
+    def inputs_of(self, images: Images, *, exposure: Images | None = None) -> Inputs:
+        return self._bundle.inputs_of(images, exposure=exposure)
 
     @torch.inference_mode()
     def forward(self, inputs: Inputs) -> NetworkOutput:
@@ -167,8 +167,8 @@ class _OnnxNetwork:
         self._bundle = bundle
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-    def inputs_of(self, images: Images) -> Inputs:
-        return self._bundle.inputs_of(images)
+    def inputs_of(self, images: Images, *, exposure: Images | None = None) -> Inputs:
+        return self._bundle.inputs_of(images, exposure=exposure)
 
     def forward(self, inputs: Inputs) -> NetworkOutput:
         assert isinstance(inputs, Tensor)

@@ -49,6 +49,7 @@ def predict(
     use: Use = lambda _, __, ___: None,
     advance: Callable[[int], None] = lambda _: None,
     backend: InferenceBackend | None = None,
+    with_maps: bool = False,
     folder: Path = Path(),
 ) -> list[Row]:
     """Classify image files, one row each, in their order; a bad file becomes an error row and the others go on.
@@ -62,6 +63,7 @@ def predict(
         use: Called with the files of each batch that could be read, their images, and the result.
         advance: Called with the number of files just finished.
         backend: Does the arithmetic in place of the bundle, see `backend_of`.
+        with_maps: Whether `use` needs the maps of systems that predict k(x, y); those of fits are always there.
         folder: Where relative paths begin; by default the working folder.
 
     Raises:
@@ -74,7 +76,7 @@ def predict(
         block = paths[start : start + BATCH_SIZE]
         read = {path: read_one(path, bundle, pixel_scale=pixel_scale, name=name, folder=folder) for path in block}
         good = {path: image for path, image in read.items() if isinstance(image, Prepared)}
-        found = _rows(bundle, good, use, backend) if good else {}
+        found = _rows(bundle, good, use, backend, with_maps) if good else {}
         rows += [found.get(path) or Row(str(path), message=str(read[path]), findings={"changes": ""}) for path in block]
         advance(len(block))
     return rows
@@ -104,10 +106,10 @@ def read_one(
 
 
 def _rows(
-    bundle: Bundle, prepared: dict[Path, Prepared], use: Use, backend: InferenceBackend | None
+    bundle: Bundle, prepared: dict[Path, Prepared], use: Use, backend: InferenceBackend | None, with_maps: bool
 ) -> dict[Path, Row]:
     paths, images = list(prepared), np.stack([image.pixels for image in prepared.values()])[:, None]
-    found = bundle.classify(images, backend)
+    found = bundle.classify(images, backend, with_maps=with_maps)
     use(paths, images, found)
     further = prediction_columns(bundle, found.probabilities, found.ood_features) | _with_old_names(found.findings)
     return {

@@ -67,29 +67,18 @@ class MapWriter:
         self, paths: Sequence[Path], images: Float[np.ndarray, "b 1 n n"], classification: Classification
     ) -> None:
         """Write the maps of a batch."""
-        if classification.maps:
-            self._write_fits(paths, classification)
-            return
-        found = self._bundle.maps(images)
         scale = self._bundle.map_pixel_scale
         for i, path in enumerate(paths):
             name = self._names.of(path)
-            own = {key: value[i] for key, value in found.items()}
+            maps = {key: value[i] for key, value in classification.maps.items()}
             with atomic_path(self._folder / f"{name}.npz") as temporary:
-                np.savez(temporary, **own, pixel_scale=np.float64(scale))
+                np.savez(temporary, **maps, pixel_scale=np.float64(scale))
+            if classification.findings:
+                fitted = {key: column[i] for key, column in classification.findings.items()}
+                picture = figures.fit_maps([maps], [name], [fitted], pixel_scale=scale)
+            else:
+                picture = figures.lens_maps([maps], [name], pixel_scale=scale)
             with atomic_path(self._folder / f"{name}.png") as temporary:
-                temporary.write_bytes(figures.to_png(figures.lens_maps([own], [name], pixel_scale=scale)))
-
-    def _write_fits(self, paths: Sequence[Path], classification: Classification) -> None:
-        scale = self._bundle.fit_pixel_scale
-        for i, path in enumerate(paths):
-            name = self._names.of(path)
-            own = {key: value[i] for key, value in classification.maps.items()}
-            numbers = {key: column[i] for key, column in classification.findings.items()}
-            with atomic_path(self._folder / f"{name}.npz") as temporary:
-                np.savez(temporary, **own, pixel_scale=np.float64(scale))
-            with atomic_path(self._folder / f"{name}.png") as temporary:
-                picture = figures.fit_maps([own], [name], [numbers], pixel_scale=scale)
                 temporary.write_bytes(figures.to_png(picture))
 
 
@@ -131,7 +120,7 @@ def _fits_section(bundle: Bundle, store: Store, chosen: Sequence[int]) -> Sectio
     names = [store.classes[store.labels[number]] for number in chosen]
     maps = [{key: value[i] for key, value in found.maps.items()} for i in range(len(chosen))]
     findings = [{key: column[i] for key, column in found.findings.items()} for i in range(len(chosen))]
-    picture = figures.to_png(figures.fit_maps(maps, names, findings, pixel_scale=bundle.fit_pixel_scale))
+    picture = figures.to_png(figures.fit_maps(maps, names, findings, pixel_scale=bundle.map_pixel_scale))
     text = (
         "An image of each class, and what of it, in standard deviations of the noise, is left by the smooth lens "
         "alone, with one line mass (drawn on the image) and with point masses (the first is the cross). The last two "

@@ -22,8 +22,8 @@ from torch import nn
 import darklens
 from darklens import config, provenance, rng
 from darklens.bundle import Bundle, Output
+from darklens.bundle.contract import Contract
 from darklens.compilation import compile_network
-from darklens.contract import Contract
 from darklens.data.store import Store, prepare_folder
 from darklens.errors import ConfigError, InputError
 from darklens.evaluation.calibrate import LabelledOutputs, calibrate

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from darklens import config, rng
-from darklens.contract import Contract
+from darklens.bundle.contract import Contract
 from darklens.data.store import Store, prepare_folder
 from darklens.errors import ConfigError, InputError
 from darklens.files import locked, read_json, write_json, write_text

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from darklens.bundle import OOD_REFERENCE, Bundle
+from darklens.bundle.combine import ensemble
+from darklens.bundle.contract import Contract
 from darklens.calibration import Calibration, softmax
-from darklens.contract import Contract
 from darklens.data.store import Store, StoreIndex, write_index, write_shard
-from darklens.ensemble import ensemble
 from darklens.errors import InputError
 from darklens.evaluation.calibrate import calibrate_on, halves
 from darklens.evaluation.columns import prediction_columns, summarise_calibration

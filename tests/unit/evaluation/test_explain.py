@@ -7,7 +7,7 @@ import torch
 
 from darklens import populations
 from darklens.bundle import Bundle
-from darklens.contract import Contract
+from darklens.bundle.contract import Contract
 from darklens.data.preprocess import Preprocess
 from darklens.errors import ConfigError, InputError
 from darklens.evaluation.explain import agreement, explain, with_random_weights

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from darklens.bundle import Bundle
+from darklens.bundle.contract import Contract
 from darklens.config import load
-from darklens.contract import Contract
 from darklens.errors import ConfigError
 from darklens.models.autoencoder import AutoencoderConfig
 from darklens.models.informed import Informed, SISAutoencoder2Config, SISAutoencoderConfig

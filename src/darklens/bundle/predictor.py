@@ -1,11 +1,5 @@
-"""A trained system as a folder that needs only torch and safetensors to load: weights and their input contract.
+"""A loaded system: what its network takes of images, its output, and calibrated probabilities."""
 
-BUNDLE/model.safetensors    weights
-BUNDLE/ood.safetensors      reference of the out-of-distribution score; older bundles have none
-BUNDLE/bundle.json          how to build the network, what it takes and gives, its calibration, where it came from
-"""
-
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -13,33 +7,30 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Float
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file as load_numpy
-from safetensors.numpy import save_file as save_numpy
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from darklens import aliases
+from darklens.bundle import storage
+from darklens.bundle.contract import Contract
+from darklens.bundle.hub_card import summary_line, write_card
 from darklens.calibration import Calibration, MahalanobisStats
-from darklens.contract import Contract
 from darklens.data.ring_statistics import ring_statistics
 from darklens.data.store import Store
 from darklens.errors import InputError
-from darklens.files import atomic_path, read_json, sha256_of, write_json, write_text
 from darklens.fit.cache import FitSettings, cached_fits, fit_settings_of
+from darklens.fit.evidence import Evidence, evidence_maps
 from darklens.fit.features import MAP_NAMES, FitFeatures
 from darklens.fit.fitter import fitter
+from darklens.fit.macro import MacroFit, fit_macro
 from darklens.fit.summary import findings
-from darklens.locate import CONTRACT, locate
-from darklens.model_card import model_card
+from darklens.locate import locate
 from darklens.models.base import Inputs, NetworkOutput, forward_features, ood_features
 from darklens.models.zoo import has_k_network, requires_fitting
 from darklens.simulate.backend import Backend
 
-WEIGHTS, OOD_REFERENCE = "model.safetensors", "ood.safetensors"
 BATCH_SIZE = 64
 MICRO_BATCH = 16  # images of one forward pass on a CPU: the activations then stay in its cache
+
+Images = Float[np.ndarray, "b 1 n n"] | Float[Tensor, "b 1 n n"]
 
 
 class Output(NamedTuple):
@@ -49,15 +40,23 @@ class Output(NamedTuple):
     ood_features: np.ndarray
 
 
+class SmoothFit(NamedTuple):
+    """The smooth lens fitted on all pixels, with covariances, and the evidence for one mass in addition."""
+
+    macro: MacroFit
+    evidence: Evidence
+
+
 class Classification(NamedTuple):
     """The classes of b images.
 
     Attributes:
         probabilities: Calibrated (b, classes).
         findings: Fitted parameters as columns of text, by name; empty for systems that take images.
-        maps: The `MAP_NAMES` of the fits (b, m, m); empty for systems that take images.
+        maps: Of a system that takes fits the `MAP_NAMES`, otherwise those of `Bundle.maps` if asked for (b, m, m).
         ood_features: What `evaluation.ood` scores (b, f).
         inputs: What the network received, as from `Bundle.inputs_of`.
+        smooth_fit: If asked for, of a system that takes fits.
     """
 
     probabilities: np.ndarray
@@ -65,16 +64,14 @@ class Classification(NamedTuple):
     maps: dict[str, np.ndarray]
     ood_features: np.ndarray
     inputs: Inputs
-
-
-Images = Float[np.ndarray, "b 1 n n"] | Float[Tensor, "b 1 n n"]
+    smooth_fit: SmoothFit | None = None
 
 
 @runtime_checkable
 class InferenceBackend(Protocol):
     """Runs the network of a bundle; a bundle runs its own."""
 
-    def inputs_of(self, images: Images) -> Inputs:
+    def inputs_of(self, images: Images, *, exposure: Images | None = None) -> Inputs:
         """Return what the network takes of images."""
 
     def forward(self, inputs: Inputs) -> NetworkOutput:
@@ -108,37 +105,12 @@ class Bundle:
         Raises:
             InputError: If it is missing, damaged, or of a version that this one does not read.
         """
-        folder = locate(Path(path))
-        try:
-            contract = Contract.model_validate(read_json(folder / CONTRACT))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            what = first["msg"].removeprefix("Value error, ").rstrip(".")
-            raise InputError(f"{folder / CONTRACT}: {where}: {what}; train or download it again.") from None
-        weights = folder / WEIGHTS
-        if not weights.exists() or sha256_of(weights) != contract.weights_sha256:
-            raise InputError(f"{weights} is missing or does not match its contract; train or download it again.")
-        _check_shapes(weights, contract)
-        network = contract.build()
-        try:
-            network.load_state_dict(_current_names(load_file(weights), network))
-        except (SafetensorError, RuntimeError) as error:
-            first_line = str(error).splitlines()[0]
-            raise InputError(f"{weights} does not fit the network its contract describes ({first_line}).") from None
-        return cls(contract, network, ood_reference=_read_ood_reference(folder, contract), device=device)
+        contract, network, ood_reference = storage.read(locate(Path(path)))
+        return cls(contract, network, ood_reference=ood_reference, device=device)
 
     def save(self, folder: Path) -> None:
-        """Write weights and contract; the contract last, so that an interrupted write is not a bundle."""
-        with atomic_path(folder / WEIGHTS) as temporary:
-            save_file({name: value.contiguous() for name, value in self.network.state_dict().items()}, temporary)
-        digests = {"weights_sha256": sha256_of(folder / WEIGHTS), "ood_sha256": ""}
-        if self.ood_reference is not None:
-            with atomic_path(folder / OOD_REFERENCE) as temporary:
-                save_numpy({k: np.ascontiguousarray(v) for k, v in self.ood_reference._asdict().items()}, temporary)
-            digests["ood_sha256"] = sha256_of(folder / OOD_REFERENCE)
-        contract = self.contract.model_copy(update=digests)
-        write_json(folder / CONTRACT, contract.model_dump(mode="json", by_alias=True))
+        """Write a bundle folder; an interrupted write leaves none."""
+        storage.write(folder, self.contract, self.network, self.ood_reference)
 
     def save_pretrained(self, folder: Path | str, *, name: str | None = None) -> None:
         """Write a folder that can be uploaded to the Hugging Face hub as it is: the bundle and a README.md.
@@ -147,9 +119,8 @@ class Bundle:
             folder: Where to; it may be a fresh clone of the repository.
             name: `owner/name` in the README's example; by default the folder's name.
         """
-        folder = Path(folder)
-        self.save(folder)
-        write_text(folder / "README.md", model_card(self.contract, name or folder.resolve().name))
+        self.save(Path(folder))
+        write_card(Path(folder), self.contract, name)
 
     @classmethod
     def from_pretrained(
@@ -158,40 +129,28 @@ class Bundle:
         """Load what `save_pretrained` wrote, from a folder or a repository; as `load`, with the revision apart."""
         return cls.load(f"{name_or_path}@{revision}" if revision else name_or_path, device=device)
 
-    def _taken(self, images: Images) -> Float[Tensor, "b 1 n n"]:
-        """Return images on the bundle's device.
-
-        Raises:
-            ValueError: If they are not of the model's size.
-        """
-        side = self.contract.n_pixels
-        if tuple(images.shape[1:]) != (1, side, side):
-            raise ValueError(
-                f"this model takes images of shape (b, 1, {side}, {side}), got {tuple(images.shape)}; "
-                "add the axis of channels, or bring other sizes to its field and pixel scale by darklens.data.prepare"
-            )
-        return torch.as_tensor(images).float().to(self._device)
-
     @torch.inference_mode()
     def run(self, images: Images) -> tuple[Float[Tensor, "b 1 m m"], Tensor]:
-        """Return what the network received for these images, and its output."""
-        received = self.contract.preprocess(self._taken(images))
+        """Return the pre-processed images that a network without fits receives, and its output."""
+        received = self.contract.preprocess(self._on_device(images))
         return received, self.network(received.contiguous(memory_format=torch.channels_last))
 
     @torch.inference_mode()
-    def inputs_of(self, images: Images, *, backend: Backend = "eager") -> Inputs:
+    def inputs_of(self, images: Images, *, exposure: Images | None = None, backend: Backend = "eager") -> Inputs:
         """Return what the network takes of images: pre-processed images, or fits.
 
         Args:
             images: In any linear scale of brightness.
+            exposure: Relative exposure of each pixel, where images are counts divided by it; fits take it into account.
             backend: How lenses are fitted, see `fit_hypotheses`.
 
         Raises:
-            ValueError: If they are not of the model's size.
+            ValueError: If images or exposure are not of the model's size.
         """
-        raw = self._taken(images)
+        raw = self._on_device(images)
         if self.fit_settings is not None:
-            return self.fit_settings.extract_features(raw[:, 0], backend=backend)
+            depth = None if exposure is None else self._on_device(exposure)[:, 0]
+            return self.fit_settings.extract_features(raw[:, 0], exposure=depth, backend=backend)
         return self.contract.preprocess(raw).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
@@ -216,30 +175,44 @@ class Bundle:
         return Output(logits.double().cpu().numpy(), torch.cat(features, 1).cpu().numpy())
 
     def calibrated(self, logits: Float[np.ndarray, "b classes"]) -> Float[np.ndarray, "b classes"]:
-        """Return the probabilities that logits stand for: the one place where a temperature is applied."""
+        """Return the probabilities of logits: the one place where a temperature is applied."""
         return (self.contract.calibration or Calibration()).probabilities(logits)
 
     def probabilities(self, images: Images) -> Float[np.ndarray, "b classes"]:
         """Return calibrated class probabilities of a batch; each image's do not depend on the others."""
         return self.calibrated(self.output(self.inputs_of(images)).logits)
 
-    def classify(self, images: Images, backend: InferenceBackend | None = None) -> Classification:
-        """Return probabilities, and the fitted parameters and maps of a system that takes fits.
+    def classify(
+        self,
+        images: Images,
+        backend: InferenceBackend | None = None,
+        *,
+        exposure: Images | None = None,
+        with_maps: bool = False,
+        with_covariance: bool = False,
+    ) -> Classification:
+        """Classify images: the one way of `predict`, its maps, and `serve`.
 
         Args:
             images: In any linear scale of brightness.
             backend: Runs `inputs_of` and `forward` in place of the bundle.
+            exposure: As for `inputs_of`.
+            with_maps: Whether to return the maps of `Bundle.maps`, of a system that has such.
+            with_covariance: Whether to return a `smooth_fit`, which takes about as long as the classification.
         """
-        network = backend or self
-        inputs = network.inputs_of(images)
-        logits, features = self.output(inputs, network.forward(inputs))
+        runner = backend or self
+        inputs = runner.inputs_of(images, exposure=exposure)
+        logits, features = self.output(inputs, runner.forward(inputs))
+        probabilities = self.calibrated(logits)
         if not isinstance(inputs, FitFeatures):
-            return Classification(self.calibrated(logits), {}, {}, features, inputs)
+            maps = self.maps(images) if with_maps and self.has_maps else {}
+            return Classification(probabilities, {}, maps, features, inputs)
         maps = dict(zip(MAP_NAMES, inputs.maps.cpu().numpy().swapaxes(0, 1), strict=True))
-        return Classification(self.calibrated(logits), findings(inputs), maps, features, inputs)
+        smooth_fit = self._smooth_fit(images, exposure) if with_covariance else None
+        return Classification(probabilities, findings(inputs), maps, features, inputs, smooth_fit)
 
     def outputs_of(self, store: Store, *, workers: int = 1, advance: Callable[[int], None] = lambda _: None) -> Output:
-        """Return logits and features of all images of a store.
+        """Return logits and OOD features of all images of a store.
 
         Args:
             store: Fits are kept in the store's folder, and read from there the next time.
@@ -264,34 +237,32 @@ class Bundle:
 
     @torch.inference_mode()
     def maps(self, images: Images) -> dict[str, Float[np.ndarray, "b m m"]]:
-        """Return what the physics made of each image: `image` as received, `k`, `alpha_x`, `alpha_y`, `source`.
+        """Return the maps of a system that predicts k(x, y): `image` as received, `k`, `alpha_x`, `alpha_y`, `source`.
 
-        k and alpha are in arcsec; `source` is the light moved to the source plane, its brightest pixel 1.
+        k and alpha are in arcsec; `source` is the light in the source plane, its brightest pixel 1.
+
+        Raises:
+            InputError: If the system predicts no such maps; those of fits are in `Classification.maps`.
         """
-        self.require_maps()
-        received = self.contract.preprocess(self._taken(images))
-        found = {"image": received[:, 0], **self.network.maps(received)}  # type: ignore[operator]  # Informed has it
-        return {name: value.float().cpu().numpy() for name, value in found.items()}
+        if not has_k_network(self.contract.model):
+            raise InputError(f"{self.contract.recipe} predicts no map k(x, y); see Bundle.classify for maps of fits.")
+        received = self.contract.preprocess(self._on_device(images))
+        maps = {"image": received[:, 0], **self.network.maps(received)}  # type: ignore[operator]  # Informed has it
+        return {name: value.float().cpu().numpy() for name, value in maps.items()}
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The device of the network."""
         return self._device
 
     @property
     def card(self) -> str:
-        """A line on what was trained on what, and how well it did on held-out images."""
-        c = self.contract
-        auc = c.validation.get("val_auc")
-        judged = "" if auc is None else f", macro AUC {auc:.5f} on its validation images"
-        return (
-            f"{c.recipe} on {c.data.get('population')}, {c.provenance.get('train_images')} images{judged}; takes "
-            f"{c.n_pixels} x {c.n_pixels} pixels of {c.pixel_scale} arcsec; {c.parameters:,} parameters, {c.licence}."
-        )
+        """A line on the training data, the validation metrics and the inputs."""
+        return summary_line(self.contract)
 
     @property
     def has_maps(self) -> bool:
-        """Whether the system makes maps of an image: k(x, y) and its kin, or residuals and evidence."""
+        """Whether there are maps of each image: k(x, y) and deflection, or residuals and evidence of fits."""
         return has_k_network(self.contract.model) or self.fit_settings is not None
 
     @property
@@ -305,23 +276,19 @@ class Bundle:
         return requires_fitting(self.contract.model)
 
     @property
-    def fit_pixel_scale(self) -> float:
-        """Pixel scale of the maps of the fits, arcsec."""
-        assert self.fit_settings is not None
+    def map_pixel_scale(self) -> float:
+        """Pixel scale of `Classification.maps`, arcsec."""
+        if self.fit_settings is None:
+            return self.contract.pixel_scale * self.contract.preprocess.bin
         population, centred = self.fit_settings
         return float(fitter(population, centred=centred).fine.pixel_scale)
 
-    @property
-    def map_pixel_scale(self) -> float:
-        """Pixel scale of the maps, arcsec."""
-        return self.contract.pixel_scale * self.contract.preprocess.bin
-
     def require_maps(self) -> None:
-        """Raise `InputError` unless the system makes maps of an image."""
+        """Raise `InputError` unless the system has maps of an image."""
         if not self.has_maps:
             raise InputError(
-                f"{self.contract.recipe} has no lens step, so there are no maps; lens_residual has them, and "
-                "sis_autoencoder and its kin."
+                f"{self.contract.recipe} has no lens step, so there are no maps; lens_residual and the sis_autoencoder "
+                "systems have them."
             )
 
     def require_classifier(self, purpose: str) -> None:
@@ -331,51 +298,27 @@ class Bundle:
                 f"{self.contract.recipe} reconstructs images, it does not classify; {purpose} needs a classifier."
             )
 
+    def _on_device(self, images: Images) -> Float[Tensor, "b 1 n n"]:
+        """Return images as float32 on the bundle's device.
 
-def _current_names(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Return weights under the names that the network has now."""
-    expected = network.state_dict().keys()
-    return {aliases.state_dict_name(name, expected): value for name, value in state.items()}
+        Raises:
+            ValueError: If they are not of the model's size.
+        """
+        side = self.contract.n_pixels
+        if tuple(images.shape[1:]) != (1, side, side):
+            raise ValueError(
+                f"this model takes images of shape (b, 1, {side}, {side}), got {tuple(images.shape)}; "
+                "add the axis of channels, or bring other sizes to its field and pixel scale by darklens.data.prepare"
+            )
+        return torch.as_tensor(images).float().to(self._device)
 
-
-def _check_shapes(weights: Path, contract: Contract) -> None:
-    """Refuse weights of other shapes than the contract says, before memory is taken for either."""
-    try:
-        with torch.device("meta"):
-            expected = {name: list(value.shape) for name, value in contract.build().state_dict().items()}
-        with safe_open(weights, framework="pt") as file:
-            found = {
-                aliases.state_dict_name(name, expected): file.get_slice(name).get_shape()
-                for name in file.keys()  # noqa: SIM118 - it is no mapping
-            }
-    except (SafetensorError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError) as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{weights} does not fit the network its contract describes ({first_line}).") from None
-    wrong = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
-    if wrong:
-        is_, should = (shapes.get(wrong[0], "missing") for shapes in (found, expected))
-        raise InputError(
-            f"{weights} does not fit the network its contract describes ({wrong[0]} is {is_}, not {should})."
-        )
-
-
-def _read_ood_reference(folder: Path, contract: Contract) -> MahalanobisStats | None:
-    """Return the reference of the out-of-distribution score; None in a bundle without it."""
-    if not contract.ood_sha256:
-        return None
-    path = folder / OOD_REFERENCE
-    if not path.exists() or sha256_of(path) != contract.ood_sha256:
-        raise InputError(f"{path} is missing or does not match its contract; train or download it again.")
-    try:
-        return MahalanobisStats(**load_numpy(path))
-    except (SafetensorError, TypeError):
-        raise InputError(f"{path} does not hold what its contract says; train or download it again.") from None
-
-
-def sha256_of_bundle(folder: Path) -> str:
-    """Return one digest of weights and contract."""
-    text = f"{sha256_of(folder / WEIGHTS)},{sha256_of(folder / CONTRACT)}"
-    return hashlib.sha256(text.encode()).hexdigest()
+    def _smooth_fit(self, images: Images, exposure: Images | None) -> SmoothFit:
+        assert self.fit_settings is not None
+        population, centred = self.fit_settings
+        plane = self._on_device(images)[:, 0]
+        depth = None if exposure is None else self._on_device(exposure)[:, 0]
+        macro = fit_macro(plane, population, exposure=depth, centred=centred)
+        return SmoothFit(macro, evidence_maps(plane, macro, population, exposure=depth))
 
 
 def batched(

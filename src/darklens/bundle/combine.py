@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from darklens.bundle import Bundle
+from darklens.bundle.contract import Contract
+from darklens.bundle.predictor import Bundle
 from darklens.calibration import Calibration
 from darklens.config import digest
-from darklens.contract import Contract
 from darklens.errors import InputError
 from darklens.fit.cache import fit_settings_of
 from darklens.models.ensemble import Ensemble, EnsembleConfig

@@ -1,22 +1,39 @@
-"""The README.md of a bundle, with the metadata that the Hugging Face hub reads from its head."""
+"""What is said of a bundle in words: a line in lists, and the README.md of its repository on the Hugging Face hub."""
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import yaml
 
-if TYPE_CHECKING:
-    from darklens.contract import Contract
+from darklens.bundle.contract import Contract
+from darklens.files import write_text
 
 _TAGS = ["gravitational-lensing", "dark-matter", "strong-lensing", "astronomy", "physics-informed", "pytorch"]
 _METRICS = {"val_auc": ("Macro AUC", "roc_auc"), "val_loss": ("Cross-entropy", "loss")}
 
 
-def model_card(contract: "Contract", name: str) -> str:
-    """Return the card of a bundle: what it is, takes and gives, how well it did, and what it cannot do.
+def summary_line(contract: Contract) -> str:
+    """Return a line on the training data, the validation metrics and the inputs."""
+    auc = contract.validation.get("val_auc")
+    metric = "" if auc is None else f", macro AUC {auc:.5f} on its validation images"
+    return (
+        f"{contract.recipe} on {contract.data.get('population')}, {contract.provenance.get('train_images')} "
+        f"images{metric}; takes {contract.n_pixels} x {contract.n_pixels} pixels of {contract.pixel_scale} arcsec; "
+        f"{contract.parameters:,} parameters, {contract.licence}."
+    )
+
+
+def write_card(folder: Path, contract: Contract, name: str | None = None) -> None:
+    """Write README.md into a bundle folder; by default the example names the folder."""
+    write_text(folder / "README.md", model_card(contract, name or folder.resolve().name))
+
+
+def model_card(contract: Contract, name: str) -> str:
+    """Return the model card of a bundle: inputs, outputs, metrics and limits, with the hub's metadata at its head.
 
     Args:
         contract: The bundle's.
-        name: What it is called in its example.
+        name: `owner/name` in the example.
     """
     classifies = contract.task == "classify"
     population = str(contract.data.get("population") or "imported images")
@@ -42,16 +59,18 @@ def model_card(contract: "Contract", name: str) -> str:
     return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n{_text(contract, name, population)}"
 
 
-def _text(contract: "Contract", name: str, population: str) -> str:
+def _text(contract: Contract, name: str, population: str) -> str:
     size, scale = contract.n_pixels, contract.pixel_scale
-    takes = f"{size} x {size} pixels of {scale} arcsec, one band, in any linear scale"
+    inputs = f"{size} x {size} pixels of {scale} arcsec, one band, in any linear scale"
     origin, calibration = contract.provenance, contract.calibration
-    gives = f"probabilities of {', '.join(contract.classes)}" if contract.task == "classify" else "the image again"
+    outputs = (
+        f"probabilities of {', '.join(contract.classes)}" if contract.task == "classify" else "the reconstructed image"
+    )
     scores = "".join(f"| {key.replace('_', ' ')} | {value:.5g} |\n" for key, value in contract.validation.items())
     calibrated = (
-        f"Logits are divided by a temperature of {calibration.temperature:.3g}, found on {calibration.images}."
+        f"Logits are divided by a temperature of {calibration.temperature:.3g}, fitted on {calibration.images}."
         if calibration is not None
-        else "It is not calibrated: its probabilities may be too sure."
+        else "It is not calibrated: its probabilities may be overconfident."
     )
     return f"""# {contract.recipe}
 
@@ -62,16 +81,16 @@ Classifies dark-matter substructure in images of strong lenses; made with darkle
 
 | | |
 | --- | --- |
-| takes | {takes} |
-| gives | {gives} |
+| input | {inputs} |
+| output | {outputs} |
 | trained on | {population}, {origin.get("train_images")} images, seed {origin.get("seed")} |
 | training | {origin.get("train_seconds")} s on {origin.get("hardware")}, commit {origin.get("commit")} |
 | parameters | {contract.parameters:,} |
 | licence | {contract.licence} |
 
-## How well it does
+## Metrics
 
-On the validation images, which chose the epoch and are no independent test:
+On the validation images. They chose the epoch, so they are no independent test.
 
 | | |
 | --- | --- |
@@ -82,6 +101,6 @@ On the validation images, which chose the epoch and are no independent test:
 
 ## Limits
 
-It was trained on simulated images of one population. On images of another telescope, noise or kind of lens its
-probabilities mean little; simulate such images and judge it on them first (`darklens simulate`, `darklens evaluate`).
+The training images are simulations of one population. For another telescope, noise or kind of lens, simulate such
+images and evaluate the model on them first (`darklens simulate`, `darklens evaluate`).
 """

@@ -1,0 +1,29 @@
+"""A trained system as a folder that needs only torch and safetensors to load, and what it says of images."""
+
+from darklens.bundle.contract import Contract
+from darklens.bundle.predictor import (
+    BATCH_SIZE,
+    MICRO_BATCH,
+    Bundle,
+    Classification,
+    Images,
+    InferenceBackend,
+    Output,
+    SmoothFit,
+    batched,
+)
+from darklens.bundle.storage import sha256_of_bundle
+
+__all__ = [
+    "BATCH_SIZE",
+    "MICRO_BATCH",
+    "Bundle",
+    "Classification",
+    "Contract",
+    "Images",
+    "InferenceBackend",
+    "Output",
+    "SmoothFit",
+    "batched",
+    "sha256_of_bundle",
+]
