@@ -135,12 +135,12 @@ def planted_runs(clean, planted, n):
         by_ring = [
             leak for leak in judged if leak.statistic == "ring radius" and leak.label == 1 and leak.by == "value"
         ]
-        found += any(leak.found and leak.label == 1 for leak in judged)
+        found += any(leak.is_significant and leak.label == 1 for leak in judged)
         ring += by_ring[0].found
         aucs.append(auc_with_interval(labels == 1, values[:, NAMES.index("ring radius")])[0])
         if np.ptp(clean[1]):
             theta_E = np.concatenate([clean[1][other], planted[1][own]])[:, None]
-            bound += any(leak.found for leak in leaks(theta_E, ["theta_E"], labels, seed=run))
+            bound += any(leak.is_significant for leak in leaks(theta_E, ["theta_E"], labels, seed=run))
     return {
         "n": n,
         "n_per_class": third,
@@ -161,13 +161,13 @@ def as_it_is(name, n_per_class, keep):
     together = {leak.label: leak for leak in judged if leak.by == "all"}
     shown = {}
     for leak in judged:
-        if leak.found and leak.by != "all":
-            shown.setdefault(leak.statistic, leak.tree(names))
+        if leak.is_significant and leak.by != "all":
+            shown.setdefault(leak.statistic, leak.as_dict(names))
     return {
         "n_per_class": n_per_class,
         "version": population.version,
         "conserve_mass": population.conserve_mass,
-        "all_together": [together[i].tree(names) for i in sorted(together)],
+        "all_together": [together[i].as_dict(names) for i in sorted(together)],
         "found": list(shown.values()),
     }
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from darklens import __version__, provenance
 from darklens.data.store import Store
-from darklens.evaluation.bootstrap import difference_over_seeds
+from darklens.evaluation.bootstrap import difference_of_means
 from darklens.evaluation.runs import read_run
 from darklens.files import atomic_path, write_json, write_text
 from darklens.report.figures import COLOURS, to_png
@@ -136,7 +136,7 @@ def summary(given: argparse.Namespace, labels: np.ndarray, found: dict[str, list
     differences = []
     for first, second in [*pairs, *PAIRS]:
         probabilities = [[t.probabilities for t in found[name]] for name in (first, second)]
-        by_metric = difference_over_seeds(labels, *probabilities)
+        by_metric = difference_of_means(labels, *probabilities)
         differences.append({"first": first, "second": second, **{k: by_metric[k] for k in ("auc", "accuracy")}})
     kept = ("population", "n_per_class", "test_per_class", "seeds", "epochs", "reconstruction_epochs", "crop", "bin")
     return {

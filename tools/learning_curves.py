@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from darklens import __version__, populations, provenance
 from darklens.data.store import Store
-from darklens.evaluation.bootstrap import difference_over_seeds
+from darklens.evaluation.bootstrap import difference_of_means
 from darklens.evaluation.intervals import metrics_with_intervals
 from darklens.evaluation.runs import read_run
 from darklens.executors import usable_cores
@@ -154,14 +154,14 @@ def differences(given: argparse.Namespace, largest: int) -> list[dict[str, Any]]
         k = min(len(own), len(other))
         labels = own[0].labels
         pairs = [[t.probabilities for t in some[:k]] for some in (own, other)]
-        by_metric = difference_over_seeds(labels, *pairs)
+        by_metric = difference_of_means(labels, *pairs)
         found.append(
             {"first": f"lens_residual, {largest} a class", "second": f"{name}, {n} a class", "seeds": k, **by_metric}
         )
     few = judged_at(given, "lens_residual", 500, 1)
     other = judged_at(given, "resnet_18 on the image", max(given.resnet_sizes, default=0), 1)
     if few and other:
-        by_metric = difference_over_seeds(few[0].labels, [few[0].probabilities], [other[0].probabilities])
+        by_metric = difference_of_means(few[0].labels, [few[0].probabilities], [other[0].probabilities])
         second = f"resnet_18 on the image, {max(given.resnet_sizes)} a class"
         found.append({"first": "lens_residual, 500 a class", "second": second, "seeds": 1, **by_metric})
     return found

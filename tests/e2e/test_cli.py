@@ -78,7 +78,7 @@ def test_reports_are_single_files(work):
         written = re.sub(r'"data:[^"]*"', "", html)  # base64 may hold any letters
         assert "http" not in written and not re.search(r'(src|href)="(?!data:)', html)
         assert all('alt="' in tag for tag in re.findall(r"<img[^>]*>", html))
-        assert "Learning curves" in html and "Where this comes from" in html
+        assert "Learning curves" in html and "Provenance" in html
 
 
 def test_an_autoencoder_is_judged_by_its_reconstructions_and_does_not_classify(work, images, capsys):

@@ -31,20 +31,20 @@ def work(tmp_path_factory):
 
 def test_a_clean_store_is_one_sentence(work, tmp_path, capsys):
     assert darklens("doctor", work / "smooth", "--out", tmp_path / "r.json") == 0
-    said = capsys.readouterr()
-    assert said.err == "" and said.out.startswith("No class of 90 images is told by any of 12 numbers")
-    found = json.loads((tmp_path / "r.json").read_text())
-    assert found["schema"] == 1 and found["warnings"] == [] and found["duplicates"]["n"] == 0
-    assert {leak["class"] for leak in found["leaks"]} == {"no", "sphere", "vort"}
+    output = capsys.readouterr()
+    assert output.err == "" and output.out.startswith("90 images without duplicates; none of 12 statistics")
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["schema"] == 1 and report["warnings"] == [] and report["duplicates"]["n"] == 0
+    assert {leak["class"] for leak in report["leaks"]} == {"no", "sphere", "vort"}
 
 
-def test_a_leak_is_named_with_how_well_it_tells_and_what_to_do(work, tmp_path, capsys):
+def test_a_leak_is_reported_with_its_strength_and_a_remedy(work, tmp_path, capsys):
     assert darklens("doctor", work / "heavy", "--out", tmp_path / "r.json") == 3
-    said = capsys.readouterr()
-    line = next(line for line in said.err.splitlines() if "ring radius" in line)
-    assert line.startswith("Warning: The ring radius is larger in vort than in the rest (AUC 0.9")
+    output = capsys.readouterr()
+    line = next(line for line in output.err.splitlines() if "ring radius" in line)
+    assert line.startswith("Warning: The ring radius is larger in vort than in other classes (AUC 0.9")
     assert "conserve_mass=true" in line
-    assert f"{len(said.err.splitlines())} warnings on 90 images" in said.out
+    assert f"{len(output.err.splitlines())} warnings on 90 images" in output.out
     leak = next(leak for leak in json.loads((tmp_path / "r.json").read_text())["leaks"] if leak["found"])
     low, high = leak["auc"]["ci95"]
     assert 0.5 < low <= leak["auc"]["value"] <= high <= 1
@@ -56,7 +56,7 @@ def test_splits_that_share_images(work, tmp_path, capsys):
     capsys.readouterr()
     assert darklens("doctor", work / "smooth", "--against", tmp_path / "train", "--against", work / "heavy") == 3
     err = capsys.readouterr().err
-    assert f"90 images are copies of images in {tmp_path / 'train'}, 90 byte by byte" in err
+    assert f"90 images are shared with {tmp_path / 'train'}, 90 byte for byte" in err
     assert "same seed (1), so it has the same images" in err and len(err.splitlines()) == 2
 
 
@@ -77,9 +77,9 @@ def test_explain_writes_numbers_and_a_picture_of_an_image(tiny, drawn, tmp_path,
     assert "bad.npy" in capsys.readouterr().err
     assert sorted(p.name for p in (tmp_path / "why").iterdir()) == ["1.npz", "1.png", "maps", "predictions.csv"]
     assert sorted(p.name for p in (tmp_path / "why" / "maps").iterdir()) == ["1.npz", "1.png"]
-    found = np.load(tmp_path / "why" / "1.npz")
-    assert found["attribution"].shape == (1, N, N) and found["classes"][found["label"]] == "vort"
-    assert np.isfinite(found["attribution"]).all() and found["attribution"].any()
+    arrays = np.load(tmp_path / "why" / "1.npz")
+    assert arrays["attribution"].shape == (1, N, N) and arrays["classes"][arrays["label"]] == "vort"
+    assert np.isfinite(arrays["attribution"]).all() and arrays["attribution"].any()
     again = ["explain", tiny / "resnet_simple", lens, "--out"]
     assert darklens(*again, tmp_path / "o", "--method", "occlusion") == 0
     assert str(np.load(tmp_path / "o" / "1.npz")["method"]) == "occlusion"

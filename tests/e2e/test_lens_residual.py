@@ -31,7 +31,7 @@ def test_it_is_trained_judged_and_reported(work):
     found = json.loads((work / "judged" / "eval.json").read_text())
     assert found["auc"]["macro"]["value"] > 0.9  # 21 images of training
     page = (work / "judged" / "report.html").read_text()
-    assert "What the fits found" in page
+    assert "Lens fits" in page
     contract = Bundle.load(work / "run").contract
     assert contract.model.population.field.n_pixels == 100
     assert contract.provenance["train_images"] == 21

@@ -45,17 +45,17 @@ def slow_variance_of_difference(positive, a, b):
 
 @given(two_systems())
 @settings(max_examples=150, deadline=None)
-def test_delong_is_what_all_pairs_give(case):
+def test_delong_equals_the_sum_over_all_pairs(case):
     labels, a, b = case
-    found = delong_test(labels, [a], [b])
-    for i, test in enumerate(found[:-1]):
+    tests = delong_test(labels, [a], [b])
+    for i, test in enumerate(tests[:-1]):
         positive = labels == i
         assert test["value"] == pytest.approx(class_auc(labels, a)[i] - class_auc(labels, b)[i], abs=EXACT)
         variance = max(slow_variance_of_difference(positive, a[:, i], b[:, i]), 0)
         assert test["se"] ** 2 == pytest.approx(variance, abs=EXACT)
         if test["se"] > 1e-6:
             assert test["p"] == pytest.approx(2 * norm.sf(abs(test["value"]) / test["se"]), abs=EXACT)
-    assert found[-1]["value"] == pytest.approx(np.mean([test["value"] for test in found[:-1]]), abs=EXACT)
+    assert tests[-1]["value"] == pytest.approx(np.mean([test["value"] for test in tests[:-1]]), abs=EXACT)
 
 
 def sample(n, skill, seed):
@@ -81,7 +81,7 @@ def test_delong_and_the_bootstrap_agree_on_classes_and_on_the_mean():
     assert exact[3]["se"] < means  # an image's contributions to different classes differ
 
 
-def test_delong_rejects_equal_systems_as_often_as_it_says():
+def test_delong_rejects_equal_systems_at_the_stated_rate():
     rejected = 0
     for seed in range(400):
         g = np.random.default_rng(seed)
@@ -91,7 +91,7 @@ def test_delong_rejects_equal_systems_as_often_as_it_says():
     assert 8 <= rejected <= 34  # 20 expected
 
 
-def test_trainings_count_by_their_mean_and_the_same_system_does_not_differ():
+def test_trainings_are_averaged_and_a_system_does_not_differ_from_itself():
     labels, a, b = sample(300, 1.0, 1)
     twice, once = delong_test(labels, [a, a], [b]), delong_test(labels, [a], [b])
     assert [test["p"] for test in twice] == pytest.approx([test["p"] for test in once], abs=1e-12)
@@ -99,26 +99,26 @@ def test_trainings_count_by_their_mean_and_the_same_system_does_not_differ():
     assert all(test == {"value": 0.0, "se": 0.0, "ci95": [0.0, 0.0], "p": 1.0} for test in same)
 
 
-def test_one_image_of_a_class_says_nothing_of_scatter():
-    found = delong_test(np.arange(3), [np.eye(3)], [np.full((3, 3), 1 / 3)])
-    assert [test["value"] for test in found] == [0.5] * 4
-    assert all(test["p"] is test["se"] is test["ci95"] is None for test in found)
+def test_one_image_of_a_class_gives_no_variance():
+    tests = delong_test(np.arange(3), [np.eye(3)], [np.full((3, 3), 1 / 3)])
+    assert [test["value"] for test in tests] == [0.5] * 4
+    assert all(test["p"] is test["se"] is test["ci95"] is None for test in tests)
 
 
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 5))
 @settings(max_examples=100, deadline=None)
-def test_mcnemar_is_scipys_binomial_or_the_corrected_chi2(first_only, second_only, both):
+def test_mcnemar_is_the_binomial_or_the_corrected_chi2_test(first_only, second_only, both):
     n = first_only + second_only + both + 1
     labels, a, b = np.zeros(n, dtype=int), np.tile([1.0, 0.0], (n, 1)), np.tile([1.0, 0.0], (n, 1))
     b[:first_only] = [0.0, 1.0]
     a[first_only : first_only + second_only] = [0.0, 1.0]
-    found = mcnemar_test(labels, a, b)
+    test = mcnemar_test(labels, a, b)
     discordant = first_only + second_only
-    assert (found["first_only"], found["second_only"]) == (first_only, second_only)
+    assert (test["first_only"], test["second_only"]) == (first_only, second_only)
     if discordant < 25:
         expected = binomtest(first_only, discordant).pvalue if discordant else 1.0
-        assert found["method"] == "exact"
+        assert test["method"] == "exact"
     else:
         expected = chi2.sf(max(abs(first_only - second_only) - 1, 0) ** 2 / discordant, 1)
-        assert found["method"] == "chi2"
-    assert found["p"] == pytest.approx(expected, abs=EXACT)
+        assert test["method"] == "chi2"
+    assert test["p"] == pytest.approx(expected, abs=EXACT)

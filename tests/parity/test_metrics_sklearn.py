@@ -1,4 +1,4 @@
-"""Our metrics equal scikit-learn's, ties and tiny samples included."""
+"""Metrics equal those of scikit-learn, with ties and in tiny samples."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ EXACT = 1e-9
 
 
 @st.composite
-def judged(draw):
+def predictions(draw):
     n_classes = draw(st.integers(2, 4))
     n = draw(st.integers(n_classes, 40))  # three images of three classes too
     g = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -35,7 +35,7 @@ def judged(draw):
     return labels, raw / raw.sum(1, keepdims=True)
 
 
-@given(judged())
+@given(predictions())
 @settings(max_examples=150, deadline=None)
 def test_parity(case):
     labels, p = case
@@ -43,9 +43,9 @@ def test_parity(case):
     metrics.check(labels, p)
     for i in range(n_classes):
         assert metrics.class_auc(labels, p)[i] == pytest.approx(roc_auc_score(labels == i, p[:, i]), abs=EXACT)
-        ours = np.array(metrics.roc_curve(labels == i, p[:, i]))
-        theirs = np.array(roc_curve(labels == i, p[:, i], drop_intermediate=False)[:2])
-        np.testing.assert_allclose(ours, theirs, atol=EXACT)
+        curve = np.array(metrics.roc_curve(labels == i, p[:, i]))
+        expected = np.array(roc_curve(labels == i, p[:, i], drop_intermediate=False)[:2])
+        np.testing.assert_allclose(curve, expected, atol=EXACT)
     if n_classes > 2:
         assert metrics.macro_auc(labels, p) == pytest.approx(
             roc_auc_score(labels, p, multi_class="ovr", average="macro"), abs=EXACT
@@ -61,7 +61,7 @@ def test_parity(case):
         assert metrics.log_loss(labels, p) == pytest.approx(log_loss(labels, p, labels=range(n_classes)), abs=EXACT)
 
 
-@given(judged())
+@given(predictions())
 @settings(max_examples=150, deadline=None)
 def test_parity_of_precision_recall_and_brier(case):
     labels, p = case
@@ -80,27 +80,27 @@ def test_parity_of_precision_recall_and_brier(case):
     assert metrics.brier_score(labels, p) == pytest.approx(expected, abs=EXACT)
 
 
-@given(judged())
+@given(predictions())
 @settings(max_examples=150, deadline=None)
 def test_parity_of_risk_and_coverage(case):
-    """One minus the risk is the precision of "this answer is right" at the threshold."""
+    """One minus the risk is the precision of "this prediction is correct" at the threshold."""
     labels, p = case
-    right, confidence = p.argmax(1) == labels, p.max(1)
-    coverage, risk = metrics.risk_coverage_curve(right, confidence)
-    precision, _, thresholds = precision_recall_curve(right | ~right, confidence)  # its distinct thresholds
-    precision = [right[confidence >= t].mean() for t in thresholds[::-1]]
+    correct, confidence = p.argmax(1) == labels, p.max(1)
+    coverage, risk = metrics.risk_coverage_curve(correct, confidence)
+    precision, _, thresholds = precision_recall_curve(correct | ~correct, confidence)  # its distinct thresholds
+    precision = [correct[confidence >= t].mean() for t in thresholds[::-1]]
     np.testing.assert_allclose(1 - risk, precision, atol=EXACT)
     np.testing.assert_allclose(coverage, [(confidence >= t).mean() for t in thresholds[::-1]], atol=EXACT)
-    area = np.mean([1 - right[confidence >= c].mean() for c in confidence])
+    area = np.mean([1 - correct[confidence >= c].mean() for c in confidence])
     assert bootstrap.scalar_metrics(labels, p)["aurc"] == pytest.approx(area, abs=EXACT)
 
 
-@given(judged())
+@given(predictions())
 @settings(max_examples=100, deadline=None)
 def test_scalars_of_the_bootstrap_are_the_metrics(case):
     labels, p = case
-    found = bootstrap.scalar_metrics(labels, p)
-    assert all(np.isfinite(value) for value in found.values())
+    scalars = bootstrap.scalar_metrics(labels, p)
+    assert all(np.isfinite(value) for value in scalars.values())
     single = {
         "accuracy": metrics.accuracy,
         "nll": metrics.log_loss,
@@ -108,10 +108,10 @@ def test_scalars_of_the_bootstrap_are_the_metrics(case):
         "auc": metrics.macro_auc,
     }
     for name, metric in single.items():
-        assert found[name] == pytest.approx(metric(labels, p), abs=EXACT)
+        assert scalars[name] == pytest.approx(metric(labels, p), abs=EXACT)
     for i, (auc, recall) in enumerate(zip(metrics.class_auc(labels, p), metrics.recall(labels, p), strict=True)):
         average = metrics.average_precision(labels == i, p[:, i])
-        assert [found[f"{name}_{i}"] for name in ("auc", "recall", "average_precision")] == pytest.approx(
+        assert [scalars[f"{name}_{i}"] for name in ("auc", "recall", "average_precision")] == pytest.approx(
             [auc, recall, average], abs=EXACT
         )
 
@@ -120,13 +120,13 @@ def test_reliability_has_the_bins_of_scikit_learn_where_no_confidence_is_tied():
     g = np.random.default_rng(0)
     labels, p = np.arange(300) % 3, g.dirichlet([1, 1, 1], 300)
     confidence, accuracy = metrics.reliability(labels, p)[:, :2].T
-    right = p.argmax(1) == labels
-    expected = calibration_curve(right, p.max(1), n_bins=metrics.ECE_BINS, strategy="quantile")
+    correct = p.argmax(1) == labels
+    expected = calibration_curve(correct, p.max(1), n_bins=metrics.ECE_BINS, strategy="quantile")
     np.testing.assert_allclose([accuracy, confidence], expected, atol=EXACT)
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 2], [2, 0, 1]])
 def test_three_images_and_ties(labels):
     for p in (np.full((3, 3), 1 / 3), np.eye(3)[labels], np.eye(3)):
-        found = metrics_with_intervals(np.array(labels), p, ["no", "sphere", "vort"], resamples=20)
-        assert np.isfinite([found[name]["value"] for name in ("accuracy", "nll", "brier", "ece", "aurc")]).all()
+        summary = metrics_with_intervals(np.array(labels), p, ["no", "sphere", "vort"], resamples=20)
+        assert np.isfinite([summary[name]["value"] for name in ("accuracy", "nll", "brier", "ece", "aurc")]).all()

@@ -1,1 +1,1 @@
-"""What to cite for a result: the physics, methods and software that a recipe, run or model used, as BibTeX."""
+"""BibTeX of the physics, methods and software that a recipe, run or model uses."""

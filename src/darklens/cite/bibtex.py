@@ -1,4 +1,4 @@
-"""BibTeX of what a recipe, run or model used."""
+"""BibTeX of the works that a recipe, run or model uses."""
 
 import re
 from collections.abc import Iterable
@@ -12,8 +12,8 @@ from darklens import populations, provenance
 from darklens.bundle import Bundle
 from darklens.bundle.contract import Contract
 from darklens.calibration import Calibration
-from darklens.cite import used
-from darklens.cite.used import Use
+from darklens.cite import works
+from darklens.cite.works import Use
 from darklens.errors import ConfigError
 from darklens.locate import is_model, locate
 from darklens.models.ensemble import EnsembleConfig
@@ -24,13 +24,13 @@ from darklens.training.recipe import Recipe, get
 
 @cache
 def entries() -> dict[str, str]:
-    """Return the entries of references.bib by their keys."""
+    """Return the entries of references.bib by key."""
     text = (resources.files("darklens") / "cite" / "references.bib").read_text(encoding="utf-8")
     return {match[1]: match[0] for match in re.finditer(r"^@\w+\{(\w+),\n.*?^\}", text, re.MULTILINE | re.DOTALL)}
 
 
 def cite(subject: str) -> str:
-    """Return BibTeX, each entry under a line that says what it was used for.
+    """Return BibTeX, each entry under a comment with its purpose.
 
     Args:
         subject: Run folder, bundle, shipped model or hub repository; or a recipe, by name or as a YAML file.
@@ -52,10 +52,10 @@ def cite(subject: str) -> str:
 
 def _of_recipe(recipe: Recipe) -> str:
     population = populations.get(recipe.data.population, recipe.data.overrides) if recipe.data.population else None
-    # At the end of its training a classifier is calibrated by a temperature.
+    # The training of a classifier ends with a temperature calibration.
     calibration = Calibration() if recipe.stages[-1].task == "classify" else None
-    own = {"version": darklens.__version__, "commit": provenance.commit()}
-    return _text(f"recipe {recipe.name}", recipe.model, recipe, population, calibration, own)
+    build = {"version": darklens.__version__, "commit": provenance.commit()}
+    return _text(f"recipe {recipe.name}", recipe.model, recipe, population, calibration, build)
 
 
 def _of_model(path: Path) -> str:
@@ -77,7 +77,7 @@ def _of_model(path: Path) -> str:
 
 
 def _known_population(contract: Contract) -> Population | None:
-    """Return the population that a bundle was trained on, if this installation has it."""
+    """Return the population of the training images, if this installation has it."""
     name = str(contract.data.get("population"))
     model = contract.model.members[0] if isinstance(contract.model, EnsembleConfig) else contract.model
     fitted = getattr(model, "population", None)
@@ -92,29 +92,29 @@ def _text(
     recipe: Recipe | None,
     population: Population | None,
     calibration: Calibration | None,
-    own: dict[str, Any],
+    build: dict[str, Any],
 ) -> str:
-    uses: list[Use] = [*used.of_system(model)]
-    uses += used.of_population(population) if population else []
-    uses += used.of_training(recipe.stages) if recipe else [("falcon2019", "training")]
-    uses += used.of_calibration(calibration) if calibration else []
-    uses += used.of_software()
-    parts = [f"% What {title} used.", f"% darklens itself\n{_darklens(own)}", *_entries(uses)]
-    parts += [f"% Brought by a plug-in: {text}" for text in (used.other_profiles(population) if population else [])]
+    uses: list[Use] = [*works.of_model(model)]
+    uses += works.of_population(population) if population else []
+    uses += works.of_training(recipe.stages) if recipe else [("falcon2019", "training")]
+    uses += works.of_calibration(calibration) if calibration else []
+    uses += works.of_software()
+    parts = [f"% Works used by {title}", f"% this software\n{_darklens(build)}", *_entries(uses)]
+    parts += [f"% From a plug-in: {text}" for text in (works.other_profiles(population) if population else [])]
     return "\n\n".join(parts) + "\n"
 
 
 def _entries(uses: Iterable[Use]) -> list[str]:
     purposes: dict[str, list[str]] = {}
     for key, purpose in uses:
-        known = purposes.setdefault(key, [])
-        if purpose not in known:
-            known.append(purpose)
+        listed = purposes.setdefault(key, [])
+        if purpose not in listed:
+            listed.append(purpose)
     return [f"% {', '.join(what)}\n{entries()[key]}" for key, what in purposes.items()]
 
 
-def _darklens(own: dict[str, Any]) -> str:
-    version, commit = str(own.get("version", "unknown")), str(own.get("commit", "unknown"))
+def _darklens(build: dict[str, Any]) -> str:
+    version, commit = str(build.get("version", "unknown")), str(build.get("commit", "unknown"))
     return (
         "@software{darklens,\n"
         "  author = {{The darklens developers}},\n"

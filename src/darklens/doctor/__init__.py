@@ -1,1 +1,1 @@
-"""Is the data sound, and does the physics hold here: leaks and duplicates of a store, a self-test of the laws."""
+"""Checks of data and installation: label leaks and duplicates in a store, a self-test of the physics."""

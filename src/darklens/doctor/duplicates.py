@@ -1,8 +1,8 @@
-"""Images that are in a store twice, or in two stores: the same bytes, or turned, mirrored and linearly rescaled.
+"""Duplicate images within a store or between stores: equal bytes, or rotated, mirrored and linearly rescaled copies.
 
-Each image is kept as a digest of its bytes and six numbers that no turn, reflection or positive linear rescaling
-changes. Images whose numbers agree are then compared pixel by pixel, so rounding cannot hide a copy from a hash's bins,
-nor two noisy images of one lens pass for copies.
+Each image is represented by a digest of its bytes and six numbers that are invariant under rotations by 90 degrees,
+reflections and positive linear rescaling. Images whose invariants agree are compared pixel by pixel, so that rounding
+does not hide a copy and two noisy exposures of one lens do not count as copies.
 """
 
 import hashlib
@@ -15,10 +15,12 @@ from jaxtyping import Float, Int
 
 from darklens.data.store import Store
 
-_TOLERANCE = 2e-3  # of the invariants; 8-bit copies differ by some 5e-4
-_OF_NOISE, _OF_SPREAD = 0.2, 1e-5  # rms difference of copies: noise drawn anew would give 1.4 of the noise
+_TOLERANCE = 2e-3  # of the invariants; those of 8-bit copies differ by about 5e-4
+# Largest rms difference of copies, relative to the noise and to the standard deviation of the image. Two exposures
+# with independent noise differ by 1.4 times the noise.
+_NOISE_FRACTION, _SCATTER_FRACTION = 0.2, 1e-5
 
-Kind = Literal["same bytes", "turned, mirrored or rescaled"]
+Kind = Literal["same bytes", "rotated, mirrored or rescaled"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Fingerprints:
 
 @dataclass(frozen=True)
 class Duplicate:
-    """Image `first` of the examined store and image `second` of the store numbered `store` (0: the same one)."""
+    """Image `first` of the examined store equals image `second` of store number `store` (0: the same store)."""
 
     first: int
     second: int
@@ -51,59 +53,59 @@ def fingerprints(images: Float[np.ndarray, "b 1 n n"]) -> Fingerprints:
     square, cube = v * v, v * v * v
     n = v.shape[1]
     invariants = [cube.sum(1), (square * square).sum(1), v @ r2, v @ r2**2, square @ r2, cube @ r2]
-    # The fourth moment of a bright point is huge: its root is of the size of the others.
+    # The root of the fourth moment is of the order of the other invariants, also for a bright point source.
     invariants[1] = n * np.sqrt(invariants[1] / n)
     return Fingerprints(np.array(digests, dtype=np.int64), np.stack(invariants, axis=1) / n)
 
 
 def joined(blocks: list[Fingerprints]) -> Fingerprints:
-    """Return the fingerprints of several blocks as one."""
+    """Return the concatenated fingerprints of several blocks."""
     return Fingerprints(np.concatenate([b.digests for b in blocks]), np.concatenate([b.invariants for b in blocks]))
 
 
 def duplicates(stores: list[Store], prints: list[Fingerprints]) -> Iterator[Duplicate]:
     """Yield the duplicates of the first store's images, in it and in the others.
 
-    Of several equal images each is paired with the first only, so a store of one image n times gives n - 1.
+    Each of several equal images is paired with the first only, so a store of n equal images gives n - 1 duplicates.
     """
-    first, own = stores[0], prints[0]
-    kept, where = np.unique(own.digests, return_index=True)
-    home = dict(zip(kept.tolist(), where.tolist(), strict=True))
-    for i, digest in enumerate(own.digests.tolist()):
-        if home[digest] != i:
-            yield Duplicate(home[digest], i, 0, "same bytes")
-    representatives = np.sort(where)
-    for i, j in _near(own.invariants[representatives], None):
+    store, examined = stores[0], prints[0]
+    digests, first_index = np.unique(examined.digests, return_index=True)
+    original = dict(zip(digests.tolist(), first_index.tolist(), strict=True))
+    for i, digest in enumerate(examined.digests.tolist()):
+        if original[digest] != i:
+            yield Duplicate(original[digest], i, 0, "same bytes")
+    representatives = np.sort(first_index)
+    for i, j in _near(examined.invariants[representatives], None):
         a, b = int(representatives[i]), int(representatives[j])
-        if same_image(first, a, first, b):
-            yield Duplicate(a, b, 0, "turned, mirrored or rescaled")
-    for number, (other, theirs) in enumerate(zip(stores[1:], prints[1:], strict=True), start=1):
-        if other.index.n_pixels != first.index.n_pixels:
+        if same_image(store, a, store, b):
+            yield Duplicate(a, b, 0, "rotated, mirrored or rescaled")
+    for number, (other, compared) in enumerate(zip(stores[1:], prints[1:], strict=True), start=1):
+        if other.index.n_pixels != store.index.n_pixels:
             continue
-        for j, digest in enumerate(theirs.digests.tolist()):
-            if digest in home:
-                yield Duplicate(home[digest], j, number, "same bytes")
-        new = np.flatnonzero(~np.isin(theirs.digests, kept))
-        for i, j in _near(own.invariants[representatives], theirs.invariants[new]):
+        for j, digest in enumerate(compared.digests.tolist()):
+            if digest in original:
+                yield Duplicate(original[digest], j, number, "same bytes")
+        new = np.flatnonzero(~np.isin(compared.digests, digests))
+        for i, j in _near(examined.invariants[representatives], compared.invariants[new]):
             a, b = int(representatives[i]), int(new[j])
-            if same_image(first, a, other, b):
-                yield Duplicate(a, b, number, "turned, mirrored or rescaled")
+            if same_image(store, a, other, b):
+                yield Duplicate(a, b, number, "rotated, mirrored or rescaled")
 
 
 def same_image(store: Store, i: int, other: Store, j: int) -> bool:
-    """Tell whether one image is the other, but for its orientation, scale and rounding."""
+    """Return whether two images are equal up to orientation, linear scale and rounding."""
     images = store.images([i])[0], other.images([j])[0]
     a, b = (_normalised(image)[0] for image in images)
-    allowed = max(_OF_SPREAD, _OF_NOISE * float(_noise(a)))
+    tolerance = max(_SCATTER_FRACTION, _NOISE_FRACTION * float(_noise(a)))
     return any(
-        float(np.sqrt(((a - np.rot90(flipped, turns)) ** 2).mean())) <= allowed
+        float(np.sqrt(((a - np.rot90(flipped, quarter_turns)) ** 2).mean())) <= tolerance
         for flipped in (b, b[:, ::-1])
-        for turns in range(4)
+        for quarter_turns in range(4)
     )
 
 
 def _near(points: Float[np.ndarray, "n d"], others: Float[np.ndarray, "m d"] | None) -> Iterator[tuple[int, int]]:
-    """Yield the pairs whose coordinates all agree to `_TOLERANCE`; without `others`, those among the points."""
+    """Yield the pairs whose coordinates all agree to `_TOLERANCE`; without `others`, pairs among the points."""
     from scipy.spatial import cKDTree
 
     tree = cKDTree(points)
@@ -122,6 +124,6 @@ def _normalised(images: Float[np.ndarray, "b n n"]) -> Float[np.ndarray, "b n n"
 
 
 def _noise(image: Float[np.ndarray, "n n"]) -> float:
-    """Return the noise of an image from the median of its second differences, which bright light hardly enters."""
+    """Return the noise of an image from the median of its second differences, robust against bright light."""
     second = np.diff(image, 2, axis=1) / np.sqrt(6)
     return float(1.4826 * np.median(np.abs(second)))

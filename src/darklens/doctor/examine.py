@@ -1,4 +1,4 @@
-"""A store examined: what tells its classes apart without substructure, which images it has twice or shares."""
+"""Examination of a store: statistics that leak the label, duplicate images, shared random numbers."""
 
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -15,8 +15,8 @@ from darklens.doctor.statistics import STATISTICS, measure
 from darklens.errors import InputError
 
 _BLOCK_PIXELS = 64 * 150**2
-_LISTED = 100  # duplicates in the report
-_MOST_DUPLICATES = 100_000  # at which one stops looking
+_MAX_LISTED = 100  # duplicates in the report
+_MAX_DUPLICATES = 100_000  # at which the search stops
 
 
 def examine(
@@ -26,31 +26,31 @@ def examine(
     seed: int = 0,
     advance: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Look for leaks and duplicates.
+    """Search a store for label leaks and duplicates.
 
-    One block of images is in memory at a time; of each image some 1 kB of numbers is kept.
+    One block of images is in memory at a time, and about 1 kB for each image.
 
     Args:
         store: To be examined.
-        against: Other splits, in which none of its images may be.
+        against: Other splits, which must not share images with the store.
         seed: Of the permutations.
         advance: Called with the number of images just read, of all stores.
 
     Returns:
-        The report: what was found of each statistic and class, the duplicates, and `warnings`, a sentence each.
+        The report, ready for JSON: statistics of each class, leaks, duplicates, and `warnings`, one sentence each.
 
     Raises:
         InputError: If the store has NaN pixels or too few images of its classes.
     """
-    values, own = _read(store, advance, with_statistics=True)
+    values, prints = _read(store, advance, with_statistics=True)
     others = [_read(other, advance)[1] for other in against]
     usual = {s.name for s in STATISTICS if s.usual}
-    found = leaks(values, [s.name for s in STATISTICS], store.labels, usual=usual, seed=seed)
-    twins = list(islice(duplicates([store, *against], [own, *others]), _MOST_DUPLICATES))
+    results = leaks(values, [s.name for s in STATISTICS], store.labels, usual=usual, seed=seed)
     stores = [store, *against]
+    pairs = list(islice(duplicates(stores, [prints, *others]), _MAX_DUPLICATES))
     warnings = [
-        *_leak_warnings(found, store.classes),
-        *_duplicate_warnings(twins, stores),
+        *_leak_warnings(results, store.classes),
+        *_duplicate_warnings(pairs, stores),
         *(sentence for other in against for sentence in _same_draws(store, other)),
     ]
     return {
@@ -75,13 +75,13 @@ def examine(
             }
             for column, s in enumerate(STATISTICS)
         },
-        "leaks": [leak.tree(store.classes) for leak in found],
+        "leaks": [leak.as_dict(store.classes) for leak in results],
         "against": [str(other.path) for other in against],
         "duplicates": {
-            "n": len(twins),
+            "n": len(pairs),
             "listed": [
                 {"image": t.first, "is": t.second, "in": str(stores[t.store].path), "kind": t.kind}
-                for t in twins[:_LISTED]
+                for t in pairs[:_MAX_LISTED]
             ],
         },
         "warnings": warnings,
@@ -98,7 +98,7 @@ def _read(
         images = store.images(range(start, min(start + size, len(store))))
         if not np.isfinite(images).all():
             raise InputError(
-                f"{store.path} has NaN or infinite pixels; `darklens inspect --verify` says where, import it again."
+                f"{store.path} has NaN or infinite pixels; `darklens inspect --verify` says where; import it again."
             )
         if with_statistics:
             values.append(measure(images, pixel_scale=store.index.pixel_scale))
@@ -107,53 +107,54 @@ def _read(
     return np.concatenate(values), joined(prints)
 
 
-def _leak_warnings(found: list[Leak], classes: list[str]) -> list[str]:
-    """Return a sentence for each statistic that tells a class, about the class that it tells best."""
+def _leak_warnings(results: list[Leak], classes: list[str]) -> list[str]:
+    """Return a sentence for each statistic that leaks, on the class that it separates best."""
     remedies = {s.name: s.remedy for s in STATISTICS}
     sentences: dict[str, str] = {}
-    for leak in sorted((leak for leak in found if leak.found), key=lambda leak: -abs(leak.auc - 0.5)):
+    for leak in sorted((leak for leak in results if leak.is_significant), key=lambda leak: -abs(leak.auc - 0.5)):
         low, high = leak.ci95
-        how_well = f"(AUC {leak.auc:.3f} [{low:.3f}, {high:.3f}], p {_p(leak.p)})"
+        strength = f"(AUC {leak.auc:.3f} [{low:.3f}, {high:.3f}], p {_p(leak.p)})"
         name = classes[leak.label]
         if leak.by == "all":
             text = (
-                f"All statistics together tell {name} from the rest without looking at substructure {how_well}: a "
-                "system must do better than that before it says anything of substructure."
+                f"All statistics together separate {name} from the other classes without substructure {strength}: only "
+                "a higher AUC is evidence that a system detects substructure."
             )
         else:
             larger, more = ("larger", "more") if leak.sign > 0 else ("smaller", "less")
             how = f"is {larger}" if leak.by == "value" else f"scatters {more}"
-            text = f"The {leak.statistic} {how} in {name} than in the rest {how_well}: {remedies[leak.statistic]}."
+            text = f"The {leak.statistic} {how} in {name} than in other classes {strength}: {remedies[leak.statistic]}."
         sentences.setdefault(leak.statistic, text)
     return list(sentences.values())
 
 
-def _duplicate_warnings(twins: list[Duplicate], stores: list[Store]) -> list[str]:
+def _duplicate_warnings(pairs: list[Duplicate], stores: list[Store]) -> list[str]:
     labels = [store.labels for store in stores]
+    at_least = "At least " if len(pairs) == _MAX_DUPLICATES else ""
     sentences = []
     for number, other in enumerate(stores):
-        own = [t for t in twins if t.store == number]
-        if not own:
+        matches = [pair for pair in pairs if pair.store == number]
+        if not matches:
             continue
-        exact = sum(t.kind == "same bytes" for t in own)
-        differ = sum(stores[0].classes[labels[0][t.first]] != other.classes[labels[number][t.second]] for t in own)
-        at_least = "at least " if len(twins) == _MOST_DUPLICATES else ""
-        many = "image is a copy" if len(own) == 1 else "images are copies"
-        where = "of another in it" if number == 0 else f"of images in {other.path}"
-        told = f", {differ} of them under another class" if differ else ""
-        example = (
-            f"image {own[0].second} is {own[0].first}" if number == 0 else f"{own[0].second} there is {own[0].first}"
-        )
-        remedy = "keep one of each" if number == 0 else "remove them from one of the two before anything is judged"
+        n, a, b = len(matches), matches[0].first, matches[0].second
+        exact = sum(pair.kind == "same bytes" for pair in matches)
+        differ = sum(stores[0].classes[labels[0][m.first]] != other.classes[labels[number][m.second]] for m in matches)
+        relabelled = f", {differ} of them with a different label" if differ else ""
+        if number == 0:
+            what = f"{'image is a duplicate' if n == 1 else 'images are duplicates'} within the store"
+            example, remedy = f"image {b} equals image {a}", "keep one of each"
+        else:
+            what = f"{'image is' if n == 1 else 'images are'} shared with {other.path}"
+            example, remedy = f"image {b} there equals image {a}", "remove them from one of the two stores"
         sentences.append(
-            f"{at_least}{len(own)} {many} {where}, {exact} byte by byte and {len(own) - exact} turned, mirrored or "
-            f"rescaled{told} ({example}, for instance): {remedy}."
+            f"{at_least}{n} {what}, {exact} byte for byte and {n - exact} rotated, mirrored or rescaled{relabelled} "
+            f"(for example, {example}): {remedy}."
         )
     return sentences
 
 
 def _same_draws(store: Store, other: Store) -> list[str]:
-    """Say so if both were simulated with one seed: image i then has the same random numbers in both."""
+    """Return a warning if both stores have the same seed, so that image i of both has the same random numbers."""
     if store.index.seed is None or store.index.seed != other.index.seed:
         return []
     same = store.index.population == other.index.population

@@ -1,4 +1,4 @@
-"""What runs here and whether its physics holds: versions, device, and a few laws checked within seconds."""
+"""Self-test of an installation: versions, device, and checks of the physics within seconds."""
 
 import os
 import platform
@@ -50,8 +50,8 @@ _PARAMETERS = {
     "R_s": 0.5,
     "r_t": 2.0,
 }
-# Sum, largest value and pixel (60, 90) of images 0, 1 and 2 of seed 7, without noise: common-test-i, version 2.
-_STORED = [
+# Sum, maximum and pixel (60, 90) of the noise-free images 0, 1 and 2 of seed 7 of common-test-i, version 2.
+_REFERENCE = [
     [727506.7631733038, 734.5972849218306, 89.96463939977662],
     [988613.7597560894, 820.0951086996156, 509.7096429370438],
     [925349.6182074447, 769.7014168275646, 98.65839871082578],
@@ -64,7 +64,7 @@ _UNIFORMS = [
 
 @dataclass(frozen=True)
 class Check:
-    """One law: whether it holds, by how much at most it is missed, and how long finding out took."""
+    """Result of one check; `detail` has the largest deviation and its tolerance, or the error."""
 
     name: str
     passed: bool
@@ -73,20 +73,20 @@ class Check:
 
 
 def versions() -> dict[str, str]:
-    """Return what decides results: versions, hardware, memory, compiler, extras and plug-ins."""
-    found = {"darklens": f"{darklens.__version__} ({provenance.commit()})", "python": platform.python_version()}
-    found |= {name: version(name) for name in _PACKAGES}
+    """Return what results depend on: versions, hardware, memory, compiler, extras and plug-ins."""
+    info = {"darklens": f"{darklens.__version__} ({provenance.commit()})", "python": platform.python_version()}
+    info |= {name: version(name) for name in _PACKAGES}
     device = f"cuda, {torch.version.cuda}" if torch.cuda.is_available() else "cpu"
-    found |= {"device": f"{device}; {provenance.hardware()}", "threads": str(torch.get_num_threads())}
-    found["memory"] = ", ".join(_memory()) or "unknown"
-    found["compiler"] = compiler() or "none: --engine compiled needs one, such as g++"
+    info |= {"device": f"{device}; {provenance.hardware()}", "threads": str(torch.get_num_threads())}
+    info["memory"] = ", ".join(_memory()) or "unknown"
+    info["compiler"] = compiler() or "none: --engine compiled needs one, such as g++"
     missing = missing_extras()
     present = [name for name in _EXTRAS if name not in missing]
-    found["extras"] = ", ".join(present) or "none"
+    info["extras"] = ", ".join(present) or "none"
     if missing:
-        found["extras"] += f"; without {', '.join(missing)} (pip install 'darklens[{missing[0]}]')"
+        info["extras"] += f"; without {', '.join(missing)} (pip install 'darklens[{missing[0]}]')"
     loaded = plugins.load()
-    return found | ({"plug-ins": ", ".join(f"{name} ({origin})" for name, origin in loaded.items())} if loaded else {})
+    return info | ({"plug-ins": ", ".join(f"{name} ({origin})" for name, origin in loaded.items())} if loaded else {})
 
 
 def missing_extras() -> list[str]:
@@ -95,54 +95,56 @@ def missing_extras() -> list[str]:
 
 
 def _memory() -> list[str]:
-    """Return the machine's memory and the GPU's, where they can be asked for."""
-    found = []
+    """Return the memory of the machine and of the GPU, where the system reports it."""
+    sizes = []
     with suppress(AttributeError, OSError, ValueError):  # Windows
-        found.append(f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB")
+        sizes.append(f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB")
     if torch.cuda.is_available():
-        found.append(f"{torch.cuda.get_device_properties(0).total_memory / 2**30:.1f} GiB on the GPU")
-    return found
+        sizes.append(f"{torch.cuda.get_device_properties(0).total_memory / 2**30:.1f} GiB on the GPU")
+    return sizes
 
 
 def run() -> list[Check]:
-    """Check the laws, some five seconds in all; nothing is raised, a check that breaks has failed."""
-    return [_checked(name, law) for name, law in _LAWS.items()]
+    """Run all checks, in about five seconds; a check that raises an error has failed."""
+    return [_run_check(name, check) for name, check in _CHECKS.items()]
 
 
-def _checked(name: str, law: Callable[[], tuple[float, float]]) -> Check:
-    began = time.perf_counter()
+def _run_check(name: str, check: Callable[[], tuple[float, float]]) -> Check:
+    start = time.perf_counter()
     try:
-        missed, allowed = law()
-        passed, detail = missed <= allowed, f"missed by {missed:.1e}, allowed {allowed:.0e}"
-    except Exception as error:  # the self-test must say which law broke, whatever broke it
+        deviation, tolerance = check()
+        passed, detail = deviation <= tolerance, f"deviation {deviation:.1e}, tolerance {tolerance:.0e}"
+    except Exception as error:  # the self-test must report each check, whatever the error
         passed, detail = False, f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return Check(name, passed, detail, time.perf_counter() - began)
+    return Check(name, passed, detail, time.perf_counter() - start)
 
 
 def _gradients() -> tuple[float, float]:
     x, y = (c.requires_grad_() for c in _positions())
-    missed = 0.0
+    deviation = 0.0
     for name in PROFILES:
-        law, values = _profile(name)
-        gradient = torch.autograd.grad(law.potential(x, y, **values).sum(), (x, y))
-        alpha = law.deflection(x, y, **values)
-        missed = max(missed, *(float((a - g).detach().abs().max()) for a, g in zip(alpha, gradient, strict=True)))
-    return missed, 1e-8
+        profile, values = _profile(name)
+        gradient = torch.autograd.grad(profile.potential(x, y, **values).sum(), (x, y))
+        alpha = profile.deflection(x, y, **values)
+        deviation = max(deviation, *(float((a - g).detach().abs().max()) for a, g in zip(alpha, gradient, strict=True)))
+    return deviation, 1e-8
 
 
 def _divergences() -> tuple[float, float]:
     x, y = (c.requires_grad_() for c in _positions())
-    missed = 0.0
+    deviation = 0.0
     for name in PROFILES:
-        law, values = _profile(name)
-        alpha_x, alpha_y = law.deflection(x, y, **values)
+        profile, values = _profile(name)
+        alpha_x, alpha_y = profile.deflection(x, y, **values)
         (along_x,) = torch.autograd.grad(alpha_x.sum(), x, retain_graph=True)
         (along_y,) = torch.autograd.grad(alpha_y.sum(), y)
-        missed = max(missed, float(((along_x + along_y) / 2 - law.convergence(x, y, **values)).detach().abs().max()))
-    return missed, 1e-7
+        deviation = max(
+            deviation, float(((along_x + along_y) / 2 - profile.convergence(x, y, **values)).detach().abs().max())
+        )
+    return deviation, 1e-7
 
 
-def _light_is_conserved() -> tuple[float, float]:
+def _light_conservation() -> tuple[float, float]:
     grid = Grid(n_pixels=40, pixel_scale=0.1)
     x, y = (c.expand(1, 40, 40) for c in grid.coordinates(dtype=torch.float64))
     image = torch.exp(-((x - 0.3) ** 2 + (y + 0.2) ** 2) / 0.1)[:, None]
@@ -152,11 +154,11 @@ def _light_is_conserved() -> tuple[float, float]:
     return max(float((v.sum() / total - 1).abs()) for v in (moved, blurred)), 1e-6
 
 
-def _images_are_the_stored_ones() -> tuple[float, float]:
+def _reference_images() -> tuple[float, float]:
     images = render(_population(), _truth(), dtype=torch.float64)
-    found = torch.stack([images.sum((1, 2)), images.amax((1, 2)), images[:, 60, 90]], dim=1)
-    stored = torch.tensor(_STORED, dtype=torch.float64)
-    return float((found / stored - 1).abs().max()), 1e-6
+    values = torch.stack([images.sum((1, 2)), images.amax((1, 2)), images[:, 60, 90]], dim=1)
+    reference = torch.tensor(_REFERENCE, dtype=torch.float64)
+    return float((values / reference - 1).abs().max()), 1e-6
 
 
 def _single_precision() -> tuple[float, float]:
@@ -165,8 +167,8 @@ def _single_precision() -> tuple[float, float]:
     return float((single - double).abs().max() / double.amax()), 1e-5
 
 
-def _noise_is_poisson() -> tuple[float, float]:
-    """Compare the mean of (counts - rate)^2 / rate with 1, in its standard errors."""
+def _poisson_noise() -> tuple[float, float]:
+    """Compare the mean of (counts - rate)^2 / rate with 1, in standard errors."""
     population = _population().model_copy(update={"stored": "counts"})
     assert isinstance(population.noise, PoissonNoise)
     counts = torch.from_numpy(simulate_batch(population, 7, range(3))[0][:, 0]).double()
@@ -176,40 +178,40 @@ def _noise_is_poisson() -> tuple[float, float]:
 
 
 def _random_numbers() -> tuple[float, float]:
-    found = rng.uniforms(7, "self-test", rows=[0, 2**40], n=3)
-    return float(np.abs(found.ravel() - _UNIFORMS).max()), 0.0
+    values = rng.uniforms(7, "self-test", rows=[0, 2**40], n=3)
+    return float(np.abs(values.ravel() - _UNIFORMS).max()), 0.0
 
 
 def _shipped_model() -> tuple[float, float]:
-    """Compare the probability of the true class of three easy images with 1."""
+    """Compare the probability of the true class of three clear images with 1."""
     images, truth = simulate_batch(_population(), 7, range(3))
     probabilities = Bundle.load(DEFAULT_MODEL).probabilities(images)
     return float(1 - probabilities[np.arange(3), truth["label"]].min()), 0.05
 
 
-_LAWS: dict[str, Callable[[], tuple[float, float]]] = {
-    "alpha = grad psi, every profile": _gradients,
-    "kappa = div alpha / 2, every profile": _divergences,
-    "delensing and PSF conserve light": _light_is_conserved,
-    "images are the stored ones": _images_are_the_stored_ones,
+_CHECKS: dict[str, Callable[[], tuple[float, float]]] = {
+    "alpha = grad psi, all profiles": _gradients,
+    "kappa = div alpha / 2, all profiles": _divergences,
+    "delensing and PSF conserve light": _light_conservation,
+    "images equal the reference": _reference_images,
     "single precision agrees": _single_precision,
-    "noise is Poisson": _noise_is_poisson,
-    "random numbers are the same everywhere": _random_numbers,
-    "the shipped model tells three images": _shipped_model,
+    "noise is Poisson": _poisson_noise,
+    "random numbers equal the reference": _random_numbers,
+    "the shipped model classifies three images": _shipped_model,
 }
 
 
 def _profile(name: str) -> tuple[Any, dict[str, torch.Tensor]]:
-    law = PROFILES[name]
-    return law, {
-        # A plug-in's profile may have parameters of its own: values inside their range.
+    profile = PROFILES[name]
+    return profile, {
+        # Parameters of plug-in profiles take values inside their range.
         p.symbol: torch.tensor(_PARAMETERS.get(p.symbol, 0.7 * p.low + 0.3 * p.high), dtype=torch.float64)
-        for p in law.parameters
+        for p in profile.parameters
     }
 
 
 def _positions() -> tuple[torch.Tensor, torch.Tensor]:
-    """Return places off the origin and off the line mass, where convergences are not smooth."""
+    """Return positions away from the origin and the line mass, where the convergence is singular."""
     phi = torch.linspace(0.1, 6.2, 40, dtype=torch.float64)
     return 1.7 * torch.cos(phi), 1.1 * torch.sin(phi)
 

@@ -1,4 +1,4 @@
-"""Numbers of an image that know nothing of substructure: how large, bright, noisy and long it is, how it was stored."""
+"""Image statistics that do not measure substructure: size, brightness, noise, shape and storage."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,20 +9,20 @@ from jaxtyping import Float
 
 from darklens.fit.noise import steps_of
 
-_LIGHT = 5.0  # standard deviations of the sky's noise above it; fainter pixels would only add their noise
-_RIDGE = 1e-3  # keeps the harmonics of a ring of which only a piece is lit
-_BORDER = 1 / 18  # of the image's side
+_THRESHOLD = 5.0  # standard deviations of the sky noise; fainter pixels do not count as light
+_RIDGE = 1e-3  # regularises the harmonics of an incomplete ring
+_BORDER = 1 / 18  # of the side of the image
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """A number of each image.
+    """A scalar statistic of each image.
 
     Attributes:
         name: In sentences and reports.
-        unit: Its unit; of brightness: the store's own.
-        remedy: What to do where it tells a class.
-        usual: Whether simulators leak by it; others must be further from chance to be believed (`leaks.DOUBT`).
+        unit: "brightness" is the unit of the store.
+        remedy: What to change if it leaks the label.
+        usual: Whether simulators commonly leak through it; the others have a penalty (`leaks.PENALTY`).
     """
 
     name: str
@@ -32,13 +32,13 @@ class Statistic:
 
 
 _MASS = (
-    "substructure adds mass, so some of it may be honest physics: simulate with conserve_mass=true, or with one prior "
-    "of theta_E for all classes"
+    "substructure adds mass, so part of it may be physical: simulate with conserve_mass=true, or with one prior of "
+    "theta_E for all classes"
 )
-_LIGHT_PRIORS = "draw the source from one prior for all classes, and scale all images alike"
-_SHAPE = "draw shear, ellipticity and positions from one prior for all classes"
-_FILES = "make all classes with the same noise, the same scaling and the same file type"
-_SCALE = f"{_FILES}; where each image is scaled to 0..1 this can be its peak brightness in disguise"
+_LIGHT_PRIORS = "use the same source prior and the same scaling for all classes"
+_SHAPE = "use the same priors of shear, ellipticity and positions for all classes"
+_FILES = "use the same noise, scaling and file type for all classes"
+_SCALE = f"{_FILES}; if each image is scaled to 0..1, this can reflect the peak brightness"
 
 STATISTICS = (
     Statistic("ring radius", "arcsec", _MASS, usual=True),
@@ -57,15 +57,14 @@ STATISTICS = (
 
 
 def measure(images: Float[np.ndarray, "b 1 n n"], *, pixel_scale: float) -> Float[np.ndarray, "b s"]:
-    """Return the numbers that `STATISTICS` lists, of each image.
+    """Return the `STATISTICS` of each image.
 
-    Ring radius is the mean over directions of r(phi) = a + b cos phi + c sin phi + d cos 2 phi + e sin 2 phi fitted to
-    the light above the sky: an SIS makes the ring around a source at (b, c) in its shear (d, e) just so, to first
-    order. On smooth lenses of common-test-i it correlates with the true theta_E to 0.97, the mean radius of the light
-    to 0.91.
+    The ring radius is the azimuthal mean a of r(phi) = a + b cos phi + c sin phi + d cos 2 phi + e sin 2 phi, fitted to
+    the light above the sky. To first order this is the ring of an SIS with a source at (b, c) and shear (d, e). For
+    smooth lenses of common-test-i its correlation with the true theta_E is 0.97, that of the mean radius 0.91.
 
     Args:
-        images: In any unit of brightness, finite.
+        images: Finite, in any unit of brightness.
         pixel_scale: arcsec.
     """
     square = images[:, 0]
@@ -75,18 +74,18 @@ def measure(images: Float[np.ndarray, "b 1 n n"], *, pixel_scale: float) -> Floa
     sky, noise = np.median(edge, axis=1), _sky_noise(square)
     light = square - sky[:, None, None]
     flat = light.reshape(len(light), -1)
-    lit = np.clip(flat - _LIGHT * noise[:, None], 0, None)
+    lit = np.clip(flat - _THRESHOLD * noise[:, None], 0, None)
     low, high = square.min((1, 2)), square.max((1, 2))
     moments = lit @ _moments(n)
     total = np.maximum(moments[:, 0], np.finfo(np.float32).tiny)
     x, y, xx, yy, xy = (moments[:, i] / total * pixel_scale ** (1 if i < 3 else 2) for i in range(1, 6))
     xx, yy, xy = xx - x**2, yy - y**2, xy - x * y
     size = np.maximum(xx + yy, np.finfo(np.float32).tiny)
-    blocks = torch.nn.functional.avg_pool2d(torch.from_numpy(light)[:, None], 3, stride=1).amax((1, 2, 3)).numpy()
+    peak = torch.nn.functional.avg_pool2d(torch.from_numpy(light)[:, None], 3, stride=1).amax((1, 2, 3)).numpy()
     columns = [
         _ring_radius(lit, n) * pixel_scale,
         flat.sum(1, dtype=np.float64),
-        blocks,
+        peak,
         noise,
         np.hypot(xx - yy, 2 * xy) / size,
         (xx - yy) / size,
@@ -101,7 +100,7 @@ def measure(images: Float[np.ndarray, "b 1 n n"], *, pixel_scale: float) -> Floa
 
 
 def _sky_noise(images: Float[np.ndarray, "b n n"]) -> Float[np.ndarray, " b"]:
-    """Return the noise of the border, from differences of neighbours: light that varies slowly does not count."""
+    """Return the noise of the border from differences of neighbouring pixels, insensitive to smooth light."""
     width = _border_width(images.shape[-1])
     bands = np.concatenate([images[:, :width], images[:, -width:]], axis=1)
     sides = np.concatenate([images[:, :, :width], images[:, :, -width:]], axis=2)
@@ -110,13 +109,13 @@ def _sky_noise(images: Float[np.ndarray, "b n n"]) -> Float[np.ndarray, " b"]:
 
 
 def _ring_radius(lit: Float[np.ndarray, "b p"], n: int) -> Float[np.ndarray, " b"]:
-    """Return the radius in pixels, 0 where nothing is lit."""
+    """Return the ring radius in pixels, 0 for an image without light."""
     sums = lit.astype(np.float64) @ _ring_terms(n)
     curvature, slope = sums[:, :25].reshape(-1, 5, 5), sums[:, 25:]
     dark = curvature[:, 0, 0] <= 0
     curvature[dark], slope[dark] = np.eye(5), 0.0
     curvature = curvature + _RIDGE * curvature[:, :1, :1] * np.diag([0, 1, 1, 1, 1])
-    # Light in one pixel alone has no harmonics to speak of; the floor keeps the system solvable.
+    # With light in a single pixel the harmonics are undetermined; the floor keeps the system solvable.
     curvature += 1e-9 * curvature[:, :1, :1] * np.eye(5)
     return np.asarray(np.linalg.solve(curvature, slope[..., None])[:, 0, 0])
 
@@ -124,7 +123,7 @@ def _ring_radius(lit: Float[np.ndarray, "b p"], n: int) -> Float[np.ndarray, " b
 def _step(
     images: Float[np.ndarray, "b n n"], low: Float[np.ndarray, " b"], high: Float[np.ndarray, " b"]
 ) -> Float[np.ndarray, " b"]:
-    """Return the step of which all pixels are multiples, 0 where there is none."""
+    """Return the step size of quantised pixel values, 0 if they are not quantised."""
     spread = np.maximum(high - low, np.finfo(np.float32).tiny)
     scaled = (images - low[:, None, None]) / spread[:, None, None]
     return np.asarray(steps_of(torch.from_numpy(scaled)).numpy() * spread)
@@ -158,10 +157,10 @@ def _moments(n: int) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def _ring_terms(n: int) -> np.ndarray:
-    """Return the columns whose sums over the light are the normal equations of r(phi), weighted by r."""
+    """Return the terms whose sums over the light are the normal equations of r(phi), weighted by r."""
     x, y = _plane(n)
     r, phi = np.hypot(x, y), np.arctan2(y, x)
     terms = np.stack([np.ones_like(r), np.cos(phi), np.sin(phi), np.cos(2 * phi), np.sin(2 * phi)], axis=1)
     products = (terms[:, :, None] * terms[:, None, :]).reshape(-1, 25)
-    # By r: the ring counts, not the light of a lens in its middle.
+    # The weight r favours the ring over the light of the lens at its centre.
     return np.asarray(np.concatenate([products, terms * r[:, None]], axis=1) * r[:, None])

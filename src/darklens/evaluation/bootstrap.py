@@ -62,7 +62,7 @@ class BootstrapMetrics:
         return cls(scalar_metrics(labels, probabilities), resampled)
 
 
-def mean_over_seeds(trainings: Sequence[BootstrapMetrics], *, seed: int = 0) -> BootstrapMetrics:
+def mean_of_trainings(trainings: Sequence[BootstrapMetrics], *, seed: int = 0) -> BootstrapMetrics:
     """Return the mean over trainings; each resample draws trainings as well as images."""
     return BootstrapMetrics(
         {name: float(np.mean([t.values[name] for t in trainings])) for name in trainings[0].values},
@@ -107,10 +107,10 @@ def paired_difference(
     labels: Labels, first: Probabilities, second: Probabilities, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, dict[str, float | list[float]]]:
     """Return the `difference` of two trainings on the same resampled images."""
-    return difference_over_seeds(labels, [first], [second], seed=seed, resamples=resamples)
+    return difference_of_means(labels, [first], [second], seed=seed, resamples=resamples)
 
 
-def difference_over_seeds(
+def difference_of_means(
     labels: Labels,
     first: Sequence[Probabilities],
     second: Sequence[Probabilities],

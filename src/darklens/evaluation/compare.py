@@ -9,7 +9,7 @@ import numpy as np
 
 from darklens.errors import InputError
 from darklens.evaluation import metrics
-from darklens.evaluation.bootstrap import BootstrapMetrics, difference, mean_over_seeds
+from darklens.evaluation.bootstrap import BootstrapMetrics, difference, mean_of_trainings
 from darklens.evaluation.intervals import bootstrap_logit_interval, metric_with_interval
 from darklens.evaluation.metrics import Labels
 from darklens.evaluation.paired_tests import delong_test, mcnemar_test
@@ -140,7 +140,7 @@ def _metrics_of(
     system: SystemRuns, trainings: Sequence[BootstrapMetrics], labels: Labels, classes: Sequence[str], seed: int
 ) -> dict[str, Any]:
     """Return a system's metrics; those of a single training are as in its eval.json."""
-    mean, single = mean_over_seeds(trainings, seed=seed), len(trainings) == 1
+    mean, single = mean_of_trainings(trainings, seed=seed), len(trainings) == 1
 
     def metric(name: str) -> dict[str, Any]:
         value, resampled = mean.values[name], mean.resampled[name]

@@ -52,7 +52,7 @@ def delong_test(
         `value`, `se`, `ci95` and two-sided `p` of each difference; all but `value` are None where a class has a
         single image.
     """
-    (auc_a, influence_a), (auc_b, influence_b) = (_mean_over_trainings(labels, system) for system in (first, second))
+    (auc_a, influence_a), (auc_b, influence_b) = (_mean_of_trainings(labels, system) for system in (first, second))
     values, parts = auc_a - auc_b, influence_a - influence_b
     values, parts = np.append(values, values.mean()), np.vstack([parts, parts.mean(0)])
     return [_normal_test(float(value), float((part**2).sum())) for value, part in zip(values, parts, strict=True)]
@@ -80,7 +80,7 @@ def mcnemar_test(labels: Labels, first: Probabilities, second: Probabilities) ->
     return {"first_only": first_only, "second_only": second_only, "p": p, "method": method}
 
 
-def _mean_over_trainings(
+def _mean_of_trainings(
     labels: Labels, trainings: Sequence[Probabilities]
 ) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, "c n"]]:
     auc = np.mean([class_auc(labels, p) for p in trainings], axis=0)

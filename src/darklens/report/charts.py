@@ -1,4 +1,4 @@
-"""Metrics and curves to figures, in the style of `figures`."""
+"""Figures of metrics and curves."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from darklens.report.figures import COLOURS, new_figure
 
 
 def roc(labels: Labels, probabilities: Probabilities, classes: Sequence[str]) -> Figure:
-    """Return one-vs-rest ROC curves."""
+    """Return the one-vs-rest ROC curves."""
     figure, axes = new_figure(4.3, 4.1)
     for i, name in enumerate(classes):
         false_rate, true_rate = metrics.roc_curve(labels == i, probabilities[:, i])
@@ -26,7 +26,7 @@ def roc(labels: Labels, probabilities: Probabilities, classes: Sequence[str]) ->
 
 
 def calibration(bins: Float[np.ndarray, "bins 3"]) -> Figure:
-    """Return the reliability diagram of `metrics.reliability`'s bins."""
+    """Return the reliability diagram of the bins of `metrics.reliability`."""
     figure, axes = new_figure(4.3, 4.1)
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="perfect calibration")
     axes.plot(bins[:, 0], bins[:, 1], "o-", color=COLOURS[0], label="this system")
@@ -36,7 +36,7 @@ def calibration(bins: Float[np.ndarray, "bins 3"]) -> Figure:
 
 
 def confusion(counts: Int[np.ndarray, "c c"], classes: Sequence[str]) -> Figure:
-    """Return the confusion matrix with counts, shaded by the fraction of the true class."""
+    """Return the confusion matrix: counts, shaded by their fraction of the true class."""
     figure, axes = new_figure(4.1, 3.9)
     fraction = counts / counts.sum(1, keepdims=True)
     axes.imshow(fraction, cmap="Blues", vmin=0, vmax=1)
@@ -48,32 +48,29 @@ def confusion(counts: Int[np.ndarray, "c c"], classes: Sequence[str]) -> Figure:
 
 
 def learning_curves(rows: Sequence[Mapping[str, str]]) -> Figure:
-    """Return loss by epoch for each stage of a run, from the rows of metrics.csv."""
+    """Return the losses of each stage of a run against the epoch, from the rows of metrics.csv."""
     stages = sorted({int(row["stage"]) for row in rows})
     figure, first = new_figure(5.0, 3.2 * len(stages), rows=len(stages))
     for axes, stage in zip(figure.axes or [first], stages, strict=True):
-        own = [row for row in rows if int(row["stage"]) == stage]
-        epochs = [int(row["epoch"]) + 1 for row in own]
+        stage_rows = [row for row in rows if int(row["stage"]) == stage]
+        epochs = [int(row["epoch"]) + 1 for row in stage_rows]
         for name, colour in (("train_loss", COLOURS[0]), ("val_loss", COLOURS[1])):
-            axes.plot(epochs, [float(row[name]) for row in own], color=colour, label=name.replace("_", " "))
-        axes.set(xlabel="epoch", ylabel="loss", title=own[0]["task"], yscale="log")
+            axes.plot(epochs, [float(row[name]) for row in stage_rows], color=colour, label=name.replace("_", " "))
+        axes.set(xlabel="epoch", ylabel="loss", title=stage_rows[0]["task"], yscale="log")
         axes.legend()
     return figure
 
 
 def auc_bars(systems: Sequence[Mapping[str, Any]]) -> Figure:
-    """Return macro and per-class AUC of several systems with their 95 % intervals."""
+    """Return the macro and class AUCs of several systems with their 95 % intervals."""
     names = list(systems[0]["auc"])
     figure, axes = new_figure(6.4, 1.4 + 0.42 * len(systems) * len(names) / 2)
     height = 0.8 / len(systems)
     for k, system in enumerate(systems):
-        at = np.arange(len(names)) + (k - (len(systems) - 1) / 2) * height
+        y = np.arange(len(names)) + (k - (len(systems) - 1) / 2) * height
         values = np.array([system["auc"][name]["value"] for name in names])
-        low, high = np.array([system["auc"][name]["ci95"] for name in names]).T
-        spread = np.clip([values - low, high - values], 0, None)
-        axes.errorbar(
-            values, at, xerr=spread, fmt="o", color=COLOURS[k % len(COLOURS)], capsize=3, label=system["name"]
-        )
+        errors = _error_bars(values, [system["auc"][name]["ci95"] for name in names])
+        axes.errorbar(values, y, xerr=errors, fmt="o", color=COLOURS[k % len(COLOURS)], capsize=3, label=system["name"])
     axes.set(yticks=range(len(names)), yticklabels=names, xlabel="one-vs-rest AUC")
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
@@ -82,7 +79,7 @@ def auc_bars(systems: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def precision_recall(labels: Labels, probabilities: Probabilities, classes: Sequence[str]) -> Figure:
-    """Return one-vs-rest curves of precision against recall, as steps between thresholds."""
+    """Return the one-vs-rest precision-recall curves, as steps between thresholds."""
     figure, axes = new_figure(4.3, 4.1)
     for i, name in enumerate(classes):
         recall, precision = metrics.precision_recall_curve(labels == i, probabilities[:, i])
@@ -93,63 +90,67 @@ def precision_recall(labels: Labels, probabilities: Probabilities, classes: Sequ
     return figure
 
 
-def risk_coverage(right: Bool[np.ndarray, " n"], confidence: Float[np.ndarray, " n"]) -> Figure:
-    """Return the fraction of wrong answers against the fraction of images answered, the most confident first."""
+def risk_coverage(correct: Bool[np.ndarray, " n"], confidence: Float[np.ndarray, " n"]) -> Figure:
+    """Return the error rate among the most confident images against the fraction of images that are classified."""
     figure, axes = new_figure(4.3, 4.1)
-    coverage, risk = metrics.risk_coverage_curve(right, confidence)
+    coverage, risk = metrics.risk_coverage_curve(correct, confidence)
     axes.step(coverage, risk, where="post", color=COLOURS[0], label="this system")
-    axes.axhline(float((~right).mean()), color="0.6", linewidth=1, linestyle=":", label="without selection")
-    axes.set(xlabel="images answered", ylabel="wrong among them", xlim=(0, 1))
+    axes.axhline(float((~correct).mean()), color="0.6", linewidth=1, linestyle=":", label="all images")
+    axes.set(xlabel="coverage", ylabel="risk (error rate)", xlim=(0, 1))
     axes.set_ylim(bottom=0)
-    axes.legend(loc="upper left")
+    axes.legend(loc="best")
     return figure
 
 
-def stratum(found: Mapping[str, Any], classes: Sequence[str]) -> Figure:
-    """Return recall against a true parameter with intervals, and where it rises through 50 and 90 %.
+def stratum(entry: Mapping[str, Any], classes: Sequence[str]) -> Figure:
+    """Return recall against a true parameter with 95 % intervals, and the detection limits at 50 and 90 %.
 
     Args:
-        found: One entry of `darklens.evaluation.strata.stratify`.
-        classes: All classes, whose order gives the colours.
+        entry: One entry of `darklens.evaluation.strata.stratify`.
+        classes: All classes; their order gives the colours.
     """
     figure, axes = new_figure(4.3, 3.3)
-    at = np.array([row["median"] for row in found["bins"]])
-    for name in found["bins"][0]["recall"]:
-        rates = [row["recall"][name] for row in found["bins"]]
-        known = [k for k, rate in enumerate(rates) if rate]
-        values = np.array([rates[k]["value"] for k in known])
-        ends = np.array([rates[k]["ci95"] for k in known]).reshape(-1, 2)
-        spread = np.clip([values - ends[:, 0], ends[:, 1] - values], 0, None)
+    median = np.array([row["median"] for row in entry["bins"]])
+    for name in entry["bins"][0]["recall"]:
+        rates = [row["recall"][name] for row in entry["bins"]]
+        filled = [k for k, rate in enumerate(rates) if rate]
+        values = np.array([rates[k]["value"] for k in filled])
+        errors = _error_bars(values, [rates[k]["ci95"] for k in filled])
         colour = COLOURS[list(classes).index(name)]
-        axes.errorbar(at[known], values, yerr=spread, fmt="o-", color=colour, capsize=2, markersize=4, label=name)
-    for limit in found.get("limits", []):
+        axes.errorbar(median[filled], values, yerr=errors, fmt="o-", color=colour, capsize=2, markersize=4, label=name)
+    for limit in entry.get("limits", []):
         if limit["value"] is not None:
             axes.plot([limit["value"]] * 2, [0, limit["recall"]], color="0.5", linewidth=1, linestyle=":")
-    axes.set(xlabel=f"{found['parameter']}, {found['unit']}" if found["unit"] else found["parameter"], ylabel="recall")
-    if found.get("limits") and at.min() > 0 and at.max() > 5 * at.min():
+    axes.set(xlabel=f"{entry['parameter']}, {entry['unit']}" if entry["unit"] else entry["parameter"], ylabel="recall")
+    if entry.get("limits") and median.min() > 0 and median.max() > 5 * median.min():
         axes.set_xscale("log")
     axes.set_ylim(min(0.5, axes.get_ylim()[0]) if axes.get_ylim()[0] > 0.5 else 0, 1.02)
     axes.legend(loc="lower right")
     return figure
 
 
-def differences(found: Sequence[Mapping[str, Any]]) -> Figure:
-    """Return the differences in macro and class AUC and in accuracy of pairs of systems, with intervals."""
-    figure, axes = new_figure(6.4, 1.5 + 0.5 * len(found) * 2)
-    names = ["accuracy", *(f"AUC {name}" for name in found[0]["auc"])]
+def differences(pairs: Sequence[Mapping[str, Any]]) -> Figure:
+    """Return the differences in accuracy and in macro and class AUC of pairs of systems, with 95 % intervals."""
+    figure, axes = new_figure(6.4, 1.5 + 0.5 * len(pairs) * 2)
+    names = ["accuracy", *(f"AUC {name}" for name in pairs[0]["auc"])]
     height = 0.8 / len(names)
     for k, name in enumerate(names):
-        compared = [d["accuracy"] if name == "accuracy" else d["auc"][name.removeprefix("AUC ")] for d in found]
+        compared = [d["accuracy"] if name == "accuracy" else d["auc"][name.removeprefix("AUC ")] for d in pairs]
         values = np.array([m["value"] for m in compared])
-        low, high = np.array([m["ci95"] for m in compared]).T
-        spread = np.clip([values - low, high - values], 0, None)
-        at = np.arange(len(found)) + (k - (len(names) - 1) / 2) * height
-        axes.errorbar(values, at, xerr=spread, fmt="o", color=COLOURS[k % len(COLOURS)], capsize=3, label=name)
+        errors = _error_bars(values, [m["ci95"] for m in compared])
+        y = np.arange(len(pairs)) + (k - (len(names) - 1) / 2) * height
+        axes.errorbar(values, y, xerr=errors, fmt="o", color=COLOURS[k % len(COLOURS)], capsize=3, label=name)
     axes.axvline(0, color="0.6", linewidth=1, linestyle=":")
-    labels = [f"{d['first']}\n- {d['second']}" for d in found]
-    axes.set(yticks=range(len(found)), yticklabels=labels, xlabel="first - second")
+    labels = [f"{d['first']}\n- {d['second']}" for d in pairs]
+    axes.set(yticks=range(len(pairs)), yticklabels=labels, xlabel="first - second")
     axes.tick_params(axis="y", labelsize=9)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3)
     return figure
+
+
+def _error_bars(values: Float[np.ndarray, " k"], intervals: Sequence[Sequence[float]]) -> Float[np.ndarray, "2 k"]:
+    """Return the lengths of error bars below and above, never negative."""
+    low, high = np.array(intervals).reshape(-1, 2).T
+    return np.asarray(np.clip([values - low, high - values], 0, None))

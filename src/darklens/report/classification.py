@@ -1,4 +1,4 @@
-"""What the report says of a classifier."""
+"""Sections of the report on a classifier."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from darklens.evaluation.compare import format_metric
 from darklens.evaluation.evaluate import EvaluationResult
 from darklens.report import charts, figures, strata_section
 from darklens.report.html import Picture, Section, Table
-from darklens.report.sections import confusion_picture, roc_picture
+from darklens.report.sections import confusion_picture, percent, roc_picture
 
 
 def sections(result: EvaluationResult, store: Store) -> tuple[list[Section], str]:
-    """Return the sections, and the sentence at the head of the report."""
+    """Return the sections, and the lead sentence of the report."""
     evaluation = result.evaluation
-    found = [
+    parts = [
         _results(result),
         _calibration(result),
         _selective(result),
@@ -28,17 +28,17 @@ def sections(result: EvaluationResult, store: Store) -> tuple[list[Section], str
         f"Macro AUC {format_metric(evaluation['auc']['macro'])}, accuracy {format_metric(evaluation['accuracy'])} "
         f"on {evaluation['n']} images."
     )
-    return found, lead
+    return parts, lead
 
 
 def calibration_picture(result: EvaluationResult) -> Picture:
-    """Return the reliability diagram with the calibration error."""
+    """Return the reliability diagram with the expected calibration error."""
     assert result.probabilities is not None
     bins = metrics.reliability(result.labels, result.probabilities)
     points = ", ".join(f"{confidence:.3f} {accuracy:.3f}" for confidence, accuracy, _ in bins)
     caption = (
         f"Accuracy against confidence in {len(bins)} bins of equal numbers of images. "
-        f"ECE {format_metric(result.evaluation['ece'])}."
+        f"Expected calibration error (ECE) {format_metric(result.evaluation['ece'])}."
     )
     alt = f"Reliability diagram; confidence and accuracy of each bin: {points}."
     return Picture(figures.to_png(charts.calibration(bins)), alt, caption)
@@ -60,22 +60,20 @@ def _results(result: EvaluationResult) -> Section:
         ],
     )
     names = {"accuracy": "accuracy", "nll": "log loss, nats", "brier": "Brier score", "ece": "ECE", "aurc": "AURC"}
-    overall = Table(
-        ["over all images", "value"], [[label, format_metric(evaluation[key])] for key, label in names.items()]
-    )
+    overall = Table(["all images", "value"], [[label, format_metric(evaluation[key])] for key, label in names.items()])
     areas = ", ".join(f"{name} {evaluation['average_precision'][name]['value']:.4f}" for name in classes)
     curves = figures.to_png(charts.precision_recall(labels, probabilities, classes))
     precision = Picture(
         curves,
-        f"Precision against recall; average precision {areas}.",
-        f"Precision against recall, one class against the others. Average precision: {areas}.",
+        f"Precision-recall curves; average precision {areas}.",
+        f"One-vs-rest precision-recall curves. Average precision: {areas}.",
     )
     return Section(
         "Results",
-        "AUC is one-vs-rest, from probabilities; brackets are 95 % intervals over test images. Brier score: squared "
-        "error of the probabilities, summed over classes. AURC: mean fraction of wrong answers when only the "
-        "confident images are answered. Legacy AUC is the 2024 study's metric, on which random answers score 0.87: for "
-        "its table only.",
+        "AUC: one-vs-rest area under the ROC curve. Brier score: squared error of the probabilities, summed over "
+        "classes. ECE: expected calibration error. AURC: area under the risk-coverage curve. Legacy AUC: the metric of "
+        "the 2024 study, for comparison with its table only; random probabilities score 0.87. Brackets: 95 % intervals "
+        "over test images.",
         tables=[by_class, overall],
         pictures=[
             roc_picture(labels, probabilities, classes),
@@ -89,9 +87,9 @@ def _calibration(result: EvaluationResult) -> Section:
     return Section(
         "Calibration",
         f"Expected calibration error {format_metric(result.evaluation['ece'])}, log loss "
-        f"{format_metric(result.evaluation['nll'])}. Points below the line are predictions more confident than "
-        "they are right. Scatter in the bins adds to the calibration error, the more the fewer the images; the "
-        "interval allows for that, so that of a well calibrated system it may end below the error that is seen.",
+        f"{format_metric(result.evaluation['nll'])}. Points below the diagonal are overconfident. Scatter in the "
+        "bins adds to the measured calibration error, more so for few images. The interval corrects for this bias and "
+        "may therefore lie below the measured value.",
         pictures=[calibration_picture(result)],
     )
 
@@ -99,46 +97,49 @@ def _calibration(result: EvaluationResult) -> Section:
 def _selective(result: EvaluationResult) -> Section:
     evaluation, labels, probabilities = result.evaluation, result.labels, result.probabilities
     assert probabilities is not None
-    right, confidence = probabilities.argmax(1) == labels, probabilities.max(1)
-    risks = {f"{float(c):.0%}".replace("%", " %"): m for c, m in evaluation["risk_at_coverage"].items()}
-    numbers = ", ".join(f"{m['value']:.4f} of {c}" for c, m in risks.items())
-    caption = f"Wrong among the images answered: {numbers}; of all {1 - right.mean():.4f}."
+    correct, confidence = probabilities.argmax(1) == labels, probabilities.max(1)
+    risks = {percent(float(c)): m for c, m in evaluation["risk_at_coverage"].items()}
+    numbers = ", ".join(f"{m['value']:.4f} at {c}" for c, m in risks.items())
+    caption = f"Risk by coverage: {numbers}; {1 - correct.mean():.4f} for all images."
     picture = Picture(
-        figures.to_png(charts.risk_coverage(right, confidence)), f"Risk against coverage. {caption}", caption
+        figures.to_png(charts.risk_coverage(correct, confidence)), f"Risk-coverage curve. {caption}", caption
     )
-    tables = [Table(["images answered", "wrong among them"], [[c, format_metric(m)] for c, m in risks.items()])]
-    promises = [
+    tables = [Table(["coverage", "risk"], [[c, format_metric(m)] for c, m in risks.items()])]
+    guarantees = [
         [
-            f"{row['risk']:.1%}",
-            f"{row['certainty']:.0%}",
+            percent(row["risk"], 1),
+            percent(row["certainty"]),
             "-" if row["confidence"] is None else f"{row['confidence']:.4f}",
             f"{row['accepted']:.4f}",
             "-" if row["wrong_of_accepted"] is None else f"{row['wrong_of_accepted']:.4f}",
         ]
         for row in evaluation.get("selective", [])
     ]
-    if promises:
-        header = ["promised risk", "certainty", "least confidence", "images answered", "wrong among them"]
-        tables.append(Table(header, promises))
-    text = "What it is worth to answer only the images the system is most sure of, and to leave the others to people."
+    if guarantees:
+        header = ["guaranteed risk", "certainty", "confidence threshold", "coverage", "risk"]
+        tables.append(Table(header, guarantees))
+    text = (
+        "Error rate (risk) if only the most confident images are classified and the others are left to experts. "
+        "Coverage: the fraction of images that are classified."
+    )
     return Section("Selective prediction", text, tables=tables, pictures=[picture])
 
 
 _KINDS = {
-    "lac": "smallest (LAC)",
-    "lac_by_class": "smallest, each class by itself",
+    "lac": "LAC",
+    "lac_by_class": "LAC, class-conditional",
     "aps": "APS, randomised",
-    "aps_whole": "APS, whole",
+    "aps_whole": "APS, deterministic",
 }
 
 
 def _sets(evaluation: dict[str, Any]) -> list[Section]:
-    """Return how prediction sets and the score of unfamiliar images fare, where the bundle has them."""
+    """Return the section on prediction sets and the out-of-distribution score; none without a calibration."""
     if "conformal" not in evaluation:
         return []
     rows = [
         [
-            f"{level['level']:.0%}",
+            percent(level["level"]),
             label,
             f"{level[kind]['coverage']:.4f}",
             ", ".join("-" if v is None else f"{v:.3f}" for v in level[kind]["coverage_by_class"]),
@@ -148,38 +149,40 @@ def _sets(evaluation: dict[str, Any]) -> list[Section]:
         for level in evaluation["conformal"]
         for kind, label in _KINDS.items()
     ]
-    header = ["asked", "sets", "cover", f"cover {', '.join(evaluation['classes'])}", "mean size", "empty"]
+    header = ["level", "kind", "coverage", f"coverage of {', '.join(evaluation['classes'])}", "mean size", "empty"]
     text = (
-        "Sets of classes that were promised to hold the true one; the promise is for images like the held-out ones on "
-        f"which it was fitted ({evaluation['calibration']['threshold_images']} of them)."
+        "Conformal prediction sets contain the true class with a probability of at least the stated level, for images "
+        f"of the same distribution as the {evaluation['calibration']['threshold_images']} held-out images that set the "
+        "thresholds."
     )
     if "ood" in evaluation:
-        found = evaluation["ood"]
+        ood = evaluation["ood"]
         text += (
-            f" Of these images {found['beyond_p95']:.1%} are more unfamiliar than 95 % of the held-out ones, and "
-            f"{found['beyond_p99']:.1%} than 99 %; the median score is {found['median_score']:.2f}."
+            f" The out-of-distribution score has a median of {ood['median_score']:.2f}; "
+            f"{percent(ood['beyond_p95'], 1)} of these images exceed the 95 % quantile of the held-out images, "
+            f"{percent(ood['beyond_p99'], 1)} the 99 % quantile."
         )
-    return [Section("Prediction sets and unfamiliar images", text, tables=[Table(header, rows)])]
+    return [Section("Prediction sets and out-of-distribution score", text, tables=[Table(header, rows)])]
 
 
 def _examples(result: EvaluationResult, store: Store) -> Section:
-    """Show for each class the image the system is most sure of, and the mistake it is most sure of."""
+    """Return the most confident correct and the most confident wrong prediction of each class."""
     assert result.probabilities is not None
     labels, probabilities, classes = result.labels, result.probabilities, result.evaluation["classes"]
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
     chosen: list[tuple[int, str]] = []
-    for right in (True, False):
+    for correct in (True, False):
         for i, name in enumerate(classes):
-            members = np.flatnonzero((labels == i) & ((predicted == i) == right))
+            members = np.flatnonzero((labels == i) & ((predicted == i) == correct))
             if len(members):
                 k = int(members[confidence[members].argmax()])
-                verdict = "right" if right else f"called {classes[predicted[k]]}"
+                verdict = "correct" if correct else f"predicted {classes[predicted[k]]}"
                 chosen.append((k, f"{name}, {verdict}, {confidence[k]:.2f}"))
     images = _scaled(store.images([k for k, _ in chosen])[:, 0])
     picture = figures.gallery(images, [title for _, title in chosen], pixel_scale=store.index.pixel_scale)
     alt = "; ".join(f"image {result.names[k]}: {title}" for k, title in chosen)
     text = (
-        "For each class the image the system is most sure of, then the mistake it is most sure of, with its confidence."
+        "The most confident correct prediction of each class, then the most confident wrong one, with the confidence."
     )
     return Section("Examples", text, pictures=[Picture(figures.to_png(picture), alt)])
 

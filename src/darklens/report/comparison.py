@@ -22,12 +22,12 @@ from darklens.report.sections import confusion_picture, provenance, roc_picture,
 
 
 def write_comparison(out: Path, folders: Sequence[Path], *, predictions: Path | None = None) -> None:
-    """Compare evaluation folders; trainings of one recipe that differ only in their seed count as one system.
+    """Compare evaluation folders; trainings of one recipe that differ only in their seed form one system.
 
     Args:
-        out: Folder; files of an earlier comparison in it are replaced.
+        out: Folder; files of an earlier comparison are replaced.
         folders: What `evaluate` wrote.
-        predictions: A table of `predict` to show in the report.
+        predictions: A table that `predict` wrote, for the report.
 
     Raises:
         InputError: If a folder is not an evaluation of a classifier, or the test images differ.
@@ -39,14 +39,14 @@ def write_comparison(out: Path, folders: Sequence[Path], *, predictions: Path | 
     sections = [*_sections(comparison), *(_curves(s) for s in systems)]
     if predictions is not None:
         sections.append(_predictions(predictions))
-    sections += [provenance(s.trainings[0].evaluation, f"Where {_first(s)} comes from") for s in systems]
+    sections += [provenance(s.trainings[0].evaluation, f"Provenance of {_first(s)}") for s in systems]
     best = max(comparison["systems"], key=lambda s: s["auc"]["macro"]["value"])
-    unseen = "" if warnings else " that none of them was trained on"
+    independent = "" if warnings else ", which are in no training set"
     lead = (
-        f"{len(systems)} systems judged on the same {comparison['n']} images of {comparison['data']['population']}"
-        f"{unseen}. Best: {best['name']}, macro AUC {format_metric(best['auc']['macro'])}."
+        f"{len(systems)} systems evaluated on the same {comparison['n']} images of {comparison['data']['population']}"
+        f"{independent}. Best: {best['name']}, macro AUC {format_metric(best['auc']['macro'])}."
     )
-    title = f"{' and '.join(s['name'] for s in comparison['systems'])} on {comparison['data']['population']}"
+    title = f"{', '.join(s['name'] for s in comparison['systems'])} on {comparison['data']['population']}"
     write_json(out / "compare.json", comparison)
     write_text(out / "compare.md", to_markdown(comparison))
     write_bytes(out / "compare.png", figures.to_png(charts.differences(comparison["differences"])))
@@ -61,49 +61,50 @@ def _sections(comparison: dict[str, Any]) -> list[Section]:
         f"AUC of each system. Macro: {areas}.",
         f"Macro AUC: {areas}.",
     )
-    apart = "; ".join(
+    numbers = "; ".join(
         f"{d['first']} - {d['second']} {format_metric(d['auc']['macro'], signed=True)}"
         for d in comparison["differences"]
     )
     chart = Picture(
         figures.to_png(charts.differences(comparison["differences"])),
-        f"Differences with intervals. Macro AUC: {apart}.",
-        f"Differences in macro AUC: {apart}.",
+        f"Differences with 95 % intervals. Macro AUC: {numbers}.",
+        f"Differences in macro AUC: {numbers}.",
     )
     return [
         Section(
             "Results",
-            "AUC: the chance that an image of the class gets a higher probability for it than an image of the others; "
-            "0.5 is guessing. ECE: how far stated confidence is from the fraction that is right. Brier: squared error "
-            "of the probabilities, summed over classes. AURC: mean fraction of wrong answers when only the confident "
-            "images are answered. Brackets: 95 % intervals.",
+            "AUC: one-vs-rest area under the ROC curve, 0.5 for random predictions. ECE: expected calibration error. "
+            "Brier: squared error of the probabilities, summed over classes. AURC: area under the risk-coverage curve. "
+            "Brackets: 95 % confidence intervals.",
             tables=[Table(header, rows)],
             pictures=[bars],
         ),
-        Section("Differences", _meaning(comparison), tables=[Table(*differences_table(comparison))], pictures=[chart]),
+        Section(
+            "Differences", _interpretation(comparison), tables=[Table(*differences_table(comparison))], pictures=[chart]
+        ),
     ]
 
 
-def _meaning(comparison: dict[str, Any]) -> str:
+def _interpretation(comparison: dict[str, Any]) -> str:
     several = any(d["over"] == "images and seeds" for d in comparison["differences"])
     spread = (
-        "Where a system was trained with several seeds, trainings are resampled as well; three seeds show little of "
-        "how trainings scatter, so take such an interval as a lower limit."
+        "For systems trained with several seeds, trainings are resampled as well; three seeds constrain the scatter of "
+        "trainings poorly, so these intervals are lower limits."
         if several
-        else "One training each: the spread between seeds is not in these intervals."
+        else "With one training each, these intervals do not include the scatter between seeds."
     )
     return (
-        "Both systems on the same resampled images. An interval that holds zero means that these images cannot tell "
-        f"the two apart. {spread} {footnote(comparison)}"
+        "Both systems are evaluated on the same resampled images. If an interval contains zero, the difference is not "
+        f"significant. {spread} {footnote(comparison)}"
     )
 
 
 def _curves(system: SystemRuns) -> Section:
-    own = system.trainings[0]
-    classes = own.evaluation["classes"]
-    counts = metrics.confusion(own.labels, own.probabilities)
-    pictures = [roc_picture(own.labels, own.probabilities, classes), confusion_picture(counts, classes)]
-    return Section(f"{_first(system)}: ROC and confusion", pictures=pictures)
+    run = system.trainings[0]
+    classes = run.evaluation["classes"]
+    counts = metrics.confusion(run.labels, run.probabilities)
+    pictures = [roc_picture(run.labels, run.probabilities, classes), confusion_picture(counts, classes)]
+    return Section(f"{_first(system)}: ROC curves and confusion matrix", pictures=pictures)
 
 
 def _first(system: SystemRuns) -> str:
@@ -114,5 +115,5 @@ def _predictions(path: Path) -> Section:
     rows = read_csv(path)
     if not rows:
         raise InputError(f"{path} holds no predictions.")
-    text = "What a system says of single image files, whatever it says."
+    text = "The table that `darklens predict` wrote for single image files."
     return Section("Predictions", text, tables=[Table(list(rows[0]), [list(row.values()) for row in rows])])

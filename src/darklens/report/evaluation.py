@@ -18,14 +18,14 @@ _HISTORY = "metrics.csv"
 
 
 def write_evaluation(out: Path, result: EvaluationResult, bundle: Bundle, store: Store, *, run: Path) -> None:
-    """Write the folder; files of an earlier evaluation in it are replaced.
+    """Write the folder; files of an earlier evaluation are replaced.
 
     Args:
         out: Folder.
-        result: What `evaluate` found.
-        bundle: The system, for pictures of what an autoencoder reproduces.
-        store: The test images, for the gallery.
-        run: The run folder, if it is one; its metrics.csv becomes the learning curves.
+        result: From `evaluate`.
+        bundle: The system, for maps and reconstructions.
+        store: The test images, for the examples.
+        run: The run folder or the bundle; the metrics.csv of a run gives the learning curves.
     """
     evaluation = result.evaluation
     if result.probabilities is None:
@@ -61,5 +61,5 @@ def _learning(history: list[dict[str, str]]) -> Section:
     caption = f"Epoch {int(last['epoch']) + 1}: training {last['train_loss']}, validation {last['val_loss']}."
     alt = f"Training and validation loss by epoch, for each stage. {caption}"
     picture = Picture(figures.to_png(charts.learning_curves(history)), alt, caption)
-    text = "The loss on the training images and on the tenth of them that was held out to choose the best epoch."
+    text = "Loss on the training images, and on the validation images that choose the best epoch."
     return Section("Learning curves", text, pictures=[picture])

@@ -13,7 +13,7 @@ from darklens.evaluation.explain import Explanation, Method, explain
 from darklens.files import atomic_path
 from darklens.fit.features import FitFeatures
 from darklens.report import figures
-from darklens.report.maps import FreeNames, MapWriter
+from darklens.report.maps import MapWriter, UniqueNames
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,7 +51,7 @@ class ExplanationWriter:
         bundle.require_classifier("explain")
         prepare_folder(folder)
         self._bundle, self._folder, self._method, self._label = bundle, folder, method, label
-        self._names = FreeNames(files)
+        self._names = UniqueNames(files)
         with_k = bundle.has_maps and bundle.fit_settings is None
         self._maps = MapWriter(bundle, folder / "maps", files) if with_k else None
 

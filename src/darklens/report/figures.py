@@ -1,4 +1,4 @@
-"""Images and maps to figures, and the style of all figures: pure functions, no global plotting state."""
+"""Figures of images and maps, and the style of all figures, without global plotting state."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -9,13 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-# Okabe & Ito's colours, which stay distinct for colour-blind readers.
+# Colours of Okabe & Ito, distinct for colour-blind readers.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 _DPI = 110
 
 
 def to_png(figure: Figure) -> bytes:
-    """Return the figure as PNG; figures made from the same data give the same bytes."""
+    """Return the figure as PNG; equal data give equal bytes."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=_DPI, metadata={"Software": None})
     return stream.getvalue()
@@ -45,7 +45,7 @@ def reconstructions(
     *,
     pixel_scale: float,
 ) -> Figure:
-    """Return rows of images, of reconstructions, and of their differences in units of the noise."""
+    """Return rows of images, of reconstructions, and of residuals in units of the noise."""
     figure, _ = new_figure(2.7 * len(images) + 0.8, 8.2, columns=len(images), rows=3)
     half = images.shape[-1] * pixel_scale / 2
     grid = np.array(figure.axes).reshape(3, len(images))
@@ -54,47 +54,49 @@ def reconstructions(
             axes.imshow(
                 np.sqrt(image.clip(0)), cmap="magma", vmin=0, vmax=1, origin="lower", extent=(-half, half, -half, half)
             )
-        shown = grid[2, column].imshow(
+        residual = grid[2, column].imshow(
             deviations[column], cmap="RdBu_r", vmin=-5, vmax=5, origin="lower", extent=(-half, half, -half, half)
         )
         grid[0, column].set_title(title, fontsize=11)
-    for axes, name in zip(grid[:, 0], ("image", "reconstruction", "difference"), strict=True):
+    for axes, name in zip(grid[:, 0], ("image", "reconstruction", "residual"), strict=True):
         axes.set_ylabel(f"{name}\narcsec")
-    figure.colorbar(shown, ax=list(grid[2]), label="in units of the noise")
+    figure.colorbar(residual, ax=list(grid[2]), label="residual / noise")
     return figure
 
 
 def lens_maps(
     maps: Sequence[Mapping[str, Float[np.ndarray, "n n"]]], names: Sequence[str], *, pixel_scale: float
 ) -> Figure:
-    """Return a row for each image: itself, the source plane, k, and the deflection, with the true one if it is there.
+    """Return a row for each image: image, source plane, k, deflection and, where known, the true deflection.
 
     Args:
         maps: `image`, `source`, `k`, `alpha_x`, `alpha_y` and, where known, `true_x` and `true_y`; arcsec.
-        names: What to call each image.
+        names: Of the images.
         pixel_scale: Of the maps, arcsec.
     """
     panels = ["image", "source plane", "k, arcsec", "deflection, arcsec"]
     panels += ["true deflection, arcsec"] if "true_x" in maps[0] else []
     figure, _ = new_figure(2.7 * len(panels), 2.6 * len(maps) + 0.3, columns=len(panels), rows=len(maps))
     grid = np.array(figure.axes).reshape(len(maps), len(panels))
-    for row, own, name in zip(grid, maps, names, strict=True):
-        sizes = [np.hypot(own["alpha_x"], own["alpha_y"])]
-        sizes += [np.hypot(own["true_x"], own["true_y"])] if "true_x" in own else []
-        top = max(float(size.max()) for size in sizes)
-        half = own["image"].shape[0] * pixel_scale / 2
-        for axes, values in zip(row, [own["image"], own["source"], own["k"], *sizes], strict=True):
-            light = axes in row[:2]
+    for row, image_maps, name in zip(grid, maps, names, strict=True):
+        deflections = [np.hypot(image_maps["alpha_x"], image_maps["alpha_y"])]
+        if "true_x" in image_maps:
+            deflections.append(np.hypot(image_maps["true_x"], image_maps["true_y"]))
+        top = max(float(deflection.max()) for deflection in deflections)
+        half = image_maps["image"].shape[0] * pixel_scale / 2
+        panel_maps = [*(image_maps[key] for key in ("image", "source", "k")), *deflections]
+        for axes, values in zip(row, panel_maps, strict=True):
+            is_light = axes in row[:2]
             image = axes.imshow(
-                np.sqrt(values.clip(0)) if light else values,
-                cmap="magma" if light else "viridis",
+                np.sqrt(values.clip(0)) if is_light else values,
+                cmap="magma" if is_light else "viridis",
                 vmin=0 if axes in row[3:] else None,
                 vmax=top if axes in row[3:] else None,
                 origin="lower",
                 extent=(-half, half, -half, half),
             )
             axes.tick_params(labelsize=9)
-            if not light:
+            if not is_light:
                 figure.colorbar(image, ax=axes, shrink=0.8)
         row[0].set_ylabel(f"{name}\narcsec", parse_math=False)
     for axes, title in zip(grid[0], panels, strict=True):
@@ -109,46 +111,46 @@ def fit_maps(
     *,
     pixel_scale: float,
 ) -> Figure:
-    """Return a row for each image: itself, what the fits leave, and the evidence for a point mass at each place.
+    """Return a row for each image: image, residuals of the fits, and the evidence for a point mass at each position.
 
-    The line and the first point mass that were found are drawn on the image.
+    The fitted line and the first fitted point mass are drawn on the image.
 
     Args:
         maps: As `darklens.fit.features.MAP_NAMES` names them.
-        names: What to call each image.
+        names: Of the images.
         findings: As `darklens.models.lens_residual.findings` names them.
         pixel_scale: Of the maps, arcsec.
     """
     panels = {
-        "image": "image, and masses tried",
-        "residual": "smooth lens leaves, sigma",
-        "line_residual": "line leaves, sigma",
-        "point_residual": "points leave, sigma",
-        "evidence": "evidence for a point, sigma",
-        "line_evidence": "the same beside the line",
+        "image": "image, fitted masses",
+        "residual": "residual, smooth (sigma)",
+        "line_residual": "residual, line (sigma)",
+        "point_residual": "residual, points (sigma)",
+        "evidence": "evidence for a point (sigma)",
+        "line_evidence": "the same, given the line",
     }
     figure, _ = new_figure(2.7 * len(panels), 2.7 * len(maps) + 0.3, columns=len(panels), rows=len(maps))
     grid = np.array(figure.axes).reshape(len(maps), len(panels))
-    for row, own, name, found in zip(grid, maps, names, findings, strict=True):
-        half = own["image"].shape[0] * pixel_scale / 2
+    for row, image_maps, name, fitted in zip(grid, maps, names, findings, strict=True):
+        half = image_maps["image"].shape[0] * pixel_scale / 2
         for axes, key in zip(row, panels, strict=True):
-            light, evidence = key == "image", key.endswith("evidence")
-            top = None if light else max(5.0, float(np.abs(own["evidence" if evidence else "residual"]).max()))
+            is_light, scaled_by = key == "image", "evidence" if key.endswith("evidence") else "residual"
+            top = None if is_light else max(5.0, float(np.abs(image_maps[scaled_by]).max()))
             image = axes.imshow(
-                np.sqrt(own[key].clip(0)) if light else own[key],
-                cmap="magma" if light else "RdBu_r",
+                np.sqrt(image_maps[key].clip(0)) if is_light else image_maps[key],
+                cmap="magma" if is_light else "RdBu_r",
                 vmin=None if top is None else -top,
                 vmax=top,
                 origin="lower",
                 extent=(-half, half, -half, half),
             )
             axes.tick_params(labelsize=9)
-            if not light:
+            if not is_light:
                 figure.colorbar(image, ax=axes, shrink=0.8)
-        x, y, length, angle = (float(found[f"line_{key}"]) for key in ("x", "y", "length", "angle"))
+        x, y, length, angle = (float(fitted[f"line_{key}"]) for key in ("x", "y", "length", "angle"))
         along = np.array([-0.5, 0.5]) * length
         row[0].plot(x + along * np.cos(np.radians(angle)), y + along * np.sin(np.radians(angle)), "c-", linewidth=1)
-        row[0].plot(float(found["point_x"]), float(found["point_y"]), "w+", markersize=9)
+        row[0].plot(float(fitted["point_x"]), float(fitted["point_y"]), "w+", markersize=9)
         row[0].set(xlim=(-half, half), ylim=(-half, half))
         row[0].set_ylabel(f"{name}\narcsec", parse_math=False)
     for axes, title in zip(grid[0], panels.values(), strict=True):

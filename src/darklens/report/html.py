@@ -1,4 +1,4 @@
-"""One HTML file that needs nothing else: figures are inlined, nothing is fetched."""
+"""A self-contained HTML page: figures are inlined, nothing is fetched."""
 
 import base64
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with the sentence that stands in for it where it cannot be seen, and its numbers to stand beside it."""
+    """A PNG with its alternative text, and a caption that states its numbers."""
 
     png: bytes
     alt: str
@@ -35,7 +35,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, what it means in a sentence or two, then tables and pictures."""
+    """A heading, one or two sentences, tables and pictures."""
 
     title: str
     text: str = ""

@@ -1,4 +1,4 @@
-"""What the physics of a system made of images: k(x, y), the deflection, the source plane, and the truth beside them."""
+"""Maps of a system with a lens step or fits: k(x, y), deflection and source plane, or residuals and evidence."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,16 +19,14 @@ from darklens.report.html import Picture, Section, Table
 from darklens.simulate.render import deflection
 from darklens.simulate.truth import columns
 
-_LIT = 0.2  # of an image's range: pixels in which the deflection shows
+_MIN_BRIGHTNESS = 0.2  # of the range of the image, for pixels in which the deflection is measured
 
 
-class FreeNames:
-    """Gives each file's outputs a name that no other has.
-
-    It is the file's own, FOLDER-FILE where files of several folders share it, and FILE-2, ... where that is taken too.
+class UniqueNames:
+    """Unique output names for files: FILE, FOLDER-FILE if several folders have it, or with -2, -3, ... if still taken.
 
     Args:
-        files: All files that are to have names.
+        files: All files.
     """
 
     def __init__(self, files: Iterable[Path]) -> None:
@@ -36,10 +34,10 @@ class FreeNames:
         self._used: set[str] = set()
 
     def of(self, path: Path) -> str:
-        """Return a name for what is made of a file."""
+        """Return the name of the outputs of a file."""
         folder = path.absolute().parent.name
-        own = f"{folder}-{path.stem}" if folder and self._files_of[path.stem] > 1 else path.stem
-        candidates = (own if n == 1 else f"{own}-{n}" for n in count(1))
+        stem = f"{folder}-{path.stem}" if folder and self._files_of[path.stem] > 1 else path.stem
+        candidates = (stem if n == 1 else f"{stem}-{n}" for n in count(1))
         name = next(name for name in candidates if name not in self._used)
         self._used.add(name)
         return name
@@ -49,19 +47,19 @@ class MapWriter:
     """Writes FILE.npz and FILE.png for each image of the batches it is called with.
 
     Args:
-        bundle: A system with a lens step.
-        folder: Where to write; it must not hold anything.
-        files: All files that are to come.
+        bundle: A system with a lens step or fits.
+        folder: Output folder, which must be empty.
+        files: All files of the batches.
 
     Raises:
-        InputError: If the system has no lens step, or the folder is not empty.
+        InputError: If the system has no maps, or the folder is not empty.
     """
 
     def __init__(self, bundle: Bundle, folder: Path, files: Iterable[Path]) -> None:
         bundle.require_maps()
         prepare_folder(folder)
         self._bundle, self._folder = bundle, folder
-        self._names = FreeNames(files)
+        self._names = UniqueNames(files)
 
     def __call__(
         self, paths: Sequence[Path], images: Float[np.ndarray, "b 1 n n"], classification: Classification
@@ -83,61 +81,61 @@ class MapWriter:
 
 
 def section(bundle: Bundle, store: Store) -> Section:
-    """Return the maps of the first image of each class, beside the true deflection where the images are simulated."""
+    """Return the section on the maps of one image of each class, with the true deflection of simulated images."""
     chosen = [int(np.flatnonzero(store.labels == i)[0]) for i in np.unique(store.labels)]
     if bundle.fit_settings is not None:
         return _fits_section(bundle, store, chosen)
-    found = bundle.maps(store.images(chosen))
+    maps = bundle.maps(store.images(chosen))
     truth = true_deflection(bundle, store, chosen)
-    shown, rows = [], []
+    panels, rows = [], []
     for i, number in enumerate(chosen):
-        own = {key: value[i] for key, value in found.items()}
+        image_maps = {key: value[i] for key, value in maps.items()}
         name = store.classes[store.labels[number]]
         if truth is not None:
-            own |= {"true_x": truth[0][i], "true_y": truth[1][i]}
-            lit = own["image"] > _LIT
-            miss = np.hypot(own["alpha_x"] - own["true_x"], own["alpha_y"] - own["true_y"])[lit]
-            size = np.hypot(own["true_x"], own["true_y"])[lit]
-            rows.append([name, f"{np.sqrt((miss**2).mean()):.3f}", f"{np.sqrt((size**2).mean()):.3f}"])
-        shown.append(own)
+            image_maps |= {"true_x": truth[0][i], "true_y": truth[1][i]}
+            bright = image_maps["image"] > _MIN_BRIGHTNESS
+            error_x, error_y = (image_maps[f"alpha_{axis}"] - image_maps[f"true_{axis}"] for axis in ("x", "y"))
+            error = np.hypot(error_x, error_y)[bright]
+            size = np.hypot(image_maps["true_x"], image_maps["true_y"])[bright]
+            rows.append([name, f"{np.sqrt((error**2).mean()):.3f}", f"{np.sqrt((size**2).mean()):.3f}"])
+        panels.append(image_maps)
     names = [store.classes[store.labels[number]] for number in chosen]
-    picture = figures.to_png(figures.lens_maps(shown, names, pixel_scale=bundle.map_pixel_scale))
+    picture = figures.to_png(figures.lens_maps(panels, names, pixel_scale=bundle.map_pixel_scale))
     text = (
-        "The map k(x, y) that the system made of an image of each class, the deflection it stands for, and the light "
-        "moved back to the source plane with it. It was taught to give back the image and to tell the "
-        "classes apart, never the true deflection, so it need not be near it."
+        "The map k(x, y) that the network predicts for an image of each class, its deflection, and the light traced "
+        "back to the source plane. The network was trained to reconstruct and classify images, not on the true "
+        "deflection, so its deflection may differ from the truth."
     )
-    header = ["image", "learnt - true deflection, rms arcsec", "true deflection, rms arcsec"]
+    header = ["image", "predicted - true deflection, rms arcsec", "true deflection, rms arcsec"]
     if rows:
-        text += f" The numbers are over pixels brighter than {_LIT:g} of the image's range."
+        text += f" The rms values are over pixels brighter than {_MIN_BRIGHTNESS:g} of the range of the image."
     tables = [Table(header, rows)] if rows else []
     alt = "Image, source plane, k and deflection of an image of each class."
-    return Section("What the physics learned", text, tables=tables, pictures=[Picture(picture, alt)])
+    return Section("Lens maps", text, tables=tables, pictures=[Picture(picture, alt)])
 
 
 def _fits_section(bundle: Bundle, store: Store, chosen: Sequence[int]) -> Section:
-    found = bundle.classify(store.images(chosen))
+    classification = bundle.classify(store.images(chosen))
     names = [store.classes[store.labels[number]] for number in chosen]
-    maps = [{key: value[i] for key, value in found.maps.items()} for i in range(len(chosen))]
-    findings = [{key: column[i] for key, column in found.findings.items()} for i in range(len(chosen))]
+    maps = [{key: value[i] for key, value in classification.maps.items()} for i in range(len(chosen))]
+    findings = [{key: column[i] for key, column in classification.findings.items()} for i in range(len(chosen))]
     picture = figures.to_png(figures.fit_maps(maps, names, findings, pixel_scale=bundle.map_pixel_scale))
     text = (
-        "An image of each class, and what of it, in standard deviations of the noise, is left by the smooth lens "
-        "alone, with one line mass (drawn on the image) and with point masses (the first is the cross). The last two "
-        "pictures "
-        "show for each place by how many standard deviations a point mass there would better the fit, without and with "
-        "the line. chi2 is per block of pixels and close to 1 where the hypothesis is true."
+        "An image of each class, and its residuals in units of the noise for the smooth lens alone, with one line mass "
+        "(drawn on the image) and with point masses (the cross is the first). The last two maps show by how many "
+        "standard deviations a point mass at each position improves the fit, without and with the line. chi2 per pixel "
+        "is close to 1 for the true hypothesis."
     )
     header = ["image", *(name for name in findings[0] if name != "fit")]
-    rows = [[name, *(own[key] for key in header[1:])] for name, own in zip(names, findings, strict=True)]
+    rows = [[name, *(fitted[key] for key in header[1:])] for name, fitted in zip(names, findings, strict=True)]
     alt = "Image, residuals of three hypotheses and evidence maps of an image of each class."
-    return Section("What the fits found", text, tables=[Table(header, rows)], pictures=[Picture(picture, alt)])
+    return Section("Lens fits", text, tables=[Table(header, rows)], pictures=[Picture(picture, alt)])
 
 
 def true_deflection(
     bundle: Bundle, store: Store, chosen: Sequence[int]
 ) -> tuple[Float[np.ndarray, "b m m"], Float[np.ndarray, "b m m"]] | None:
-    """Return alpha_x and alpha_y (arcsec) that the images were simulated with, on the maps' pixels; None if unknown."""
+    """Return the true alpha_x and alpha_y (arcsec) on the pixels of the maps; None for images without truth."""
     if store.index.population is None:
         return None
     try:

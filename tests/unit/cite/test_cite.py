@@ -1,4 +1,4 @@
-"""BibTeX that parses, keys that exist, and works that fit what was used."""
+"""BibTeX that parses, with existing keys and the works that were used."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from darklens.bundle import Bundle
 from darklens.calibration import Curve
 from darklens.cite import bibtex
 from darklens.cite.bibtex import cite, entries
-from darklens.cite.used import _NETWORKS, _PROFILES, of_population
+from darklens.cite.works import _NETWORKS, _PROFILES, of_population
 from darklens.locate import SHIPPED, shipped
 from darklens.physics.profiles import PROFILES
 from darklens.recipes import names
@@ -28,8 +28,8 @@ NEEDED = {
 
 
 def parse(text):
-    """Parse BibTeX as a program would: entries with balanced braces; what is outside is a comment."""
-    found, at = {}, 0
+    """Parse BibTeX: entries with balanced braces, comments outside."""
+    parsed, at = {}, 0
     text = re.sub(r"^%.*$", "", text, flags=re.MULTILINE)
     while (start := text.find("@", at)) >= 0:
         assert text[at:start].strip() == "", text[at:start]
@@ -50,17 +50,17 @@ def parse(text):
                     fields[name], begun = text[value_from:i], i + 1
             i += 1
         assert text[begun : i - 1].strip(" ,\n") == ""
-        assert kind[2] not in found
-        found[kind[2]] = {"kind": kind[1]} | fields
+        assert kind[2] not in parsed
+        parsed[kind[2]] = {"kind": kind[1]} | fields
         at = i
     assert text[at:].strip() == ""
-    return found
+    return parsed
 
 
 def test_all_references_parse_and_are_complete():
-    found = parse("\n".join(entries().values()))
-    assert len(found) == len(entries()) > 30
-    for key, fields in found.items():
+    parsed = parse("\n".join(entries().values()))
+    assert len(parsed) == len(entries()) > 30
+    for key, fields in parsed.items():
         assert {"author", "title", "year"} | NEEDED[fields["kind"]] <= set(fields), key
         assert (
             re.fullmatch(r"(19|20)\d\d", fields["year"]) and fields["year"] == re.sub(r"\D", "", key)[-4:]
@@ -79,14 +79,14 @@ def test_the_whole_file_is_entries_and_comments():
 
 
 @pytest.mark.parametrize("name", names())
-def test_every_recipe_cites_its_method_and_software(name):
-    found = parse(cite(name) if name not in shipped() else bibtex._of_recipe(recipes.get(name)))
-    assert {"darklens", "ansel2024", "falcon2019"} < set(found)
-    assert len(found) >= 6
-    assert ("lee2018" in found) == (recipes.get(name).stages[-1].task == "classify")
+def test_recipes_cite_their_method_and_software(name):
+    parsed = parse(cite(name) if name not in shipped() else bibtex._of_recipe(recipes.get(name)))
+    assert {"darklens", "ansel2024", "falcon2019"} < set(parsed)
+    assert len(parsed) >= 6
+    assert ("lee2018" in parsed) == (recipes.get(name).stages[-1].task == "classify")
 
 
-def test_what_is_cited_is_what_was_used():
+def test_the_cited_works_are_those_used():
     assert "dosovitskiy2021" in cite("sis_transformer") and "dosovitskiy2021" not in cite("sis_autoencoder2")
     assert "bengio2009" in cite("resnet_18_curriculum") and "bengio2009" not in cite("resnet_18")
     assert "@inproceedings{kingma2015," in cite("resnet_18_legacy")
@@ -97,21 +97,21 @@ def test_what_is_cited_is_what_was_used():
     assert all(keys[name] <= set(entries()) for name in keys)
 
 
-def test_every_profile_and_network_has_a_work():
+def test_profiles_and_networks_have_a_work():
     assert set(_PROFILES) == {name for name in PROFILES if name in _PROFILES or name.isalpha()}
     assert {key for keys in (*_PROFILES.values(), *_NETWORKS.values()) for key in keys} <= set(entries())
 
 
-def test_a_shipped_model_cites_its_own_version(capsys):
+def test_a_shipped_model_cites_its_version(capsys):
     assert darklens("cite", "lens_residual") == 0
-    found = parse(capsys.readouterr().out)
+    parsed = parse(capsys.readouterr().out)
     contract = Bundle.load("lens_residual").contract
-    assert found["darklens"]["version"] == contract.provenance["version"]
-    assert contract.provenance["commit"] in found["darklens"]["note"]
-    assert {"marquardt1963", "guo2017", "schneider1992", "alexander2020", "loshchilov2019"} <= set(found)
+    assert parsed["darklens"]["version"] == contract.provenance["version"]
+    assert contract.provenance["commit"] in parsed["darklens"]["note"]
+    assert {"marquardt1963", "guo2017", "schneider1992", "alexander2020", "loshchilov2019"} <= set(parsed)
 
 
-def test_curves_of_probabilities_cite_their_work_where_there_are_some(tmp_path):
+def test_isotonic_curves_cite_their_work(tmp_path):
     bundle = Bundle.load("lens_residual")
     assert "zadrozny2002" not in cite("lens_residual")
     calibration = bundle.contract.calibration
@@ -129,18 +129,18 @@ def test_a_run_cites_the_recipe_it_was_trained_by(tmp_path):
 
     Bundle.load("lens_residual").save(tmp_path / "run" / "bundle")
     (tmp_path / "run" / "config.yaml").write_text(dump(recipe))
-    found = parse(cite(str(tmp_path / "run")))
-    assert "kingma2015" in found and "loshchilov2019" not in found and "izmailov2018" not in found
+    parsed = parse(cite(str(tmp_path / "run")))
+    assert "kingma2015" in parsed and "loshchilov2019" not in parsed and "izmailov2018" not in parsed
 
 
-def test_what_is_nothing_is_one_sentence(capsys):
+def test_an_unknown_subject_is_one_sentence(capsys):
     assert darklens("cite", "lens_residul") == 2
     assert "is neither a run, a bundle" in capsys.readouterr().err
 
 
-def test_citation_cff_names_the_software_as_we_do():
+def test_citation_cff_agrees_with_cite():
     root = Path(__file__).resolve().parent.parent.parent.parent
     cff = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))
-    own = parse(cite("resnet_18"))["darklens"]
-    assert cff["title"] == own["title"] and cff["authors"][0]["name"] == own["author"].strip("{}")
+    software = parse(cite("resnet_18"))["darklens"]
+    assert cff["title"] == software["title"] and cff["authors"][0]["name"] == software["author"].strip("{}")
     assert (Path(str(SHIPPED)) / "lens_residual").is_dir()

@@ -46,43 +46,43 @@ def test_equal_bytes(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("quarter_turns", range(4))
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_turned_mirrored_and_rescaled_copies(tmp_path, turns, mirrored):
-    copy = np.rot90(IMAGES[5:6], turns, (2, 3))
+def test_rotated_mirrored_and_rescaled_copies(tmp_path, quarter_turns, mirrored):
+    copy = np.rot90(IMAGES[5:6], quarter_turns, (2, 3))
     copy = (37.5 * (copy[..., ::-1] if mirrored else copy) + 1000).astype(np.float32)
-    kind = "turned, mirrored or rescaled"
+    kind = "rotated, mirrored or rescaled"
     assert twins(store_of(tmp_path / "a", np.concatenate([IMAGES, copy]))) == [(5, 36, 0, kind)]
-    own, across = (5, 36, 0, kind), (36, 0, 1, "same bytes")
-    assert twins(Store(tmp_path / "a"), store_of(tmp_path / "b", copy)) == [own, across]
+    within, between = (5, 36, 0, kind), (36, 0, 1, "same bytes")
+    assert twins(Store(tmp_path / "a"), store_of(tmp_path / "b", copy)) == [within, between]
 
 
 def test_a_copy_of_eight_bits(tmp_path):
     copy = (IMAGES[7:8] * 255).round()
     assert twins(store_of(tmp_path / "a", IMAGES), store_of(tmp_path / "b", copy)) == [
-        (7, 0, 1, "turned, mirrored or rescaled")
+        (7, 0, 1, "rotated, mirrored or rescaled")
     ]
 
 
 def test_constant_images_and_stores_of_another_size(tmp_path):
     dark = np.stack([np.zeros((1, 48, 48)), np.ones((1, 48, 48))]).astype(np.float32)
     first = store_of(tmp_path / "a", np.concatenate([IMAGES[:4], dark]))
-    assert [t[3] for t in twins(first)] == ["turned, mirrored or rescaled"]
+    assert [t[3] for t in twins(first)] == ["rotated, mirrored or rescaled"]
     assert twins(store_of(tmp_path / "c", IMAGES[:4]), store_of(tmp_path / "b", IMAGES[:4, :, 4:-4, 4:-4])) == []
 
 
-def test_the_examination_says_which_and_that_labels_differ(tmp_path):
+def test_the_report_names_duplicates_and_different_labels(tmp_path):
     first = store_of(tmp_path / "a", np.concatenate([IMAGES, IMAGES[3:4]]), [*np.arange(36) % 3, 1])
     second = store_of(tmp_path / "b", IMAGES[10:12])
-    found = examine(first, [second])
-    assert found["duplicates"]["n"] == 3
-    inside, across = (w for w in found["warnings"] if "cop" in w)
-    assert inside.startswith("1 image is a copy of another in it, 1 byte by byte")
-    assert "1 of them under another class (image 36 is 3" in inside
-    assert across.startswith(f"2 images are copies of images in {tmp_path / 'b'}") and "2 of them under" in across
+    report = examine(first, [second])
+    assert report["duplicates"]["n"] == 3
+    within, between = (w for w in report["warnings"] if "byte for byte" in w)
+    assert within.startswith("1 image is a duplicate within the store, 1 byte for byte")
+    assert "1 of them with a different label (for example, image 36 equals image 3)" in within
+    assert between.startswith(f"2 images are shared with {tmp_path / 'b'}") and "2 of them with" in between
 
 
-def test_stores_of_one_seed_are_told_apart_from_others(tmp_path):
+def test_stores_of_equal_seed_give_a_warning(tmp_path):
     tree = SMALL.model_dump(mode="json", by_alias=True)
     first = store_of(tmp_path / "a", IMAGES, population=tree, seed=1)
     others = [

@@ -12,71 +12,71 @@ NAMES = ["a", "b", "c"]
 
 
 def clean(n, seed=0):
-    """Correlated statistics of heavy tails, and labels without meaning."""
+    """Correlated statistics with heavy tails, and random labels."""
     g = np.random.default_rng(seed)
     common = g.normal(size=(n, 1))
     return np.exp(common + g.normal(size=(n, 3))), g.permutation(n) % 3
 
 
-def found(values, labels, names=NAMES, **settings):
-    return [leak for leak in leaks(values, names, labels, **settings) if leak.found]
+def significant(values, labels, names=NAMES, **settings):
+    return [leak for leak in leaks(values, names, labels, **settings) if leak.is_significant]
 
 
-def test_false_alarms_are_as_rare_as_promised():
-    alarms = sum(bool(found(*clean(150, seed), permutations=199)) for seed in range(100))
+def test_the_false_alarm_rate_is_that_of_alpha():
+    alarms = sum(bool(significant(*clean(150, seed), permutations=199)) for seed in range(100))
     assert alarms <= 4  # 1 is expected; 5 or more have a probability of 0.3 %
 
 
-def test_a_shifted_statistic_is_found_with_its_class_and_direction():
+def test_a_shifted_statistic_is_detected_with_its_class_and_direction():
     values, labels = clean(600)
     values[labels == 2, 1] *= 0.3
-    strongest = max((leak for leak in found(values, labels) if leak.by != "all"), key=lambda leak: leak.auc)
+    strongest = max((leak for leak in significant(values, labels) if leak.by != "all"), key=lambda leak: leak.auc)
     assert (strongest.statistic, strongest.label, strongest.sign, strongest.by) == ("b", 2, -1, "value")
     assert strongest.ci95[0] < strongest.auc < strongest.ci95[1] and strongest.p <= ALPHA
-    assert all(leak.statistic in ("b", "all together") for leak in found(values, labels))
+    assert all(leak.statistic in ("b", "all together") for leak in significant(values, labels))
 
 
-def test_a_statistic_of_larger_scatter_is_found_by_its_extremes():
+def test_a_statistic_of_larger_scatter_is_detected_by_its_extremes():
     values, labels = clean(900)
     values = np.log(values)
     values[labels == 1, 0] *= 2
-    strongest = max((leak for leak in found(values, labels) if leak.by != "all"), key=lambda leak: leak.auc)
+    strongest = max((leak for leak in significant(values, labels) if leak.by != "all"), key=lambda leak: leak.auc)
     assert (strongest.statistic, strongest.label, strongest.sign, strongest.by) == ("a", 1, 1, "extremes")
 
 
-def test_what_no_statistic_tells_alone_all_together_tell():
+def test_the_discriminant_detects_what_no_single_statistic_does():
     g = np.random.default_rng(5)
     labels = np.arange(600) % 3
     common = g.normal(size=600)
     values = np.stack([common, common + 0.05 * (labels == 0) + 0.05 * g.normal(size=600)], axis=1)
-    judged = found(values, labels, ["a", "b"])
-    assert {leak.by for leak in judged} == {"all"}
-    assert max(leak.auc for leak in judged if leak.label == 0) > 0.7
+    results = significant(values, labels, ["a", "b"])
+    assert {leak.by for leak in results} == {"all"}
+    assert max(leak.auc for leak in results if leak.label == 0) > 0.7
 
 
-def test_scores_of_all_together_are_of_images_that_were_left_out():
+def test_scores_of_the_discriminant_are_cross_validated():
     g = np.random.default_rng(6)
     aucs = []
     for _ in range(20):
-        judged = leaks(g.normal(size=(60, 12)), [f"s{i}" for i in range(12)], np.arange(60) % 3, permutations=9)
-        aucs += [leak.auc for leak in judged if leak.by == "all"]
+        results = leaks(g.normal(size=(60, 12)), [f"s{i}" for i in range(12)], np.arange(60) % 3, permutations=9)
+        aucs += [leak.auc for leak in results if leak.by == "all"]
     assert np.mean(aucs) == pytest.approx(0.5, abs=0.05)
 
 
-def test_units_and_the_order_of_images_do_not_matter_and_a_seed_gives_the_same():
+def test_results_do_not_depend_on_units_and_are_reproducible():
     values, labels = clean(200)
     values[labels == 0, 2] *= 1.5
     same = leaks(np.log(values) * 7 - 3, NAMES, labels)
     assert same == leaks(values, NAMES, labels)
 
 
-def test_constants_are_left_out_and_a_file_written_otherwise_is_caught():
+def test_constant_statistics_are_left_out_and_a_binary_one_is_detected():
     values, labels = clean(90)
     values[:, 0], values[:, 1] = 4.0, labels == 1
-    judged = leaks(values, NAMES, labels)
-    assert "a" not in {leak.statistic for leak in judged}
-    strongest = next(leak for leak in judged if leak.statistic == "b" and leak.label == 1)
-    assert strongest.found and strongest.auc == 1 and strongest.ci95 == (1, 1)
+    results = leaks(values, NAMES, labels)
+    assert "a" not in {leak.statistic for leak in results}
+    strongest = next(leak for leak in results if leak.statistic == "b" and leak.label == 1)
+    assert strongest.is_significant and strongest.auc == 1 and strongest.ci95 == (1, 1)
     assert leaks(np.ones((90, 3)), NAMES, labels) == []
 
 
@@ -88,14 +88,14 @@ def test_too_few_images_are_refused_and_an_absent_class_is_not():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_auc_is_that_of_the_metrics_and_its_variance_delongs(seed):
+def test_the_auc_equals_that_of_the_metrics_and_its_variance_is_delongs(seed):
     g = np.random.default_rng(seed)
-    own = g.random(80) < 0.4
-    score = g.normal(size=80).round(1) + own  # with ties
-    auc, (low, high) = auc_with_interval(own, score)
-    assert auc == pytest.approx(binary_auc(own, score), abs=1e-12)
-    wins = (score[own][:, None] > score[~own]) + 0.5 * (score[own][:, None] == score[~own])
-    variance = wins.mean(1).var(ddof=1) / own.sum() + wins.mean(0).var(ddof=1) / (~own).sum()
+    member = g.random(80) < 0.4
+    score = g.normal(size=80).round(1) + member  # with ties
+    auc, (low, high) = auc_with_interval(member, score)
+    assert auc == pytest.approx(binary_auc(member, score), abs=1e-12)
+    wins = (score[member][:, None] > score[~member]) + 0.5 * (score[member][:, None] == score[~member])
+    variance = wins.mean(1).var(ddof=1) / member.sum() + wins.mean(0).var(ddof=1) / (~member).sum()
     width = np.log(high / (1 - high)) - np.log(low / (1 - low))
     assert width / 2 == pytest.approx(1.959964 * np.sqrt(variance) / (auc * (1 - auc)), rel=1e-6)
     assert low < auc < high
@@ -107,8 +107,8 @@ def test_normal_scores_share_ties():
     )
 
 
-def test_a_leak_of_two_percent_in_ring_radius_of_one_lens_model_is_found_in_a_few_images():
-    """Of one theta_E; under a wide prior more are needed, see results/leaks."""
+def test_a_leak_of_two_per_cent_in_the_ring_radius_is_detected_in_150_images():
+    """For a fixed theta_E; a wide prior needs more images, see results/leaks."""
     changes = ("field.n_pixels=72", "lens.theta_E=1.1", "lens.gamma.high=0.05", "source.position.radius.high=0.2")
     smooth = populations.get("common-test-i", changes)
     smooth = smooth.model_copy(update={"classes": dict.fromkeys(smooth.classes, smooth.classes["no"])})
@@ -124,7 +124,7 @@ def test_a_leak_of_two_percent_in_ring_radius_of_one_lens_model_is_found_in_a_fe
         for population, seed, n in ((smooth, 1, 150), (wider, 2, 50))
     )
     names, labels = [s.name for s in STATISTICS], np.arange(150) % 3
-    assert not found(clean_values, labels, names)
+    assert not significant(clean_values, labels, names)
     clean_values[labels == 2] = planted_values
-    judged = found(clean_values, labels, names)
-    assert ("ring radius", 2, 1) in {(leak.statistic, leak.label, leak.sign) for leak in judged}
+    results = significant(clean_values, labels, names)
+    assert ("ring radius", 2, 1) in {(leak.statistic, leak.label, leak.sign) for leak in results}

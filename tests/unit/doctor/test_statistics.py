@@ -25,27 +25,27 @@ def ring(radius, *, offset=0.0, n=100):
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.3])
-def test_the_radius_of_a_ring_wherever_its_source_is(offset):
+def test_the_radius_of_a_ring_does_not_depend_on_the_source_position(offset):
     for radius in (1.2, 1.2 * 1.02):
         assert of(ring(radius, offset=offset), "ring radius") == pytest.approx(radius, rel=0.01)
     ratio = of(ring(1.224, offset=offset), "ring radius") / of(ring(1.2, offset=offset), "ring radius")
     assert ratio == pytest.approx(1.02, abs=0.002)
 
 
-def test_scale_and_zero_of_brightness_do_not_move_the_ring():
+def test_scale_and_offset_of_the_brightness_do_not_change_the_ring_radius():
     noisy = ring(1.2) + np.random.default_rng(0).normal(0, 2, (100, 100))
     assert of(3e-3 * noisy + 7, "ring radius") == pytest.approx(of(noisy, "ring radius"), rel=1e-4)
     assert of(noisy, "ring radius", 0.1) == pytest.approx(2 * of(noisy, "ring radius"))
 
 
-def test_on_simulated_lenses_it_follows_theta_E():
+def test_the_ring_radius_of_simulated_lenses_follows_theta_E():
     population = populations.get("common-test-i")
     images, truth = simulate_batch(population, 3, range(0, 180, 3))
-    found = measure(images, pixel_scale=SCALE)[:, NAMES.index("ring radius")]
-    assert np.corrcoef(found, truth["theta_E"])[0, 1] > 0.95
+    radius = measure(images, pixel_scale=SCALE)[:, NAMES.index("ring radius")]
+    assert np.corrcoef(radius, truth["theta_E"])[0, 1] > 0.95
 
 
-def test_flux_peak_and_levels_are_above_the_sky_or_of_the_file_as_named():
+def test_flux_and_peak_are_above_the_sky_and_levels_are_those_of_the_file():
     image = ring(1.2)
     assert of(image + 5, "total flux") == pytest.approx(image.sum(), rel=1e-3)
     assert of(image + 5, "peak brightness") == pytest.approx(100, rel=0.15)
@@ -81,7 +81,7 @@ def test_shape_of_an_ellipse():
 
 
 @pytest.mark.parametrize("n", [5, 9, 64])
-def test_nothing_is_nan_on_images_without_light(n):
+def test_images_without_light_give_finite_statistics(n):
     spot = np.zeros((n, n))
     spot[n // 2, n // 2] = 1
     for image in (np.zeros((n, n)), np.full((n, n), 3.0), spot):

@@ -1,4 +1,4 @@
-"""A calibration is fitted on what no weight has seen, and travels in the bundle; ensembles are means of members."""
+"""Calibration on held-out images, saved with the bundle; ensembles as means of their members."""
 
 import json
 
@@ -35,7 +35,7 @@ def untrained(seed=0, config=None, **changes):
     contract = Contract.untrained(config or ResNetSimpleConfig(), **(values | changes))
     torch.manual_seed(seed)
     network = contract.build()
-    for module in network.modules():  # untrained logits are all alike
+    for module in network.modules():  # the logits of untrained networks hardly differ
         if isinstance(module, torch.nn.Linear):
             module.weight.data *= 3
     return Bundle(contract, network)
@@ -62,7 +62,7 @@ def calibrated(store):
     return calibrate_on(untrained(), store)
 
 
-def test_halves_share_each_class_and_no_image():
+def test_halves_share_no_image_and_divide_each_class():
     labels = np.array([0] * 7 + [1] * 4 + [2])
     first, second = halves(labels, seed=0)
     assert sorted([*first, *second]) == list(range(12))
@@ -70,7 +70,7 @@ def test_halves_share_each_class_and_no_image():
     assert halves(labels, seed=1)[0].tolist() != first.tolist()
 
 
-def test_a_calibration_is_the_same_each_time_and_divides_the_logits(store, calibrated):
+def test_a_calibration_is_reproducible_and_divides_the_logits(store, calibrated):
     record = calibrated.contract.calibration
     assert calibrate_on(untrained(), store).contract.calibration == record
     assert record.temperature_images == 120 and record.threshold_images == 120
@@ -82,28 +82,28 @@ def test_a_calibration_is_the_same_each_time_and_divides_the_logits(store, calib
     )
 
 
-def test_bundles_with_and_without_calibration_come_back_as_they_were(store, calibrated, tmp_path):
+def test_bundles_with_and_without_calibration_survive_a_round_trip(store, calibrated, tmp_path):
     for name, bundle in (("old", untrained()), ("new", calibrated)):
         bundle.save(tmp_path / name)
         again = Bundle.load(tmp_path / name)
         assert again.contract.calibration == bundle.contract.calibration
         np.testing.assert_array_equal(again.probabilities_of(store), bundle.probabilities_of(store))
         features = again.outputs_of(store).ood_features
-        found = prediction_columns(again, again.probabilities_of(store), features)
-        assert found == prediction_columns(bundle, bundle.probabilities_of(store), features)
-    # A bundle of an earlier version has neither of the two entries.
+        columns = prediction_columns(again, again.probabilities_of(store), features)
+        assert columns == prediction_columns(bundle, bundle.probabilities_of(store), features)
+    # Bundles of earlier versions have neither entry.
     contract = json.loads((tmp_path / "old" / CONTRACT).read_text())
     del contract["calibration"], contract["ood_sha256"]
     (tmp_path / "old" / CONTRACT).write_text(json.dumps(contract))
     old = Bundle.load(tmp_path / "old")
     assert old.contract.calibration is None and not (tmp_path / "old" / OOD_REFERENCE).exists()
-    found = prediction_columns(old, np.ones((2, 3)) / 3, np.zeros((2, 5)))
-    assert found == {"set": ["", ""], "ood_score": ["", ""], "ood": ["", ""]}
+    columns = prediction_columns(old, np.ones((2, 3)) / 3, np.zeros((2, 5)))
+    assert columns == {"set": ["", ""], "ood_score": ["", ""], "ood": ["", ""]}
     assert summarise_calibration(old, np.ones((2, 3)) / 3, np.zeros((2, 5)), np.array([0, 1])) == {}
 
 
 @pytest.mark.parametrize("damage", ["absent", "changed", "other"])
-def test_a_damaged_record_of_what_is_familiar_is_one_sentence(calibrated, tmp_path, damage):
+def test_a_damaged_ood_reference_is_one_sentence(calibrated, tmp_path, damage):
     calibrated.save(tmp_path / "b")
     path = tmp_path / "b" / OOD_REFERENCE
     if damage == "absent":
@@ -116,21 +116,21 @@ def test_a_damaged_record_of_what_is_familiar_is_one_sentence(calibrated, tmp_pa
         Bundle.load(tmp_path / "b")
 
 
-def test_unlike_images_are_called_so_and_sets_are_written(store, calibrated):
+def test_noise_images_are_out_of_distribution_and_sets_are_written(store, calibrated):
     images = store.images(range(60))
-    strange = np.random.default_rng(0).normal(size=images.shape).astype(np.float32)
-    found = [
+    noise = np.random.default_rng(0).normal(size=images.shape).astype(np.float32)
+    columns = [
         prediction_columns(calibrated, c.probabilities, c.ood_features)
-        for c in map(calibrated.classify, (images, strange))
+        for c in map(calibrated.classify, (images, noise))
     ]
-    assert set(found[1]["ood"]) == {"yes"} and found[0]["ood"].count("yes") <= 6
-    assert set(found[0]["ood_score"]).isdisjoint(found[1]["ood_score"])
+    assert set(columns[1]["ood"]) == {"yes"} and columns[0]["ood"].count("yes") <= 6
+    assert set(columns[0]["ood_score"]).isdisjoint(columns[1]["ood_score"])
     names = {"no", "sphere", "vort"}
     probabilities = calibrated.probabilities(images)
-    sets = [set(value.split("|")) for value in found[0]["set"]]
-    assert all(own <= names for own in sets)
+    sets = [set(value.split("|")) for value in columns[0]["set"]]
+    assert all(members <= names for members in sets)
     top = [calibrated.contract.classes[i] for i in probabilities.argmax(1)]
-    assert all(name in own for name, own in zip(top, sets, strict=True))
+    assert all(name in members for name, members in zip(top, sets, strict=True))
     summary = summarise_calibration(
         calibrated, probabilities, calibrated.classify(images).ood_features, store.labels[:60]
     )
@@ -138,7 +138,7 @@ def test_unlike_images_are_called_so_and_sets_are_written(store, calibrated):
     json.dumps(summary, allow_nan=False)
 
 
-def test_what_was_trained_on_does_not_calibrate(store):
+def test_training_images_are_refused_for_calibration(store):
     with pytest.raises(InputError, match="trained on"):
         calibrate_on(untrained(data={"population": "x", "seed": 0, "sha256": store.sha256}), store)
     members = [{"population": "x", "seed": 0, "sha256": sha} for sha in ("a", store.sha256)]
@@ -149,7 +149,7 @@ def test_what_was_trained_on_does_not_calibrate(store):
 
 
 @pytest.mark.parametrize("config", [ResNetSimpleConfig(), ResNet18Config()])
-def test_an_ensemble_is_the_mean_of_its_members_wherever_it_is_asked(store, tmp_path, config):
+def test_an_ensemble_is_the_mean_of_its_members(store, tmp_path, config):
     members = [untrained(0, config), calibrate_on(untrained(1), store)]
     images = store.images(range(5))
     mean = np.mean([member.probabilities(images) for member in members], axis=0)
@@ -165,7 +165,7 @@ def test_an_ensemble_is_the_mean_of_its_members_wherever_it_is_asked(store, tmp_
     assert "ensemble of 2" in again.card
 
 
-def test_an_ensemble_needs_members_that_take_the_same_images(calibrated):
+def test_members_of_an_ensemble_must_take_the_same_images(calibrated):
     with pytest.raises(InputError, match="at least two"):
         ensemble([calibrated])
     with pytest.raises(InputError, match="differ in classes, image size"):
@@ -186,5 +186,5 @@ def test_onnx_gives_calibrated_probabilities(store, calibrated, tmp_path):
     images = store.images(range(7))
     for name, bundle in {"t": Bundle(warm, calibrated.network), "e": ensemble([calibrated, untrained(3)])}.items():
         assert export_onnx(bundle, tmp_path / f"{name}.onnx") <= 1e-4
-        found = onnxruntime.InferenceSession(tmp_path / f"{name}.onnx").run(None, {"image": images})[0]
-        np.testing.assert_allclose(found, bundle.probabilities(images), atol=1e-4)
+        probabilities = onnxruntime.InferenceSession(tmp_path / f"{name}.onnx").run(None, {"image": images})[0]
+        np.testing.assert_allclose(probabilities, bundle.probabilities(images), atol=1e-4)

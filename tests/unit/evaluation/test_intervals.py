@@ -8,10 +8,11 @@ import pytest
 from darklens import rng
 from darklens.errors import InputError
 from darklens.evaluation import bootstrap, metrics
-from darklens.evaluation.bootstrap import difference_over_seeds, paired_difference, scalar_metrics
+from darklens.evaluation.bootstrap import difference_of_means, paired_difference, scalar_metrics
 from darklens.evaluation.compare import compare, to_markdown
 from darklens.evaluation.intervals import (
     _ReliabilityBins,
+    bootstrap_logit_interval,
     calibration_error_interval,
     metric_with_interval,
     metrics_with_intervals,
@@ -48,43 +49,43 @@ def test_a_resample_is_the_metric_of_the_repeated_images():
 
 def test_unweighted_scalars_are_the_plain_metrics():
     labels, p = sample(500)
-    found = bootstrap.scalar_metrics(labels, p)
-    assert found["auc"] == pytest.approx(metrics.macro_auc(labels, p), abs=1e-12)
-    assert found["auc_1"] == pytest.approx(metrics.class_auc(labels, p)[1], abs=1e-12)
-    assert found["ece"] == pytest.approx(metrics.calibration_error(labels, p), abs=1e-12)
+    scalars = bootstrap.scalar_metrics(labels, p)
+    assert scalars["auc"] == pytest.approx(metrics.macro_auc(labels, p), abs=1e-12)
+    assert scalars["auc_1"] == pytest.approx(metrics.class_auc(labels, p)[1], abs=1e-12)
+    assert scalars["ece"] == pytest.approx(metrics.calibration_error(labels, p), abs=1e-12)
 
 
 @pytest.mark.parametrize("skill", [1.0, 3.0])
-def test_intervals_cover_the_truth_about_as_often_as_they_say(skill):
-    """benchmarks/interval_coverage.py does it at length; at skill 3 plain percentiles hold the AUC in some 83 %."""
+def test_intervals_have_the_stated_coverage(skill):
+    """At skill 3 percentile intervals cover the AUC in about 83 % (benchmarks/interval_coverage.py)."""
     truth = scalar_metrics(*sample(60_000, skill=skill, seed=99))
     names, covered = ("auc", "auc_1", "average_precision_2", "recall_0", "accuracy", "brier"), Counter()
     for seed in range(100):
         labels, p = sample(150, skill=skill, seed=seed)
-        values, drawn = scalar_metrics(labels, p), bootstrap.bootstrap(labels, p, resamples=200)
+        values, resampled = scalar_metrics(labels, p), bootstrap.bootstrap(labels, p, resamples=200)
         for name in names:
-            low, high = metric_with_interval(name, values[name], drawn[name], labels, p)["ci95"]
+            low, high = metric_with_interval(name, values[name], resampled[name], labels, p)["ci95"]
             covered[name] += low <= truth[name] <= high
     assert all(covered[name] >= 87 for name in names), covered  # 95 expected, 2.2 the standard deviation
 
 
 @pytest.mark.parametrize("sharpness", [1.0, 2.0])
-def test_the_interval_of_the_calibration_error_holds_it_near_zero_and_far_from_it(sharpness):
-    """Percentiles of a bootstrap never hold the first, which is zero."""
+def test_the_interval_of_the_calibration_error_covers_zero_and_large_errors(sharpness):
+    """Bootstrap percentiles never cover an error of zero."""
 
-    def drawn(n, seed):
+    def predictions(n, seed):
         labels, p = sample(n, skill=1.0, seed=seed)
-        p = p**sharpness  # at 1 the probabilities are the true ones
+        p = p**sharpness  # at 1 the classifier is calibrated
         return labels, p / p.sum(1, keepdims=True)
 
-    truth = metrics.calibration_error(*drawn(300_000, 99))
+    truth = metrics.calibration_error(*predictions(300_000, 99))
     assert truth < 0.004 if sharpness == 1 else truth > 0.1
-    found = [metric_with_interval("ece", 0.0, np.zeros(1), *drawn(300, seed))["ci95"] for seed in range(100)]
-    assert sum(low <= truth <= high for low, high in found) >= 87
-    assert all(0 <= low < high < truth + 0.2 for low, high in found)
+    intervals = [metric_with_interval("ece", 0.0, np.zeros(1), *predictions(300, seed))["ci95"] for seed in range(100)]
+    assert sum(low <= truth <= high for low, high in intervals) >= 87
+    assert all(0 <= low < high < truth + 0.2 for low, high in intervals)
 
 
-def test_the_interval_of_the_calibration_error_narrows_and_needs_no_more_than_three_images():
+def test_the_interval_of_the_calibration_error_narrows_with_images_and_exists_for_three():
     few, many = (calibration_error_interval(*sample(n, seed=5)) for n in (300, 30_000))
     assert many[1] - many[0] < (few[1] - few[0]) / 3
     low, high = calibration_error_interval(np.arange(3), np.full((3, 3), 1 / 3))
@@ -94,40 +95,74 @@ def test_the_interval_of_the_calibration_error_narrows_and_needs_no_more_than_th
 
 
 @pytest.mark.parametrize("error", [0.0, 0.001, 0.03, 0.2])
-def test_the_most_likely_gaps_make_up_the_error_asked_for(error):
-    seen = _ReliabilityBins.of(*sample(300), 15)
-    gaps = seen.gaps_of(error)
-    assert seen.error(gaps) == pytest.approx(error, abs=1e-12)
+def test_the_most_likely_gaps_have_the_requested_error(error):
+    measured = _ReliabilityBins.of(*sample(300), 15)
+    gaps = measured.gaps_of(error)
+    assert measured.error(gaps) == pytest.approx(error, abs=1e-12)
 
-    def unlikely(own):
-        return ((seen.gap - own) ** 2 / seen.variance).sum()
+    def chi2(candidate):
+        return ((measured.gap - candidate) ** 2 / measured.variance).sum()
 
     g = np.random.default_rng(0)
     for _ in range(100):
         other = np.abs(gaps + g.normal(size=15) * 0.01)
-        other *= error / seen.error(other) * np.sign(seen.gap)
-        assert unlikely(gaps) <= unlikely(other) + 1e-9
+        other *= error / measured.error(other) * np.sign(measured.gap)
+        assert chi2(gaps) <= chi2(other) + 1e-9
 
 
-def test_a_risk_above_a_quantile_of_confidence_is_as_telling_as_fewer_images():
+def test_a_risk_above_a_quantile_of_the_confidence_has_a_smaller_effective_sample_size():
     labels, p = sample(300, skill=1.5)
-    risk, drawn = scalar_metrics(labels, p)["risk_at_0.5"], bootstrap.bootstrap(labels, p)["risk_at_0.5"]
-    low, high = metric_with_interval("risk_at_0.5", risk, drawn, labels, p)["ci95"]
+    risk, resampled = scalar_metrics(labels, p)["risk_at_0.5"], bootstrap.bootstrap(labels, p)["risk_at_0.5"]
+    low, high = metric_with_interval("risk_at_0.5", risk, resampled, labels, p)["ci95"]
     plain = wilson_interval(risk, 150)
     assert low < plain[0] < risk < plain[1] < high
     nothing = metric_with_interval("risk_at_0.5", 0.0, np.zeros(9), labels, p)["ci95"]
     assert nothing == wilson_interval(0.0, 150)
 
 
-def test_the_interval_of_a_skew_mean_leans_to_its_tail_and_is_students_without_skewness():
+def test_the_interval_of_a_skewed_mean_is_longer_towards_the_tail_and_symmetric_without_skewness():
     g = np.random.default_rng(1)
-    even = g.normal(5, 1, 4000)
-    even = np.concatenate([even, 10 - even])
-    half = 1.96 * even.std() / np.sqrt(8000)
-    assert skewed_mean_interval(even) == pytest.approx([5 - half, 5 + half], abs=1e-4)
+    symmetric = g.normal(5, 1, 4000)
+    symmetric = np.concatenate([symmetric, 10 - symmetric])
+    half = 1.96 * symmetric.std() / np.sqrt(8000)
+    assert skewed_mean_interval(symmetric) == pytest.approx([5 - half, 5 + half], abs=1e-4)
     low, high = skewed_mean_interval(skew := g.exponential(size=50) ** 2)
     assert high - skew.mean() > 1.5 * (skew.mean() - low) and low > 0
     assert skewed_mean_interval(np.full(4, 0.5)) == [0.5, 0.5] and skewed_mean_interval(np.ones(1)) == [1.0, 1.0]
+
+
+EVEN = np.full((30, 3), 1 / 3)
+
+
+class TestMetricIntervals:
+    def test_wilson_intervals_equal_those_of_scipy(self):
+        from scipy.stats import binomtest
+
+        for hits, n in ((0, 5), (3, 7), (250, 250), (40, 93)):
+            low, high = binomtest(hits, n).proportion_ci(method="wilson")
+            assert wilson_interval(hits / n, n) == pytest.approx([low, high], abs=1e-12)
+
+    def test_intervals_stay_inside_the_range_and_around_the_value(self):
+        labels = np.arange(30) % 3
+        resampled = np.random.default_rng(0).normal(0.99, 0.05, 500)
+        low, high = metric_with_interval("auc", 0.99, resampled, labels, EVEN)["ci95"]
+        assert 0 < low < 0.99 < high < 1
+        low, high = bootstrap_logit_interval("nll", 0.01, resampled, labels)
+        assert 0 < low < 0.01 < high
+        assert 1 < metric_with_interval("brier", 1.5, resampled, labels, EVEN)["ci95"][1] < 2
+
+    def test_a_metric_that_no_resample_changes_is_its_interval_but_a_fraction_is_not(self):
+        labels, resampled = np.arange(30) % 3, np.ones(100)
+        assert metric_with_interval("auc", 1.0, resampled, labels, EVEN)["ci95"] == [1.0, 1.0]
+        assert metric_with_interval("accuracy", 1.0, resampled, labels, EVEN)["ci95"][0] == pytest.approx(
+            0.886, abs=1e-3
+        )
+        assert metric_with_interval("recall_1", 1.0, resampled, labels, EVEN)["ci95"][0] == pytest.approx(
+            0.722, abs=1e-3
+        )
+        assert metric_with_interval("risk_at_0.5", 0.0, resampled, labels, EVEN)["ci95"][1] == pytest.approx(
+            0.204, abs=1e-3
+        )
 
 
 def test_a_system_does_not_differ_from_itself_and_a_better_one_does():
@@ -154,7 +189,7 @@ def test_the_summary_is_json_with_values_inside_their_intervals():
     fixed = {"accuracy", "auc", "classes", "confusion", "ece", "legacy_auc", "n", "nll"}
     assert set(summary) == fixed | {"aurc", "average_precision", "brier", "recall", "risk_at_coverage"}
     by_class = [summary[name] for name in ("auc", "recall", "average_precision")]
-    assert all(sorted(found) == ["macro", "no", "sphere", "vort"] for found in by_class)
+    assert all(sorted(metric) == ["macro", "no", "sphere", "vort"] for metric in by_class)
     for metric in (*(summary[name] for name in ("accuracy", "nll", "brier", "aurc")), *by_class[0].values()):
         assert metric["ci95"][0] <= metric["value"] <= metric["ci95"][1]
     assert np.sum(summary["confusion"]) == summary["n"] == 300
@@ -167,19 +202,19 @@ def test_three_images_are_enough():
     assert summary["auc"]["macro"]["value"] == 0.5
 
 
-def judged(name, skill, sha="x"):
+def single_run(name, skill, sha="x"):
     labels, p = sample(300, skill=skill, seed=int(skill * 10))
     rest = {
         "model": {"recipe": name, "parameters": 10},
         "data": {"population": "test", "sha256": sha},
         "provenance": {"train_images": 1, "train_seconds": 1.0},
     }
-    own = EvaluationRun(name, {**metrics_with_intervals(labels, p, CLASSES, resamples=50), **rest}, labels, p)
-    return SystemRuns(name, (own,))
+    run = EvaluationRun(name, {**metrics_with_intervals(labels, p, CLASSES, resamples=50), **rest}, labels, p)
+    return SystemRuns(name, (run,))
 
 
 def test_a_comparison_names_the_better_system():
-    comparison = compare([judged("good", 2.0), judged("poor", 0.5), judged("chance", 0.0)])
+    comparison = compare([single_run("good", 2.0), single_run("poor", 0.5), single_run("chance", 0.0)])
     assert [(d["first"], d["second"]) for d in comparison["differences"]] == [
         ("good", "poor"),
         ("good", "chance"),
@@ -197,7 +232,7 @@ def test_a_comparison_names_the_better_system():
 
 
 def training(recipe, seed, skill, sha256="r"):
-    """One training, judged on the images that all of them share; its scatter depends on its seed."""
+    """One training, evaluated on the same images as all others; its errors depend on the seed."""
     labels, _ = sample(300)
     g = np.random.default_rng(int(1000 * skill) + (seed or 0))
     p = np.exp(g.normal(size=(300, 3)) + skill * np.eye(3)[labels])
@@ -223,7 +258,7 @@ class TestSeveralSeeds:
     @pytest.mark.parametrize(
         "other", [training("a", 0, 1.0), training("a", 1, 1.0, sha256="s"), training("a", None, 1.0)]
     )
-    def test_others_of_one_recipe_stay_apart_and_are_told_apart(self, other):
+    def test_other_trainings_of_one_recipe_are_separate_systems_named_by_folder(self, other):
         systems = grouped(training("a", 0, 1.0), other, training("b", 0, 1.0))
         assert [s.name for s in systems] == ["a (run0/test)", "a (run1/test)", "b"]
 
@@ -232,9 +267,9 @@ class TestSeveralSeeds:
 
     def test_the_comparison_is_over_images_and_seeds(self):
         first, second = [training("a", k, 2.0) for k in range(3)], [training("b", k, 1.0) for k in range(3)]
-        found = compare(grouped(*first, *second))
-        difference, system = found["differences"][0], found["systems"][0]
-        expected = difference_over_seeds(
+        comparison = compare(grouped(*first, *second))
+        difference, system = comparison["differences"][0], comparison["systems"][0]
+        expected = difference_of_means(
             first[0].labels, [t.probabilities for t in first], [t.probabilities for t in second]
         )
         assert difference["auc"]["macro"] == expected["auc"] and difference["brier"] == expected["brier"]
@@ -242,25 +277,25 @@ class TestSeveralSeeds:
         assert [test["seeds"] for test in difference["mcnemar"]] == [[0, 0], [1, 1], [2, 2]]
         assert system["seeds"] == [0, 1, 2] and system["provenance"]["train_seconds"] == 2.0
         assert system["auc"]["macro"]["value"] == pytest.approx(np.mean(system["auc"]["macro"]["by_seed"]))
-        table = to_markdown(found)
+        table = to_markdown(comparison)
         assert "| 0, 1, 2 |" in table and "images and trainings" in table
 
-    def test_unequal_numbers_of_seeds_are_drawn_apart(self):
-        found = compare(grouped(*(training("a", k, 2.0) for k in range(3)), training("b", 7, 1.0)))
-        difference = found["differences"][0]
+    def test_systems_of_unequal_numbers_of_seeds_are_resampled_independently(self):
+        comparison = compare(grouped(*(training("a", k, 2.0) for k in range(3)), training("b", 7, 1.0)))
+        difference = comparison["differences"][0]
         assert not difference["paired_seeds"] and difference["mcnemar"] == []
         assert difference["auc"]["macro"]["ci95"][0] > 0
-        assert to_markdown(found).count("| - |") == 1
+        assert to_markdown(comparison).count("| - |") == 1
 
 
 def test_other_images_cannot_be_compared():
     with pytest.raises(InputError, match="a and b were evaluated on different images"):
-        compare([judged("a", 1.0), judged("b", 1.0, sha="y")])
+        compare([single_run("a", 1.0), single_run("b", 1.0, sha="y")])
     with pytest.raises(InputError, match="at least two evaluations"):
-        compare([judged("a", 1.0)])
+        compare([single_run("a", 1.0)])
 
 
-class TestDifferenceOverSeeds:
+class TestDifferenceOfMeans:
     def trainings(self, quality, n=300, count=3):
         g = np.random.default_rng(int(quality * 100))
         labels = np.arange(n) % 3
@@ -270,33 +305,33 @@ class TestDifferenceOverSeeds:
             made.append(np.exp(logits) / np.exp(logits).sum(1, keepdims=True))
         return labels, made
 
-    def test_it_finds_the_mean_difference_and_an_interval_around_it(self):
+    def test_it_is_the_mean_difference_with_an_interval_around_it(self):
         labels, good = self.trainings(2.0)
         _, poor = self.trainings(1.0)
-        found = difference_over_seeds(labels, good, poor, seed=1)["auc"]
+        difference = difference_of_means(labels, good, poor, seed=1)["auc"]
         each = [
             scalar_metrics(labels, a)["auc"] - scalar_metrics(labels, b)["auc"] for a, b in zip(good, poor, strict=True)
         ]
-        assert found["value"] == pytest.approx(np.mean(each))
-        assert 0 < found["ci95"][0] < found["value"] < found["ci95"][1]
-        assert found["p"] <= 0.01
+        assert difference["value"] == pytest.approx(np.mean(each))
+        assert 0 < difference["ci95"][0] < difference["value"] < difference["ci95"][1]
+        assert difference["p"] <= 0.01
 
     def test_one_training_each_is_the_paired_bootstrap(self):
         labels, good = self.trainings(2.0, count=1)
         _, poor = self.trainings(1.5, count=1)
-        alone = paired_difference(labels, good[0], poor[0], seed=1)["auc"]
-        found = difference_over_seeds(labels, good, poor, seed=1)["auc"]
-        assert found["ci95"] == pytest.approx(alone["ci95"])
-        assert (found["value"], found["p"]) == pytest.approx((alone["value"], alone["p"]))
+        paired = paired_difference(labels, good[0], poor[0], seed=1)["auc"]
+        difference = difference_of_means(labels, good, poor, seed=1)["auc"]
+        assert difference["ci95"] == pytest.approx(paired["ci95"])
+        assert (difference["value"], difference["p"]) == pytest.approx((paired["value"], paired["p"]))
 
     def test_seeds_that_disagree_widen_the_interval(self):
         labels, good = self.trainings(2.0)
         _, poor = self.trainings(1.0)
-        same = difference_over_seeds(labels, [good[0]] * 2, [poor[0]] * 2)["auc"]["ci95"]
-        mixed = difference_over_seeds(labels, [good[0], poor[0]], [poor[0], good[0]])["auc"]["ci95"]
+        same = difference_of_means(labels, [good[0]] * 2, [poor[0]] * 2)["auc"]["ci95"]
+        mixed = difference_of_means(labels, [good[0], poor[0]], [poor[0], good[0]])["auc"]["ci95"]
         assert mixed[1] - mixed[0] > 2 * (same[1] - same[0])
 
     def test_trainings_must_pair_up(self):
         labels, good = self.trainings(2.0)
         with pytest.raises(InputError, match="3 trainings cannot be paired with 2"):
-            difference_over_seeds(labels, good, good[:2])
+            difference_of_means(labels, good, good[:2])

@@ -1,4 +1,4 @@
-"""Measures of reconstructions, against scikit-image and on images whose noise is known."""
+"""Metrics of reconstructions, against scikit-image and on images of known noise."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def rings_in_counts(sky, n_images=8, n=100):
 
 
 @pytest.mark.parametrize("sky", [10, 30, 300])
-def test_the_noise_of_photon_counts_is_found_from_the_image_alone(sky):
+def test_the_noise_of_photon_counts_is_estimated_from_the_image(sky):
     images, _, variance = rings_in_counts(sky)
     ratio = noise_variance(images) / variance
     assert float(ratio.mean()) == pytest.approx(1, abs=0.06)
@@ -40,21 +40,21 @@ def test_an_image_without_noise_or_light_gives_no_nan():
     assert np.isfinite(reconstruction_metrics(flat + 0.1, flat)["chi2_per_pixel"]).all()
 
 
-def test_psnr_and_ssim_are_scikit_images():
+def test_psnr_and_ssim_equal_those_of_scikit_image():
     images, expected, _ = rings_in_counts(10, n_images=3)
-    found = reconstruction_metrics(expected, images)
+    metrics = reconstruction_metrics(expected, images)
     for i in range(3):
         pair = expected[i, 0].double().numpy(), images[i, 0].double().numpy()
-        assert found["psnr_db"][i] == pytest.approx(peak_signal_noise_ratio(*pair, data_range=1), rel=1e-5)
+        assert metrics["psnr_db"][i] == pytest.approx(peak_signal_noise_ratio(*pair, data_range=1), rel=1e-5)
         settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-        # Its number leaves out a border, its map does not.
+        # The mean of scikit-image leaves out a border, its map does not.
         same = structural_similarity(*pair, data_range=1, full=True, **settings)[1].mean()
-        assert found["ssim"][i] == pytest.approx(same, abs=1e-3)
+        assert metrics["ssim"][i] == pytest.approx(same, abs=1e-3)
 
 
 def test_the_summary_is_a_mean_with_an_interval_around_it():
     values = np.random.default_rng(0).normal(5, 1, 400)
-    found = means_with_intervals({"a": values}, seed=1)["a"]
-    low, high = found["ci95"]
-    assert found["value"] == pytest.approx(values.mean()) and low < found["value"] < high
+    mean = means_with_intervals({"a": values}, seed=1)["a"]
+    low, high = mean["ci95"]
+    assert mean["value"] == pytest.approx(values.mean()) and low < mean["value"] < high
     assert high - low == pytest.approx(4 * 1 / 20, rel=0.15)

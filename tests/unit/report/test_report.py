@@ -26,23 +26,23 @@ STRATUM = {
 }
 
 
-def test_limits_are_told_in_words_where_they_are_not_reached():
+def test_limits_outside_the_bins_are_bounds():
     (section,) = strata_section.sections([STRATUM], ["no", "sphere", "vort"])
     limits = [row[-2:] for row in section.tables[0].rows]
     assert limits == [["0.018 [< 0.015, 0.02]", "0.0123"], ["above 0.03", "0.0123"]]
     assert "vort 0.400" in section.pictures[0].alt and "vort 0.700" in section.pictures[0].caption
     absent = {**STRATUM, "class": None, "bins": [{**row, "recall": {"vort": None}} for row in STRATUM["bins"]]}
-    assert strata_section.sections([absent], ["no", "sphere", "vort"])[0].title == "By lens and image"
+    assert strata_section.sections([absent], ["no", "sphere", "vort"])[0].title == "Recall by lens and image parameters"
     assert strata_section.sections([], []) == []
 
 
-def test_pictures_stand_in_figures_with_their_numbers():
+def test_pictures_have_captions_with_their_numbers():
     html = page("t", lead="l", sections=[Section("s", pictures=[Picture(PNG, "alt", "AUC 0.9"), Picture(PNG, "b")])])
     assert html.count("<figure>") == 2 and html.count("<figcaption>AUC 0.9</figcaption>") == 1
     assert html.count("<figcaption>") == 1
 
 
-def test_the_page_needs_nothing_else_and_escapes_what_it_is_given():
+def test_the_page_is_self_contained_and_escapes_text():
     hostile = "<script>alert(1)</script>"
     html = page(
         hostile,
@@ -51,9 +51,9 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_is_given():
         sections=[Section(hostile, hostile, [Table([hostile], [[hostile]])], [Picture(PNG, f'"{hostile}')])],
     )
     assert "<script" not in html
-    assert html.count("&lt;script&gt;") == 9  # the title stands twice
+    assert html.count("&lt;script&gt;") == 9  # the title occurs twice
     assert not re.search(r"(src|href)=\"(?!data:)", html) and "@import" not in html
-    assert "http" not in re.sub(r'"data:[^"]*"', "", html)  # base64 may hold any letters
+    assert "http" not in re.sub(r'"data:[^"]*"', "", html)  # base64 may contain any letters
     assert base64.b64encode(PNG).decode() in html
     assert all('alt="' in image for image in re.findall(r"<img[^>]*>", html))
 
@@ -84,8 +84,8 @@ def test_figures_are_png_and_reproducible():
             charts.auc_bars([{"name": "a", "auc": {"macro": metric}}, {"name": "b", "auc": {"macro": metric}}]),
         ]
 
-    made, again = make(), make()
-    for figure, twin in zip(made, again, strict=True):
+    made, repeated = make(), make()
+    for figure, twin in zip(made, repeated, strict=True):
         first = figures.to_png(figure)
         assert first.startswith(PNG) and len(first) > 1000
         assert figures.to_png(twin) == first

@@ -1,4 +1,4 @@
-"""Which works a system, its training and its images follow; the keys are those of references.bib."""
+"""Works that a model, its training and its images are based on, by their keys in references.bib."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +11,7 @@ from darklens.populations.population import InstrumentNoise, Population, ThetaEO
 from darklens.populations.substructure_models import LineMass, PointMasses, ProfileMasses, Subhaloes
 
 Use = tuple[str, str]
-"""Key of a work, and what it was used for."""
+"""Key of a work, and its purpose."""
 
 _PROFILES = {
     "sis": ["schneider1992"],
@@ -33,7 +33,7 @@ _NETWORKS = {
 
 
 def of_population(population: Population) -> Iterator[Use]:
-    """Yield the works that images of a population follow."""
+    """Yield the works that the images of a population are based on."""
     lens = population.lens
     yield from _of_profile("sis" if lens.is_round else "sie", "smooth lens")
     yield from _of_profile("shear", "external shear")
@@ -63,24 +63,24 @@ def of_population(population: Population) -> Iterator[Use]:
 
 
 def other_profiles(population: Population) -> list[str]:
-    """Return the references of profiles that plug-ins brought, as their cards give them."""
+    """Return the references of plug-in profiles, from their cards."""
     names = {s.profile for s in population.classes.values() if isinstance(s, ProfileMasses)} - set(_PROFILES)
     return [f"{name}: {PROFILES[name].reference}" for name in sorted(names)]
 
 
-def of_system(config: Any) -> Iterator[Use]:
-    """Yield the works that a system follows, those of its parts included."""
+def of_model(config: Any) -> Iterator[Use]:
+    """Yield the works that a model and its parts are based on."""
     if isinstance(config, EnsembleConfig):
         yield "lakshminarayanan2017", "deep ensemble"
         for member in config.members:
-            yield from of_system(member)
+            yield from of_model(member)
         return
     population = getattr(config, "population", None)
     if isinstance(population, Population):
-        yield "marquardt1963", "fits of lenses"
-        yield from _of_profile("sis" if population.lens.is_round else "sie", "fits of lenses")
-        yield from _of_profile("point", "fits of lenses")
-        yield from _of_profile("line", "fits of lenses")
+        yield "marquardt1963", "lens fits"
+        yield from _of_profile("sis" if population.lens.is_round else "sie", "lens fits")
+        yield from _of_profile("point", "lens fits")
+        yield from _of_profile("line", "lens fits")
     if config.kind.startswith("sis_"):
         yield "alexander2020", "classes of substructure"
         yield from _of_profile("sis", "lens step")
@@ -90,33 +90,33 @@ def of_system(config: Any) -> Iterator[Use]:
 
 
 def of_training(stages: Any) -> Iterator[Use]:
-    """Yield the works that the stages of a recipe follow."""
+    """Yield the works that the stages of a training are based on."""
     for stage in stages:
         yield ("loshchilov2019" if stage.optimiser.kind == "adamw" else "kingma2015"), "optimiser"
         if stage.schedule.kind == "one_cycle":
             yield "smith2017", "learning rate"
         if stage.ema_decay:
-            yield "polyak1992", "running mean of weights"
-            yield "izmailov2018", "running mean of weights"
+            yield "polyak1992", "moving average of weights"
+            yield "izmailov2018", "moving average of weights"
         if stage.overrides or stage.substructure_scale != 1:
-            yield "bengio2009", "easier images first"
+            yield "bengio2009", "curriculum"
     yield "falcon2019", "training"
 
 
 def of_calibration(calibration: Calibration) -> Iterator[Use]:
-    """Yield the works that calibrated probabilities, sets, promised risks and unfamiliar images follow."""
-    yield "guo2017", "temperature"
+    """Yield the works that temperature, curves, prediction sets, risk guarantees and the OOD score are based on."""
+    yield "guo2017", "temperature scaling"
     if calibration.curves:
-        yield "zadrozny2002", "curves of probabilities"
+        yield "zadrozny2002", "isotonic calibration"
     yield "sadinle2019", "prediction sets"
     yield "romano2020", "prediction sets"
-    yield "angelopoulos2021", "promised risks"
-    yield "lee2018", "unfamiliar images"
-    yield "ledoit2004", "unfamiliar images"
+    yield "angelopoulos2021", "risk guarantees"
+    yield "lee2018", "out-of-distribution score"
+    yield "ledoit2004", "out-of-distribution score"
 
 
 def of_software() -> Iterator[Use]:
-    """Yield the packages that everything runs on."""
+    """Yield the packages that all computations use."""
     yield "ansel2024", "tensors and gradients"
     yield "harris2020", "arrays"
 
