@@ -150,6 +150,12 @@ def test_more_than_the_disk_holds_is_refused_before_anything_is_written(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("option", ["--backend", "--engine"])
+def test_the_backend_has_an_older_name(tmp_path, option):
+    assert darklens("simulate", "common-test-i", *SMALL, "--out", tmp_path / "s", option, "eager") == 0
+    assert Store(tmp_path / "s").index.backend == "eager"
+
+
 def test_inspect_names_the_shard_with_a_flipped_byte(tmp_path, capsys):
     generate(POPULATION, tmp_path / "s", n_per_class=4, seed=0, shard_size=5)
     for suffix in ("images.npy", "truth.npz"):
