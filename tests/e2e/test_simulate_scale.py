@@ -122,7 +122,7 @@ def test_a_cluster_that_cannot_be_used_is_one_sentence_and_nothing_is_written(tm
             (["tcp://127.0.0.1:1"], "No Dask scheduler answers at tcp://127.0.0.1:1"),
             ([address], f"No Dask scheduler answers at {address} (no answer)"),
             (["somewhere"], "'somewhere' is not the address of a Dask scheduler"),
-            (["tcp://127.0.0.1:1", "--workers", 2], "give one of them"),
+            (["tcp://127.0.0.1:1", "--workers", 2], "give either --workers or --cluster"),
         ):
             assert darklens(*simulate, *arguments) == 2
             captured = capsys.readouterr().err.strip().splitlines()

@@ -15,8 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytorch_lightning as pl
 import torch
-import yaml
-from pydantic import ValidationError
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from rich.console import Console
 from torch import nn
@@ -332,10 +330,10 @@ def _claim(out: Path, recipe: Recipe, source: Source, seed: int, resume: bool) -
 
 
 def _held(path: Path) -> Recipe | None:
-    """Return the recipe of a run; settings that are younger than it have their defaults. None if it is no recipe."""
+    """Return the recipe of a run; settings that are newer than the run have their defaults. None if it is no recipe."""
     try:
-        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (ValidationError, yaml.YAMLError):
+        return config.load(Recipe, path)
+    except ConfigError:
         return None
 
 
