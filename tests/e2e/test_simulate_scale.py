@@ -122,7 +122,7 @@ def test_a_cluster_that_cannot_be_used_is_one_sentence_and_nothing_is_written(tm
             (["tcp://127.0.0.1:1"], "No Dask scheduler responds at tcp://127.0.0.1:1"),
             ([address], f"No Dask scheduler responds at {address} (no response)"),
             (["somewhere"], "'somewhere' is not the address of a Dask scheduler"),
-            (["tcp://127.0.0.1:1", "--workers", 2], "give either --workers or"),
+            (["tcp://127.0.0.1:1", "--workers", 2], "give either --workers or --cluster"),
         ):
             assert darklens(*simulate, *arguments) == 2
             captured = capsys.readouterr().err.strip().splitlines()
@@ -148,6 +148,12 @@ def test_more_than_the_disk_holds_is_refused_before_anything_is_written(tmp_path
         assert darklens(*command) == 2
         assert "GB free; reduce the number" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--backend", "--engine"])
+def test_the_backend_has_an_older_name(tmp_path, option):
+    assert darklens("simulate", "common-test-i", *SMALL, "--out", tmp_path / "s", option, "eager") == 0
+    assert Store(tmp_path / "s").index.backend == "eager"
 
 
 def test_inspect_names_the_shard_with_a_flipped_byte(tmp_path, capsys):

@@ -253,6 +253,16 @@ def test_resuming_a_finished_run_changes_nothing(finished, store):
     assert same(weights(bundle), weights(train(get("resnet_simple", SMALL), store, out, seed=3, resume=True)))
 
 
+def test_a_run_with_older_names_of_settings_resumes(finished, store, tmp_path):
+    bundle, out = finished
+    shutil.copytree(out, tmp_path / "r")
+    settings = (out / "config.yaml").read_text()
+    assert "  backend: eager\n" in settings
+    (tmp_path / "r/config.yaml").write_text(settings.replace("  backend: eager\n", "  engine: eager\n"))
+    resumed = train(get("resnet_simple", SMALL), store, tmp_path / "r", seed=3, resume=True)
+    assert same(weights(bundle), weights(resumed))
+
+
 def test_the_last_epoch_is_selected_only_on_request(store, tmp_path):
     bundle = train(get("resnet_simple", [*SMALL, "stages.0.legacy_last_epoch=true"]), store, tmp_path / "r", seed=3)
     assert bundle.contract.validation["epoch"] == 3
