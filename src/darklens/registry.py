@@ -60,9 +60,9 @@ class Registry(Generic[T]):
         return self._items
 
 
-def unknown(sort: str, name: str, known: "dict[str, T] | list[str]") -> str:
+def unknown(sort: str, name: str, items: "dict[str, T] | list[str]") -> str:
     """Return a sentence on an unknown name that suggests the closest known one."""
-    names = sorted(known)
+    names = sorted(items)
     matches = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {matches[0]!r}?" if matches else f"choose one of: {', '.join(names)}."
     return f"Unknown {sort} {name!r}: {hint}"

@@ -1,4 +1,4 @@
-"""The main job through the command line, on few and small images, and what happens when something is wrong."""
+"""The main workflow on the command line with few small images, and its errors."""
 
 import json
 import os
@@ -42,34 +42,34 @@ def images(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("recipe", ["resnet_simple", "sis_autoencoder2"])
-def test_an_evaluation_holds_what_the_interface_promises(work, recipe):
+def test_an_evaluation_contains_the_documented_entries(work, recipe):
     out = work / f"{recipe}-test"
     files = {"eval.json", "curves.json", "predictions.csv", "roc.png", "calibration.png", "report.html"}
     assert files <= {p.name for p in out.iterdir()}
-    found = json.loads((out / "eval.json").read_text())
-    assert found["schema"] == 1 and found["n"] == 36 and found["classes"] == ["no", "sphere", "vort"]
-    for metric in (found["accuracy"], found["ece"], found["nll"], *found["auc"].values()):
+    evaluation = json.loads((out / "eval.json").read_text())
+    assert evaluation["schema"] == 1 and evaluation["n"] == 36 and evaluation["classes"] == ["no", "sphere", "vort"]
+    for metric in (evaluation["accuracy"], evaluation["ece"], evaluation["nll"], *evaluation["auc"].values()):
         assert sorted(metric) == ["ci95", "value"] and metric["ci95"][0] <= metric["ci95"][1]
-    assert sorted(found["auc"]) == sorted(found["legacy_auc"]) == ["macro", "no", "sphere", "vort"]
-    assert np.sum(found["confusion"]) == 36
-    assert sorted(found["recall"]) == sorted(found["average_precision"]) == ["macro", "no", "sphere", "vort"]
-    assert found["brier"]["value"] > 0 and found["aurc"]["value"] > 0 and found["strata"] == []  # too few images
-    assert found["provenance"]["seed"] == 0 and list(found["risk_at_coverage"]) == ["0.5", "0.8", "0.9", "0.95"]
-    assert list(json.loads((out / "curves.json").read_text())["roc"]) == found["classes"]
-    assert found["model"]["recipe"] == recipe and found["model"]["parameters"] > 1e5
-    assert found["data"]["population"] == "common-test-i" and found["data"]["seed"] == 2
-    assert found["provenance"]["train_images"] == 36 and found["provenance"]["train_seconds"] > 0
-    assert found["warnings"] == []
+    assert sorted(evaluation["auc"]) == sorted(evaluation["legacy_auc"]) == ["macro", "no", "sphere", "vort"]
+    assert np.sum(evaluation["confusion"]) == 36
+    assert sorted(evaluation["recall"]) == sorted(evaluation["average_precision"]) == ["macro", "no", "sphere", "vort"]
+    assert evaluation["brier"]["value"] > 0 and evaluation["aurc"]["value"] > 0 and evaluation["strata"] == []  # too few images
+    assert evaluation["provenance"]["seed"] == 0 and list(evaluation["risk_at_coverage"]) == ["0.5", "0.8", "0.9", "0.95"]
+    assert list(json.loads((out / "curves.json").read_text())["roc"]) == evaluation["classes"]
+    assert evaluation["model"]["recipe"] == recipe and evaluation["model"]["parameters"] > 1e5
+    assert evaluation["data"]["population"] == "common-test-i" and evaluation["data"]["seed"] == 2
+    assert evaluation["provenance"]["train_images"] == 36 and evaluation["provenance"]["train_seconds"] > 0
+    assert evaluation["warnings"] == []
     rows = rows_of(out / "predictions.csv")
     fixed = ["path", "status", "predicted", "p_no", "p_sphere", "p_vort", "message"]
     assert list(rows[0]) == [*fixed, "set", "ood_score", "ood", "label"]
     assert len(rows) == 36
     for row in rows:
-        p = {name: float(row[f"p_{name}"]) for name in found["classes"]}
+        p = {name: float(row[f"p_{name}"]) for name in evaluation["classes"]}
         assert row["status"] == "ok" and sum(p.values()) == pytest.approx(1, abs=1e-4)
         assert row["predicted"] == max(p, key=p.get)
     right = sum(row["predicted"] == row["label"] for row in rows) / 36
-    assert right == pytest.approx(found["accuracy"]["value"])
+    assert right == pytest.approx(evaluation["accuracy"]["value"])
 
 
 def test_reports_are_single_files(work):
@@ -81,9 +81,9 @@ def test_reports_are_single_files(work):
         assert "Learning curves" in html and "Provenance" in html
 
 
-def test_an_autoencoder_is_judged_by_its_reconstructions_and_does_not_classify(work, images, capsys):
-    found = json.loads((work / f"{AUTOENCODER}-test" / "eval.json").read_text())
-    assert found["reconstruction"]["mse"]["value"] > 0 and "auc" not in found
+def test_an_autoencoder_is_evaluated_by_reconstruction_and_does_not_classify(work, images, capsys):
+    evaluation = json.loads((work / f"{AUTOENCODER}-test" / "eval.json").read_text())
+    assert evaluation["reconstruction"]["mse"]["value"] > 0 and "auc" not in evaluation
     table = work / "never.csv"
     assert darklens("predict", work / AUTOENCODER, images, "--out", table) == 2
     assert "does not classify" in capsys.readouterr().err
@@ -96,7 +96,7 @@ def test_evaluating_on_the_training_images_warns(tiny, tmp_path, capsys):
     assert "trained on" in (tmp_path / "e" / "report.html").read_text()
 
 
-def test_a_longer_simulation_of_the_training_seed_is_not_new_either(tiny, tmp_path):
+def test_a_longer_simulation_with_the_training_seed_warns_too(tiny, tmp_path):
     simulate(tmp_path / "s", n_per_class=TRAIN_PER_CLASS + 3, seed=1)
     assert darklens("evaluate", tiny / "resnet_simple", tmp_path / "s", "--out", tmp_path / "a") == 0
     assert darklens("evaluate", tiny / "sis_autoencoder2", tmp_path / "s", "--out", tmp_path / "b") == 0
@@ -106,16 +106,16 @@ def test_a_longer_simulation_of_the_training_seed_is_not_new_either(tiny, tmp_pa
     assert report.count('class="warning"') == 2 and "none of them was trained on" not in report
 
 
-def test_two_runs_of_one_recipe_are_told_apart(work, tmp_path):
-    first, again = work / "resnet_simple-test", tmp_path / "again"
-    shutil.copytree(first, again)
-    assert darklens("compare", first, again, "--out", tmp_path / "c") == 0
+def test_two_runs_of_one_recipe_have_different_names(work, tmp_path):
+    first, second = work / "resnet_simple-test", tmp_path / "again"
+    shutil.copytree(first, second)
+    assert darklens("compare", first, second, "--out", tmp_path / "c") == 0
     names = [s["name"] for s in json.loads((tmp_path / "c" / "compare.json").read_text())["systems"]]
     assert names == ["resnet_simple (resnet_simple-test)", "resnet_simple (again)"]
     for damage in ("label", "vort", "0."):
         text = (first / "predictions.csv").read_text()
-        (again / "predictions.csv").write_text(text.replace(damage, "x"))
-        assert darklens("compare", first, again, "--out", tmp_path / "d") == 2
+        (second / "predictions.csv").write_text(text.replace(damage, "x"))
+        assert darklens("compare", first, second, "--out", tmp_path / "d") == 2
     assert not (tmp_path / "d").exists()
 
 
@@ -144,7 +144,7 @@ def test_figures_of_evaluations_and_of_a_comparison_are_drawn(tiny, work, drawn,
         assert len(drawings) >= figures and all(len(drawing) > 4000 for drawing in drawings)
 
 
-def test_predict_gives_each_file_the_probabilities_evaluation_gave(tiny, work, tmp_path):
+def test_predict_and_evaluate_give_the_same_probabilities(tiny, work, tmp_path):
     assert darklens("predict", tiny / "resnet_simple", tiny / "files" / "vort", "--out", tmp_path / "p.csv") == 0
     predicted, evaluated = rows_of(tmp_path / "p.csv"), rows_of(work / "resnet_simple-test" / "predictions.csv")
     assert len(predicted) == 12
@@ -159,15 +159,15 @@ def test_an_exported_system_gives_the_probabilities_of_predict(tiny, work, tmp_p
     assert "of PyTorch" in capsys.readouterr().out
     test = Store(tiny / "test")
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
-    found = session.run(["probability"], {"image": test.images(range(9))})[0]
-    told = rows_of(work / "resnet_simple-test" / "predictions.csv")[:9]
-    expected = [[float(row[f"p_{name}"]) for name in test.classes] for row in told]
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    probabilities = session.run(["probability"], {"image": test.images(range(9))})[0]
+    rows = rows_of(work / "resnet_simple-test" / "predictions.csv")[:9]
+    expected = [[float(row[f"p_{name}"]) for name in test.classes] for row in rows]
+    np.testing.assert_allclose(probabilities, expected, atol=1e-4)
     assert darklens("export", work / "absent", "--onnx", tmp_path / "n.onnx") != 0
     assert not (tmp_path / "n.onnx").exists()
 
 
-def test_a_bad_file_gets_a_row_and_the_others_go_on(tiny, images, tmp_path, capsys):
+def test_a_bad_file_gets_a_row_and_the_others_are_classified(tiny, images, tmp_path, capsys):
     good = np.load(images / "no" / "1.npy")
     bad = {
         "empty": b"",
@@ -177,7 +177,7 @@ def test_a_bad_file_gets_a_row_and_the_others_go_on(tiny, images, tmp_path, caps
     for name, content in bad.items():
         (images / "no" / f"bad-{name}.npy").write_bytes(content)
     spoiled = good.copy()
-    spoiled[..., :20, :20] = np.nan  # too many to mend
+    spoiled[..., :20, :20] = np.nan  # too many to fill
     arrays = {"nan": spoiled, "constant": np.ones((N, N)), "shape": np.zeros((3, N, N)), "size": np.eye(36)}
     for name, array in arrays.items():
         np.save(images / "no" / f"bad-{name}.npy", array)
@@ -194,7 +194,7 @@ def test_a_bad_file_gets_a_row_and_the_others_go_on(tiny, images, tmp_path, caps
     assert not list(tmp_path.glob(".p.csv*"))
 
 
-def test_import_what_was_exported(tiny, images, tmp_path, capsys):
+def test_an_exported_folder_is_imported(tiny, images, tmp_path, capsys):
     (images / "vort" / "3.npy").write_bytes(b"")
     (images / "index.csv").unlink()
     assert darklens("import", images, "--out", tmp_path / "s") == 3
@@ -254,7 +254,7 @@ def test_wrong_use_is_one_sentence_exit_code_2_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_unexpected_is_exit_code_1_and_a_traceback_comes_only_with_debug(monkeypatch, capsys):
+def test_an_unexpected_error_is_exit_code_1_with_a_traceback_only_for_debug(monkeypatch, capsys):
     monkeypatch.setattr("darklens.recipes.names", lambda: 1 / 0)
     assert darklens("recipes") == 1
     assert "ZeroDivisionError" in capsys.readouterr().err
@@ -274,7 +274,7 @@ def test_listings(capsys):
         assert expected in capsys.readouterr().out
 
 
-def test_a_shown_recipe_can_be_trained_from_its_file(tiny, tmp_path, capsys):
+def test_a_printed_recipe_trains_to_the_same_weights(tiny, tmp_path, capsys):
     _, recipe, *words = training(tiny, "resnet_simple", tmp_path / "r")
     assert darklens("config", "show", recipe, *words[: words.index("--data")]) == 0
     (tmp_path / "mine.yaml").write_text(capsys.readouterr().out)
@@ -284,14 +284,14 @@ def test_a_shown_recipe_can_be_trained_from_its_file(tiny, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("arguments", [["-c", "import darklens"], ["-m", "darklens.cli", "--help"]])
-def test_starting_does_not_import_what_is_slow(arguments):
+def test_start_up_imports_no_slow_modules(arguments):
     run = subprocess.run([sys.executable, "-X", "importtime", *arguments], capture_output=True, text=True, check=True)
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in run.stderr.splitlines()}
     assert "darklens" in imported or "-m" in arguments
     assert not imported & {"torch", "numpy", "matplotlib", "pytorch_lightning", "astropy", "scipy", "pydantic"}
 
 
-def test_a_reader_that_has_seen_enough_is_no_fault():
+def test_a_closed_output_pipe_is_not_an_error():
     read, write = os.pipe()
     os.close(read)
     words = [sys.executable, "-m", "darklens.cli", "config", "show", "resnet_18"]

@@ -162,8 +162,8 @@ class Store:
             layout = layout or shard_layout
             if shard_layout != layout:
                 yield f"{self._file(i, TRUTH)}: its columns differ from those of the previous shards."
-        known = {shard_file(self.path, i, suffix) for i in range(len(self.index.shards)) for suffix in (IMAGES, TRUTH)}
-        for path in sorted(set((self.path / "shards").glob("*")) - known):
+        expected = {shard_file(self.path, i, suffix) for i in range(len(self.index.shards)) for suffix in (IMAGES, TRUTH)}
+        for path in sorted(set((self.path / "shards").glob("*")) - expected):
             yield f"{path} does not belong to the store; remove it."
 
     def verify(self) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from darklens.data.readers import read_whole
+from darklens.data.readers import read_finite_image
 from darklens.errors import ConfigError, InputError
 from darklens.files import sha256_of
 from darklens.populations.light_models import ImageLight
@@ -62,7 +62,7 @@ def galaxy(path: Path) -> Float[Tensor, "m m"]:
         ConfigError: If the file is not a square image of finite numbers, or has no pixel above the noise of its sky.
     """
     try:
-        image = read_whole(path).astype(np.float64)
+        image = read_finite_image(path).astype(np.float64)
     except InputError as error:
         raise ConfigError(f"source.folder: {error}") from None
     if image.shape[0] != image.shape[1] or image.shape[0] < 8:

@@ -17,7 +17,7 @@ from darklens.data.readers.npy import read_npy, read_npz
 from darklens.data.readers.picture import read_picture
 from darklens.errors import InputError
 
-__all__ = ["MEASUREMENTS", "PICTURES", "SUFFIXES", "Image", "check_pixels", "read_image", "read_whole", "require_file"]
+__all__ = ["MEASUREMENTS", "PICTURES", "SUFFIXES", "Image", "check_pixels", "read_image", "read_finite_image", "require_file"]
 
 _FITS = (".fits", ".fit", ".fts")
 MEASUREMENTS = (".npy", ".npz", *(f"{s}{packed}" for packed in ("", ".gz", ".bz2") for s in _FITS), ".h5", ".hdf5")
@@ -77,7 +77,7 @@ def _reader(path: Path, head: bytes) -> Callable[[Path, str | None], Image]:
     raise InputError(f"{path}: is not an npy, npz, FITS or HDF5 file; save it as one of these.")
 
 
-def read_whole(path: Path) -> Float32[np.ndarray, "n m"]:
+def read_finite_image(path: Path) -> Float32[np.ndarray, "n m"]:
     """Return the pixels of an image file that `read_image` can read and that has no NaN.
 
     Raises:

@@ -17,7 +17,7 @@ from darklens.data.readers.image import MAX_PIXELS
 
 MAX_STEPS = 10_000
 _ARRAY, _DTYPE, _SCALAR = "_reconstruct", "dtype", "scalar"
-_KNOWN = {
+_ALLOWED_GLOBALS = {
     "numpy.core.multiarray _reconstruct": _ARRAY,
     "numpy._core.multiarray _reconstruct": _ARRAY,
     "numpy.core.multiarray scalar": _SCALAR,
@@ -109,9 +109,9 @@ def _run(data: bytes) -> Any:
             stack.append(memo[argument])
         elif code in ("GLOBAL", "STACK_GLOBAL"):
             name = argument if code == "GLOBAL" else " ".join(_pop(stack, 2))
-            if name not in _KNOWN:
+            if name not in _ALLOWED_GLOBALS:
                 raise ForeignError
-            stack.append(_KNOWN[name])
+            stack.append(_ALLOWED_GLOBALS[name])
         elif code == "REDUCE":
             kind, arguments = _pop(stack, 2)
             if kind not in (_ARRAY, _DTYPE, _SCALAR) or not isinstance(arguments, tuple):

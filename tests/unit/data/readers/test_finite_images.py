@@ -1,4 +1,4 @@
-"""`read_whole` gives one sentence for each problem of an image file."""
+"""`read_finite_image` gives one sentence for each problem of an image file."""
 
 import io
 import pickle
@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from darklens.data.readers import read_whole
+from darklens.data.readers import read_finite_image
 from darklens.errors import InputError
 
 
@@ -54,7 +54,7 @@ def test_a_bad_file_gives_one_sentence_that_names_it(tmp_path, monkeypatch, name
     path = tmp_path / "x.npy"
     path.write_bytes(content)
     with pytest.raises(InputError) as caught:
-        read_whole(path)
+        read_finite_image(path)
     assert sentence in str(caught.value)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
@@ -63,10 +63,10 @@ def test_a_bad_file_gives_one_sentence_that_names_it(tmp_path, monkeypatch, name
 
 def test_missing_and_foreign_files(tmp_path):
     with pytest.raises(InputError, match="no such file"):
-        read_whole(tmp_path / "x.npy")
+        read_finite_image(tmp_path / "x.npy")
     (tmp_path / "x.jpg").write_bytes(b"123")
     with pytest.raises(InputError, match="is not an npy, npz, FITS or HDF5 file"):
-        read_whole(tmp_path / "x.jpg")
+        read_finite_image(tmp_path / "x.jpg")
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,6 @@ def test_missing_and_foreign_files(tmp_path):
 )
 def test_good_files_become_float32_planes(tmp_path, array):
     np.save(tmp_path / "x.npy", array)
-    image = read_whole(tmp_path / "x.npy")
+    image = read_finite_image(tmp_path / "x.npy")
     assert image.dtype == np.float32
     np.testing.assert_array_equal(image, GOOD.astype(np.float32))
