@@ -53,8 +53,15 @@ def test_an_evaluation_contains_the_documented_entries(work, recipe):
     assert sorted(evaluation["auc"]) == sorted(evaluation["legacy_auc"]) == ["macro", "no", "sphere", "vort"]
     assert np.sum(evaluation["confusion"]) == 36
     assert sorted(evaluation["recall"]) == sorted(evaluation["average_precision"]) == ["macro", "no", "sphere", "vort"]
-    assert evaluation["brier"]["value"] > 0 and evaluation["aurc"]["value"] > 0 and evaluation["strata"] == []  # too few images
-    assert evaluation["provenance"]["seed"] == 0 and list(evaluation["risk_at_coverage"]) == ["0.5", "0.8", "0.9", "0.95"]
+    assert (
+        evaluation["brier"]["value"] > 0 and evaluation["aurc"]["value"] > 0 and evaluation["strata"] == []
+    )  # too few images
+    assert evaluation["provenance"]["seed"] == 0 and list(evaluation["risk_at_coverage"]) == [
+        "0.5",
+        "0.8",
+        "0.9",
+        "0.95",
+    ]
     assert list(json.loads((out / "curves.json").read_text())["roc"]) == evaluation["classes"]
     assert evaluation["model"]["recipe"] == recipe and evaluation["model"]["parameters"] > 1e5
     assert evaluation["data"]["population"] == "common-test-i" and evaluation["data"]["seed"] == 2

@@ -162,7 +162,9 @@ class Store:
             layout = layout or shard_layout
             if shard_layout != layout:
                 yield f"{self._file(i, TRUTH)}: its columns differ from those of the previous shards."
-        expected = {shard_file(self.path, i, suffix) for i in range(len(self.index.shards)) for suffix in (IMAGES, TRUTH)}
+        expected = {
+            shard_file(self.path, i, suffix) for i in range(len(self.index.shards)) for suffix in (IMAGES, TRUTH)
+        }
         for path in sorted(set((self.path / "shards").glob("*")) - expected):
             yield f"{path} does not belong to the store; remove it."
 

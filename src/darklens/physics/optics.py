@@ -89,12 +89,12 @@ def convolve(image: Float[Tensor, "b n n"], kernel: Float[Tensor, "h w"]) -> Flo
 
 
 def poisson_counts(
-    rate: Float[Tensor, "b *image"],
-    normal: Float[Tensor, "b *image"],
+    rate: Float[Tensor, " b *image"],
+    normal: Float[Tensor, " b *image"],
     generator: Callable[[int], np.random.Generator],
     *,
     expand: Expansion | None = None,
-) -> Float[Tensor, "b *image"]:
+) -> Float[Tensor, " b *image"]:
     """Return exact Poisson counts of images as a function of standard normal numbers.
 
     The count of a pixel is the smallest k with P(X <= k) >= Phi(normal). An expansion of this quantile about the mean

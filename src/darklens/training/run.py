@@ -8,6 +8,7 @@ RUN/bundle/                the result
 
 import logging
 import signal
+import socket
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path

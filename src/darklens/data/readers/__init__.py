@@ -17,7 +17,16 @@ from darklens.data.readers.npy import read_npy, read_npz
 from darklens.data.readers.picture import read_picture
 from darklens.errors import InputError
 
-__all__ = ["MEASUREMENTS", "PICTURES", "SUFFIXES", "Image", "check_pixels", "read_image", "read_finite_image", "require_file"]
+__all__ = [
+    "MEASUREMENTS",
+    "PICTURES",
+    "SUFFIXES",
+    "Image",
+    "check_pixels",
+    "read_finite_image",
+    "read_image",
+    "require_file",
+]
 
 _FITS = (".fits", ".fit", ".fts")
 MEASUREMENTS = (".npy", ".npz", *(f"{s}{packed}" for packed in ("", ".gz", ".bz2") for s in _FITS), ".h5", ".hdf5")
