@@ -114,7 +114,7 @@ def silent_server():
 
 
 def test_a_cluster_that_cannot_be_used_is_one_sentence_and_nothing_is_written(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(executors, "_CONNECT_SECONDS", 2.5)
+    monkeypatch.setattr(executors, "_CONNECT_TIMEOUT", 2.5)
     listener, address = silent_server()
     simulate = ["simulate", "common-test-i", *SMALL, "--out", tmp_path / "s", "--cluster"]
     with listener:
