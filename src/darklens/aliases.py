@@ -20,6 +20,8 @@ class Key(NamedTuple):
 
 
 CONFIGURATION = (
+    Key("curves", "given", "predicted"),
+    Key("curves", "meant", "calibrated"),
     Key("data", "engine", "backend"),
     Key("lens_residual", "sees", "inputs", {"numbers": "summary"}),
     Key("sis_autoencoder2", "collide", "reduction"),

@@ -8,7 +8,8 @@ import pytest
 from commandline import darklens, rows_of
 from tiny import TRAIN_PER_CLASS, N, simulate, training
 
-from darklens.bundle import OOD_REFERENCE, Bundle
+from darklens.bundle import Bundle
+from darklens.bundle.storage import OOD_REFERENCE
 from darklens.data.store import Store, write_index, write_shard
 from darklens.locate import CONTRACT
 

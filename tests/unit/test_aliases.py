@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 
 from darklens import aliases
 from darklens.bundle import Bundle
+from darklens.calibration import CalibrationCurve
 from darklens.config import load
-from darklens.locate import SHIPPED, shipped
+from darklens.locate import CONTRACT, SHIPPED, shipped
 from darklens.training.recipe import Recipe
 
 TREE = {
@@ -36,6 +37,18 @@ def test_a_key_is_renamed_where_it_belongs_and_nowhere_else():
         "model": {"kind": "resnet_simple", "sees": 1},
         "members": [{"kind": "lens_residual", "inputs": "summary"}],
     }
+
+
+def test_calibration_curves_of_older_bundles_are_read(tmp_path):
+    bundle = Bundle.load("lens_residual")
+    curve = CalibrationCurve(predicted=(0.1, 0.9), calibrated=(0.2, 0.8))
+    calibration = bundle.contract.calibration.model_copy(update={"curves": (curve,) * 3})
+    bundle.contract = bundle.contract.model_copy(update={"calibration": calibration})
+    bundle.save(tmp_path)
+    tree = json.loads((tmp_path / CONTRACT).read_text())
+    tree["calibration"]["curves"] = [{"given": [0.1, 0.9], "meant": [0.2, 0.8]}] * 3
+    (tmp_path / CONTRACT).write_text(json.dumps(tree))
+    assert Bundle.load(tmp_path).contract.calibration == calibration
 
 
 @pytest.mark.parametrize("name", shipped())

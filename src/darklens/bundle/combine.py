@@ -17,9 +17,9 @@ from darklens.models.ensemble import Ensemble, EnsembleConfig
 def ensemble(members: Sequence[Bundle]) -> Bundle:
     """Return the deep ensemble of classifiers that take the same images (Lakshminarayanan et al. 2017).
 
-    Members keep their temperatures. Thresholds of sets and risks are not inherited, since each member's held-out images
-    may have trained another: `evaluation.calibrate.calibrate_on` fits them on images that none was trained on. What is
-    familiar is the first member's to say.
+    Members keep their temperatures. Thresholds of prediction sets and risks are not inherited, because the held-out
+    images of one member may have trained another: `evaluation.calibrate.calibrate_on` fits them on images that no
+    member was trained on. The reference of the out-of-distribution score is that of the first member.
 
     Raises:
         InputError: If there are fewer than two, one does not classify or is an ensemble, or they take other images.

@@ -15,7 +15,7 @@ from jaxtyping import Int
 
 from darklens import rng
 from darklens.bundle import Bundle, Output
-from darklens.calibration import Calibration, Curve, SelectiveThreshold, softmax
+from darklens.calibration import Calibration, CalibrationCurve, SelectiveThreshold, softmax
 from darklens.data.store import Store
 from darklens.errors import InputError
 from darklens.evaluation import conformal, ood
@@ -72,7 +72,7 @@ def calibrate(
     first, second = (held_out.subset(half) for half in halves(held_out.labels, seed=seed))
     n_temperature = len(first.labels) if len(first.labels) >= MIN_TEMPERATURE_IMAGES else 0
     temperature = fit_temperature(first.output.logits, first.labels) if n_temperature else 1.0
-    curves: tuple[Curve, ...] = ()
+    curves: tuple[CalibrationCurve, ...] = ()
     if method == "isotonic":
         if min(np.bincount(first.labels, minlength=n_classes)) < MIN_CURVE_IMAGES:
             raise InputError(

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float, Int
 
-from darklens.calibration import Curve, softmax
+from darklens.calibration import CalibrationCurve, softmax
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 MIN_TEMPERATURE_IMAGES = 30  # a temperature fitted to fewer is no better than 1
@@ -39,7 +39,7 @@ def fit_temperature(logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " 
     return float(1 / (low * high) ** 0.5)
 
 
-def fit_curves(probabilities: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> tuple[Curve, ...]:
+def fit_curves(probabilities: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> tuple[CalibrationCurve, ...]:
     """Return the isotonic regression of each class's frequency on its predicted probability.
 
     It corrects a network whose confidence errs by class, which a temperature cannot (Zadrozny & Elkan 2002, KDD, 694).
@@ -59,5 +59,9 @@ def fit_curves(probabilities: Float[np.ndarray, "n c"], labels: Int[np.ndarray, 
         # The ends of the steps define the curve.
         step = np.diff(level) > 0
         ends = np.flatnonzero(np.concatenate([[True], step]) | np.concatenate([step, [True]]))
-        curves.append(Curve(given=tuple(distinct[ends].tolist()), meant=tuple(level[ends].round(_DIGITS + 2).tolist())))
+        curves.append(
+            CalibrationCurve(
+                predicted=tuple(distinct[ends].tolist()), calibrated=tuple(level[ends].round(_DIGITS + 2).tolist())
+            )
+        )
     return tuple(curves)

@@ -9,7 +9,7 @@ from commandline import darklens
 
 from darklens import populations
 from darklens.bundle import Bundle
-from darklens.calibration import Curve
+from darklens.calibration import CalibrationCurve
 from darklens.cite import bibtex
 from darklens.cite.bibtex import cite, entries
 from darklens.cite.works import _NETWORKS, _PROFILES, of_population
@@ -115,10 +115,9 @@ def test_isotonic_curves_cite_their_work(tmp_path):
     bundle = Bundle.load("lens_residual")
     assert "zadrozny2002" not in cite("lens_residual")
     calibration = bundle.contract.calibration
-    curve = {"given": (0.0, 1.0), "meant": (0.01, 0.99)}
-    bundle.contract = bundle.contract.model_copy(
-        update={"calibration": calibration.model_copy(update={"curves": tuple(Curve(**curve) for _ in range(3))})}
-    )
+    curve = CalibrationCurve(predicted=(0.0, 1.0), calibrated=(0.01, 0.99))
+    calibration = calibration.model_copy(update={"curves": (curve,) * 3})
+    bundle.contract = bundle.contract.model_copy(update={"calibration": calibration})
     bundle.save(tmp_path / "bundle")
     assert "zadrozny2002" in parse(cite(str(tmp_path / "bundle")))
 

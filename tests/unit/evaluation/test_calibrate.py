@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from darklens.bundle import OOD_REFERENCE, Bundle
+from darklens.bundle import Bundle
 from darklens.bundle.combine import ensemble
 from darklens.bundle.contract import Contract
+from darklens.bundle.storage import OOD_REFERENCE
 from darklens.calibration import Calibration, softmax
 from darklens.data.store import Store, StoreIndex, write_index, write_shard
 from darklens.errors import InputError

@@ -29,35 +29,37 @@ def bundle(model=None, seed=0, **preprocess):
 
 
 @pytest.mark.parametrize("model", [ResNetSimpleConfig(), SISAutoencoder2Config()], ids=lambda m: m.kind)
-def test_integrated_gradients_add_up_to_the_change_of_the_log_odds(model):
-    own = bundle(model)
-    last = [module for module in own.network.modules() if isinstance(module, torch.nn.Linear)][-1]
-    last.weight.data *= {"resnet_simple": 2e4}.get(model.kind, 2e5)  # an untrained network hardly prefers a class
-    found = explain(own, IMAGES[:2], label=1)
-    assert found.attribution.shape == found.inputs.shape == (2, 1, N, N) and found.channels == ("image",)
-    change = found.log_odds - found.baseline
-    assert (np.abs(change) > 1).all() and (np.abs(found.missing) <= 0.02 * np.abs(change)).all()
+def test_integrated_gradients_sum_to_the_change_of_the_log_odds(model):
+    system = bundle(model)
+    last = [module for module in system.network.modules() if isinstance(module, torch.nn.Linear)][-1]
+    last.weight.data *= {"resnet_simple": 2e4}.get(model.kind, 2e5)  # an untrained network hardly separates the classes
+    explanation = explain(system, IMAGES[:2], label=1)
+    assert explanation.attribution.shape == explanation.inputs.shape == (2, 1, N, N) and explanation.map_names == (
+        "image",
+    )
+    change = explanation.log_odds - explanation.baseline
+    assert (np.abs(change) > 1).all() and (np.abs(explanation.unexplained) <= 0.02 * np.abs(change)).all()
 
 
-def test_log_odds_are_those_of_the_probabilities_and_of_the_class_asked_for():
-    own = bundle()
-    p = own.probabilities(IMAGES)
-    preferred, second = explain(own, IMAGES), explain(own, IMAGES, label=1)
+def test_log_odds_are_those_of_the_probabilities_and_of_the_requested_class():
+    system = bundle()
+    p = system.probabilities(IMAGES)
+    preferred, second = explain(system, IMAGES), explain(system, IMAGES, label=1)
     np.testing.assert_array_equal(preferred.label, p.argmax(1))
     np.testing.assert_allclose(preferred.log_odds, np.log(p.max(1) / (1 - p.max(1))), rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(second.log_odds, np.log(p[:, 1] / (1 - p[:, 1])), rtol=1e-3, atol=1e-4)
     assert second.label.tolist() == [1, 1, 1]
 
 
-def test_pixels_that_the_network_does_not_see_speak_for_nothing():
-    found = explain(bundle(crop=48), IMAGES)
-    margin = found.attribution.copy()
+def test_cropped_pixels_have_no_attribution():
+    explanation = explain(bundle(crop=48), IMAGES)
+    margin = explanation.attribution.copy()
     margin[..., 8:-8, 8:-8] = 0
-    assert not margin.any() and found.attribution.any() and found.pixel_scale == 0.05
+    assert not margin.any() and explanation.attribution.any() and explanation.pixel_scale == 0.05
 
 
-def test_the_one_pixel_that_a_network_looks_at_is_found():
-    class Looks(torch.nn.Module):
+def test_the_only_pixel_that_a_network_uses_has_the_attribution():
+    class OnePixel(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.weight = torch.nn.Parameter(torch.ones(()))
@@ -66,44 +68,44 @@ def test_the_one_pixel_that_a_network_looks_at_is_found():
             bright = self.weight * image[:, 0, 20, 30]
             return torch.stack([bright, 0 * bright, 0 * bright - 20], 1)
 
-    own = bundle()
-    own.network = Looks()
+    system = bundle()
+    system.network = OnePixel()
     for method in ("integrated_gradients", "occlusion"):
-        found = explain(own, IMAGES, method=method, label=0).attribution[:, 0]
-        seen = np.abs(found).reshape(3, -1).argmax(1)
-        assert (np.abs(seen // N - 20) <= 6).all() and (np.abs(seen % N - 30) <= 6).all()
+        attribution = explain(system, IMAGES, method=method, label=0).attribution[:, 0]
+        strongest = np.abs(attribution).reshape(3, -1).argmax(1)
+        assert (np.abs(strongest // N - 20) <= 6).all() and (np.abs(strongest % N - 30) <= 6).all()
         if method == "integrated_gradients":
-            assert np.count_nonzero(found) == 3 and (seen == 20 * N + 30).all()
+            assert np.count_nonzero(attribution) == 3 and (strongest == 20 * N + 30).all()
 
 
 @pytest.mark.parametrize("method", ["integrated_gradients", "occlusion"])
-def test_random_weights_explain_otherwise(method):
-    own = bundle()
-    trained = explain(own, IMAGES, method=method, label=1)
-    again = explain(own, IMAGES, method=method, label=1)
+def test_random_weights_change_the_attribution(method):
+    system = bundle()
+    trained = explain(system, IMAGES, method=method, label=1)
+    again = explain(system, IMAGES, method=method, label=1)
     assert (agreement(trained, again) > 0.999).all()
     for seed in range(2):
-        random = explain(with_random_weights(own, seed=seed + 1), IMAGES, method=method, label=1)
+        random = explain(with_random_weights(system, seed=seed + 1), IMAGES, method=method, label=1)
         assert (np.abs(agreement(trained, random)) < 0.5).all()
 
 
-def test_the_shipped_model_is_explained_by_its_maps_and_numbers_and_not_with_random_weights():
-    own = Bundle.load("lens_residual")
+def test_the_shipped_model_is_explained_by_its_maps_and_summary_and_not_with_random_weights():
+    system = Bundle.load("lens_residual")
     images = simulate_batch(populations.get("common-test-i"), 7, [2])[0]  # a line mass
-    found = explain(own, images)
-    assert found.label.tolist() == [2] and found.attribution.shape[1] == len(found.channels) == 6
-    assert np.abs(found.missing) <= 0.011 * np.abs(found.log_odds - found.baseline)
-    assert found.numbers["delta_chi2_line"][0] > 0 and found.numbers["theta_E"][0] == 0
-    random = explain(with_random_weights(own, seed=1), images, label=2)
-    assert abs(agreement(found, random)[0]) < 0.3
+    explanation = explain(system, images)
+    assert explanation.label.tolist() == [2] and explanation.attribution.shape[1] == len(explanation.map_names) == 6
+    assert np.abs(explanation.unexplained) <= 0.011 * np.abs(explanation.log_odds - explanation.baseline)
+    assert explanation.summary["delta_chi2_line"][0] > 0 and explanation.summary["theta_E"][0] == 0
+    random = explain(with_random_weights(system, seed=1), images, label=2)
+    assert abs(agreement(explanation, random)[0]) < 0.3
 
 
-def test_weights_of_the_system_itself_stay(tmp_path):
-    own = bundle()
-    before = {name: value.clone() for name, value in own.network.state_dict().items()}
-    other = with_random_weights(own, seed=3)
-    assert all(torch.equal(value, before[name]) for name, value in own.network.state_dict().items())
-    assert not torch.equal(next(other.network.parameters()), next(own.network.parameters()))
+def test_the_weights_of_the_system_are_not_changed(tmp_path):
+    system = bundle()
+    before = {name: value.clone() for name, value in system.network.state_dict().items()}
+    other = with_random_weights(system, seed=3)
+    assert all(torch.equal(value, before[name]) for name, value in system.network.state_dict().items())
+    assert not torch.equal(next(other.network.parameters()), next(system.network.parameters()))
 
 
 def test_a_system_that_does_not_classify_is_refused():
@@ -111,12 +113,12 @@ def test_a_system_that_does_not_classify_is_refused():
         explain(bundle(AutoencoderConfig()), IMAGES)
 
 
-def test_without_captum_one_sentence_says_what_to_install(monkeypatch):
+def test_without_captum_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "captum", None)
     with pytest.raises(ConfigError, match=r"pip install 'darklens\[explain\]'"):
         explain(bundle(), IMAGES)
 
 
-def test_captum_is_not_imported_before_it_is_needed():
+def test_captum_is_imported_on_demand():
     code = "import sys, darklens.evaluation.explain; assert 'captum' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 
-from darklens.calibration import Calibration, Curve, softmax
+from darklens.calibration import Calibration, CalibrationCurve, softmax
 from darklens.errors import InputError
 from darklens.evaluation import metrics
 from darklens.evaluation.scaling import fit_curves, fit_temperature
@@ -74,17 +74,20 @@ def test_each_curve_equals_that_of_scikit_learn():
     p = softmax(logits).round(6)
     for k, curve in enumerate(fit_curves(p, labels)):
         expected = IsotonicRegression(y_min=1 / 902, y_max=1 - 1 / 902).fit(p[:, k], labels == k)
-        np.testing.assert_allclose(np.interp(p[:, k], curve.given, curve.meant), expected.predict(p[:, k]), atol=1e-6)
+        np.testing.assert_allclose(
+            np.interp(p[:, k], curve.predicted, curve.calibrated), expected.predict(p[:, k]), atol=1e-6
+        )
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"), [((0.1, 0.1), (0.2, 0.3)), ((0.1,), (0.2, 0.3)), ((0.1,), (1.0,)), ((), ())]
+    ("predicted", "calibrated"), [((0.1, 0.1), (0.2, 0.3)), ((0.1,), (0.2, 0.3)), ((0.1,), (1.0,)), ((), ())]
 )
-def test_an_invalid_curve_is_refused(given, meant):
-    with pytest.raises(ValueError, match=r"given|meant"):
-        Curve(given=given, meant=meant)
+def test_an_invalid_curve_is_refused(predicted, calibrated):
+    with pytest.raises(ValueError, match=r"predicted|calibrated"):
+        CalibrationCurve(predicted=predicted, calibrated=calibrated)
 
 
 def test_a_format_without_curves_says_so():
+    curve = CalibrationCurve(predicted=(0.5,), calibrated=(0.4,))
     with pytest.raises(InputError, match="an ONNX file takes a temperature alone"):
-        Calibration(curves=(Curve(given=(0.5,), meant=(0.4,)),)).require_temperature_alone("an ONNX file")
+        Calibration(curves=(curve,)).require_temperature_alone("an ONNX file")
