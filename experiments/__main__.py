@@ -48,15 +48,15 @@ def main(words: list[str] | None = None) -> None:
 def run(options: argparse.Namespace) -> None:
     experiment = read(options.name, options.overrides, options.variant)
     scratch = ROOT / "runs" / "quick" if options.variant == "quick" else ROOT
-    kept = (options.results or (ROOT if scratch == ROOT else scratch) / "results").resolve()
+    kept = (options.results or scratch / "results").resolve()
     work = Work(
         runs=(options.runs or scratch / "runs" / Path(options.name).stem).resolve(),
         stores=(options.stores or scratch / "stores").resolve(),
-        out=kept / filled(experiment.out, experiment.model_dump()),
+        out=kept / (filled(experiment.out, experiment.model_dump()) or experiment.kind),
     )
     module = import_module(f"experiments.{experiment.kind}")
     result = work.result() if options.table else module.run(experiment, work)
-    if result:
+    if result and experiment.out:
         text = module.page(experiment, result) if hasattr(module, "page") else None
         write(work.out, result, text, module.figure(experiment, result) if hasattr(module, "figure") else None)
     if kept == results.RESULTS:

@@ -25,10 +25,7 @@ class Config(Experiment):
     probabilities show what it would be.
 
     Attributes:
-        models: Runs, bundles or shipped models; `*` at the end of a path stands for all folders in it.
-        calibration_per_class: Images to calibrate on.
-        fresh_per_class: Images to evaluate on.
-        backend: That simulates.
+        models: Runs, bundles or shipped models; paths may hold `*`.
         draws: Of labels, for the error of a perfect classifier.
         isotonic: Whether to try `--method isotonic` too, which needs 600 images per class.
     """
@@ -45,7 +42,7 @@ def run(config: Config, work: Work) -> dict[str, Any]:
     """Calibrate and evaluate each model."""
     rows = []
     for model in config.models:
-        for path in sorted(engine.ROOT.glob(model)) if model.endswith("*") else [Path(model)]:
+        for path in sorted(engine.ROOT.glob(model)) if "*" in model else [Path(model)]:
             bundle = Bundle.load(path)
             population = bundle.contract.data["population"]
             sizes = {"calibration": config.calibration_per_class, "fresh": config.fresh_per_class}
@@ -58,9 +55,11 @@ def run(config: Config, work: Work) -> dict[str, Any]:
     return {"schema": 1, "rows": rows, "provenance": engine.made_by()}
 
 
-def evaluated(config: Config, bundle: Bundle, held_out: Store, fresh: Store) -> dict[str, Any]:
+def evaluated(config: Config, bundle: Bundle, calibrating: Store, fresh: Store) -> dict[str, Any]:
     methods = ("temperature", "isotonic") if config.isotonic else ("temperature",)
-    records = [calibrate_on(bundle, held_out, method=m, workers=usable_cores()).contract.calibration for m in methods]
+    records = [
+        calibrate_on(bundle, calibrating, method=m, workers=usable_cores()).contract.calibration for m in methods
+    ]
     record = records[0]
     assert record is not None
     logits, labels = bundle.outputs_of(fresh, workers=usable_cores()).logits, fresh.labels
@@ -73,7 +72,7 @@ def evaluated(config: Config, bundle: Bundle, held_out: Store, fresh: Store) -> 
     return {
         "recipe": bundle.contract.recipe,
         "population": fresh.population_name,
-        "held_out": len(held_out),
+        "held_out": len(calibrating),
         "fresh": len(fresh),
         "macro_auc": metrics.macro_auc(labels, after),
         "temperature": record.temperature,

@@ -17,13 +17,6 @@ class Config(Experiment):
     An evaluation draws test images of three classes, whose logits are normal with unit scatter about `skill` for the
     true class and zero for the others, times `sharpness`: at sharpness = skill the probabilities are the true ones,
     beyond it they are overconfident. The truth is the metric of `truth_images` such images.
-
-    Attributes:
-        experiments: Evaluations.
-        images: Of each evaluation, three classes together.
-        resamples: Of the bootstrap.
-        truth_images: Images that define the truth.
-        systems: skill and sharpness by name.
     """
 
     experiments: int

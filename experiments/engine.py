@@ -17,7 +17,6 @@ from pydantic import BeforeValidator
 
 from darklens import __version__, config, populations, provenance
 from darklens.config import Frozen
-from darklens.data.store import Store
 from darklens.files import atomic_path, read_json, write_json, write_text
 from darklens.report.figures import to_png
 
@@ -63,8 +62,8 @@ class Work:
     def result(self) -> dict[str, Any]:
         """Return the numbers of an earlier run, empty if there are none."""
         path = self.out.with_suffix(".json")
-        found: dict[str, Any] = read_json(path) if path.exists() else {}
-        return found
+        numbers: dict[str, Any] = read_json(path) if path.exists() else {}
+        return numbers
 
 
 def darklens(*words: str) -> None:
@@ -108,12 +107,6 @@ def evaluate(run: Path, store: Path) -> Path:
     if not (run / "test" / "eval.json").exists():
         darklens("evaluate", str(run), str(store), "--out", str(run / "test"))
     return run / "test"
-
-
-def about_store(store: Path) -> dict[str, Any]:
-    """Return the number of images of a store and its digest."""
-    opened = Store(store)
-    return {"n": len(opened), "sha256": opened.sha256}
 
 
 def made_by() -> dict[str, str]:

@@ -19,9 +19,6 @@ class Config(Experiment):
     """Fits of simulated test images; chance.json, beside the results, has what chance reaches in training images.
 
     Attributes:
-        population: Of the images.
-        backend: That simulates and fits.
-        n_per_class: Test images of each class.
         chance_per_class: Training images of each class, of which those without substructure count.
         percentiles: Of the delta chi2 of one point mass in addition to the line, by class.
         chance_percentiles: Of the delta chi2 of three point masses and of a line, of smooth lenses.
@@ -76,7 +73,7 @@ def fitted(config: Config, work: Work, n_per_class: int, seed: int) -> tuple[Sto
     """Return a store and the columns of its fits by name."""
     path: Path = engine.simulate(work, config.population, n_per_class, seed, backend=config.backend)
     store, population = Store(path), populations.get(config.population)
-    fits = cached_fits(store, population, engine=config.backend, centred=False, workers=usable_cores())
+    fits = cached_fits(store, population, backend=config.backend, centred=False, workers=usable_cores())
     return store, {name: fits.column(name) for name in SUMMARY_NAMES}
 
 

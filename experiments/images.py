@@ -1,19 +1,23 @@
-"""Test images that differ from those of a population: other lenses, the same images stored otherwise, no lenses."""
+"""A trained model on images that differ from those of its population: other lenses, other files, no lenses.
+
+`shifts` evaluates its classes, `ood` its out-of-distribution score.
+"""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 
 from darklens import populations, rng
+from darklens.bundle import BATCH_SIZE, Bundle
 from darklens.config import Frozen
 from darklens.populations.population import PoissonNoise, Population
 from darklens.simulate.batch import simulate_batch
 from darklens.simulate.render import render
 from darklens.simulate.truth import draw, label_of
-from experiments.engine import ROOT, Overrides
+from experiments.engine import ROOT, Experiment, Overrides
 
 HST = ROOT.parent / "shared" / "realdata" / "hst-lenses"
 PEAK = 800  # counts of the brightest pixel of a scaled image of common-test-i, about
@@ -46,12 +50,8 @@ class ImageSet(Frozen):
     change: Literal["none", "8 bits", "sub-count noise", "float32 flux", "rotated", "shuffled pixels"] = "none"
     source: Literal["simulation", "flux with exposure map", "white noise", "blank sky", "HST"] = "simulation"
 
-    @property
-    def is_available(self) -> bool:
-        return self.source != "HST" or HST.is_dir()
-
     def make(self, default: str, seed: int, n: int) -> Labelled:
-        """Return n images of 150 x 150 pixels of 0.05 arcsec, or as large as the population's."""
+        """Return n images, as large as the population's."""
         population = populations.get(self.population or default, self.overrides)
         if self.source == "flux with exposure map":
             return with_exposure_map(population, seed, n)
@@ -63,10 +63,33 @@ class ImageSet(Frozen):
         return Labelled(CHANGES[self.change](images, seed), truth["label"].astype(np.int64))
 
 
+class Config(Experiment):
+    """A model (run, bundle or name) and n images of each set; `only` chooses sets."""
+
+    model: str
+    population: str
+    n: int
+    seed: int
+    sets: dict[str, ImageSet]
+    only: list[str] = []
+
+    def make(self, name: str) -> Labelled:
+        """Return the images of a set."""
+        return self.sets[name].make(self.population, self.seed, self.n)
+
+    def names(self) -> list[str]:
+        """Return the names of all sets that are available."""
+        return self.only or [name for name, made in self.sets.items() if made.source != "HST" or HST.is_dir()]
+
+
+def in_batches(bundle: Bundle, images: Images) -> list[Any]:
+    """Return what the model says of images, a batch at a time."""
+    return [bundle.classify(images[i : i + BATCH_SIZE]) for i in range(0, len(images), BATCH_SIZE)]
+
+
 def sub_count_noise(images: Images, _: int) -> Images:
     """Add noise of a fifth of a count, in which no step of one count can be found."""
-    generator = torch.Generator().manual_seed(1)
-    noise = torch.randn(images[:, 0].shape, generator=generator)[:, None] * 0.2 / PEAK
+    noise = torch.randn(images[:, 0].shape, generator=torch.Generator().manual_seed(1))[:, None] * 0.2 / PEAK
     return (torch.from_numpy(images) + noise).numpy()
 
 
@@ -98,14 +121,6 @@ def with_exposure_map(population: Population, seed: int, n: int) -> Labelled:
     return Labelled(flux[:, None].numpy(), labels, exposure.numpy())
 
 
-def white_noise(seed: int, n: int, population: Population) -> Images:
-    return rng.generator(seed, "noise").normal(size=(n, 1, *[population.field.n_pixels] * 2)).astype(np.float32)
-
-
-def blank_sky(seed: int, n: int, population: Population) -> Images:
-    return rng.generator(seed, "sky").poisson(SKY, (n, 1, *[population.field.n_pixels] * 2)).astype(np.float32)
-
-
 def hst_lenses(seed: int, n: int, population: Population) -> Images:
     """Return real cut-outs, resampled and set into noise of their background, in four quarter turns each."""
     import h5py
@@ -125,8 +140,12 @@ def hst_lenses(seed: int, n: int, population: Population) -> Images:
     return np.stack(canvases)[:n, None].astype(np.float32)
 
 
+def shape(n: int, population: Population) -> tuple[int, int, int, int]:
+    return n, 1, population.field.n_pixels, population.field.n_pixels
+
+
 OTHERS: dict[str, Callable[[int, int, Population], Images]] = {
-    "white noise": white_noise,
-    "blank sky": blank_sky,
+    "white noise": lambda seed, n, p: rng.generator(seed, "noise").normal(size=shape(n, p)).astype(np.float32),
+    "blank sky": lambda seed, n, p: rng.generator(seed, "sky").poisson(SKY, shape(n, p)).astype(np.float32),
     "HST": hst_lenses,
 }

@@ -28,13 +28,9 @@ class Config(Experiment):
 
     Attributes:
         scale: Of theta_E in the planted class.
-        n: Images of a run.
-        planted: Numbers of images of further runs with a leak, of `common-test-i`.
-        runs: Runs of each number of images, at most.
-        few_runs: The same of the population with one theta_E.
-        permutations: Of the labels, for the rate of false alarms.
-        n_per_class: Images of the built-in populations.
-        only: Built-in populations; default: all.
+        n: Images of a run; `planted` are further numbers, of `common-test-i` with a leak.
+        runs: Of each number of images, at most; `few_runs` of the population with one theta_E.
+        n_per_class: Images of the built-in populations, of which `only` chooses some.
     """
 
     scale: float
@@ -144,11 +140,11 @@ def planted_runs(clean: Pool, planted: Pool, n: int, limit: int) -> dict[str, An
         values, theta_E = (np.concatenate([a[others], b[ours]]) for a, b in zip(clean, planted, strict=True))
         labels = np.concatenate([2 * (np.arange(n - third) % 2), np.ones(third, dtype=np.int64)])
         tests = leaks(values, NAMES, labels, usual=USUAL, seed=run)
-        detected += any(leak.found and leak.label == 1 for leak in tests)
-        by_ring += any(leak.found and is_of_ring(leak) for leak in tests)
+        detected += any(leak.is_significant and leak.label == 1 for leak in tests)
+        by_ring += any(leak.is_significant and is_of_ring(leak) for leak in tests)
         aucs.append(auc_with_interval(labels == 1, values[:, RING])[0])
         if np.ptp(clean.theta_E):
-            bound += any(leak.found for leak in leaks(theta_E[:, None], ["theta_E"], labels, seed=run))
+            bound += any(leak.is_significant for leak in leaks(theta_E[:, None], ["theta_E"], labels, seed=run))
     return {
         "n": n,
         "n_per_class": third,
@@ -173,13 +169,13 @@ def unchanged(work: Work, name: str, n_per_class: int) -> dict[str, Any]:
     together = {leak.label: leak for leak in tests if leak.by == "all"}
     strongest: dict[str, Any] = {}
     for leak in tests:
-        if leak.found and leak.by != "all":
-            strongest.setdefault(leak.statistic, leak.tree(classes))
+        if leak.is_significant and leak.by != "all":
+            strongest.setdefault(leak.statistic, leak.as_dict(classes))
     return {
         "n_per_class": n_per_class,
         "version": population.version,
         "conserve_mass": population.conserve_mass,
-        "all_together": [together[i].tree(classes) for i in sorted(together)],
+        "all_together": [together[i].as_dict(classes) for i in sorted(together)],
         "found": list(strongest.values()),
     }
 

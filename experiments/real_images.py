@@ -17,12 +17,7 @@ Row = dict[str, Any]
 
 
 class Config(Experiment):
-    """One model and a folder CLASS/NUMBER.npy.
-
-    Attributes:
-        model: A run, a bundle, or the name of a shipped model.
-        images: The folder, from the root of the repository.
-    """
+    """A model (run, bundle or name) and a folder CLASS/NUMBER.npy, from the root of the repository."""
 
     model: str
     images: str

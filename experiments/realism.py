@@ -41,15 +41,7 @@ Values = np.ndarray  # (b,)
 
 
 class Config(Experiment):
-    """Real images beside a simulated store.
-
-    Attributes:
-        population: Simulated.
-        backend: That simulates.
-        n_per_class: Simulated images of each class.
-        seed: Of the simulation.
-        images: Folder of the real images, from the root of the repository.
-    """
+    """A simulated store, and a folder of real images, from the root of the repository."""
 
     population: str
     backend: Backend = "eager"
@@ -129,7 +121,7 @@ def coordinates(n: int) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def mean_over(light: Images, quantity: np.ndarray) -> Values:
+def flux_weighted_mean(light: Images, quantity: np.ndarray) -> Values:
     """Return the flux-weighted mean of a quantity that has a value at each pixel."""
     return (light * quantity).sum((1, 2)) / light.sum((1, 2))
 
@@ -137,11 +129,11 @@ def mean_over(light: Images, quantity: np.ndarray) -> Values:
 def second_moments(ring: Images) -> tuple[Values, Values, Values]:
     """Return the central second moments xx, yy and xy in arcsec^2."""
     x, y = coordinates(ring.shape[-1])
-    mean_x, mean_y = mean_over(ring, x), mean_over(ring, y)
+    mean_x, mean_y = flux_weighted_mean(ring, x), flux_weighted_mean(ring, y)
     return (
-        mean_over(ring, x * x) - mean_x**2,
-        mean_over(ring, y * y) - mean_y**2,
-        mean_over(ring, x * y) - mean_x * mean_y,
+        flux_weighted_mean(ring, x * x) - mean_x**2,
+        flux_weighted_mean(ring, y * y) - mean_y**2,
+        flux_weighted_mean(ring, x * y) - mean_x * mean_y,
     )
 
 
@@ -150,19 +142,19 @@ def second_moments(ring: Images) -> tuple[Values, Values, Values]:
 
 def ring_radius(ring: Images) -> Values:
     """Flux-weighted mean distance from the image's centre."""
-    return mean_over(ring, np.hypot(*coordinates(ring.shape[-1])))
+    return flux_weighted_mean(ring, np.hypot(*coordinates(ring.shape[-1])))
 
 
 def ring_width(ring: Images) -> Values:
     """Flux-weighted standard deviation of the distance from the image's centre."""
     radius = np.hypot(*coordinates(ring.shape[-1]))
-    return np.sqrt(np.maximum(mean_over(ring, radius**2) - mean_over(ring, radius) ** 2, 0))
+    return np.sqrt(np.maximum(flux_weighted_mean(ring, radius**2) - flux_weighted_mean(ring, radius) ** 2, 0))
 
 
 def centroid_offset(ring: Images) -> Values:
     """Distance of the centre of light from the image's centre."""
     x, y = coordinates(ring.shape[-1])
-    return np.hypot(mean_over(ring, x), mean_over(ring, y))
+    return np.hypot(flux_weighted_mean(ring, x), flux_weighted_mean(ring, y))
 
 
 def axis_ratio(ring: Images) -> Values:
