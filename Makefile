@@ -17,8 +17,9 @@ bench: setup-test  ## side-by-side speed and memory (about 40 minutes); prints o
 	@$(PYTHON) tools/setup_venv.py dev parity bench
 	$(BIN)/python benchmarks/run.py
 
-reproduce: setup  ## the study's table, ours and the ablation at full size (days on a laptop; give it again to go on)
-	$(BIN)/python tools/reproduce.py --ablation
+reproduce: setup  ## the study's table, ours and the ablation at full size (days on a laptop; resumes if started again)
+	$(BIN)/python -m experiments reproduce
+	$(BIN)/python -m experiments ablation --variant full
 
 docs: setup  ## the documentation, every notebook executed, no network; open docs/_build/html/index.html
 	@$(PYTHON) tools/setup_venv.py docs

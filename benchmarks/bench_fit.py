@@ -67,7 +67,7 @@ def images_of(rows: range) -> tuple[torch.Tensor, dict[str, np.ndarray]]:
 
 
 def fit_seconds(first: int, n: int, backend: Backend | None) -> float:
-    """Return the seconds of fitting n images on one thread: all hypotheses with an backend, else the smooth lens."""
+    """Return the seconds of fitting n images on one thread: all hypotheses with a backend, else the smooth lens."""
     torch.set_num_threads(1)
     keep_freed_memory()
     images, _ = images_of(range(first, first + n))

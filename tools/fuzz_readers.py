@@ -1,4 +1,4 @@
-"""Feed mutated files to files reader: `python tools/fuzz_readers.py --inputs 100000`.
+"""Feed mutated files to every reader: `python tools/fuzz_readers.py --inputs 100000`.
 
 Small valid files of each kind are made here, then changed: bits, bytes, numbers, lengths, cuts, splices, and by kind
 header fields, cards, chunks, members and opcodes, with corrected checksums, so that readers do not stop at those.

@@ -9,11 +9,11 @@ import cards
 import numpy as np
 import pytest
 
-import results
 from darklens.bundle import Bundle
 from darklens.cli import app
 from darklens.cli import main as command
 from darklens.data.store import Store
+from experiments import results
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCS = ROOT / "docs"

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import time_to_quality
 import torch
+
+from experiments import time_to_quality
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -93,8 +94,8 @@ def test_processor_time_is_read_at_each_epoch(tmp_path, monkeypatch):
         "    open(sys.argv[1], 'w').write('\\n'.join(rows[:k]) + '\\n')\n"
         "    time.sleep(0.8)\n"
     )
-    monkeypatch.setattr(time_to_quality, "ROOT", tmp_path)
-    points = time_to_quality.watched([sys.executable, "-c", program, str(metrics)], metrics, spent=60.0)
+    monkeypatch.setattr(time_to_quality.engine, "ROOT", tmp_path)
+    points = time_to_quality.watched([sys.executable, "-c", program, str(metrics)], metrics, before=60.0)
     assert [p["val_auc"] for p in points] == [0.6, 0.7]
     minutes = [p["cpu_minutes"] for p in points]
     assert 1 + 0.55 / 60 < minutes[0] < minutes[1] < 1.5

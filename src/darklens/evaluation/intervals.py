@@ -1,7 +1,7 @@
 """95 % confidence intervals of single metrics, within the range of the metric.
 
 Bootstrap percentiles undercover where a metric is close to its end: with 300 images they covered a class AUC of 0.998
-in 84 to 86 % of experiments, the intervals here in 94 % (benchmarks/interval_coverage.py, results/coverage.json). The
+in 84 to 86 % of experiments, the intervals here in 94 % (`python -m experiments coverage`, results/coverage.json). The
 bootstrap therefore gives the standard error alone, and the interval is normal in the logit. Other metrics:
 
 - fractions of images are binomial and have Wilson's interval;

@@ -7,7 +7,7 @@ from torch import Tensor
 from darklens.fit.features import FitFeatures
 from darklens.fit.hypotheses import N_POINTS
 
-_LARGEST_CHI2_PER_PIXEL = 6.0  # of the best hypothesis; successes have 2.6 at most, by benchmarks/hypotheses.py
+_LARGEST_CHI2_PER_PIXEL = 6.0  # best hypothesis; at most 2.6 in successful fits (experiments/hypotheses.yaml)
 N_SUMMARY_FEATURES = 13 + 3 * N_POINTS
 FAILED = "failed, classified by the image alone"
 

@@ -57,7 +57,7 @@ def test_unweighted_scalars_are_the_plain_metrics():
 
 @pytest.mark.parametrize("skill", [1.0, 3.0])
 def test_intervals_have_the_stated_coverage(skill):
-    """At skill 3 percentile intervals cover the AUC in about 83 % (benchmarks/interval_coverage.py)."""
+    """At skill 3 percentile intervals cover the AUC in about 83 % (`python -m experiments coverage`)."""
     truth = scalar_metrics(*sample(60_000, skill=skill, seed=99))
     names, covered = ("auc", "auc_1", "average_precision_2", "recall_0", "accuracy", "brier"), Counter()
     for seed in range(100):

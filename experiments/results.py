@@ -1,6 +1,6 @@
-"""Write results/README.md from the eval.json files below results/: `python tools/results.py`.
+"""Write results/README.md from the files below results/: `python -m experiments.results`.
 
-`python tools/results.py --add EVALUATION_DIR SEED` first copies an evaluation to
+`python -m experiments.results --add EVALUATION_DIR SEED` first copies an evaluation to
 results/POPULATION/RECIPE/seedSEED/ (eval.json and figures).
 """
 
@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 from darklens.evaluation.compare import format_metric
+from experiments.engine import ROOT, markdown
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
-# Pages that other tools make.
+RESULTS = ROOT / "results"
+# Pages of experiments.
 EMBEDDED = (
     "*/learning_curves/curves.md",
     "*/shifts/shifts.md",
@@ -20,33 +21,21 @@ EMBEDDED = (
     "*/study/study.md",
     "*/ablation/ablation.md",
 )
-KEPT = ("eval.json", "roc.png", "calibration.png")
-COLUMNS = [
-    "recipe",
-    "seed",
-    "parameters",
-    "macro AUC",
-    "no",
-    "sphere",
-    "vort",
-    "accuracy",
-    "ECE",
-    "legacy AUC",
-    "training",
-    "where",
-]
+FILES = ("eval.json", "roc.png", "calibration.png")
+COLUMNS = ["recipe", "seed", "parameters", "macro AUC", "no", "sphere", "vort", "accuracy", "ECE", "legacy AUC"]
+COLUMNS += ["training", "where"]
 HEAD = """# Results
 
-Made by `python tools/results.py` from the eval.json files below this folder. AUC is one-vs-rest from probabilities,
-brackets are 95 % bootstrap intervals over test images, each row is one training of one seed. Only rows of one table
-saw as many training images and were judged on the same test images. Legacy AUC is the 2024 study's metric, on which
+Made by `python -m experiments.results` from the eval.json files below this folder. AUC is one-vs-rest from
+probabilities, brackets are 95 % bootstrap intervals over test images, each row is one training of one seed. Only rows
+of one table share the number of training images and the test images. Legacy AUC is the 2024 study's metric, on which
 probabilities drawn at random score 0.87."""
 # ../docs/legacy.md; the estimates of the honest AUC are from a toy curve of AUC against accuracy.
 STUDY = """## The 2024 study, as published
 
-Common Test I, 10,000 training and 2,500 test images a class. The published AUC counts misclassified members of a class
-as negatives ([faults](../docs/legacy.md)), so it belongs beside our legacy AUC and not beside our AUC. The accuracies
-are those its notebooks print; the honest macro AUC is an estimate from them.
+Common Test I, 10,000 training and 2,500 test images per class. The published AUC counts misclassified members of a
+class as negatives ([faults](../docs/legacy.md)), so compare it with our legacy AUC and not with our AUC. The accuracies
+are those that its notebooks print; the honest macro AUC is an estimate from them.
 
 | system | no | sphere | vort | mean | accuracy | honest macro AUC, estimated |
 | --- | --- | --- | --- | --- | --- | --- |
@@ -56,24 +45,29 @@ are those its notebooks print; the honest macro AUC is an estimate from them.
 | SIS_autoencoder2 | 0.977 | 0.999 | 0.996 | 0.991 | 0.849 | 0.96 |"""
 
 
-def main(arguments: list[str]) -> None:
-    if arguments:
-        _, folder, seed = arguments
+def main(words: list[str]) -> None:
+    if words:
+        _, folder, seed = words
         add(Path(folder), int(seed))
+    write_page()
+
+
+def write_page() -> None:
     (RESULTS / "README.md").write_text(page(), encoding="utf-8")
 
 
-def add(folder: Path, seed: int) -> None:
+def add(folder: Path, seed: int, results: Path = RESULTS) -> None:
+    """Copy an evaluation below `results`."""
     evaluation = json.loads((folder / "eval.json").read_text())
-    place = RESULTS / evaluation["data"]["population"] / evaluation["model"]["recipe"] / f"seed{seed}"
-    place.mkdir(parents=True, exist_ok=True)
-    for name in KEPT:
+    target = results / evaluation["data"]["population"] / evaluation["model"]["recipe"] / f"seed{seed}"
+    target.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
         if (folder / name).exists():
-            shutil.copy(folder / name, place / name)
+            shutil.copy(folder / name, target / name)
 
 
 def page() -> str:
-    """Return the study's table as it was published, then a table for each set of conditions, then comparisons."""
+    """Return the study's published table, a table for each set of conditions, and the pages of experiments."""
     groups: dict[tuple[str, int, int, str], list[Path]] = {}
     for path in sorted(RESULTS.glob("*/*/seed*/eval.json")):
         e = json.loads(path.read_text())
@@ -87,7 +81,7 @@ def page() -> str:
             "",
             f"Test images {sha256[:12]}.",
             "",
-            *rows([COLUMNS, ["---"] * len(COLUMNS), *(cells(path) for path in paths)]),
+            *markdown([COLUMNS, *(cells(path) for path in paths)]),
         ]
         sections.append("\n".join(lines))
     sections += reconstructions()
@@ -97,22 +91,21 @@ def page() -> str:
 
 
 def reconstructions() -> list[str]:
-    """Return a table of the systems that give back the image."""
+    """Return a table of the systems that reconstruct images."""
     table = [["recipe", "population", "seed", "images", "PSNR, dB", "SSIM", "chi2 per pixel", "where"]]
-    table.append(["---"] * len(table[0]))
     for path in sorted(RESULTS.glob("*/*/seed*/eval.json")):
         e = json.loads(path.read_text())
         if "reconstruction" in e:
-            found = [format_metric(e["reconstruction"][name]) for name in ("psnr_db", "ssim", "chi2_per_pixel")]
+            metrics = [format_metric(e["reconstruction"][name]) for name in ("psnr_db", "ssim", "chi2_per_pixel")]
             where = f"{e['provenance']['train_commit']}, {e['provenance']['train_hardware']}"
             link = f"[{e['model']['recipe']}]({path.parent.relative_to(RESULTS)})"
             seed = path.parent.name.removeprefix("seed")
-            table.append([link, e["data"]["population"], seed, f"{e['n']:,}", *found, where])
-    return ["\n".join(["## Reconstruction of images", "", *rows(table)])] if len(table) > 2 else []
+            table.append([link, e["data"]["population"], seed, f"{e['n']:,}", *metrics, where])
+    return ["\n".join(["## Reconstruction of images", "", *markdown(table)])] if len(table) > 1 else []
 
 
 def embedded(path: Path) -> str:
-    """Return a table that another tool made, its heading a level lower, and its figure."""
+    """Return the page of an experiment, its heading a level lower, and its figure."""
     text = "#" + path.read_text().strip()
     picture = path.with_suffix(".png")
     return f"{text}\n\n![]({picture.relative_to(RESULTS)})" if picture.exists() else text
@@ -133,10 +126,6 @@ def cells(path: Path) -> list[str]:
         f"{p['train_seconds'] / 60:.0f} min",
         f"{p['train_commit']}, {p['train_hardware']}",
     ]
-
-
-def rows(table: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in table]
 
 
 if __name__ == "__main__":

@@ -1,18 +1,10 @@
-"""The image statistics of benchmarks/real_against_simulated.py, on images whose answer is known."""
-
-import importlib.util
-import sys
-from pathlib import Path
+"""The image statistics of experiments/realism.py, on images whose answer is known."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "real_against_simulated.py"
-spec = importlib.util.spec_from_file_location("real_against_simulated", PATH)
-realism = importlib.util.module_from_spec(spec)
-sys.modules[spec.name] = realism  # dataclasses look their module up
-spec.loader.exec_module(realism)
+from experiments import realism
 
 N = 150
 X, Y = realism.coordinates(N)
@@ -94,30 +86,30 @@ def test_centroid_offset_is_where_the_light_is():
 
 def test_concentration_of_a_disc_and_of_a_ring():
     disc, thin = (RADIUS < 2).astype(float), ring(1.5, width=0.05)
-    found = realism.concentration(batch(disc, thin))
-    assert found[0] == pytest.approx(5 * np.log10(np.sqrt(0.8 / 0.2)), abs=0.03)
-    assert 0 < found[1] < 0.4
+    values = realism.concentration(batch(disc, thin))
+    assert values[0] == pytest.approx(5 * np.log10(np.sqrt(0.8 / 0.2)), abs=0.03)
+    assert 0 < values[1] < 0.4
 
 
-def test_effective_area_of_a_disc_is_its_area_whatever_its_brightness():
+def test_effective_area_of_a_disc_is_the_area_at_any_brightness():
     disc = (RADIUS < 1.5).astype(float)
     np.testing.assert_allclose(realism.effective_area(batch(disc, 40 * disc)), np.pi * 1.5**2, rtol=0.01)
 
 
 def test_asymmetry_is_none_for_a_ring_half_for_one_of_two_and_all_for_one_spot():
-    left, right = ellipse(1, 0, x=-1.2, sigma=0.15), ellipse(1, 0, x=1.2, sigma=0.15)
-    found = realism.asymmetry(batch(ring(1.2), left + right / 3, left))
-    np.testing.assert_allclose(found, [0, 0.5, 1], atol=1e-6)
+    west, east = ellipse(1, 0, x=-1.2, sigma=0.15), ellipse(1, 0, x=1.2, sigma=0.15)
+    values = realism.asymmetry(batch(ring(1.2), west + east / 3, west))
+    np.testing.assert_allclose(values, [0, 0.5, 1], atol=1e-6)
 
 
 def test_wiggle_sees_a_kink_and_not_an_offset_or_elongated_ring():
     azimuth = np.arctan2(Y, X)
     smooth = np.exp(-((RADIUS - 1.3 - 0.1 * np.cos(2 * azimuth) - 0.1 * np.cos(azimuth)) ** 2) / 0.02)
     wavy = np.exp(-((RADIUS - 1.3 - 0.05 * np.cos(8 * azimuth)) ** 2) / 0.02)
-    found = realism.ring_wiggle(batch(smooth, wavy))
+    values = realism.ring_wiggle(batch(smooth, wavy))
     # Averaging over a sector lowers mode 8 by sinc(8 / 48).
-    assert found[1] == pytest.approx(0.05 / np.sqrt(2) * np.sinc(8 / realism.SECTORS), rel=0.03)
-    assert found[0] < 0.05 * found[1]
+    assert values[1] == pytest.approx(0.05 / np.sqrt(2) * np.sinc(8 / realism.SECTORS), rel=0.03)
+    assert values[0] < 0.05 * values[1]
 
 
 def test_slope_of_a_power_law_field():
@@ -151,18 +143,18 @@ def test_signal_to_noise_grows_with_the_root_of_the_exposure():
     assert four_times == pytest.approx(2 * once, rel=1e-6)
 
 
-def test_photon_noise_is_white_and_has_its_mean_as_variance(white):
+def test_photon_noise_is_white_with_variance_equal_to_the_mean(white):
     for statistic, expected, scatter in [
         (realism.sky_mean, 10, 0.19),
         (realism.sky_variance, 1, 0.06),
         (realism.sky_correlation, 0, 0.03),
         (realism.white_power, 1, 0.014),
     ]:
-        found = statistic(white)
+        values = statistic(white)
         # sky_mean takes the darker half of four corners, 0.17 below their mean.
         bias = -0.17 if statistic is realism.sky_mean else 0
-        assert found.mean() == pytest.approx(expected + bias, abs=4 * scatter / 4), statistic.__name__
-        assert 0.4 * scatter < found.std() < 2 * scatter, statistic.__name__
+        assert values.mean() == pytest.approx(expected + bias, abs=4 * scatter / 4), statistic.__name__
+        assert 0.4 * scatter < values.std() < 2 * scatter, statistic.__name__
 
 
 def test_smoothed_or_gained_noise_is_not_photon_noise(white):

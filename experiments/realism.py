@@ -1,37 +1,29 @@
-"""Do simulated images look like the real ones? Distributions of image statistics, class by class and pooled.
-
-`python benchmarks/real_against_simulated.py STORE OUT_DIR [--real ../shared/realdata/common-test-i]` compares the real
-Common Test I images with a store of `common-test-i` and writes realism.json, realism.md and realism.png. Make the
-store with `darklens simulate common-test-i --out STORE --n-per-class 23000 --seed 5`.
+"""Whether simulated images look like the real ones: distributions of image statistics, class by class and pooled.
 
 Every statistic is computed from the stored min-max image, by the same function for real and simulated ones. Statistics
 of the photon noise and of the sky need exact images; those recovered from published figures, good to one part in 256,
 only enter the others. The outermost three pixels, unreliable in recovered images, are left out of all.
 """
 
-import argparse
 import csv
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.progress import track
 from scipy import stats
 
 from darklens.data.store import Store
-from darklens.files import write_json, write_text
-from darklens.provenance import commit, hardware
-from darklens.report.figures import COLOURS, to_png
+from darklens.errors import ConfigError
+from darklens.report.figures import COLOURS
+from experiments import engine
+from experiments.engine import ROOT, Backend, Experiment, Work
 
-ROOT = Path(__file__).resolve().parent.parent
 PIXEL_SCALE = 0.05  # arcsec
 MARGIN = 3  # pixels left out on each side
 CORNER = 12  # pixels, side of the squares in the corners that serve as sky
@@ -41,11 +33,44 @@ PERIOD = 180  # degrees, of a position angle
 SECTORS = 48
 WIGGLE_MODES = slice(5, 13)  # above what shear, source shape and source offset do to a ring
 POWER_BAND = (3, 20)  # cycles across the image: larger than the pixels' noise, smaller than the ring
-BITS = 256
+LEVELS = 256
 NULL_DRAWS = 100_000
 
 Images = np.ndarray  # (b, n, n)
 Values = np.ndarray  # (b,)
+
+
+class Config(Experiment):
+    """A simulated store, and a folder of real images, from the root of the repository."""
+
+    population: str
+    backend: Backend = "eager"
+    n_per_class: int
+    seed: int
+    images: str
+
+
+def run(config: Config, work: Work) -> dict[str, Any]:
+    """Measure real and simulated images and compare them."""
+    folder = (ROOT / config.images).resolve()
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} does not exist; give the folder of real images as images=FOLDER.")
+    path = engine.simulate(work, config.population, config.n_per_class, config.seed, backend=config.backend)
+    store = Store(path)
+    real, simulated = measure_real(folder), measure_store(store)
+    return {
+        "population": store.population_name,
+        "seed": store.index.seed,
+        "store_sha256": store.sha256,
+        "n_simulated": len(store),
+        "n_real": len(real.labels),
+        "n_exact": int(real.exact.sum()),
+        **{name: value for name, value in engine.made_by().items() if name != "version"},
+        "statistics": {s.name: s.function.__doc__ for s in STATISTICS},
+        "rounding_shifts": rounding_shifts(store.images(range(min(256, len(store))))[:, 0]),
+        "rows": comparisons(real, simulated, store.classes),
+        "distributions": distributions(real, simulated, store.classes),
+    }
 
 
 # From stored images to what statistics are computed on.
@@ -96,19 +121,19 @@ def coordinates(n: int) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def mean_over(light: Images, quantity: np.ndarray) -> Values:
-    """Return the flux-weighted mean of a quantity given for each pixel."""
+def flux_weighted_mean(light: Images, quantity: np.ndarray) -> Values:
+    """Return the flux-weighted mean of a quantity that has a value at each pixel."""
     return (light * quantity).sum((1, 2)) / light.sum((1, 2))
 
 
 def second_moments(ring: Images) -> tuple[Values, Values, Values]:
     """Return the central second moments xx, yy and xy in arcsec^2."""
     x, y = coordinates(ring.shape[-1])
-    mean_x, mean_y = mean_over(ring, x), mean_over(ring, y)
+    mean_x, mean_y = flux_weighted_mean(ring, x), flux_weighted_mean(ring, y)
     return (
-        mean_over(ring, x * x) - mean_x**2,
-        mean_over(ring, y * y) - mean_y**2,
-        mean_over(ring, x * y) - mean_x * mean_y,
+        flux_weighted_mean(ring, x * x) - mean_x**2,
+        flux_weighted_mean(ring, y * y) - mean_y**2,
+        flux_weighted_mean(ring, x * y) - mean_x * mean_y,
     )
 
 
@@ -117,19 +142,19 @@ def second_moments(ring: Images) -> tuple[Values, Values, Values]:
 
 def ring_radius(ring: Images) -> Values:
     """Flux-weighted mean distance from the image's centre."""
-    return mean_over(ring, np.hypot(*coordinates(ring.shape[-1])))
+    return flux_weighted_mean(ring, np.hypot(*coordinates(ring.shape[-1])))
 
 
 def ring_width(ring: Images) -> Values:
     """Flux-weighted standard deviation of the distance from the image's centre."""
     radius = np.hypot(*coordinates(ring.shape[-1]))
-    return np.sqrt(np.maximum(mean_over(ring, radius**2) - mean_over(ring, radius) ** 2, 0))
+    return np.sqrt(np.maximum(flux_weighted_mean(ring, radius**2) - flux_weighted_mean(ring, radius) ** 2, 0))
 
 
 def centroid_offset(ring: Images) -> Values:
     """Distance of the centre of light from the image's centre."""
     x, y = coordinates(ring.shape[-1])
-    return np.hypot(mean_over(ring, x), mean_over(ring, y))
+    return np.hypot(flux_weighted_mean(ring, x), flux_weighted_mean(ring, y))
 
 
 def axis_ratio(ring: Images) -> Values:
@@ -245,7 +270,7 @@ def distinct_values(counts: Images) -> Values:
 
 @dataclass(frozen=True)
 class Statistic:
-    """A function of prepared images and what a reader needs to know about it."""
+    """A function of prepared images, its unit and its kind."""
 
     function: Callable[[Images], Values]
     of: Literal["ring", "image", "counts"]
@@ -295,7 +320,7 @@ def measure(images: Images, statistics: list[Statistic] = STATISTICS) -> dict[st
     return {s.name: s.function(prepared[s.of]) for s in statistics}
 
 
-# Two-sample tests. The simulated sample is so large that it serves as the distribution to test against.
+# Tests of the real sample against the distribution of the simulated one, which is so much larger.
 
 
 def positions(real: Values, simulated: Values) -> Values:
@@ -347,7 +372,7 @@ def tail_probability(statistic: Callable[[np.ndarray], np.ndarray], u: np.ndarra
 
 
 def holm(p: list[float]) -> list[float]:
-    """Return p-values corrected after Holm for being looked at together."""
+    """Return p-values with Holm's correction for multiple tests."""
     order = np.argsort(p)
     stepped = np.maximum.accumulate((len(p) - np.arange(len(p))) * np.asarray(p)[order])
     corrected = np.empty(len(p))
@@ -370,13 +395,8 @@ def compare(statistic: Statistic, group: str, real: Values, simulated: Values) -
         ks = stats.ks_2samp(real, simulated)
         first = ("Kolmogorov-Smirnov", float(ks.statistic), float(ks.pvalue))
         second = ("Anderson-Darling", float(anderson_darling(u)), tail_probability(anderson_darling, u, len(simulated)))
-    row: dict = {
-        "statistic": statistic.name,
-        "unit": statistic.unit,
-        "class": group,
-        "exact_only": statistic.exact_only,
-    }
-    row |= {"n_real": len(real), "n_simulated": len(simulated)}
+    row: dict[str, Any] = {"statistic": statistic.name, "unit": statistic.unit, "class": group}
+    row |= {"exact_only": statistic.exact_only, "n_real": len(real), "n_simulated": len(simulated)}
     row |= {"real": quantiles(real), "simulated": quantiles(simulated)}
     for key, (test, value, p) in (("supremum_test", first), ("quadratic_test", second)):
         row[key] = {"name": test, "value": value, "p": p}
@@ -390,14 +410,9 @@ def comparisons(real: "Sample", simulated: "Sample", classes: list[str]) -> list
         use = real.exact if statistic.exact_only else np.ones_like(real.exact)
         groups = [] if statistic.exact_only else list(enumerate(classes))
         for label, name in [*groups, (None, "pooled")]:
-            ours, theirs = (
-                np.ones_like(sample.exact) if label is None else sample.labels == label for sample in (simulated, real)
-            )
-            rows.append(
-                compare(
-                    statistic, name, real.values[statistic.name][theirs & use], simulated.values[statistic.name][ours]
-                )
-            )
+            in_class = [np.ones_like(s.exact) if label is None else s.labels == label for s in (real, simulated)]
+            ours, simulations = (sample.values[statistic.name] for sample in (real, simulated))
+            rows.append(compare(statistic, name, ours[in_class[0] & use], simulations[in_class[1]]))
     for key in ("supremum_test", "quadratic_test"):
         for row, p in zip(rows, holm([row[key]["p"] for row in rows]), strict=True):
             row[key]["p_holm"] = p
@@ -418,8 +433,7 @@ class Sample:
 
 def measure_real(folder: Path) -> Sample:
     """Measure the images that provenance.csv lists; only exact ones have statistics of counts, others NaN."""
-    with (folder / "provenance.csv").open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = list(csv.DictReader((folder / "provenance.csv").read_text(encoding="utf-8").splitlines()))
     images = np.stack([np.load(folder / row["file"], allow_pickle=False).squeeze() for row in rows])
     exact = np.array([row["kind"] == "exact" for row in rows])
     values = measure(images, [s for s in STATISTICS if not s.exact_only])
@@ -429,21 +443,10 @@ def measure_real(folder: Path) -> Sample:
     return Sample(values, np.array([int(row["label"]) for row in rows]), exact)
 
 
-def shards(store: Store) -> Iterator[Images]:
-    """Yield the images a shard at a time."""
-    start = 0
-    for shard in store.index.shards:
-        yield store.images(range(start, start + shard.n))[:, 0]
-        start += shard.n
-
-
 def measure_store(store: Store) -> Sample:
     """Measure all images of a store, holding one shard of them in memory."""
-    console = Console(stderr=True)
-    progress = track(
-        shards(store), "Measuring", len(store.index.shards), console=console, disable=not console.is_terminal
-    )
-    parts = [measure(images) for images in progress]
+    starts = np.cumsum([0, *(shard.n for shard in store.index.shards)])
+    parts = [measure(store.images(range(a, b))[:, 0]) for a, b in pairwise(starts)]
     values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return Sample(values, store.labels, np.ones(len(store), dtype=bool))
 
@@ -453,7 +456,7 @@ def rounding_shifts(images: Images) -> dict[str, float]:
 
     It shows which statistics the recovered images can be used for.
     """
-    rounded = (np.floor(images * BITS).clip(max=BITS - 1) + 0.5) / BITS
+    rounded = (np.floor(images * LEVELS).clip(max=LEVELS - 1) + 0.5) / LEVELS
     usable = [s for s in STATISTICS if not s.exact_only]
     before, after = measure(images, usable), measure(rounded, usable)
     shifts = {}
@@ -463,127 +466,98 @@ def rounding_shifts(images: Images) -> dict[str, float]:
     return shifts
 
 
+def distributions(real: Sample, simulated: Sample, classes: list[str]) -> dict[str, Any]:
+    """Return for each statistic what the figure draws: histograms of both samples and the real values by class."""
+    panels = {}
+    for statistic in STATISTICS:
+        usable = np.isfinite(real.values[statistic.name])
+        ours, labels = real.values[statistic.name][usable], real.labels[usable]
+        simulations = simulated.values[statistic.name]
+        low, high = np.quantile(simulations, (0.002, 0.998))
+        if statistic.circular:  # nearly round images have any angle; the view is the peak
+            low, high = np.quantile(np.concatenate([simulations, ours]), (0.02, 0.98))
+        else:
+            low, high = min(low, ours.min()), max(high, ours.max())
+        fine, coarse = np.linspace(low, high, 41), np.linspace(low, high, 13 if len(ours) > 20 else 8)
+        panels[statistic.name] = {
+            "range": [float(low), float(high)],
+            "real": {name: ours[labels == i].tolist() for i, name in enumerate(classes)},
+            "real_density": np.histogram(ours, coarse, density=True)[0].tolist(),
+            "simulated_density": {
+                name: np.histogram(simulations[simulated.labels == i], fine, density=True)[0].tolist()
+                for i, name in enumerate(classes)
+            },
+        }
+    return panels
+
+
 # Output.
 
 
-def markdown(result: dict) -> str:
-    """Return the table, and what it was made from."""
-    lines = [
-        f"Real against simulated images: {result['n_real']} real ({result['n_exact']} exact), "
-        f"{result['n_simulated']} simulated of `{result['population']}` (seed {result['seed']}, "
-        f"store {result['store_sha256'][:12]}), {result['hardware']}, commit {result['commit']}.",
-        "Median (16-84 %). Tests: Kolmogorov-Smirnov and Anderson-Darling; Kuiper and Watson for the angle. "
-        f"p is Holm-corrected over the {len(result['rows'])} rows; **bold** where below 0.05.",
-        "",
-        "| statistic | class | n | real | simulated | p (KS, Kuiper) | p (AD, Watson) | Holm (KS) | Holm (AD) |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+def page(config: Config, result: dict[str, Any]) -> str:
+    """Return the table of tests, and how far rounding moves the statistics."""
+    table = [
+        ["statistic", "class", "n", "real", "simulated", "p (KS, Kuiper)", "p (AD, Watson)", "Holm (KS)", "Holm (AD)"]
     ]
     for row in result["rows"]:
         tests = row["supremum_test"], row["quadratic_test"]
         title = row["statistic"].replace("_", " ") + (f" ({row['unit']})" if row["unit"] else "")
-        spreads = [_spread(row[side]) for side in ("real", "simulated")]
-        cells = [title, row["class"], str(row["n_real"]), *spreads]
-        cells += [_probability(t["p"]) for t in tests]
-        cells += [f"**{_probability(t['p_holm'])}**" if t["p_holm"] < 0.05 else f"{t['p_holm']:.2f}" for t in tests]
-        lines.append("| " + " | ".join(cells) + " |")
+        cells = [title, row["class"], str(row["n_real"]), spread(row["real"]), spread(row["simulated"])]
+        cells += [probability(t["p"]) for t in tests]
+        cells += [f"**{probability(t['p_holm'])}**" if t["p_holm"] < 0.05 else f"{t['p_holm']:.2f}" for t in tests]
+        table.append(cells)
     shifts = ", ".join(f"{name.replace('_', ' ')} {v:.2f}" for name, v in result["rounding_shifts"].items())
-    lines += ["", f"Shift by rounding to 256 levels, in units of half the 16-84 % range: {shifts}."]
-    return "\n".join(lines) + "\n"
+    values = {**result, "store": result["store_sha256"][:12], "n_rows": len(result["rows"])}
+    text = engine.page(config, values, table)
+    return f"{text}\nShift by rounding to 256 levels, in units of half the 16-84 % range: {shifts}.\n"
 
 
-def _spread(values: list[float]) -> str:
+def spread(values: list[float]) -> str:
     digits = max(0, 2 - int(np.floor(np.log10(max(values[2] - values[1], 1e-9)))))
-    middle, low, high = (f"{value:.{min(digits, 4)}f}" for value in values)
-    return f"{middle} ({low} to {high})"
+    median, low, high = (f"{value:.{min(digits, 4)}f}" for value in values)
+    return f"{median} ({low} to {high})"
 
 
-def _probability(p: float) -> str:
+def probability(p: float) -> str:
     return f"{p:.3f}" if p >= 1e-3 else f"{p:.0e}"
 
 
-def picture(real: Sample, simulated: Sample, classes: list[str]) -> Figure:
-    """Draw a panel per statistic: simulated as lines and real ones as ticks by class, all real ones as black steps."""
-    columns = 4
-    n_rows = -(-len(STATISTICS) // columns)
-    figure = Figure(figsize=(3.6 * columns, 2.5 * n_rows), layout="constrained")
-    panels = figure.subplots(n_rows, columns).ravel()
+def figure(config: Config, result: dict[str, Any]) -> Figure | None:
+    """Draw a panel for each statistic: simulated as lines and real ones as ticks by class, all real ones as steps."""
+    if "distributions" not in result:
+        return None
+    n_columns = 4
+    n_rows = -(-len(STATISTICS) // n_columns)
+    drawing = Figure(figsize=(3.6 * n_columns, 2.5 * n_rows), layout="constrained")
+    panels = drawing.subplots(n_rows, n_columns).ravel()
     for axes, statistic in zip(panels, STATISTICS, strict=False):
-        _panel(axes, statistic, real, simulated, classes)
+        draw(axes, statistic, result["distributions"][statistic.name])
     for axes in panels[len(STATISTICS) :]:
         axes.axis("off")
     handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False)
-    return figure
+    drawing.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False)
+    return drawing
 
 
-def _panel(axes: Axes, statistic: Statistic, real: Sample, simulated: Sample, classes: list[str]) -> None:
-    seen = real.values[statistic.name]
-    usable = np.isfinite(seen)
-    seen, labels = seen[usable], real.labels[usable]
-    ours = simulated.values[statistic.name]
-    low, high = np.quantile(ours, (0.002, 0.998))
-    if statistic.circular:  # nearly round images have any angle; the view is the peak
-        low, high = np.quantile(np.concatenate([ours, seen]), (0.02, 0.98))
-    else:
-        low, high = min(low, seen.min()), max(high, seen.max())
-    fine, coarse = np.linspace(low, high, 41), np.linspace(low, high, 13 if len(seen) > 20 else 8)
-    tallest = 0.0
-    for label, name in enumerate(classes):
-        height, _ = np.histogram(ours[simulated.labels == label], fine, density=True)
-        axes.stairs(height, fine, color=COLOURS[label], linewidth=1.2, label=f"simulated {name}")
-        axes.stairs(height, fine, color=COLOURS[label], fill=True, alpha=0.12)
-        tallest = max(tallest, height.max())
-    height, _ = np.histogram(seen, coarse, density=True)
-    axes.stairs(height, coarse, color="black", linewidth=1.5, label="real, all classes")
-    tallest = max(tallest, height.max())
-    for label, name in enumerate(classes):
-        line = -tallest * 0.07 * (label + 1)
-        at = seen[labels == label]
-        axes.plot(
-            at,
-            np.full(len(at), line),
-            "|",
-            color=COLOURS[label],
-            markersize=6,
-            markeredgewidth=1.2,
-            label=f"real {name}",
-        )
+def draw(axes: Axes, statistic: Statistic, panel: dict[str, Any]) -> None:
+    low, high = panel["range"]
+    densities = panel["simulated_density"]
+    for colour, (name, density) in zip(COLOURS, densities.items(), strict=False):
+        edges = np.linspace(low, high, len(density) + 1)
+        axes.stairs(density, edges, color=colour, linewidth=1.2, label=f"simulated {name}")
+        axes.stairs(density, edges, color=colour, fill=True, alpha=0.12)
+    density = panel["real_density"]
+    axes.stairs(
+        density, np.linspace(low, high, len(density) + 1), color="black", linewidth=1.5, label="real, all classes"
+    )
+    tallest = max(max(values) for values in (density, *densities.values()))
+    for i, (name, values) in enumerate(panel["real"].items()):
+        style = {"color": COLOURS[i], "markersize": 6, "markeredgewidth": 1.2, "label": f"real {name}"}
+        axes.plot(values, np.full(len(values), -tallest * 0.07 * (i + 1)), "|", **style)
     axes.axhline(0, color="0.7", linewidth=0.6)
     axes.set(yticks=[], xlim=(low, high), ylim=(-0.28 * tallest, 1.08 * tallest))
-    axes.set_xlabel(statistic.title + (f", {len(seen)} exact" if statistic.exact_only else ""), fontsize=9)
+    n_exact = sum(map(len, panel["real"].values()))
+    axes.set_xlabel(statistic.title + (f", {n_exact} exact" if statistic.exact_only else ""), fontsize=9)
     axes.tick_params(labelsize=8)
     for side in ("left", "right", "top"):
         axes.spines[side].set_visible(False)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("store", type=Path, help="store that `darklens simulate` wrote")
-    parser.add_argument("out", type=Path, help="folder to write to")
-    parser.add_argument("--real", type=Path, default=ROOT.parent / "shared/realdata/common-test-i")
-    arguments = parser.parse_args()
-    started = time.perf_counter()
-    store = Store(arguments.store)
-    real, simulated = measure_real(arguments.real), measure_store(store)
-    result = {
-        "population": store.population_name,
-        "seed": store.index.seed,
-        "store_sha256": store.sha256,
-        "n_simulated": len(store),
-        "n_real": len(real.labels),
-        "n_exact": int(real.exact.sum()),
-        "commit": commit(),
-        "hardware": hardware(),
-        "statistics": {s.name: s.function.__doc__ for s in STATISTICS},
-        "rounding_shifts": rounding_shifts(store.images(range(min(256, len(store))))[:, 0]),
-        "rows": comparisons(real, simulated, store.classes),
-    }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "realism.png").write_bytes(to_png(picture(real, simulated, store.classes)))
-    write_text(arguments.out / "realism.md", markdown(result))
-    write_json(arguments.out / "realism.json", result | {"seconds": time.perf_counter() - started})
-    print(f"{len(store)} images in {time.perf_counter() - started:.0f} s", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""Experiments: each is a YAML file here, and `python -m experiments NAME` runs it."""
