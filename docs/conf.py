@@ -32,10 +32,7 @@ nitpicky = True
 # Other packages have no pages here, because their inventories need a network.
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!darklens\.).*"),
-    (
-        r"py:.*",
-        r"darklens\.(bundle\.(InferenceBackend|Inputs)|contract\.Contract|.*\.(Familiar|FitFeatures|EpochMetrics))",
-    ),
+    (r"py:.*", r"darklens\..*\.(Contract|MahalanobisStats|InferenceBackend|SmoothFit|FitFeatures|EpochMetrics|Inputs)"),
 ]
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]

@@ -1,4 +1,4 @@
-"""Old names of what is stored or configured, and the names that replaced them: the one place that knows both.
+"""Old names in configurations and stored files, and the names that replaced them.
 
 Names are replaced where a file is read (`config.load`, `Contract`, `Bundle.load`, `FitCache`), never inside.
 """

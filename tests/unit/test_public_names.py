@@ -1,3 +1,5 @@
+from importlib import import_module
+
 import pytest
 
 import darklens
@@ -7,8 +9,9 @@ def test_every_public_name_is_found_where_it_lives():
     assert dir(darklens) == sorted([*darklens.__all__, "__version__"])
     for name in darklens.__all__:
         module, attribute = darklens._HOME[name]
-        found = getattr(darklens, name)
-        assert found.__module__ == module and found.__name__ == attribute
+        public = getattr(darklens, name)
+        assert public is getattr(import_module(module), attribute)
+        assert public.__module__.startswith(module) and public.__name__ == attribute
 
 
 def test_other_names_are_not():

@@ -1,4 +1,4 @@
-"""A trained system as a folder that needs only torch and safetensors to load, and what it says of images."""
+"""A trained system as a folder that needs only torch and safetensors to load, and its predictions."""
 
 from darklens.bundle.contract import Contract
 from darklens.bundle.predictor import (

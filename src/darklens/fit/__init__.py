@@ -1,1 +1,1 @@
-"""Fitting the smooth lens to images: what it cannot explain is where substructure shows."""
+"""Fits of the smooth lens and of perturbers to images."""

@@ -1,1 +1,1 @@
-"""Layers that are run by our own code, compiled on the machine that trains."""
+"""C++ kernels for fits of the smooth lens and for the splat, built at first use."""

@@ -1,4 +1,4 @@
-"""Populations of lenses: a schema, its YAML files, and what it is made of: priors, light, substructure, instruments."""
+"""Populations of lenses: their schema, YAML files, priors, light, substructure and instruments."""
 
 from darklens.populations.population import POPULATIONS, Population, get, names
 

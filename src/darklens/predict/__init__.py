@@ -1,4 +1,4 @@
-"""A bundle applied to image files: a table with one row a file, bad files included."""
+"""A bundle applied to image files: a table with one row per file, including bad files."""
 
 from darklens.data.image_paths import find_images
 from darklens.predict.backends import BACKENDS, BackendChoice, backend_of, choose

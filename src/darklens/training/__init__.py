@@ -1,1 +1,1 @@
-"""Learning: recipes, the Lightning module, and the run that ends in a bundle. Only this folder knows Lightning."""
+"""Training: recipes, the Lightning module, and runs. Only this package imports Lightning."""
