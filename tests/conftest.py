@@ -9,7 +9,7 @@ import torch
 TESTS = Path(__file__).resolve().parent
 REALDATA = TESTS.parent.parent / "shared" / "realdata"
 # Whole commands, trainings and pages. They call what unit tests call, and run twice as long with every call checked.
-WITHOUT_SHAPE_CHECKS = tuple(TESTS / name for name in ("docs", "e2e", "realdata", "web"))
+WITHOUT_SHAPE_CHECKS = tuple(TESTS / name for name in ("docs", "e2e", "experiments", "realdata", "web"))
 
 
 def pytest_configure(config: pytest.Config) -> None:

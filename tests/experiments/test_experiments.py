@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from commandline import darklens as command
 from matplotlib.figure import Figure
 
@@ -27,10 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 def quick(monkeypatch, tmp_path):
     """Return a function that runs the quick variant of an experiment in this process and lists its commands.
 
-    Figures are made but not drawn, and one thread does all work.
+    Figures are made but not drawn, and one process does all work.
     """
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     monkeypatch.setattr(Figure, "savefig", lambda self, target, **_: target.write(PNG))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
 
@@ -46,8 +43,7 @@ def quick(monkeypatch, tmp_path):
         main([name, "--quick", *folders, *words])
         return calls
 
-    yield run
-    torch.set_num_threads(n_threads)
+    return run
 
 
 @pytest.fixture
