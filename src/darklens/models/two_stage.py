@@ -38,12 +38,10 @@ class TwoStage(nn.Module):
         self.first = classifier(config.first, n_pixels=n_pixels, n_classes=n_classes)
         self.specialists = nn.ModuleList(classifier(config.specialist, n_pixels=n_pixels, n_classes=2) for _ in pairs)
 
-    def stages(self, images: Float[Tensor, "b 1 n n"]) -> tuple[Float[Tensor, "b classes"], Float[Tensor, "b pairs 2"]]:
-        """Return the log-probabilities of the classifier for all classes, and of each specialist for its pair."""
-        first, pairwise, _ = self._stages(images)
-        return first, pairwise
-
-    def _stages(self, images: Float[Tensor, "b 1 n n"]) -> tuple[Tensor, Tensor, Tensor]:
+    def stages(
+        self, images: Float[Tensor, "b 1 n n"]
+    ) -> tuple[Float[Tensor, "b classes"], Float[Tensor, "b pairs 2"], Float[Tensor, "b f"]]:
+        """Return the log-probabilities of the classifier for all classes and of each specialist, and its features."""
         pairwise = torch.stack([specialist(images) for specialist in self.specialists], dim=1)
         logits, features = self.first.forward_features(images)
         return logits.float().log_softmax(1), pairwise.float().log_softmax(2), features
@@ -58,7 +56,7 @@ class TwoStage(nn.Module):
 
     def forward_features(self, inputs: Float[Tensor, "b 1 n n"]) -> NetworkOutput:
         """Return log-probabilities, and the features of the classifier for all classes."""
-        first, pairwise, features = self._stages(inputs)
+        first, pairwise, features = self.stages(inputs)
         # The two most probable classes are the pair with the largest sum.
         sums = torch.logsumexp(first[:, self.pairs], dim=2)
         index = sums.argmax(1)
@@ -71,7 +69,7 @@ class TwoStage(nn.Module):
 
         Each network learns from all images of its classes, so that each is calibrated by itself.
         """
-        first, pairwise = self.stages(images)
+        first, pairwise, _ = self.stages(images)
         is_label = self.pairs == labels[:, None, None]
         specialist_loss = -torch.where(is_label, pairwise, 0.0).sum((1, 2)) / is_label.any(2).sum(1)
         return specialist_loss - first.gather(1, labels[:, None])[:, 0]

@@ -179,7 +179,7 @@ class TestTwoStage:
     def probabilities(self, first, pairwise):
         model = make(TwoStageConfig()).eval()
         assert isinstance(model, TwoStage)
-        stages = torch.tensor(first).log(), torch.tensor(pairwise).log()
+        stages = torch.tensor(first).log(), torch.tensor(pairwise).log(), torch.zeros(len(first), 1)
         model.stages = lambda images: stages
         return model(rings(len(first))).exp()
 
