@@ -78,8 +78,8 @@ def export_onnx(bundle: Bundle, path: Path) -> float:
         for block in (images[:1], images):
             with torch.inference_mode():
                 expected = model(block).numpy()
-            found = np.asarray(session.run([output_name], {"image": block.numpy()})[0])
-            difference = max(difference, float(np.abs(found - expected).max()))
+            exported = np.asarray(session.run([output_name], {"image": block.numpy()})[0])
+            difference = max(difference, float(np.abs(exported - expected).max()))
         if not difference <= TOLERANCE:
             raise DarklensError(
                 f"ONNX Runtime and torch differ by {difference:.2g} for {bundle.contract.recipe}, more than "

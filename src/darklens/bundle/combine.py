@@ -55,8 +55,8 @@ def ensemble(members: Sequence[Bundle]) -> Bundle:
     )
     network = contract.build()
     assert isinstance(network, Ensemble)
-    for own, member in zip(network.members, members, strict=True):
-        own.load_state_dict(member.network.state_dict())
+    for part, member in zip(network.members, members, strict=True):
+        part.load_state_dict(member.network.state_dict())
     network.temperatures.copy_(torch.tensor([record.temperature for record in records]))
     return Bundle(contract, network, ood_reference=members[0].ood_reference)
 
@@ -73,10 +73,10 @@ def _takes(contract: Contract) -> Any:
 
 def _provenance(members: Sequence[Contract]) -> dict[str, Any]:
     """Return the members' provenance as one: seconds of all, images of all different data sets."""
-    found = {
+    shared = {
         name: ", ".join(dict.fromkeys(str(member.provenance.get(name)) for member in members))
         for name in ("version", "commit", "hardware", "seed")
     }
     images = {(m.data["sha256"], m.provenance["train_images"]): m.provenance["train_images"] for m in members}
     seconds = sum(member.provenance["train_seconds"] for member in members)
-    return {**found, "train_seconds": round(seconds, 1), "train_images": sum(images.values())}
+    return {**shared, "train_seconds": round(seconds, 1), "train_images": sum(images.values())}

@@ -60,8 +60,8 @@ class Contract(Frozen):
         """
         nothing: dict[str, Any] = {"recipe_sha256": "", "parameters": 0, "data": {}, "validation": {}, "provenance": {}}
         usual = {"recipe": model.kind, "classes": ["no", "sphere", "vort"], "preprocess": Preprocess()}
-        own = {"model": model, "n_pixels": n_pixels, "pixel_scale": pixel_scale}
-        return cls(**(nothing | usual | own | known))
+        settings = {"model": model, "n_pixels": n_pixels, "pixel_scale": pixel_scale}
+        return cls(**(nothing | usual | settings | known))
 
     @property
     def task(self) -> Task:

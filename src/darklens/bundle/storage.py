@@ -102,8 +102,8 @@ def _check_shapes(weights: Path, contract: Contract) -> None:
     stored = _with_current_names(shapes, network)
     wrong = sorted(k for k in expected.keys() | stored.keys() if expected.get(k) != stored.get(k))
     if wrong:
-        found, needed = (names.get(wrong[0], "missing") for names in (stored, expected))
-        raise _mismatch(weights, f"{wrong[0]} is {found}, not {needed}")
+        stored_shape, expected_shape = (names.get(wrong[0], "missing") for names in (stored, expected))
+        raise _mismatch(weights, f"{wrong[0]} is {stored_shape}, not {expected_shape}")
 
 
 def _with_current_names(stored: Mapping[str, T], network: nn.Module) -> dict[str, T]:

@@ -12,10 +12,10 @@ from darklens.physics.raytrace import source_plane
 
 _SIDES = (0.2, 0.1, 0.05)  # arcsec, of the pixels that are looked at, one after the other
 _REACH = 3.0  # arcsec from the centre of light, of the pixels that are looked at
-_MOST_OFF = 1.2  # arcsec of the lens from the centre of light
+_LARGEST_OFFSET = 1.2  # arcsec of the lens from the centre of light
 _SOURCE, _CELLS = 1.5, 1.2  # arcsec: half the side of the source plane; its cells in pixels
 _SMOOTHED = 0.1  # arcsec, of the pixels in which light is sought
-_MOST_PIXELS = 600  # along a side, of those
+_LARGEST_SIDE = 600  # along a side, of those
 _BRIGHT = 5.0  # standard deviations of the smoothed sky
 _SMALLEST_EINSTEIN, _LARGEST_EINSTEIN, _LARGEST_SHEAR = 0.3, 2.5, 0.4
 _LOW, _HIGH = (-0.8, -0.8, 0.7, -0.25, -0.25), (0.8, 0.8, 1.7, 0.25, 0.25)  # of the lenses that are tried first
@@ -45,7 +45,7 @@ def find_lens(pixels: Float[np.ndarray, "h w"], pixel_scale: float) -> tuple[flo
     if not 0 < high - low < np.inf:
         return None
     image = (np.where(finite, pixels, np.median(pixels[finite])) - low) / (high - low)
-    coarse = max(1, round(_SMOOTHED / pixel_scale), -(-max(image.shape) // _MOST_PIXELS))
+    coarse = max(1, round(_SMOOTHED / pixel_scale), -(-max(image.shape) // _LARGEST_SIDE))
     light = _centre_of_light(_binned(image, coarse), pixel_scale * coarse)
     if light is None:
         return None
@@ -60,9 +60,9 @@ def find_lens(pixels: Float[np.ndarray, "h w"], pixel_scale: float) -> tuple[flo
         at = (light - corner - (block - 1) / 2) / block
         scatters.append(_scatter(_binned(root, block), at, pixel_scale * block))
     tried = np.random.default_rng(0).uniform(_LOW, _HIGH, (_TRIED, len(_LOW)))
-    found = [_refined(scatters[1], lens, _FIRST_STEPS) for lens in sorted(tried, key=scatters[0])[:_STARTS]]
-    lens, left = _refined(scatters[2], min(found, key=itemgetter(1))[0], _LAST_STEPS)
-    best = light + lens[[1, 0]] / pixel_scale if left < _UNLIKE_A_LENS else light
+    refined = [_refined(scatters[1], lens, _FIRST_STEPS) for lens in sorted(tried, key=scatters[0])[:_STARTS]]
+    lens, scatter_about = _refined(scatters[2], min(refined, key=itemgetter(1))[0], _LAST_STEPS)
+    best = light + lens[[1, 0]] / pixel_scale if scatter_about < _UNLIKE_A_LENS else light
     off = best - (np.array(image.shape) - 1) / 2
     return float(off[0]), float(off[1])
 
@@ -76,8 +76,8 @@ def _centre_of_light(image: Float[np.ndarray, "h w"], pixel_scale: float) -> Flo
     bright = np.sqrt(np.where(smooth > _BRIGHT * noise, smooth, 0.0))
     if not bright.any():
         return None
-    most = uniform_filter(bright, max(3, round(_REACH / pixel_scale)), mode="constant")
-    at = np.array(np.unravel_index(np.argmax(most), most.shape), dtype=np.float64)
+    coverage = uniform_filter(bright, max(3, round(_REACH / pixel_scale)), mode="constant")
+    at = np.array(np.unravel_index(np.argmax(coverage), coverage.shape), dtype=np.float64)
     rows, columns = np.arange(image.shape[0])[:, None], np.arange(image.shape[1])
     for _ in range(3):
         near = bright**2 * (np.hypot(rows - at[0], columns - at[1]) < _REACH / pixel_scale)
@@ -110,32 +110,32 @@ def _scatter(
     corners = torch.tensor([[0], [1], [n], [n + 1]])
     variance = float(((value - value.mean()) ** 2).sum())
 
-    def left(lens: Float[np.ndarray, " 5"]) -> float:
+    def scatter_about(lens: Float[np.ndarray, " 5"]) -> float:
         at_x, at_y, theta_E, gamma1, gamma2 = (torch.tensor(v, dtype=torch.float64) for v in lens)
-        allowed = np.hypot(lens[0], lens[1]) < _MOST_OFF and np.hypot(lens[3], lens[4]) < _LARGEST_SHEAR
+        allowed = np.hypot(lens[0], lens[1]) < _LARGEST_OFFSET and np.hypot(lens[3], lens[4]) < _LARGEST_SHEAR
         if not (allowed and _SMALLEST_EINSTEIN < lens[2] < _LARGEST_EINSTEIN and variance > 0):
             return _OUT_OF_BOUNDS
-        own_x, own_y = x - at_x, y - at_y
+        from_x, from_y = x - at_x, y - at_y
         deflections = [
-            sis.deflection(own_x, own_y, theta_E=theta_E),
-            shear.deflection(own_x, own_y, gamma1=gamma1, gamma2=gamma2),
+            sis.deflection(from_x, from_y, theta_E=theta_E),
+            shear.deflection(from_x, from_y, gamma1=gamma1, gamma2=gamma2),
         ]
-        u, v = ((beta + _SOURCE) / cell for beta in source_plane(own_x, own_y, deflections))
+        u, v = ((beta + _SOURCE) / cell for beta in source_plane(from_x, from_y, deflections))
         inside = (u >= 0) & (u < n - 1) & (v >= 0) & (v < n - 1)
-        u, v, own = u[inside], v[inside], value[inside]
+        u, v, brightness = u[inside], v[inside], value[inside]
         column, row = u.floor(), v.floor()
         right, up = u - column, v - row
         weights = torch.stack([(1 - right) * (1 - up), right * (1 - up), (1 - right) * up, right * up])
         cells = (row.long() * n + column.long() + corners).flatten()
-        total = torch.bincount(cells, (weights * own).flatten(), n * n)
+        total = torch.bincount(cells, (weights * brightness).flatten(), n * n)
         source = total / torch.bincount(cells, weights.flatten(), n * n).clamp_min(1e-9)
-        missed = ((own - (weights * source[cells].reshape(4, -1)).sum(0)) ** 2).sum()
+        missed = ((brightness - (weights * source[cells].reshape(4, -1)).sum(0)) ** 2).sum()
         outside = value[~inside]
         if len(outside):
             missed = missed + ((outside - outside.mean()) ** 2).sum()
         return float(missed) / variance
 
-    return left
+    return scatter_about
 
 
 def _refined(

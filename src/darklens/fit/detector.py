@@ -41,14 +41,14 @@ class Detector:
         sigma = population.psf.sigma / field.pixel_scale
         taps = int(population.psf.truncate * sigma + 0.5)
 
-        def seen(ln_width: float) -> Float[Tensor, "m s"]:
-            own = sigma * math.exp(ln_width)
-            kernel = optics.gaussian_psf(sigma=own, truncate=taps / own)
+        def observed(ln_width: float) -> Float[Tensor, "m s"]:
+            width = sigma * math.exp(ln_width)
+            kernel = optics.gaussian_psf(sigma=width, truncate=taps / width)
             pixels = optics.convolution_matrix(n, tuple(kernel.tolist()), torch.float64, torch.device("cpu"))
             blocks = pixels[start : start + crop].reshape(crop // block, block, n).mean(1)
             return blocks.repeat_interleave(s, dim=1) / s
 
-        narrow, matrix, wide = (seen(ln_width) for ln_width in (-_STEP, 0.0, _STEP))
+        narrow, matrix, wide = (observed(ln_width) for ln_width in (-_STEP, 0.0, _STEP))
         reached = torch.nonzero(matrix.any(0))[:, 0]
         low, high = int(reached[0]), int(reached[-1]) + 1
         self._matrix = matrix[:, low:high].float()
@@ -71,11 +71,11 @@ class Detector:
         self, brightness: Float[Tensor, "b k s s"], places: Sequence[int], n: int
     ) -> Float[Tensor, "b n m m"]:
         """Return what `observe` does, each of the k maps at its place among n; the others are to be filled."""
-        if (seen := smooth_fit.observe(self.band, brightness, places, n)) is not None:
-            return seen
-        seen = brightness.new_empty(len(brightness), n, self.n_pixels, self.n_pixels)
-        seen[:, list(places)] = self._observe(brightness)
-        return seen
+        if (observed := smooth_fit.observe(self.band, brightness, places, n)) is not None:
+            return observed
+        observed = brightness.new_empty(len(brightness), n, self.n_pixels, self.n_pixels)
+        observed[:, list(places)] = self._observe(brightness)
+        return observed
 
     def _observe(self, brightness: Float[Tensor, "b k s s"]) -> Float[Tensor, "b k m m"]:
         bands = [(low, matrix.shape[1], matrix.to(brightness)) for low, matrix in self._bands]

@@ -80,16 +80,16 @@ def evidence_maps(
         ConfigError: If the population does not vary the position of its source.
         ValueError: As `fit_macro`.
     """
-    own = fitter(population, centred=not set(CENTRE) <= set(fit.names))
-    check_images(images, own)
+    fit_setup = fitter(population, centred=not set(CENTRE) <= set(fit.names))
+    check_images(images, fit_setup)
     check_exposure(exposure, images)
-    templates = templates_of(own)
-    model, parts = Model(own.lens, own.fine), []
+    templates = templates_of(fit_setup)
+    model, parts = Model(fit_setup.lens, fit_setup.fine), []
     unknown = torch.cat([fit.parameters, fit.scale.log()[:, None], fit.offset[:, None]], 1)
-    for (some, its), at in zip(batches(images, exposure), torch.split(unknown, AT_ONCE), strict=True):
-        scaled, low, spread = unit_range(some)
+    for (block, block_exposure), at in zip(batches(images, exposure), torch.split(unknown, AT_ONCE), strict=True):
+        scaled, low, spread = unit_range(block)
         at = torch.cat([at[:, :-2], at[:, -2:-1] - spread.log()[:, None], ((at[:, -1] - low) / spread)[:, None]], 1)
-        pixels, noise = own.on_fine(scaled, its)
+        pixels, noise = fit_setup.on_fine(scaled, block_exposure)
         expected, slopes = model.expected(at)
         noise = noise.with_extra(pixels, expected, model.gain(at), steps_of(scaled))
         weight = noise.weight(expected, model.gain(at))
@@ -100,18 +100,18 @@ def evidence_maps(
 class Templates:
     """The deflections of unit masses at all places, on the pixels around which they are sought."""
 
-    def __init__(self, own: Fitter) -> None:
-        if not {"source_x", "source_y"} <= set(own.lens.names):
+    def __init__(self, fit_setup: Fitter) -> None:
+        if not {"source_x", "source_y"} <= set(fit_setup.lens.names):
             raise ConfigError(
-                f"{own.population.name}: evidence maps need a population that varies the source's position."
+                f"{fit_setup.population.name}: evidence maps need a population that varies the source's position."
             )
-        detector = own.fine
+        detector = fit_setup.fine
         kept = min(detector.n_pixels, 2 * round(HALF_WIDTH / detector.pixel_scale))
         kept -= (detector.n_pixels - kept) % 2
         self._edge = (detector.n_pixels - kept) // 2
         self.grid = Grid(n_pixels=kept, pixel_scale=detector.pixel_scale)
-        self._source = tuple(own.lens.names.index(f"source_{axis}") for axis in "xy")
-        self._points, self._lines = _point_bank(self.grid, own.population.psf.sigma), _line_bank(self.grid)
+        self._source = tuple(fit_setup.lens.names.index(f"source_{axis}") for axis in "xy")
+        self._points, self._lines = _point_bank(self.grid, fit_setup.population.psf.sigma), _line_bank(self.grid)
 
     def cut(self, maps: Float[Tensor, "... m m"]) -> Float[Tensor, "... n n"]:
         """Return what of maps on the fine detector lies on the grid."""
@@ -164,8 +164,8 @@ class Templates:
         """
         difference, weight, slopes = (self.cut(v).flatten(-2) for v in (difference, weight, slopes))
         by_x, by_y = (slopes[:, i] for i in self._source)
-        left = self._points.x @ (difference * weight * by_x).T + self._points.y @ (difference * weight * by_y).T
-        return left.T.reshape(free.shape) / free
+        remaining = self._points.x @ (difference * weight * by_x).T + self._points.y @ (difference * weight * by_y).T
+        return remaining.T.reshape(free.shape) / free
 
     def _regress(
         self, bank: _Bank, difference: Maps, weight: Maps, slopes: Float[Tensor, "b q m m"]
@@ -184,21 +184,21 @@ class Templates:
         unit = torch.diagonal(curvature, dim1=1, dim2=2).clamp_min(1e-30).rsqrt()
         scaled = (curvature * unit[:, :, None] * unit[:, None]).double()
         scaled += 1e-9 * torch.eye(len(scaled[0]), dtype=scaled.dtype, device=scaled.device)
-        pull = ((slopes @ (difference * weight)[:, :, None])[..., 0] * unit).double()
+        rhs = ((slopes @ (difference * weight)[:, :, None])[..., 0] * unit).double()
         # chi2 of the template with the unknowns marginalised, from the inverse's factor: single precision is enough.
         factor = torch.linalg.inv(torch.linalg.cholesky(scaled)).to(common)
         shared = common[..., 1:] * unit[:, None] @ factor.mT  # b z q
-        left = common[..., 0] - (shared @ (factor.double() @ pull[:, :, None]).to(common))[..., 0]
-        own = norm.T
-        free = (own - (shared * shared).sum(2)).maximum(1e-4 * own).clamp_min(1e-30)
-        mass = left / free
-        return left * mass.abs(), mass, free
+        remaining = common[..., 0] - (shared @ (factor.double() @ rhs[:, :, None]).to(common))[..., 0]
+        fit_setup = norm.T
+        free = (fit_setup - (shared * shared).sum(2)).maximum(1e-4 * fit_setup).clamp_min(1e-30)
+        mass = remaining / free
+        return remaining * mass.abs(), mass, free
 
 
 @lru_cache(maxsize=4)
-def templates_of(own: Fitter) -> Templates:
+def templates_of(fit_setup: Fitter) -> Templates:
     """Return the templates of a fitter, made once."""
-    return Templates(own)
+    return Templates(fit_setup)
 
 
 def shape_of(template: Int[Tensor, "..."]) -> tuple[Tensor, Tensor]:
@@ -217,8 +217,8 @@ def _point_bank(grid: Grid, psf_sigma: float) -> _Bank:
     x, y = (v.flatten() for v in grid.coordinates())
     from_x, from_y = x[None] - x[:, None], y[None] - y[:, None]
     alpha_x, alpha_y = point.deflection(from_x, from_y, theta_E=torch.ones(()))
-    seen = -torch.expm1(-(from_x**2 + from_y**2) / (2 * psf_sigma**2))
-    return _bank(alpha_x * seen, alpha_y * seen)
+    softening = -torch.expm1(-(from_x**2 + from_y**2) / (2 * psf_sigma**2))
+    return _bank(alpha_x * softening, alpha_y * softening)
 
 
 def _line_bank(grid: Grid) -> _Bank:

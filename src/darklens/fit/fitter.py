@@ -68,9 +68,9 @@ class Fitter:
     def on_coarse(self, images: Images, exposure: Images | None) -> tuple[Float[Tensor, "b m m"], Noise]:
         """Return images on the coarse detector, and their noise there."""
         small = pooled(images, self._coarse_pixels)
-        its_exposure = None if exposure is None else pooled(exposure, self._coarse_pixels)
+        small_exposure = None if exposure is None else pooled(exposure, self._coarse_pixels)
         area = (images.shape[-1] // self._coarse_pixels) ** 2
-        return self.coarse.combine(small), Noise.of(self.population, small, self.coarse, its_exposure, area=area)
+        return self.coarse.combine(small), Noise.of(self.population, small, self.coarse, small_exposure, area=area)
 
     def on_fine(self, images: Images, exposure: Images | None) -> tuple[Float[Tensor, "b m m"], Noise]:
         """Return images on the fine detector, and their noise there."""
@@ -97,7 +97,7 @@ class Fitter:
         """
         field = coarser(self.population.field, _BANK_ARCSEC)
         parameters = self.lens.bounded(self.lens.from_truth(draw(self.population, 1, range(_BANK))))
-        images = torch.cat([self.lens.images(some, field).flatten(1) for some in torch.split(parameters, 256)])
+        images = torch.cat([self.lens.images(chunk, field).flatten(1) for chunk in torch.split(parameters, 256)])
         mean = images.mean(1)
         centred = images - mean[:, None]
         norm = centred.norm(dim=1)
@@ -120,14 +120,14 @@ def _built_in(name: str) -> str:
 @lru_cache(maxsize=8)
 def _fitter_of(population: str, backend: Backend, centred: bool) -> Fitter:
     check(backend)
-    own = Population.model_validate_json(population)
-    return Fitter(own, compiled=backend == "compiled", centred=centred)
+    parsed = Population.model_validate_json(population)
+    return Fitter(parsed, compiled=backend == "compiled", centred=centred)
 
 
 def coarser(field: Field2D, arcsec: float) -> Field2D:
     """Return the field in the largest pixels, up to `arcsec` a side, into which its own combine."""
-    most = max(1, round(arcsec / field.pixel_scale))
-    combined = next(k for k in range(most, 0, -1) if field.n_pixels % k == 0)
+    largest_block = max(1, round(arcsec / field.pixel_scale))
+    combined = next(k for k in range(largest_block, 0, -1) if field.n_pixels % k == 0)
     return Field2D(
         n_pixels=field.n_pixels // combined,
         pixel_scale=field.pixel_scale * combined,

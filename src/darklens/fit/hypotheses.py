@@ -112,18 +112,18 @@ def fit_hypotheses(
         ConfigError: If the population's light is not Sersic profiles, or its source never moves.
         ValueError: If the images are not of the population's size, or not finite, or the exposure is not theirs.
     """
-    own = fitter(population, backend, centred=centred)
-    check_images(images, own)
+    fit_setup = fitter(population, backend, centred=centred)
+    check_images(images, fit_setup)
     check_exposure(exposure, images)
     load_for(len(images))
-    return joined([_weigh(some, own, its) for some, its in batches(images, exposure)])
+    return joined([_fit_block(block, fit_setup, block_exposure) for block, block_exposure in batches(images, exposure)])
 
 
 @dataclass(frozen=True)
 class _Scene:
     """Some images, prepared for all hypotheses."""
 
-    own: Fitter
+    fit_setup: Fitter
     templates: Templates
     pixels: Maps
     noise: Noise
@@ -152,13 +152,13 @@ class _Scene:
         return minimise(model, self.pixels, self.noise, start, steps=steps, gain=self.gain)
 
 
-def _weigh(images: Images, own: Fitter, exposure: Images | None) -> HypothesisFits:
+def _fit_block(images: Images, fit_setup: Fitter, exposure: Images | None) -> HypothesisFits:
     scaled, low, spread = unit_range(images)
-    fitted, noise = fit_smooth(scaled, own, exposure)
-    model, p = own.model(), len(own.lens.names)
-    coarse_pixels, coarse_noise = own.on_coarse(scaled, exposure)
-    gain, templates = model.gain(fitted.unknown), templates_of(own)
-    scene = _Scene(own, templates, own.fine.combine(scaled), noise, coarse_pixels, coarse_noise, gain)
+    fitted, noise = fit_smooth(scaled, fit_setup, exposure)
+    model, p = fit_setup.model(), len(fit_setup.lens.names)
+    coarse_pixels, coarse_noise = fit_setup.on_coarse(scaled, exposure)
+    gain, templates = model.gain(fitted.unknown), templates_of(fit_setup)
+    scene = _Scene(fit_setup, templates, fit_setup.fine.combine(scaled), noise, coarse_pixels, coarse_noise, gain)
     deviance = noise.deviance(scene.pixels, fitted.model, gain)
     evidence, mass, free = scene.evidence(fitted)
     with_line, line_evidence = _line(scene, fitted)
@@ -171,13 +171,13 @@ def _weigh(images: Images, own: Fitter, exposure: Images | None) -> HypothesisFi
         return templates.cut((scene.pixels - of.model) * scene.weight(of).sqrt())
 
     return HypothesisFits(
-        names=tuple(own.lens.names),
-        fixed={name: float(value) for name, value in own.lens.fixed.items()},
+        names=tuple(fit_setup.lens.names),
+        fixed={name: float(value) for name, value in fit_setup.lens.fixed.items()},
         smooth=fitted.unknown[:, :p],
         scale=fitted.unknown[:, p].exp() * spread,
         offset=fitted.unknown[:, p + 1] * spread + low,
         extra_variance=noise.extra,
-        converged=fitted.promised < CONVERGED,
+        converged=fitted.predicted_reduction < CONVERGED,
         n_pixels_fitted=torch.full_like(deviance, scene.pixels[0].numel()),
         deviance=deviance,
         delta_chi2_line=deviance - with_line.deviance,
@@ -200,26 +200,28 @@ def _line(scene: _Scene, fitted: Fitted) -> tuple[Fitted, Float[Tensor, "b n n"]
     """Return the fit with one line, and the gain by a point beside it at each place."""
     starts = _line_starts(scene, fitted)
     tried = _coarse_lines(scene, starts)
-    order, every = tried.deviance.argsort(0), torch.arange(len(fitted.unknown), device=starts.device)
-    found = _anneal(scene, tried.unknown[order[0], every], _FINE_LINE)
-    evidence, _, _ = scene.evidence(found)
-    left = evidence.amax((1, 2))
-    held = scene.own.lens.centred
-    poor = torch.nonzero((left > _UNEXPLAINED) & (left < (_HOPELESS if held else _HOPELESS_FREE)))[:, 0]
+    order, all_rows = tried.deviance.argsort(0), torch.arange(len(fitted.unknown), device=starts.device)
+    best_fit = _anneal(scene, tried.unknown[order[0], all_rows], _FINE_LINE)
+    evidence, _, _ = scene.evidence(best_fit)
+    unexplained = evidence.amax((1, 2))
+    is_centred = scene.fit_setup.lens.centred
+    poor = torch.nonzero((unexplained > _UNEXPLAINED) & (unexplained < (_HOPELESS if is_centred else _HOPELESS_FREE)))[
+        :, 0
+    ]
     if len(poor):
-        if held:
+        if is_centred:
             start = starts[order[1, poor], poor]
         else:
-            mirrored = scene.own.model("line").mirrored
-            further = _coarse_lines(scene.rows(poor), torch.stack([mirrored(own) for own in starts[:, poor]]))
+            mirrored = scene.fit_setup.model("line").mirrored
+            further = _coarse_lines(scene.rows(poor), torch.stack([mirrored(start) for start in starts[:, poor]]))
             start = further.unknown[further.deviance.argmin(0), torch.arange(len(poor), device=poor.device)]
         again = _anneal(scene.rows(poor), start, _LINE_AGAIN)
-        better = again.deviance < found.deviance[poor]
+        better = again.deviance < best_fit.deviance[poor]
         if better.any():
             rows, again = poor[better], again.rows(better)
-            found.put(rows, again)
+            best_fit.put(rows, again)
             evidence[rows], _, _ = scene.rows(rows).evidence(again)
-    return found, evidence
+    return best_fit, evidence
 
 
 class _Tried(NamedTuple):
@@ -234,7 +236,7 @@ def _coarse_lines(scene: _Scene, starts: Float[Tensor, "s b q"]) -> _Tried:
     blur, steps = _COARSE_LINE
     rows = torch.arange(starts.shape[1], device=starts.device).repeat(len(starts))
     tried = minimise(
-        scene.own.model("line", blur=blur, coarse=True),
+        scene.fit_setup.model("line", blur=blur, coarse=True),
         scene.coarse_pixels[rows],
         scene.coarse_noise.rows(rows),
         starts.flatten(0, 1),
@@ -246,7 +248,7 @@ def _coarse_lines(scene: _Scene, starts: Float[Tensor, "s b q"]) -> _Tried:
 
 def _anneal(scene: _Scene, start: Unknown, schedule: tuple[tuple[float, int], ...]) -> Fitted:
     for blur, steps in schedule:
-        fitted = scene.fit(scene.own.model("line", blur=blur), start, steps)
+        fitted = scene.fit(scene.fit_setup.model("line", blur=blur), start, steps)
         start = fitted.unknown
     return fitted
 
@@ -259,12 +261,12 @@ def _line_starts(scene: _Scene, fitted: Fitted) -> Float[Tensor, "s b q"]:
     axis = torch.tensor(line_centres(), device=gain.device)
     x, y = axis.repeat(len(axis)), axis.repeat_interleave(len(axis))
     rows, starts = torch.arange(len(gain), device=gain.device), []
-    for _ in range(_LINE_STARTS if scene.own.lens.centred else _LINE_STARTS_FREE):
+    for _ in range(_LINE_STARTS if scene.fit_setup.lens.centred else _LINE_STARTS_FREE):
         place = best.argmax(1)
         template = shape[rows, place]
         length, angle = shape_of(template)
-        own_mass = mass[rows, template, place].clamp(*_MASS["line"])
-        line = torch.stack([own_mass, x[place], y[place], angle, length.log()], 1)
+        start_mass = mass[rows, template, place].clamp(*_MASS["line"])
+        line = torch.stack([start_mass, x[place], y[place], angle, length.log()], 1)
         starts.append(torch.cat([fitted.unknown, line], 1))
         near = (x - x[place, None]) ** 2 + (y - y[place, None]) ** 2 < _APART**2
         best[near] = -torch.inf
@@ -276,21 +278,21 @@ def _points(
 ) -> tuple[Fitted, Float[Tensor, "b k"], Float[Tensor, " b"]]:
     """Return the fit with all points, the gain by each number of them, and what one more would gain."""
     x, y = (v.flatten().to(mass) for v in scene.templates.grid.coordinates())
-    every = torch.arange(len(smooth), device=smooth.device)
-    model = scene.own.model("points")
+    all_rows = torch.arange(len(smooth), device=smooth.device)
+    model = scene.fit_setup.model("points")
     current, gains, best = fitted, [], smooth
     for _ in range(N_POINTS):
         place = (mass * mass.abs() * free).flatten(1).argmax(1)
-        own_mass = mass.flatten(1)[every, place].clamp(*_MASS["point"])
-        place_and_mass = torch.stack([own_mass, x[place], y[place]], 1)
-        found = scene.fit(model, torch.cat([current.unknown, place_and_mass], 1), _POINT_STEPS)
+        start_mass = mass.flatten(1)[all_rows, place].clamp(*_MASS["point"])
+        place_and_mass = torch.stack([start_mass, x[place], y[place]], 1)
+        best_fit = scene.fit(model, torch.cat([current.unknown, place_and_mass], 1), _POINT_STEPS)
         # A mass that only harms is one of no mass.
-        idle = torch.nonzero(~(found.deviance < best))[:, 0]
+        idle = torch.nonzero(~(best_fit.deviance < best))[:, 0]
         if len(idle):
             place_and_mass[:, 0] = 0
             start = torch.cat([current.unknown, place_and_mass], 1)[idle]
-            found.put(idle, scene.rows(idle).fit(model, start, 1))
-        current, best = found, found.deviance
+            best_fit.put(idle, scene.rows(idle).fit(model, start, 1))
+        current, best = best_fit, best_fit.deviance
         gains.append(smooth - best)
         mass = scene.templates.repeated(scene.pixels - current.model, scene.weight(current), current.slopes, free)
     return current, torch.stack(gains, 1), (mass * mass.abs() * free).amax((1, 2))

@@ -10,7 +10,7 @@ from darklens.fit.model import Model, Unknown
 from darklens.fit.noise import Gain, Maps, Noise
 
 SETTLED = 0.05  # of the deviance, the gain that a further step promises
-_DAMPING, _CALMER, _HEAVIER, _STUCK = 1e-2, 0.2, 6.0, 1e6
+_DAMPING, _DAMPING_DECREASE, _DAMPING_INCREASE, _STUCK = 1e-2, 0.2, 6.0, 1e6
 _UNDAMPED = 1e-6
 _EXPLAINED = 1.1  # deviance per block; where more is left, how slopes change with a step matters to where it ends
 
@@ -30,7 +30,7 @@ class Fitted:
 
     unknown: Unknown
     deviance: Float[Tensor, " b"]
-    promised: Float[Tensor, " b"]
+    predicted_reduction: Float[Tensor, " b"]
     model: Maps
     slopes: Float[Tensor, "b q m m"]
     curvature: Float[Tensor, "b q q"]
@@ -46,7 +46,7 @@ class Fitted:
 
 
 @dataclass
-class _Going:
+class Active:
     """The images whose iteration goes on, with their numbers among all."""
 
     numbers: Int[Tensor, " b"]
@@ -56,17 +56,17 @@ class _Going:
     damping: Float[Tensor, " b"]
     at: Fitted
 
-    def without(self, over: Bool[Tensor, " b"], ended: Fitted) -> "_Going":
+    def without(self, finished: Bool[Tensor, " b"], ended: Fitted) -> "Active":
         """Return what goes on, and put the others where all images end."""
-        ended.put(self.numbers[over], self.at.rows(over))
-        left = ~over
-        return _Going(
-            self.numbers[left],
-            self.images[left],
-            self.noise.rows(left),
-            None if self.gain is None else self.gain[left],
-            self.damping[left],
-            self.at.rows(left),
+        ended.put(self.numbers[finished], self.at.rows(finished))
+        unfinished = ~finished
+        return Active(
+            self.numbers[unfinished],
+            self.images[unfinished],
+            self.noise.rows(unfinished),
+            None if self.gain is None else self.gain[unfinished],
+            self.damping[unfinished],
+            self.at.rows(unfinished),
         )
 
 
@@ -95,47 +95,47 @@ def minimise(
         keep_slopes: Where a step promises less and what is left is near the noise, derivatives stay those before and
             light alone is computed: for smooth lenses, which are as good as linear within some standard deviations.
     """
-    some = unknown[:, 0]
-    nothing, endless = torch.full_like(some, torch.nan), torch.full_like(some, torch.inf)
+    first_column = unknown[:, 0]
+    nothing, endless = torch.full_like(first_column, torch.nan), torch.full_like(first_column, torch.inf)
     flat = unknown.new_zeros(*unknown.shape, unknown.shape[1], dtype=torch.float64)
     ended = Fitted(unknown.clone(), nothing, endless, *model.expected(unknown), flat)
     numbers = torch.arange(len(images), device=images.device)
-    going = _Going(numbers, images, noise, gain, torch.full_like(some, _DAMPING), ended)
+    active = Active(numbers, images, noise, gain, torch.full_like(first_column, _DAMPING), ended)
     for step_number in range(steps):
-        at, held = going.at, model.gain(going.at.unknown) if going.gain is None else going.gain
-        if step_number == 0 or (going.gain is None and not settle):
-            at.deviance = going.noise.deviance(going.images, at.model, held)
-        curvature, pull = going.noise.normal_equations(at.slopes, going.images, at.model, held)
+        at, fixed_gain = active.at, model.gain(active.at.unknown) if active.gain is None else active.gain
+        if step_number == 0 or (active.gain is None and not settle):
+            at.deviance = active.noise.deviance(active.images, at.model, fixed_gain)
+        curvature, rhs = active.noise.normal_equations(at.slopes, active.images, at.model, fixed_gain)
         at.curvature = curvature
-        dampings = torch.stack([going.damping, torch.full_like(going.damping, _UNDAMPED)])
-        step, undamped = damped_step(curvature, pull, dampings).to(unknown)
+        dampings = torch.stack([active.damping, torch.full_like(active.damping, _UNDAMPED)])
+        step, undamped = damped_step(curvature, rhs, dampings).to(unknown)
         # Of the step that the bounds allow: light that is hardly seen may promise much beyond them.
-        reach = (model.moved(at.unknown, undamped) - at.unknown).double()
-        at.promised = (reach * (2 * pull - (curvature @ reach[:, :, None])[..., 0])).sum(1).to(unknown)
+        reach = (model.apply_step(at.unknown, undamped) - at.unknown).double()
+        at.predicted_reduction = (reach * (2 * rhs - (curvature @ reach[:, :, None])[..., 0])).sum(1).to(unknown)
         if settle:
-            over = at.promised < SETTLED
-            if bool(over.all()):
+            finished = at.predicted_reduction < SETTLED
+            if bool(finished.all()):
                 break
-            if bool(over.any()):
-                going, held, step = going.without(over, ended), held[~over], step[~over]
-                at, curvature = going.at, going.at.curvature
-            if step_number and going.gain is None:
-                at.deviance = going.noise.deviance(going.images, at.model, held)
-        trial = model.moved(at.unknown, step)
-        short = (at.promised < keep_slopes) & (at.deviance < _EXPLAINED * at.model[0].numel())
+            if bool(finished.any()):
+                active, fixed_gain, step = active.without(finished, ended), fixed_gain[~finished], step[~finished]
+                at, curvature = active.at, active.at.curvature
+            if step_number and active.gain is None:
+                at.deviance = active.noise.deviance(active.images, at.model, fixed_gain)
+        trial = model.apply_step(at.unknown, step)
+        short = (at.predicted_reduction < keep_slopes) & (at.deviance < _EXPLAINED * at.model[0].numel())
         light, slopes = _expected(model, trial, short, at.slopes)
-        after = going.noise.deviance(going.images, light, held)
+        after = active.noise.deviance(active.images, light, fixed_gain)
         better = after < at.deviance  # false for NaN
-        going.at = _better(at, Fitted(trial, after, at.promised, light, slopes, curvature), better)
-        going.damping = going.damping * torch.where(better, _CALMER, _HEAVIER)
-        over = (better & (at.promised < SETTLED)) | (going.damping >= _STUCK)
-        if bool(over.all()):
+        active.at = _better(at, Fitted(trial, after, at.predicted_reduction, light, slopes, curvature), better)
+        active.damping = active.damping * torch.where(better, _DAMPING_DECREASE, _DAMPING_INCREASE)
+        finished = (better & (at.predicted_reduction < SETTLED)) | (active.damping >= _STUCK)
+        if bool(finished.all()):
             break
-        if bool(over.any()):
-            going = going.without(over, ended)
-    if len(going.numbers) == len(images):
-        return going.at
-    ended.put(going.numbers, going.at)
+        if bool(finished.any()):
+            active = active.without(finished, ended)
+    if len(active.numbers) == len(images):
+        return active.at
+    ended.put(active.numbers, active.at)
     return ended
 
 
@@ -165,13 +165,13 @@ def _better(before: Fitted, after: Fitted, better: Bool[Tensor, " b"]) -> Fitted
 
 
 def damped_step(
-    curvature: Float[Tensor, "b q q"], pull: Float[Tensor, "b q"], damping: Float[Tensor, "*d b"]
+    curvature: Float[Tensor, "b q q"], rhs: Float[Tensor, "b q"], damping: Float[Tensor, "*d b"]
 ) -> Float[Tensor, "*d b q"]:
     """Return the Gauss-Newton step, damped by so much of each parameter's own curvature; for several dampings, each."""
     # Scaled to a unit diagonal: parameters of very different size meet in one matrix.
     unit = torch.diagonal(curvature, dim1=1, dim2=2).clamp_min(1e-30).rsqrt()
-    scaled, scaled_pull = curvature * unit[:, :, None] * unit[:, None], pull * unit
-    ones = torch.eye(pull.shape[1], dtype=pull.dtype, device=pull.device)
+    scaled, scaled_pull = curvature * unit[:, :, None] * unit[:, None], rhs * unit
+    ones = torch.eye(rhs.shape[1], dtype=rhs.dtype, device=rhs.device)
     damped = scaled + (damping.double()[..., None, None] + 1e-9) * ones
     step: Tensor = torch.linalg.solve(damped, scaled_pull.expand(damped.shape[:-1]))
     return step * unit

@@ -89,12 +89,16 @@ def fit_macro(
         ConfigError: If the population's light is not Sersic profiles.
         ValueError: If the images are not of the population's size, or not finite, or the exposure is not theirs.
     """
-    own = fitter(population, backend, centred=centred)
-    check_images(images, own)
+    fit_setup = fitter(population, backend, centred=centred)
+    check_images(images, fit_setup)
     check_exposure(exposure, images)
     load_for(len(images))
     return joined(
-        [part for some, its in batches(images, exposure, _SMOOTH_AT_ONCE) for part in _finish(some, own, its)]
+        [
+            part
+            for block, block_exposure in batches(images, exposure, _SMOOTH_AT_ONCE)
+            for part in _finish(block, fit_setup, block_exposure)
+        ]
     )
 
 
@@ -124,12 +128,12 @@ def check_exposure(exposure: Tensor | None, images: Tensor) -> None:
         raise ValueError("exposure must be finite and positive; crop or fill pixels without exposure first")
 
 
-def check_images(images: Images, own: Fitter) -> None:
+def check_images(images: Images, fit_setup: Fitter) -> None:
     """Raise ValueError unless the images are finite and of the population's size."""
-    n = own.population.field.n_pixels
+    n = fit_setup.population.field.n_pixels
     if images.shape[-2:] != (n, n):
         raise ValueError(
-            f"{own.population.name} has images of {n} x {n} pixels, got {images.shape[-2]} x {images.shape[-1]}"
+            f"{fit_setup.population.name} has images of {n} x {n} pixels, got {images.shape[-2]} x {images.shape[-1]}"
         )
     if not torch.isfinite(images).all():
         raise ValueError("images must be finite; mask or replace NaN and infinite pixels first")
@@ -142,60 +146,60 @@ def unit_range(images: Images) -> tuple[Images, Float[Tensor, " b"], Float[Tenso
     return (images - low[:, None, None]) / spread[:, None, None], low, spread
 
 
-def coarse_fit(images: Images, own: Fitter, exposure: Images | None = None) -> Fitted:
+def coarse_fit(images: Images, fit_setup: Fitter, exposure: Images | None = None) -> Fitted:
     """Return the fit of a few images from 0 to 1 on the coarse detector, from the best of the bank's starts."""
-    small, noise = own.on_coarse(images, exposure)
-    model = own.model(coarse=True)
-    candidates = own.nearest(images)
-    found = minimise(model, small, noise, candidates[0], steps=_COARSE_STEPS)
+    small, noise = fit_setup.on_coarse(images, exposure)
+    model = fit_setup.model(coarse=True)
+    candidates = fit_setup.nearest(images)
+    best_fit = minimise(model, small, noise, candidates[0], steps=_COARSE_STEPS)
 
     def retry(starts: Unknown, worst: float) -> None:
-        poor = torch.nonzero(~(found.deviance <= worst * small[0].numel()))[:, 0]
+        poor = torch.nonzero(~(best_fit.deviance <= worst * small[0].numel()))[:, 0]
         if len(poor):
             again = minimise(model, small[poor], noise.rows(poor), starts[poor], steps=_COARSE_STEPS)
-            better = again.deviance < found.deviance[poor]
-            found.put(poor[better], again.rows(better))
+            better = again.deviance < best_fit.deviance[poor]
+            best_fit.put(poor[better], again.rows(better))
 
     for candidate in candidates[1:]:
         retry(candidate, _POOR)
-    if not own.lens.centred:
-        retry(model.mirrored(found.unknown), _DOUBTFUL)
-    return found
+    if not fit_setup.lens.centred:
+        retry(model.mirrored(best_fit.unknown), _DOUBTFUL)
+    return best_fit
 
 
-def fit_smooth(images: Images, own: Fitter, exposure: Images | None = None) -> tuple[Fitted, Noise]:
+def fit_smooth(images: Images, fit_setup: Fitter, exposure: Images | None = None) -> tuple[Fitted, Noise]:
     """Return the fit of a few images from 0 to 1 on the fine detector, and their noise there."""
-    start = coarse_fit(images, own, exposure).unknown
-    model = own.model()
-    pixels, noise = own.on_fine(images, exposure)
+    start = coarse_fit(images, fit_setup, exposure).unknown
+    model = fit_setup.model()
+    pixels, noise = fit_setup.on_fine(images, exposure)
     fitted = minimise(model, pixels, noise, start, steps=_FINE_STEPS, keep_slopes=_SHORT)
     return fitted, noise.with_extra(pixels, fitted.model, model.gain(fitted.unknown), steps_of(images))
 
 
-def _finish(images: Images, own: Fitter, exposure: Images | None) -> Iterator[MacroFit]:
+def _finish(images: Images, fit_setup: Fitter, exposure: Images | None) -> Iterator[MacroFit]:
     """Yield the fits of a few images at a time, on all their pixels and in the units in which they were given."""
     scaled, low, spread = unit_range(images)
-    fitted, noise = fit_smooth(scaled, own, exposure)
+    fitted, noise = fit_smooth(scaled, fit_setup, exposure)
     for rows in torch.split(torch.arange(len(images), device=images.device), _WHOLE_AT_ONCE):
-        its = None if exposure is None else exposure[rows]
-        yield _on_all_pixels(scaled[rows], fitted.unknown[rows], noise.extra[rows], own, its).in_units(
+        block_exposure = None if exposure is None else exposure[rows]
+        yield _on_all_pixels(scaled[rows], fitted.unknown[rows], noise.extra[rows], fit_setup, block_exposure).in_units(
             low[rows], spread[rows]
         )
 
 
 def _on_all_pixels(
-    images: Images, unknown: Unknown, extra: Float[Tensor, " b"], own: Fitter, exposure: Images | None
+    images: Images, unknown: Unknown, extra: Float[Tensor, " b"], fit_setup: Fitter, exposure: Images | None
 ) -> MacroFit:
     """Return the fits of images from 0 to 1 from unknowns that are nearly right."""
-    model = Model(own.lens, own.full, compiled=own.compiled)
-    every = replace(Noise.of(own.population, images, own.full, exposure), extra=extra)
-    fitted = minimise(model, images, every, unknown, steps=_LAST_STEPS, settle=True, keep_slopes=_SHORT)
-    weight = every.weight(fitted.model, model.gain(fitted.unknown))
+    model = Model(fit_setup.lens, fit_setup.full, compiled=fit_setup.compiled)
+    all_pixels = replace(Noise.of(fit_setup.population, images, fit_setup.full, exposure), extra=extra)
+    fitted = minimise(model, images, all_pixels, unknown, steps=_LAST_STEPS, settle=True, keep_slopes=_SHORT)
+    weight = all_pixels.weight(fitted.model, model.gain(fitted.unknown))
     residual = (images - fitted.model) * weight.sqrt()
-    p = len(own.lens.names)
+    p = len(fit_setup.lens.names)
     freedom = residual[0].numel() - fitted.unknown.shape[1]
     return MacroFit(
-        names=tuple(own.lens.names),
+        names=tuple(fit_setup.lens.names),
         parameters=fitted.unknown[:, :p],
         covariance=torch.linalg.pinv(fitted.curvature.nan_to_num(), hermitian=True)[:, :p, :p].to(images.dtype),
         scale=fitted.unknown[:, p].exp(),
@@ -203,5 +207,5 @@ def _on_all_pixels(
         model=fitted.model,
         residual=residual,
         reduced_chi2=(residual**2).sum((1, 2)) / freedom,
-        converged=fitted.promised < CONVERGED,
+        converged=fitted.predicted_reduction < CONVERGED,
     )

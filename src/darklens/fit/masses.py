@@ -72,11 +72,11 @@ def one_line(
     start_u, end_u, start_v, end_v = (u + h) * start, (u - h) * end, v * start, v * end
     along_u, along_v = density * (start_u - end_u), density * (start_v - end_v)
     across_u, across_v = along_v * smooth, density * rise - along_u * smooth
-    own_along, own_across = mass * along, mass * across
-    turn_along = along_u * v - along_v * u - own_across
-    turn_across = across_u * v - across_v * u + own_along
-    grow_along = density * h * (start_u + end_u) - own_along
-    grow_across = density * h * (start_v + end_v) * smooth - own_across
+    alpha_along, alpha_across = mass * along, mass * across
+    turn_along = along_u * v - along_v * u - alpha_across
+    turn_across = across_u * v - across_v * u + alpha_along
+    grow_along = density * h * (start_u + end_u) - alpha_along
+    grow_across = density * h * (start_v + end_v) * smooth - alpha_across
     parts = [
         (along, across),
         (along_v * sin - along_u * cos, across_v * sin - across_u * cos),

@@ -57,16 +57,16 @@ class Model:
     def expected(self, unknown: Unknown) -> tuple[Maps, Float[Tensor, "b q m m"]]:
         """Return the images that the unknowns mean, and their derivatives by each of them."""
         p = self.smooth - 2
-        if (seen := self._by_kernel(unknown, self.lens.names)) is not None:
-            seen[:, p + 1] = 1
-            return seen[:, p] + unknown[:, p + 1, None, None], seen
+        if (observed := self._by_kernel(unknown, self.lens.names)) is not None:
+            observed[:, p + 1] = 1
+            return observed[:, p] + unknown[:, p + 1, None, None], observed
         brightness = self._at_samples(brightness_and_slopes, unknown)
         if PSF in self.lens.names:
             at = self.lens.names.index(PSF)
-            seen, by_width = self.detector.observe_wider(brightness, unknown[:, at])
-            seen[:, at + 1] = by_width
-            light = seen[:, :1]
-            slopes = torch.cat([seen[:, 1 : p + 1], light, torch.ones_like(light), seen[:, p + 1 :]], 1)
+            observed, by_width = self.detector.observe_wider(brightness, unknown[:, at])
+            observed[:, at + 1] = by_width
+            light = observed[:, :1]
+            slopes = torch.cat([observed[:, 1 : p + 1], light, torch.ones_like(light), observed[:, p + 1 :]], 1)
         else:  # the same without a copy
             q = brightness.shape[1] + 1
             slopes = self.detector.observe_into(brightness, [p, *range(p), *range(p + 2, q)], q)
@@ -79,10 +79,10 @@ class Model:
             return kernels[:, 0] + unknown[:, self.smooth - 1, None, None]
         brightness = self._at_samples(brightness_alone, unknown)[:, None]
         if PSF in self.lens.names:
-            seen, _ = self.detector.observe_wider(brightness, unknown[:, self.lens.names.index(PSF)])
+            observed, _ = self.detector.observe_wider(brightness, unknown[:, self.lens.names.index(PSF)])
         else:
-            seen = self.detector.observe(brightness)
-        return seen[:, 0] + unknown[:, self.smooth - 1, None, None]
+            observed = self.detector.observe(brightness)
+        return observed[:, 0] + unknown[:, self.smooth - 1, None, None]
 
     def _by_kernel(self, unknown: Unknown, names: Sequence[str]) -> Float[Tensor, "b n m m"] | None:
         """Return derivatives by some parameters of a lens alone, brightness, and if asked a place for the offset's."""
@@ -103,16 +103,21 @@ class Model:
         several = unknown if len(unknown) > 1 else unknown.repeat(2, 1)
         return _fused(law)(self.lens, self.kind, self.blur, several, x, y)[: len(unknown)]
 
-    def moved(self, unknown: Unknown, step: Unknown) -> Unknown:
+    def apply_step(self, unknown: Unknown, step: Unknown) -> Unknown:
         """Return unknowns after a step, which is shortened where it is wild, within the bounds of each."""
         p = self.smooth - 2
         smooth = [3 * self.lens.spread.to(step), step.new_tensor([_SCALE_STEP, torch.inf])]
         names = {"smooth": (), "points": masses.POINT, "line": masses.LINE}[self.kind]
         several = (unknown.shape[1] - self.smooth) // max(1, len(names))
-        most = torch.cat([*smooth, step.new_tensor([_STEPS[name] for name in names] * several)])
-        moved = unknown + torch.maximum(torch.minimum(step, most), -most)
+        longest = torch.cat([*smooth, step.new_tensor([_STEPS[name] for name in names] * several)])
+        apply_step = unknown + torch.maximum(torch.minimum(step, longest), -longest)
         return torch.cat(
-            [self.lens.bounded(moved[:, :p]), moved[:, p : p + 2], self._bounded(moved[:, p + 2 :], names)], 1
+            [
+                self.lens.bounded(apply_step[:, :p]),
+                apply_step[:, p : p + 2],
+                self._bounded(apply_step[:, p + 2 :], names),
+            ],
+            1,
         )
 
     def mirrored(self, unknown: Unknown) -> Unknown:
@@ -123,7 +128,7 @@ class Model:
     def _bounded(self, unknown: Unknown, names: tuple[str, ...]) -> Unknown:
         if not names:
             return unknown
-        own = unknown.reshape(len(unknown), -1, len(names)).unbind(2)
+        mass_values = unknown.reshape(len(unknown), -1, len(names)).unbind(2)
         bounds: dict[str, Callable[[Tensor], Tensor]] = {
             "mass": lambda v: v.clamp_min(0),
             "x": lambda v: v.clamp(-_REACH, _REACH),
@@ -131,7 +136,7 @@ class Model:
             "angle": lambda v: v,
             "ln_length": lambda v: v.exp().clamp(_SHORTEST, _LONGEST).log(),
         }
-        kept = [bounds[name](v) for name, v in zip(names, own, strict=True)]
+        kept = [bounds[name](v) for name, v in zip(names, mass_values, strict=True)]
         return torch.stack(kept, 2).flatten(1)
 
 
@@ -141,10 +146,10 @@ def brightness_and_slopes(
     """Return brightness at positions in image units above the offset, and its derivatives by lens and masses."""
     smooth, scale, mass = _parts(lens, kind, blur, unknown, x, y)
     scene = lens.scene(smooth, x, y, [mass.alpha] if mass else [])
-    seen = [scene.brightness[:, None], scene.slopes]
+    observed = [scene.brightness[:, None], scene.slopes]
     if mass:
-        seen.append(-(scene.by_beta_x[:, None] * mass.by_x + scene.by_beta_y[:, None] * mass.by_y))
-    return torch.cat(seen, 1) * scale[:, None]
+        observed.append(-(scene.by_beta_x[:, None] * mass.by_x + scene.by_beta_y[:, None] * mass.by_y))
+    return torch.cat(observed, 1) * scale[:, None]
 
 
 def brightness_alone(
@@ -160,10 +165,14 @@ def _parts(
 ) -> tuple[Float[Tensor, "b p"], Float[Tensor, "b 1 1"], masses.Masses | None]:
     """Return the parameters of the lens, the image's scale, and the masses beside it."""
     p = len(lens.names)
-    smooth, scale, own = unknown[:, :p], unknown[:, p, None, None].exp(), unknown[:, p + 2 :]
+    smooth, scale, mass_values = unknown[:, :p], unknown[:, p, None, None].exp(), unknown[:, p + 2 :]
     if kind == "smooth":
         return smooth, scale, None
-    return smooth, scale, masses.points(own, x, y) if kind == "points" else masses.one_line(own, x, y, blur=blur)
+    return (
+        smooth,
+        scale,
+        masses.points(mass_values, x, y) if kind == "points" else masses.one_line(mass_values, x, y, blur=blur),
+    )
 
 
 @cache

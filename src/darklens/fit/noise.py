@@ -80,29 +80,32 @@ class Noise:
         """Return the deviance; for noise that is not of photon counts, chi2."""
         if self.sky is None:
             return ((images - model) ** 2 / self.variance).sum((1, 2))
-        if (found := self._photons(gain).deviance(images, model)) is not None:
-            return found
-        seen = self._counts(images, gain).clamp_min(0)
+        if (computed := self._photons(gain).deviance(images, model)) is not None:
+            return computed
+        counts = self._counts(images, gain).clamp_min(0)
         rate = self._counts(model, gain).clamp_min(_SMALLEST_RATE)
         # Nothing seen counts nothing; torch.xlogy, which says so, takes four times as long.
-        some = seen.clamp_min(torch.finfo(seen.dtype).tiny)
-        return 2 * (rate - seen + seen * torch.log(some / rate)).sum((1, 2))
+        sample = counts.clamp_min(torch.finfo(counts.dtype).tiny)
+        return 2 * (rate - counts + counts * torch.log(sample / rate)).sum((1, 2))
 
     def weight(self, model: Maps, gain: Gain) -> Maps:
         """Return one over the variance of each block, in image units."""
         if self.sky is None:
             return (1 / self.variance).expand_as(model)
-        if (found := self._photons(gain).weight(model)) is not None:
-            return found
+        if (computed := self._photons(gain).weight(model)) is not None:
+            return computed
         rate = self._counts(model, gain).clamp_min(_SMALLEST_RATE)
         return (self.area * self.exposure / gain[:, 0, None, None].exp()) ** 2 / rate
 
     def normal_equations(
         self, slopes: Float[Tensor, "b q m m"], images: Maps, model: Maps, gain: Gain
     ) -> tuple[Float[Tensor, "b q q"], Float[Tensor, "b q"]]:
-        """Return curvature and pull, see the function of this name, of images and a model with its slopes."""
-        if self.sky is not None and (found := self._photons(gain).normal_equations(slopes, images, model)) is not None:
-            return found
+        """Return curvature and right-hand side of the normal equations, see the function of this name."""
+        if (
+            self.sky is not None
+            and (computed := self._photons(gain).normal_equations(slopes, images, model)) is not None
+        ):
+            return computed
         return normal_equations(slopes, self.weight(model, gain), images - model)
 
     def with_extra(self, images: Maps, model: Maps, gain: Gain, step: Float[Tensor, " b"]) -> "Noise":
@@ -121,11 +124,11 @@ class Noise:
         faint = rate < _FAINT * self.area * self.sky * self.exposure
         number = faint.sum((1, 2)).clamp_min(1)
         mean, of_rate = (excess * faint).sum((1, 2)) / number, (rate * faint).sum((1, 2)) / number
-        shown = (mean - _DOUBT * of_rate * (2 / number).sqrt()) / self.area
+        surplus = (mean - _DOUBT * of_rate * (2 / number).sqrt()) / self.area
         in_counts = step * self.exposure.mean((1, 2)) / gain[:, 0].exp()
         # A step of one count is the counting itself.
         rounding = torch.where(in_counts > _COUNT, in_counts**2 / 12, 0.0)
-        return replace(self, extra=torch.where(step > 0, rounding, shown.clamp_min(0)))
+        return replace(self, extra=torch.where(step > 0, rounding, surplus.clamp_min(0)))
 
     def _photons(self, gain: Gain) -> smooth_fit.Photons:
         assert self.sky is not None
@@ -141,9 +144,9 @@ class Noise:
 def normal_equations(
     slopes: Float[Tensor, "b q m m"], weight: Maps, difference: Maps
 ) -> tuple[Float[Tensor, "b q q"], Float[Tensor, "b q"]]:
-    """Return curvature and pull: half the second derivatives of chi2 and minus half its first."""
-    if (found := smooth_fit.normal_equations(slopes, weight, difference)) is not None:
-        return found
+    """Return curvature and right-hand side: half the second derivatives of chi2 and minus half its first."""
+    if (computed := smooth_fit.normal_equations(slopes, weight, difference)) is not None:
+        return computed
     flat = slopes.flatten(2)
     weighted = flat * weight.flatten(1)[:, None]
     return (weighted @ flat.mT).double(), (weighted @ difference.flatten(1)[:, :, None])[..., 0].double()
@@ -152,14 +155,14 @@ def normal_equations(
 def steps_of(images: Float[Tensor, "b n n"]) -> Float[Tensor, " b"]:
     """Return the step of which the pixels of each image from 0 to 1 are multiples, 0 where there is none."""
     flat = images.flatten(1)
-    some = flat[:, :: max(1, flat.shape[1] // _SAMPLE)]
+    sample = flat[:, :: max(1, flat.shape[1] // _SAMPLE)]
     # numpy's sort is the faster one.
-    some = torch.from_numpy(np.sort(some.numpy(), axis=1)) if some.device.type == "cpu" else some.sort(1).values
-    gaps = some.diff(dim=1)
+    sample = torch.from_numpy(np.sort(sample.numpy(), axis=1)) if sample.device.type == "cpu" else sample.sort(1).values
+    gaps = sample.diff(dim=1)
     step = torch.where(gaps > 1e-5, gaps, torch.inf).amin(1)
-    multiple = some / step[:, None]
+    multiple = sample / step[:, None]
     # A rounded smallest gap is refined by the largest value, or its error would grow with each multiple.
     top = multiple[:, -1:].round().clamp_min(1)
-    multiple = some / (some[:, -1:] / top)
-    found = ((multiple - multiple.round()).abs() < _EXACT).all(1)
-    return torch.where(found & torch.isfinite(step), (some[:, -1:] / top)[:, 0], 0.0)
+    multiple = sample / (sample[:, -1:] / top)
+    computed = ((multiple - multiple.round()).abs() < _EXACT).all(1)
+    return torch.where(computed & torch.isfinite(step), (sample[:, -1:] / top)[:, 0], 0.0)

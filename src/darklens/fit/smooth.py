@@ -140,13 +140,13 @@ class SmoothLens:
             slopes["centre_y"] = by_beta_x * xy + by_beta_y * (yy - 1)
         if "light" in self._lights:
             besides = set() if self.centred else {"x", "y"}
-            own, its_slopes = self._light("light", value, x, y, self._free("light") | besides)
+            light_value, light_slopes = self._light("light", value, x, y, self._free("light") | besides)
             if not self.centred:
-                slopes["centre_x"] = slopes["centre_x"] - its_slopes["light_x"]
-                slopes["centre_y"] = slopes["centre_y"] - its_slopes["light_y"]
-            for name in {"light_x", "light_y"} & set(its_slopes):
-                its_slopes[name] = -its_slopes[name]
-            image, slopes = image + own, slopes | its_slopes | {"light_ln_amplitude": own}
+                slopes["centre_x"] = slopes["centre_x"] - light_slopes["light_x"]
+                slopes["centre_y"] = slopes["centre_y"] - light_slopes["light_y"]
+            for name in {"light_x", "light_y"} & set(light_slopes):
+                light_slopes[name] = -light_slopes[name]
+            image, slopes = image + light_value, slopes | light_slopes | {"light_ln_amplitude": light_value}
         slopes[PSF] = torch.zeros_like(image)  # acts on the detector
         stacked = torch.stack([slopes[name].expand_as(image) for name in self.names], 1)
         return Scene(image, stacked, by_beta_x, by_beta_y)
@@ -233,15 +233,17 @@ class SmoothLens:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return light at x, y and its derivatives by some parameters; by its centre, those by -x and -y."""
         spec = self._lights[prefix]
-        own = {name: value[f"{prefix}_{name}"] for name in ("amplitude", "x", "y", "e1", "e2", "ln_R_e", "ln_n")}
+        light_value = {
+            name: value[f"{prefix}_{name}"] for name in ("amplitude", "x", "y", "e1", "e2", "ln_R_e", "ln_n")
+        }
         brightness, slopes = light.sersic_slopes(
-            x - own["x"],
-            y - own["y"],
-            amplitude=own["amplitude"],
-            R_e=own["ln_R_e"].exp(),
-            n=own["ln_n"].exp(),
-            e1=own["e1"],
-            e2=own["e2"],
+            x - light_value["x"],
+            y - light_value["y"],
+            amplitude=light_value["amplitude"],
+            R_e=light_value["ln_R_e"].exp(),
+            n=light_value["ln_n"].exp(),
+            e1=light_value["e1"],
+            e2=light_value["e2"],
             b=light.sersic_b_linear if spec.b_n == "linear" else light.sersic_b,
             by=by,
         )

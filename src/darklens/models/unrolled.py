@@ -88,7 +88,7 @@ class UnrolledResidual(HeadClassifier):
             weight = noise.weight(expected, gain) * trust
             curvature, rhs = normal_equations(slopes, weight, pixels - expected)
             damping = log_damping.exp().expand(len(unknown))
-            unknown = model.moved(unknown, damped_step(curvature, rhs, damping).to(unknown))
+            unknown = model.apply_step(unknown, damped_step(curvature, rhs, damping).to(unknown))
         expected, _ = model.expected(unknown)
         trust, residual = self._trust_and_residual(pixels, expected, noise, gain)
         return torch.stack([residual, expected, trust], 1)

@@ -114,7 +114,7 @@ def kinds() -> list[str]:
 
 def descriptions(*, n_pixels: int = 150, n_classes: int = 3) -> dict[str, str]:
     """Return a line on each system: its parameters at that size of image, what it takes and gives, what it is."""
-    found = {}
+    lines = {}
     for kind in SYSTEMS:
         settings = SYSTEMS[kind].settings
         config: Any = settings()
@@ -124,8 +124,8 @@ def descriptions(*, n_pixels: int = 150, n_classes: int = 3) -> dict[str, str]:
         needs_scale = ", needs its pixel scale" if has_k_network(config) else ""
         about = (settings.__doc__ or "").split("\n")[0]
         size = f"{count_parameters(model) / 1e6:.2f} M parameters at {n_pixels} pixels"
-        found[kind] = f"{about} {size}; takes (b, 1, n, n) scaled to 0..1{needs_scale}; gives {gives}."
-    return found
+        lines[kind] = f"{about} {size}; takes (b, 1, n, n) scaled to 0..1{needs_scale}; gives {gives}."
+    return lines
 
 
 def count_parameters(model: nn.Module) -> int:

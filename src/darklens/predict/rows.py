@@ -76,8 +76,10 @@ def predict(
         block = paths[start : start + BATCH_SIZE]
         read = {path: read_one(path, bundle, pixel_scale=pixel_scale, name=name, folder=folder) for path in block}
         good = {path: image for path, image in read.items() if isinstance(image, Prepared)}
-        found = _rows(bundle, good, use, backend, with_maps) if good else {}
-        rows += [found.get(path) or Row(str(path), message=str(read[path]), findings={"changes": ""}) for path in block]
+        by_path = _rows(bundle, good, use, backend, with_maps) if good else {}
+        rows += [
+            by_path.get(path) or Row(str(path), message=str(read[path]), findings={"changes": ""}) for path in block
+        ]
         advance(len(block))
     return rows
 
@@ -109,13 +111,15 @@ def _rows(
     bundle: Bundle, prepared: dict[Path, Prepared], use: Use, backend: InferenceBackend | None, with_maps: bool
 ) -> dict[Path, Row]:
     paths, images = list(prepared), np.stack([image.pixels for image in prepared.values()])[:, None]
-    found = bundle.classify(images, backend, with_maps=with_maps)
-    use(paths, images, found)
-    further = prediction_columns(bundle, found.probabilities, found.ood_features) | _with_old_names(found.findings)
+    classification = bundle.classify(images, backend, with_maps=with_maps)
+    use(paths, images, classification)
+    further = prediction_columns(bundle, classification.probabilities, classification.ood_features) | _with_old_names(
+        classification.findings
+    )
     return {
         path: Row(
             str(path),
-            probabilities=[float(p) for p in found.probabilities[i]],
+            probabilities=[float(p) for p in classification.probabilities[i]],
             findings={"changes": "; ".join(image.changes)} | {name: column[i] for name, column in further.items()},
             changes=image.changes,
         )
@@ -157,13 +161,13 @@ def lines(rows: Sequence[Row], classes: Sequence[str], further: Sequence[Sequenc
 
 def to_csv(rows: Sequence[Row], classes: Sequence[str], extra: dict[str, Sequence[object]] | None = None) -> str:
     """Return the text of predictions.csv, with what was found and further columns at the end."""
-    found = dict.fromkeys(name for row in rows for name in row.findings)
+    names = dict.fromkeys(name for row in rows for name in row.findings)
     extra = extra or {}
     values = [
-        [*(row.findings.get(name, "") for name in found), *(column[i] for column in extra.values())]
+        [*(row.findings.get(name, "") for name in names), *(column[i] for column in extra.values())]
         for i, row in enumerate(rows)
     ]
-    return header(classes, [*found, *extra]) + lines(rows, classes, values)
+    return header(classes, [*names, *extra]) + lines(rows, classes, values)
 
 
 def _line(values: Sequence[object]) -> str:

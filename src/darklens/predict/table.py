@@ -176,7 +176,7 @@ def _kept_if_begun(work: Path) -> Iterator[None]:
         raise
 
 
-def _claim(work: Path, task: Task, blocks: "Blocks", say: Callable[[str], None]) -> "dict[int, _Found]":
+def _claim(work: Path, task: Task, blocks: "Blocks", say: Callable[[str], None]) -> "dict[int, _FinishedBlock]":
     """Make the folder this run's, and return what an interrupted one finished."""
     digest = hashlib.sha256()
     for file in blocks.files:
@@ -190,7 +190,7 @@ def _claim(work: Path, task: Task, blocks: "Blocks", say: Callable[[str], None])
         changed = sorted(key for key in plan if before.get(key) != plan[key])
         if not changed:
             whole = list(_finished(work / _ROWS))
-            return {n: found for n, found in whole if _stamp(blocks[n]) == found.about.stamp}
+            return {n: finished_block for n, finished_block in whole if _stamp(blocks[n]) == finished_block.about.stamp}
         if (work / _ROWS).exists():
             names = {"bundle_sha256": "model", "files_sha256": "list of files", "version": "version of darklens"}
             what = ", ".join(dict.fromkeys(names.get(key, key).replace("_", " ") for key in changed))
@@ -205,7 +205,7 @@ def _make_blocks(
     work: Path,
     task: Task,
     blocks: "Blocks",
-    finished: "dict[int, _Found]",
+    finished: "dict[int, _FinishedBlock]",
     workers: int,
     executor: Executor | None,
     advance: Callable[[int], None],
@@ -221,7 +221,7 @@ def _make_blocks(
             start = stream.tell()
             stream.write(rows)
             stream.flush()
-            finished[block.block] = _Found(block, start)
+            finished[block.block] = _FinishedBlock(block, start)
             advance(len(blocks[block.block]))
 
 
@@ -293,26 +293,26 @@ def _prepared(task: Task, bundle: Bundle, file: Path, files: Sequence[str], *, a
 
 def _examples(bundle: Bundle, task: Task, files: Sequence[str]) -> np.ndarray:
     """Return the first images that can be read."""
-    found: list[np.ndarray] = []
+    examples: list[np.ndarray] = []
     for file in files:
         read = read_one(Path(file), bundle, pixel_scale=task.pixel_scale, name=task.image)
         if isinstance(read, Prepared):
-            found.append(read.pixels)
-        if len(found) == _EXAMPLES:
+            examples.append(read.pixels)
+        if len(examples) == _EXAMPLES:
             break
-    if len(found) < 2:
+    if len(examples) < 2:
         raise ConfigError(f"Backend {task.backend} needs two images that can be read; use backend eager.")
-    return np.stack(found)[:, None]
+    return np.stack(examples)[:, None]
 
 
-class _Found(NamedTuple):
+class _FinishedBlock(NamedTuple):
     """A finished block, and where its rows start, in bytes."""
 
     about: _Block
     start: int
 
 
-def _finished(path: Path) -> Iterator[tuple[int, _Found]]:
+def _finished(path: Path) -> Iterator[tuple[int, _FinishedBlock]]:
     """Yield the whole blocks of an unfinished table, and cut off what was being written when it was killed."""
     if not path.exists():
         return
@@ -328,22 +328,22 @@ def _finished(path: Path) -> Iterator[tuple[int, _Found]]:
             if len(rows) != about.length or zlib.crc32(rows) != about.crc:
                 break
             whole = stream.tell()
-            yield about.block, _Found(about, start)
+            yield about.block, _FinishedBlock(about, start)
         stream.truncate(whole)
 
 
-def _assemble(work: Path, out: Path, bundle: Bundle, finished: dict[int, _Found]) -> int:
+def _assemble(work: Path, out: Path, bundle: Bundle, finished: dict[int, _FinishedBlock]) -> int:
     """Write the table from its blocks and return how many files were bad."""
     with atomic_path(out) as temporary, temporary.open("wb") as table, (work / _ROWS).open("rb") as stream:
         table.write(header(bundle.contract.classes, columns_of(bundle)).encode())
         for number in sorted(finished):
             table.write(_read(stream, finished[number]))
-    return sum(found.about.bad for found in finished.values())
+    return sum(finished_block.about.bad for finished_block in finished.values())
 
 
-def _read(stream: BinaryIO, found: _Found) -> bytes:
-    stream.seek(found.start)
-    return stream.read(found.about.length)
+def _read(stream: BinaryIO, finished_block: _FinishedBlock) -> bytes:
+    stream.seek(finished_block.start)
+    return stream.read(finished_block.about.length)
 
 
 def _stamp(files: Sequence[str], folder: Path = Path()) -> str:
