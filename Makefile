@@ -11,7 +11,7 @@ demo: setup  ## simulate, train two systems, evaluate, compare, open the report 
 
 test: setup-test lint  ## set-up, then all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/laws tests/parity
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/e2e tests/web tests/docs tests/realdata
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/e2e tests/web tests/docs tests/experiments tests/realdata
 
 bench: setup-test  ## side-by-side speed and memory (about 40 minutes); prints one table, writes results/bench.json
 	@$(PYTHON) tools/setup_venv.py dev parity bench

@@ -86,3 +86,10 @@ def test_no_module_imports_itself_through_others():
     for module in graph:
         visit(module, [])
     assert cycles == []
+
+
+def test_make_runs_every_folder_of_tests():
+    tests = SOURCE.parent / "tests"
+    makefile = (SOURCE.parent / "Makefile").read_text(encoding="utf-8")
+    folders = {path.parent.relative_to(tests).parts[0] for path in tests.rglob("test_*.py")}
+    assert {name for name in folders if f"tests/{name}" not in makefile} == set()
