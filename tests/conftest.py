@@ -1,6 +1,5 @@
 """Fixtures, run-time shape checks, and the rules for tests that need data which does not travel with the repository."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,18 +9,21 @@ TESTS = Path(__file__).resolve().parent
 REALDATA = TESTS.parent.parent / "shared" / "realdata"
 # Whole commands, trainings and pages. They call what unit tests call, and run twice as long with every call checked.
 WITHOUT_SHAPE_CHECKS = tuple(TESTS / name for name in ("docs", "e2e", "experiments", "realdata", "web"))
+SHAPE_CHECKS = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Check the shapes and types of every call into darklens, unless only whole commands and pages are tested."""
+    """Check the shapes and types of every call into darklens, unless whole commands or pages are among the tests."""
     paths = [(config.invocation_params.dir / str(word).split("::")[0]).resolve() for word in config.args]
-    if all(any(path.is_relative_to(folder) for folder in WITHOUT_SHAPE_CHECKS) for path in paths):
-        return
-    if "darklens" in sys.modules:
-        raise pytest.UsageError("A conftest imports darklens before its calls can be checked; import it in a fixture.")
-    from jaxtyping import install_import_hook
+    config.stash[SHAPE_CHECKS] = not any(path.is_relative_to(f) for path in paths for f in WITHOUT_SHAPE_CHECKS)
+    if config.stash[SHAPE_CHECKS]:
+        from jaxtyping import install_import_hook
 
-    install_import_hook("darklens", "beartype.beartype")
+        install_import_hook("darklens", "beartype.beartype")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"run-time shape checks: {'on' if config.stash[SHAPE_CHECKS] else 'off'}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
