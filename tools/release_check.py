@@ -35,7 +35,7 @@ QUICK_TESTS = [
     "tests/unit/test_config.py",
     "tests/unit/test_files.py",
     "tests/unit/data/test_deeplense.py",
-    "tests/unit/simulate/test_populations.py",
+    "tests/unit/populations/test_populations.py",
     "tests/e2e/test_lens_residual.py",
 ]
 # Modules of the package that an extra is for: import name to extra.
