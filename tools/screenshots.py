@@ -13,8 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from commands import ROOT
-
+ROOT = Path(__file__).resolve().parent.parent
 HEIGHTS = {400: 4000, 1400: 3600}  # pixels of a report, by the width of the window
 NARROWEST = 500  # of a headless window; the report is framed, so that it can be narrower
 PAGE_HEIGHTS = {400: 3400, 1400: 2100}
@@ -26,16 +25,16 @@ def main() -> None:
     parser.add_argument("report", type=Path, nargs="?", help="report.html of `evaluate` or `compare`")
     parser.add_argument("--page", help="address of a running `darklens serve`, such as http://127.0.0.1:8000")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images")
-    given = parser.parse_args()
+    options = parser.parse_args()
     browser = shutil.which("chromium")
     if browser is None:
         sys.exit("chromium is not installed; apt-get install chromium.")
-    if (given.report is None) == (given.page is None):
+    if (options.report is None) == (options.page is None):
         parser.error("give a report, or the address of a page.")
-    if given.page is None:
-        of_report(browser, given.report, given.out)
+    if options.page is None:
+        of_report(browser, options.report, options.out)
     else:
-        of_page(browser, given.page, given.out)
+        of_page(browser, options.page, options.out)
 
 
 def of_report(browser: str, report: Path, out: Path) -> None:

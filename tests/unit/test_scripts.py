@@ -1,0 +1,15 @@
+"""Scripts outside the package: each can be imported, so that no renamed or deleted module breaks a command of make."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted([*(ROOT / "tools").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")])
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_script_finds_all_that_it_imports(path, monkeypatch):
+    monkeypatch.syspath_prepend(str(path.parent))
+    runpy.run_path(str(path), run_name="imported")
