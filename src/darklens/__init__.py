@@ -16,6 +16,25 @@ if TYPE_CHECKING:
     from darklens.fit.macro import fit_macro
     from darklens.physics.grid import Grid
     from darklens.populations.population import get as get_population
+    from darklens.scene.imaging import Detector
+    from darklens.scene.observation import Observation
+    from darklens.scene.profiles import (
+        EPL,
+        NFW,
+        SIE,
+        SIS,
+        TNFW,
+        Free,
+        LineMass,
+        Multipole,
+        PointMass,
+        PseudoJaffe,
+        Sersic,
+        Shapelets,
+        Shear,
+    )
+    from darklens.scene.psf import PSF
+    from darklens.scene.scene import LightModel, MassModel, Scene
     from darklens.simulate.generate import generate
     from darklens.training.recipe import get as get_recipe
     from darklens.training.run import train
@@ -33,10 +52,40 @@ _HOME = {
     "get_recipe": ("darklens.training.recipe", "get"),
     "train": ("darklens.training.run", "train"),
 }
+_PROFILES = (
+    *("EPL", "NFW", "SIE", "SIS", "TNFW", "LineMass", "Multipole", "PointMass", "PseudoJaffe", "Shear"),
+    *("Free", "Sersic", "Shapelets"),
+)
+_HOME |= {name: ("darklens.scene.profiles", name) for name in _PROFILES}
+_HOME |= {name: ("darklens.scene.scene", name) for name in ("LightModel", "MassModel", "Scene")}
+_HOME |= {
+    "Detector": ("darklens.scene.imaging", "Detector"),
+    "Observation": ("darklens.scene.observation", "Observation"),
+    "PSF": ("darklens.scene.psf", "PSF"),
+}
 
 __all__ = [
+    "EPL",
+    "NFW",
+    "PSF",
+    "SIE",
+    "SIS",
+    "TNFW",
     "Bundle",
+    "Detector",
+    "Free",
     "Grid",
+    "LightModel",
+    "LineMass",
+    "MassModel",
+    "Multipole",
+    "Observation",
+    "PointMass",
+    "PseudoJaffe",
+    "Scene",
+    "Sersic",
+    "Shapelets",
+    "Shear",
     "Store",
     "evaluate",
     "evidence_maps",

@@ -145,3 +145,12 @@ def test_the_guide_to_a_measured_psf_runs(tmp_path, monkeypatch):
         command(["import", "labelled", "--out", "stores/own-psf", "--pixel-scale", "0.05"])
     assert ended.value.code == 0
     assert np.bincount(Store(Path("stores/own-psf")).labels).tolist() == [2, 2, 2]
+
+
+def test_the_guide_to_scenes_runs(capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "how-to/scenes.md").read_text(encoding="utf-8"), re.S)
+    names = {}
+    exec(block, names)
+    assert capsys.readouterr().out.startswith("theta_E = ")
+    assert abs(names["result"].theta_E - 1) < 0.02
+    assert names["result"].converged

@@ -107,9 +107,10 @@ def test_turning_the_lens_turns_the_deflection(name, data, polar, turn):
     profile, values = PROFILES[name], data.draw(parameters_of(name))
     x, y = points(polar, values)
     turned = dict(values)
-    for first, second in (("e1", "e2"), ("gamma1", "gamma2")):
+    order = int(name[-1]) if name.startswith("multipole") else 0
+    for first, second, fold in (("e1", "e2", 2), ("gamma1", "gamma2", 2), ("a", "b", order)):
         if first in values:
-            c, s = math.cos(2 * turn), math.sin(2 * turn)
+            c, s = math.cos(fold * turn), math.sin(fold * turn)
             turned[first] = c * values[first] - s * values[second]
             turned[second] = s * values[first] + c * values[second]
     if "angle" in values:

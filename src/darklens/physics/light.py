@@ -155,3 +155,49 @@ def image_brightness(
     positions = torch.stack([x / half_side, y / half_side], dim=-1)
     sampled = F.grid_sample(image.to(x)[None, None], positions[None], mode="bilinear", align_corners=False)
     return sampled[0, 0] / pixel_scale**2
+
+
+def sersic_of_ellipticity(
+    x: Field, y: Field, *, amplitude: Field | float, R_e: Field, n: Field, e1: Field, e2: Field, b: Field
+) -> Tensor:
+    """Return the brightness of `sersic` from ellipticity components, in which it is smooth where the light is round.
+
+    The square of its elliptical radius is [(1 + e^2)(x^2 + y^2) - 2 e1 (x^2 - y^2) - 4 e2 x y] / (1 - e^2), with
+    e = (1 - q)/(1 + q), e1 = e cos(2 angle) and e2 = e sin(2 angle); the other arguments are those of `sersic`.
+    """
+    squared_e = e1 * e1 + e2 * e2
+    xx, yy = x * x, y * y
+    squared = ((1 + squared_e) * (xx + yy) - 2 * e1 * (xx - yy) - 4 * e2 * (x * y)) / (1 - squared_e)
+    power = torch.exp(torch.log(squared.clamp_min(_SMALLEST_SQUARE)) * (0.5 / n) - torch.log(R_e) / n)
+    return amplitude * torch.exp(b - b * power)
+
+
+def shapelets(
+    x: Float[Tensor, "b h w"], y: Float[Tensor, "b h w"], *, beta: Float[Tensor, "b 1 1"], n_max: int
+) -> Float[Tensor, "b k h w"]:
+    """Return all Cartesian shapelets up to total order n_max (Refregier 2003, MNRAS 338, 35, eq. 1 and 18).
+
+    B_jk = phi_j(x / beta) phi_k(y / beta) / beta, phi_n(t) = H_n(t) exp(-t^2 / 2) / sqrt(2^n sqrt(pi) n!), 1 / arcsec.
+
+    Args:
+        x: Coordinates in arcsec.
+        y: Coordinates in arcsec.
+        beta: Scale in arcsec.
+        n_max: Highest order.
+
+    Returns:
+        k = (n_max + 1)(n_max + 2)/2 functions: j + k = 0, then (1, 0), (0, 1), then (2, 0), (1, 1), (0, 2), ...
+    """
+    along, across = (_hermite(v / beta, n_max) for v in (x, y))
+    pairs = [(order - k, k) for order in range(n_max + 1) for k in range(order + 1)]
+    return torch.stack([along[j] * across[k] for j, k in pairs], 1) / beta[:, None]
+
+
+def _hermite(t: Tensor, n_max: int) -> list[Tensor]:
+    """Return phi_0 ... phi_n_max by their recurrence, which stays finite where H_n would overflow."""
+    functions = [torch.exp(-t * t / 2) * math.pi**-0.25]
+    if n_max:
+        functions.append(math.sqrt(2) * t * functions[0])
+    for n in range(2, n_max + 1):
+        functions.append(math.sqrt(2 / n) * t * functions[-1] - math.sqrt((n - 1) / n) * functions[-2])
+    return functions

@@ -4,14 +4,16 @@ A card is the module's `PARAMETERS` and `REFERENCE`. `PROFILES` collects laws an
 gets the tests of tests/laws.
 """
 
-from darklens.physics.profiles import epl, line, nfw, point, shear, sie, sis, tnfw
+from functools import partial
+
+from darklens.physics.profiles import epl, line, multipole, nfw, point, pseudo_jaffe, shear, sie, sis, tnfw
 from darklens.physics.profiles.card import Parameter, Profile
 from darklens.registry import Registry
 
 __all__ = ["PROFILES", "Parameter", "Profile"]
 
 PROFILES: Registry[Profile] = Registry("mass profile", extensible=True)
-for _module in (sis, sie, shear, point, line, epl, nfw, tnfw):
+for _module in (sis, sie, shear, point, line, epl, nfw, tnfw, pseudo_jaffe):
     PROFILES.add(
         _module.__name__.rpartition(".")[2],
         Profile(
@@ -20,5 +22,16 @@ for _module in (sis, sie, shear, point, line, epl, nfw, tnfw):
             convergence=_module.convergence,
             parameters=_module.PARAMETERS,
             reference=_module.REFERENCE,
+        ),
+    )
+for _m in multipole.ORDERS:
+    PROFILES.add(
+        f"multipole{_m}",
+        Profile(
+            potential=partial(multipole.potential, m=_m),
+            deflection=partial(multipole.deflection, m=_m),
+            convergence=partial(multipole.convergence, m=_m),
+            parameters=multipole.PARAMETERS,
+            reference=multipole.REFERENCE,
         ),
     )

@@ -96,3 +96,17 @@ def convergence(x: Field, y: Field, *, theta_E: Field, slope: Field, e1: Field, 
     """Return kappa, dimensionless (Tessore & Metcalf 2015, eq. 2); kept finite at the origin, where it diverges."""
     _, _, inverse = _elliptical(x, y, e1, e2)
     return (3 - slope) / 2 * _power(inverse, theta_E, slope - 1, e1 * e1 + e2 * e2)
+
+
+def hessian(x: Field, y: Field, *, theta_E: Field, slope: Field, e1: Field, e2: Field) -> tuple[Tensor, Tensor, Tensor]:
+    """Return psi_xx, psi_xy and psi_yy, dimensionless, from alpha and kappa, as alpha scales as r^(2 - slope).
+
+    With alpha and z complex, d alpha / d z = kappa and Euler's theorem give the shear
+    d alpha / d conj(z) = [(2 - slope) alpha - kappa z] / conj(z).
+    """
+    values = {"theta_E": theta_E, "slope": slope, "e1": e1, "e2": e2}
+    kappa, (alpha_x, alpha_y) = convergence(x, y, **values), deflection(x, y, **values)
+    inverse = 1 / (x * x + y * y).clamp_min(_SMALLEST_SQUARE)
+    along, across = (2 - slope) * alpha_x - kappa * x, (2 - slope) * alpha_y - kappa * y
+    gamma1, gamma2 = (along * x - across * y) * inverse, (along * y + across * x) * inverse
+    return kappa + gamma1, gamma2, kappa - gamma1

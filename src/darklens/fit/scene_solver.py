@@ -1,0 +1,264 @@
+"""Levenberg-Marquardt fits of scenes to batches of images: linear amplitudes are solved inside each step.
+
+The deviance that is lowered is chi2 plus the priors' penalty. A step solves the normal equations of amplitudes and
+parameters together (Kaufman 1975: the amplitudes' own part is solved exactly at the next position), so the parameters
+move as if the amplitudes had been eliminated (variable projection, Golub & Pereyra 1973).
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from darklens.scene.imaging import Detector
+from darklens.scene.scene import Scene
+
+CONVERGED = 0.1
+"""A fit has converged when an undamped step within the bounds is predicted to lower the deviance by less than this."""
+
+DAMPING_START, DAMPING_DECREASE, DAMPING_INCREASE = 1e-2, 0.2, 5.0
+_SMALLEST_DAMPING, _LARGEST_DAMPING = 1e-9, 1e8
+_BOUND_ROUNDS = 6
+_LONGEST_STEP = 3.0  # of a parameter's scale, in one step
+_UNDAMPED = 1e-6  # of a diagonal element: what float32 planes leave undetermined
+_RIDGE = 1e-10  # of a diagonal element, so that degenerate amplitudes have a solution
+
+
+@dataclass
+class Data:
+    """b images with their noise.
+
+    Attributes:
+        images: (b, rows, columns), without sky.
+        weights: Inverse variances (b, rows, columns), zero where a pixel is left out.
+    """
+
+    images: Float[Tensor, "b rows columns"]
+    weights: Float[Tensor, "b rows columns"]
+
+    def rows(self, rows: Tensor) -> "Data":
+        """Return some of the images."""
+        return Data(self.images[rows], self.weights[rows])
+
+
+@dataclass
+class State:
+    """Where the fits of b images are.
+
+    Attributes:
+        internal: Parameters (b, p), as the fit works with them.
+        amplitudes: Linear amplitudes (b, l).
+        model: The image that they give (b, rows, columns).
+        chi2: Weighted sum of squared residuals (b,).
+        deviance: chi2 and the priors' penalty (b,).
+        curvature: Normal matrix of parameters and amplitudes (b, p + l, p + l), float64.
+        rhs: Right-hand side of the normal equations for the parameters (b, p), float64.
+        predicted_reduction: What an undamped step within the bounds would still lower the deviance by (b,).
+        steps: Steps taken (b,).
+    """
+
+    internal: Float[Tensor, "b p"]
+    amplitudes: Float[Tensor, "b l"]
+    model: Float[Tensor, "b rows columns"]
+    chi2: Float[Tensor, " b"]
+    deviance: Float[Tensor, " b"]
+    curvature: Float[Tensor, "b q q"]
+    rhs: Float[Tensor, "b p"]
+    predicted_reduction: Float[Tensor, " b"]
+    steps: Float[Tensor, " b"]
+
+    def rows(self, rows: Tensor) -> "State":
+        """Return some of the fits."""
+        return State(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    def put(self, rows: Tensor, other: "State") -> None:
+        """Replace some of the fits."""
+        for f in fields(self):
+            getattr(self, f.name)[rows] = getattr(other, f.name)
+
+    @property
+    def converged(self) -> Bool[Tensor, " b"]:
+        """Whether each fit has converged, see `CONVERGED`."""
+        return self.predicted_reduction < CONVERGED
+
+
+class Solver:
+    """Fits one scene, seen by one detector, to images.
+
+    Args:
+        scene: What is fitted.
+        detector: Pixels and PSF.
+        regularisation: Inverse variance of a Gaussian prior about zero on amplitudes that may be negative, relative to
+            the diagonal of the normal matrix; keeps many shapelets from fitting noise.
+    """
+
+    def __init__(self, scene: Scene, detector: Detector, *, regularisation: float = 1e-3) -> None:
+        self.scene, self.detector = scene, detector
+        self._ridge = torch.tensor([_RIDGE if positive else regularisation for positive in scene.positive])
+        self._positive = torch.tensor(scene.positive)
+
+    def state(self, internal: Float[Tensor, "b p"], data: Data) -> State:
+        """Return the model, its deviance and normal equations at some parameters, with the best amplitudes."""
+        scene, detector = self.scene, self.detector
+        basis, gram, projected = self._linear(internal, data)
+        weights = data.weights.flatten(1)
+        amplitudes = self._amplitudes(gram, projected).to(internal)
+        slopes = detector.observe(scene.slopes(internal, amplitudes, detector)).flatten(2)
+        model = (basis * amplitudes[:, :, None]).sum(1)
+        residual = data.images.flatten(1) - model
+        chi2 = (weights * residual * residual).double().sum(1)
+        planes = torch.cat([slopes, basis], 1)
+        curvature = ((planes * weights[:, None]) @ planes.mT).double()
+        rhs = ((slopes * weights[:, None]) @ residual[:, :, None])[..., 0].double()
+        mean, prior = scene.prior(internal.double())
+        away = internal.double() - mean
+        p = slopes.shape[1]
+        diagonal = torch.arange(p)
+        curvature[:, diagonal, diagonal] += prior
+        diagonal = torch.arange(p, curvature.shape[1])
+        curvature[:, diagonal, diagonal] *= 1 + self._ridge.double().to(curvature.device)
+        nothing = torch.zeros(len(internal), dtype=torch.float64, device=internal.device)
+        return State(
+            internal=internal,
+            amplitudes=amplitudes,
+            model=model.reshape(data.images.shape),
+            chi2=chi2,
+            deviance=chi2 + (prior * away * away).sum(1),
+            curvature=curvature,
+            rhs=rhs - prior * away,
+            predicted_reduction=nothing + torch.inf,
+            steps=nothing.clone(),
+        )
+
+    @torch.no_grad()
+    def deviance(self, internal: Float[Tensor, "b p"], data: Data) -> Float[Tensor, " b"]:
+        """Return the deviance at some parameters, with the best amplitudes."""
+        basis, gram, projected = self._linear(internal, data)
+        amplitudes = self._amplitudes(gram, projected).to(internal)
+        residual = data.images.flatten(1) - (basis * amplitudes[:, :, None]).sum(1)
+        mean, prior = self.scene.prior(internal.double())
+        penalty = (prior * (internal.double() - mean) ** 2).sum(1)
+        return (data.weights.flatten(1) * residual * residual).double().sum(1) + penalty
+
+    def _linear(
+        self, internal: Float[Tensor, "b p"], data: Data
+    ) -> tuple[Float[Tensor, "b l n"], Float[Tensor, "b l l"], Float[Tensor, "b l"]]:
+        """Return the images of unit amplitudes, and the normal equations of the amplitudes."""
+        x, y = self.detector.x.to(internal), self.detector.y.to(internal)
+        basis = self.detector.observe(self.scene.basis(self.scene.external(internal), x, y)).flatten(2)
+        weighted = basis * data.weights.flatten(1)[:, None]
+        return (
+            basis,
+            (weighted @ basis.mT).double(),
+            (weighted @ data.images.flatten(1)[:, :, None])[..., 0].double(),
+        )
+
+    def _amplitudes(self, gram: Float[Tensor, "b l l"], projected: Float[Tensor, "b l"]) -> Float[Tensor, "b l"]:
+        """Solve for the amplitudes; those that must be positive and are not become zero, one after the other."""
+        positive, ridge = self._positive.to(gram.device), self._ridge.double().to(gram.device)
+        diagonal = gram.diagonal(dim1=1, dim2=2)
+        scale = diagonal.clamp_min(1e-300).rsqrt()
+        matrix = gram * scale[:, :, None] * scale[:, None] + torch.diag(ridge)
+        target = projected * scale
+        included = diagonal > 0
+        for _ in range(int(positive.sum()) + 1):
+            both = included[:, :, None] & included[:, None]
+            system = torch.where(both, matrix, torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device))
+            solution = torch.linalg.solve(system, torch.where(included, target, 0.0))
+            negative = (solution < 0) & positive & included
+            if not bool(negative.any()):
+                break
+            included = included & ~negative
+        amplitudes: Tensor = solution * scale
+        return amplitudes
+
+    def step(self, state: State, damping: Float[Tensor, " b"]) -> tuple[Float[Tensor, "b p"], Float[Tensor, " b"]]:
+        """Return the damped step of the internal parameters, and what an undamped one would lower the deviance by."""
+        curvature = self._reduced(state)
+        undamped = self._bounded_step(state, curvature, torch.full_like(damping, _UNDAMPED))
+        damped = self._bounded_step(state, curvature, damping)
+        # Where a bound cuts the undamped step it may gain less than the damped one, or nothing.
+        gains = [(2 * state.rhs * s).sum(1) - torch.einsum("bi,bij,bj->b", s, curvature, s) for s in (undamped, damped)]
+        return damped, torch.maximum(*gains)
+
+    def _bounded_step(
+        self, state: State, curvature: Float[Tensor, "b p p"], damping: Float[Tensor, " b"]
+    ) -> Float[Tensor, "b p"]:
+        """Return the damped step; parameters that it would take beyond a bound go to the bound, the others adapt."""
+        at = state.internal.double()
+        low, high = (bound - at for bound in self.scene.bounds(at))
+        longest = _LONGEST_STEP * torch.tensor([p.step for p in self.scene.free], dtype=at.dtype, device=at.device)
+        low, high = torch.maximum(low, -longest), torch.minimum(high, longest)
+        scale = curvature.diagonal(dim1=1, dim2=2).clamp_min(1e-300).rsqrt()
+        matrix = curvature * scale[:, :, None] * scale[:, None]
+        eye = torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
+        matrix = matrix + eye * damping[:, None, None]
+        target = state.rhs * scale
+        step, at_bound = torch.zeros_like(at), torch.zeros_like(at, dtype=torch.bool)
+        for _ in range(_BOUND_ROUNDS):
+            fixed = torch.where(at_bound, step / scale, 0.0)
+            free = ~at_bound
+            rest = target - (matrix @ fixed[:, :, None])[..., 0]
+            system = torch.where(free[:, :, None] & free[:, None], matrix, eye)
+            step = torch.where(at_bound, step, torch.linalg.solve(system, torch.where(free, rest, 0.0)) * scale)
+            beyond = (step < low) | (step > high)
+            step = step.clamp(low, high)
+            if not bool((beyond & free).any()):
+                break
+            at_bound = at_bound | beyond
+        return step
+
+    def _reduced(self, state: State) -> Float[Tensor, "b p p"]:
+        """Return the normal matrix of the parameters with the amplitudes eliminated."""
+        p = state.rhs.shape[1]
+        matrix = state.curvature
+        cross, inner = matrix[:, :p, p:], matrix[:, p:, p:]
+        scale = inner.diagonal(dim1=1, dim2=2).clamp_min(1e-300).rsqrt()
+        inner = inner * scale[:, :, None] * scale[:, None]
+        inner = inner + torch.diag(torch.full((inner.shape[1],), _RIDGE, dtype=inner.dtype, device=inner.device))
+        scaled = cross * scale[:, None]
+        reduced: Tensor = matrix[:, :p, :p] - scaled @ torch.linalg.solve(inner, scaled.mT)
+        return reduced
+
+    @torch.no_grad()
+    def minimise(self, internal: Float[Tensor, "b p"], data: Data, *, steps: int = 60) -> State:
+        """Lower the deviance from some start until all fits have converged or `steps` are taken.
+
+        Args:
+            internal: Where to start (b, p).
+            data: One image for each start.
+            steps: At most so many evaluations of the model.
+        """
+        low, high = self.scene.bounds(internal)
+        ended = self.state(internal.clamp(low, high), data)
+        active = torch.arange(len(internal), device=internal.device)
+        current, part = ended.rows(active), data
+        damping = torch.full((len(internal),), DAMPING_START, dtype=torch.float64, device=internal.device)
+        for _ in range(steps):
+            change, gain = self.step(current, damping)
+            current.predicted_reduction = gain
+            finished = (gain < CONVERGED) | (damping >= _LARGEST_DAMPING)
+            if bool(finished.any()):
+                ended.put(active[finished], current.rows(finished))
+                keep = ~finished
+                active, change, damping = active[keep], change[keep], damping[keep]
+                current, part = current.rows(keep), part.rows(keep)
+                if not len(active):
+                    return ended
+            trial = self.state(current.internal + change.to(internal), part)
+            trial.steps = current.steps + 1
+            better = trial.deviance < current.deviance
+            current.steps = current.steps + 1
+            rows = torch.nonzero(better)[:, 0]
+            current.put(rows, trial.rows(better))
+            factor = torch.where(better, DAMPING_DECREASE, DAMPING_INCREASE)
+            damping = (damping * factor).clamp(_SMALLEST_DAMPING, _LARGEST_DAMPING)
+        _, current.predicted_reduction = self.step(current, damping)
+        ended.put(active, current)
+        return ended
+
+    def covariance(self, state: State) -> Float[Tensor, "b p p"]:
+        """Return the covariance of the internal parameters, amplitudes marginalised."""
+        covariance: Tensor = torch.linalg.pinv(self._reduced(state), hermitian=True)
+        return covariance

@@ -1,0 +1,98 @@
+"""From surface brightness to the pixels of an image: sampling, PSF, integration over pixels."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from darklens.scene.psf import PSF
+
+
+class Detector:
+    """Square pixels that see the sky through a PSF.
+
+    Light is sampled on sub-pixels that reach beyond the image by half the PSF on each side, so the convolution needs no
+    assumption about light outside the image.
+
+    Args:
+        shape: Rows and columns of the image.
+        pixel_scale: Side of its pixels, arcsec.
+        psf: Its PSF; none for a perfect telescope.
+        supersample: Sub-pixels along a side of a pixel over which light is averaged; a multiple of the PSF's
+            oversampling.
+
+    Attributes:
+        x: Positions of the samples (1, width'), arcsec from the centre of the image.
+        y: The same (height', 1).
+
+    Raises:
+        ValueError: If the supersampling is no multiple of the PSF's oversampling, or the PSF has other pixels.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int], pixel_scale: float, psf: PSF | None = None, *, supersample: int = 1
+    ) -> None:
+        oversampling = psf.oversampling if psf else 1
+        if supersample % oversampling:
+            raise ValueError(f"supersample {supersample} is no multiple of the PSF's oversampling {oversampling}")
+        if psf and abs(psf.pixel_scale * oversampling / pixel_scale - 1) > 1e-3:
+            raise ValueError(
+                f"the PSF is for pixels of {psf.pixel_scale * oversampling:.4g} arcsec, the image has {pixel_scale:.4g}"
+            )
+        self.shape, self.pixel_scale, self.psf, self.supersample = shape, pixel_scale, psf, supersample
+        self._before = supersample // oversampling  # samples averaged before the PSF, in its pixels
+        self._after = oversampling
+        height, width = psf.kernel.shape if psf else (1, 1)
+        origin = psf.origin if psf else (0.0, 0.0)
+        self.y = self._axis(shape[0], height, origin[1])[:, None]
+        self.x = self._axis(shape[1], width, origin[0])[None]
+        self._transfers: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+    def _axis(self, n: int, taps: int, origin: float) -> Float[Tensor, " s"]:
+        """Return positions of the samples along an axis of n pixels, arcsec, in float64."""
+        kernel_pixels = n * self._after + taps - 1
+        scale = self.pixel_scale / self._after
+        samples = kernel_pixels * self._before
+        offset = (torch.arange(samples, dtype=torch.float64) - (samples - 1) / 2) * (scale / self._before)
+        return offset + origin * scale
+
+    def observe(self, light: Float[Tensor, "*planes height width"]) -> Float[Tensor, "*planes rows columns"]:
+        """Return what the pixels record of light sampled at `x` and `y`: the mean surface brightness in each pixel."""
+        planes = _block_mean(light, self._before)
+        if self.psf is not None:
+            planes = self._convolve(planes)
+        return _block_mean(planes, self._after)
+
+    def _convolve(self, planes: Tensor) -> Tensor:
+        """Return the part of the convolution in which the kernel lies within the planes."""
+        assert self.psf is not None
+        taps = self.psf.kernel.shape
+        size = [_fast_length(n) for n in planes.shape[-2:]]
+        key = planes.dtype, planes.device
+        if key not in self._transfers:
+            self._transfers[key] = (
+                torch.fft.rfft2(self.psf.kernel, s=size)
+                .to(torch.complex128 if planes.dtype == torch.float64 else torch.complex64)
+                .to(planes.device)
+            )
+        spectrum = torch.fft.rfft2(planes, s=size) * self._transfers[key]
+        image: Tensor = torch.fft.irfft2(spectrum, s=size)
+        return image[..., taps[0] - 1 : planes.shape[-2], taps[1] - 1 : planes.shape[-1]]
+
+
+def _block_mean(planes: Tensor, side: int) -> Tensor:
+    if side == 1:
+        return planes
+    rows, columns = planes.shape[-2] // side, planes.shape[-1] // side
+    return planes.reshape(*planes.shape[:-2], rows, side, columns, side).mean((-3, -1))
+
+
+def _fast_length(n: int) -> int:
+    """Return the smallest length of at least n without prime factors above 5."""
+    while True:
+        rest = n
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return n
+        n += 1

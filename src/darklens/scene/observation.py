@@ -1,0 +1,185 @@
+"""An image as a telescope delivers it: pixels, noise, mask and PSF, checked before anything is fitted."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from darklens.errors import InputError
+from darklens.scene.imaging import Detector
+from darklens.scene.psf import PSF
+
+_MASKED_NOISE = 1e6  # of the median; pipelines write such noise into pixels that are to be left out
+_FEWEST_PIXELS = 100
+_WRONG_NOISE, _RIGHT_NOISE = 5.0, 2.0  # ratio to the scatter of the image at which a noise map is doubted, or accepted
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """One image and what is known of its noise and optics.
+
+    Attributes:
+        image: Surface brightness (rows, columns), any linear unit, row 0 at the bottom.
+        noise_map: Standard deviation of each pixel in the image's unit.
+        pixel_scale: arcsec.
+        psf: For the image's pixels; none for a perfect telescope.
+        used: Which pixels are fitted: not masked, finite, with a noise that is finite, positive and at most 1e6 times
+            its median.
+        changes: What was done to the inputs or assumed of them, one phrase each.
+    """
+
+    image: Float[np.ndarray, "rows columns"]
+    noise_map: Float[np.ndarray, "rows columns"]
+    pixel_scale: float
+    psf: PSF | None
+    used: Bool[np.ndarray, "rows columns"]
+    changes: tuple[str, ...] = field(default=())
+
+    @classmethod
+    def of(
+        cls,
+        image: Any,
+        *,
+        noise_map: Any,
+        pixel_scale: float,
+        psf: PSF | Any = None,
+        mask: Any = None,
+        flip_rows: bool = False,
+    ) -> "Observation":
+        """Return a checked observation.
+
+        Args:
+            image: (rows, columns), sky subtracted.
+            noise_map: Standard deviation of each pixel, or one number for all.
+            pixel_scale: arcsec.
+            psf: A `PSF`, or an array on the image's pixels.
+            mask: True (or not zero) where a pixel is to be left out.
+            flip_rows: Whether row 0 is at the top, as PyAutoLens writes FITS files; applies to all arrays.
+
+        Raises:
+            InputError: If shapes differ, no pixel is left, the PSF is larger than the image, or the noise map is a
+                variance or a weight.
+        """
+        pixels = _plane(image, "image")
+        if not pixel_scale > 0:
+            raise InputError(f"The pixel scale must be positive (arcsec), got {pixel_scale}.")
+        noise = np.full(pixels.shape, float(noise_map)) if np.ndim(noise_map) == 0 else _plane(noise_map, "noise map")
+        excluded = np.zeros(pixels.shape, bool) if mask is None else _plane(mask, "mask") != 0
+        for name, array in (("noise map", noise), ("mask", excluded)):
+            if array.shape != pixels.shape:
+                raise InputError(
+                    f"The {name} has {array.shape[0]} x {array.shape[1]} pixels, the image {pixels.shape[0]} x "
+                    f"{pixels.shape[1]}; give one for each pixel."
+                )
+        kernel = psf if psf is None or isinstance(psf, PSF) else PSF.image(psf, pixel_scale=pixel_scale)
+        if flip_rows:
+            pixels, noise, excluded = pixels[::-1].copy(), noise[::-1].copy(), excluded[::-1].copy()
+            if kernel is not None and not isinstance(psf, PSF):
+                kernel = PSF.image(np.asarray(psf)[::-1].copy(), pixel_scale=pixel_scale)
+        if kernel is not None and any(
+            k > kernel.oversampling * n for k, n in zip(kernel.kernel.shape, pixels.shape, strict=True)
+        ):
+            raise InputError(
+                f"The PSF ({kernel.kernel.shape[0]} x {kernel.kernel.shape[1]}) is larger than the image "
+                f"({pixels.shape[0]} x {pixels.shape[1]}); cut it to its core."
+            )
+        usable = np.isfinite(noise) & (noise > 0)
+        if usable.any():
+            usable &= noise <= _MASKED_NOISE * np.median(noise[usable])
+        used = usable & ~excluded & np.isfinite(pixels)
+        if used.sum() < _FEWEST_PIXELS:
+            raise InputError(
+                f"{int(used.sum())} pixels remain after mask and noise map; at least {_FEWEST_PIXELS} are needed."
+            )
+        changes = list(kernel.notes) if kernel is not None else []
+        n_out = int((~used).sum())
+        if n_out:
+            changes.append(f"{n_out} pixels left out")
+        _require_deviation(pixels, noise, used)
+        return cls(np.where(used, pixels, 0.0), noise, float(pixel_scale), kernel, used, tuple(changes))
+
+    @property
+    def weights(self) -> Float[np.ndarray, "rows columns"]:
+        """Inverse variances, zero where a pixel is left out."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(self.used, 1 / self.noise_map**2, 0.0)
+
+    def detector(self, *, supersample: int | None = None) -> Detector:
+        """Return the pixels and PSF that a scene is seen by; `supersample` is by default the PSF's oversampling."""
+        samples = supersample or (self.psf.oversampling if self.psf else 1)
+        rows, columns = self.image.shape
+        return Detector((rows, columns), self.pixel_scale, self.psf, supersample=samples)
+
+    def cut(self, half_width: float) -> "Observation":
+        """Return the central square of up to `half_width` arcsec on each side, its centre that of the image."""
+        keep = []
+        for n in self.image.shape:
+            side = min(n, 2 * round(half_width / self.pixel_scale) + n % 2)
+            start = (n - side) // 2
+            keep.append(slice(start, start + side))
+        rows, columns = keep
+        return Observation(
+            self.image[rows, columns],
+            self.noise_map[rows, columns],
+            self.pixel_scale,
+            self.psf,
+            self.used[rows, columns],
+            self.changes,
+        )
+
+    def binned(self, side: int) -> "Observation":
+        """Return it on blocks of side x side pixels, weighted by inverse variance; the PSF keeps its own pixels.
+
+        Rows and columns at the upper and right edge that fill no block are left out, so sizes should be multiples.
+        """
+        if side == 1:
+            return self
+        weights = _blocks(self.weights, side).sum((1, 3))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            image = np.where(weights > 0, _blocks(self.weights * self.image, side).sum((1, 3)) / weights, 0.0)
+            noise = np.where(weights > 0, weights**-0.5, np.inf)
+        psf = self.psf
+        if psf is not None:
+            psf = PSF(psf.kernel, psf.pixel_scale, psf.oversampling * side, psf.origin, psf.notes)
+        return Observation(image, noise, self.pixel_scale * side, psf, weights > 0, self.changes)
+
+
+def _plane(values: Any, name: str) -> Float[np.ndarray, "rows columns"]:
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"The {name} holds {array.dtype}, not numbers.")
+    array = np.squeeze(array.astype(np.float64))
+    if array.ndim != 2:
+        raise InputError(f"The {name} has shape {np.shape(values)}; one plane (rows, columns) is needed.")
+    return array
+
+
+def _blocks(array: Float[np.ndarray, "rows columns"], side: int) -> Float[np.ndarray, "r s c s"]:
+    rows, columns = (n // side for n in array.shape)
+    return array[: rows * side, : columns * side].reshape(rows, side, columns, side)
+
+
+def _require_deviation(image: np.ndarray, noise: np.ndarray, used: np.ndarray) -> None:
+    """Raise InputError if the noise map fits the image's scatter as a variance or a weight, and not as a deviation.
+
+    The scatter is that of second differences along rows, whose median is robust against light.
+    """
+    triple = used[:, :-2] & used[:, 1:-1] & used[:, 2:]
+    if triple.sum() < _FEWEST_PIXELS:
+        return
+    difference = (image[:, :-2] - 2 * image[:, 1:-1] + image[:, 2:])[triple] / np.sqrt(6)
+    middle = noise[:, 1:-1][triple]
+    faint = middle <= np.median(middle)
+    scatter = 1.4826 * np.median(np.abs(difference[faint]))
+    level = float(np.median(middle[faint]))
+    if scatter <= 0:
+        return
+    candidates = {"standard deviation": level, "variance": level**0.5, "inverse variance (weight)": level**-0.5}
+    away = {name: abs(np.log(value / scatter)) for name, value in candidates.items()}
+    nearest = min(away, key=lambda name: away[name])
+    if away["standard deviation"] > np.log(_WRONG_NOISE) and away[nearest] < np.log(_RIGHT_NOISE):
+        raise InputError(
+            f"The noise map looks like a {nearest}: its median is {level:.3g}, the scatter of the image {scatter:.3g}. "
+            "Give the standard deviation of each pixel."
+        )

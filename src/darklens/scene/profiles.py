@@ -1,0 +1,321 @@
+"""The parts that a scene is composed of: mass profiles and light profiles with the settings of their parameters."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from darklens.errors import ConfigError
+from darklens.physics import light
+from darklens.physics.profiles import epl, line, multipole, nfw, point, pseudo_jaffe, shear, sie, sis, tnfw
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """What a fit knows of a parameter before it has seen an image.
+
+    Attributes:
+        unit: Its unit; empty for pure numbers.
+        low: Lower bound.
+        high: Upper bound.
+        start: Where a fit starts.
+        step: Its scale: how far apart starts of several fits lie, in the parameter, or in its logarithm if `log`.
+        log: Whether the fit works in the logarithm; for positive quantities without a scale.
+        prior: Mean and standard deviation of a Gaussian prior; none for a flat one.
+    """
+
+    unit: str = ""
+    low: float
+    high: float
+    start: float
+    step: float
+    log: bool = False
+    prior: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Free:
+    """A parameter that is fitted, with what differs from its default.
+
+    Attributes:
+        start: Where the fit starts.
+        low: Lower bound.
+        high: Upper bound.
+        prior: Mean and standard deviation of a Gaussian prior.
+    """
+
+    start: float | None = None
+    low: float | None = None
+    high: float | None = None
+    prior: tuple[float, float] | None = None
+
+
+Setting = float | str | Free
+"""A number holds a parameter, "component.parameter" shares that of another component, `Free` changes what is fitted."""
+
+_CENTRE = Parameter(unit="arcsec", low=-1.0, high=1.0, start=0.0, step=0.05)
+_ELLIPTICITY = Parameter(low=-0.5, high=0.5, start=0.0, step=0.1, prior=(0.0, 0.2))
+_THETA_E = Parameter(unit="arcsec", low=0.1, high=10.0, start=1.2, step=0.2)
+_AMPLITUDE = Parameter(unit="arcsec", low=-0.2, high=0.2, start=0.0, step=0.005, prior=(0.0, 0.02))
+_SMALL_RADIUS = Parameter(unit="arcsec", low=1e-3, high=10.0, start=0.1, step=0.5, log=True)
+
+
+class Profile:
+    """One component of a scene.
+
+    Args:
+        name: By which other components and the table of a fit refer to it; by default its kind.
+        settings: Parameters by name, see `Setting`; those that are not named are fitted from their defaults.
+
+    Raises:
+        ConfigError: If there is no such parameter.
+    """
+
+    kind: ClassVar[str]
+    parameters: ClassVar[Mapping[str, Parameter]]
+
+    def __init__(self, *, name: str | None = None, **settings: Setting) -> None:
+        for symbol in settings:
+            if symbol not in self.parameters:
+                raise ConfigError(
+                    f"{self.kind} has no parameter {symbol!r}; its parameters are {', '.join(self.parameters)}."
+                )
+        self.name = name or self.kind
+        self.settings = settings
+
+    def __repr__(self) -> str:
+        words = [f"name={self.name!r}"] if self.name != self.kind else []
+        return f"{type(self).__name__}({', '.join([*words, *(f'{k}={v!r}' for k, v in self.settings.items())])})"
+
+
+class MassProfile(Profile):
+    """A profile that deflects light, about its own centre.
+
+    Attributes:
+        physics: The module of its laws in `darklens.physics.profiles`.
+    """
+
+    physics: ClassVar[Any]
+
+    @property
+    def law(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """The deflection."""
+        deflection: Callable[..., tuple[Tensor, Tensor]] = self.physics.deflection
+        return deflection
+
+    @property
+    def hessian(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]] | None:
+        """The second derivatives of the potential, where they are in closed form."""
+        hessian: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = getattr(self.physics, "hessian", None)
+        return hessian
+
+
+class LightProfile(Profile):
+    """A profile that has light: `basis(x, y, **parameters)` is its surface brightness for unit amplitude(s).
+
+    The amplitudes are linear, so a fit solves for them; `n_basis` of them, each at least zero if `positive`.
+    """
+
+    n_basis: int = 1
+    positive: bool = True
+
+    def basis(self, x: Any, y: Any, **values: Any) -> Any:
+        """Return brightness (b, n_basis, rows, columns) for amplitudes of one at x, y (b, rows, columns).
+
+        Positions and values are tensors, or `darklens.physics.duals.Dual` where derivatives are wanted.
+        """
+        raise NotImplementedError
+
+
+class SIS(MassProfile):
+    """Singular isothermal sphere."""
+
+    kind = "sis"
+    parameters: ClassVar[Mapping[str, Parameter]] = {"theta_E": _THETA_E, "centre_x": _CENTRE, "centre_y": _CENTRE}
+    physics: ClassVar[Any] = sis
+
+
+class SIE(MassProfile):
+    """Singular isothermal ellipsoid; theta_E is the product average."""
+
+    kind = "sie"
+    parameters: ClassVar[Mapping[str, Parameter]] = {**SIS.parameters, "e1": _ELLIPTICITY, "e2": _ELLIPTICITY}
+    physics: ClassVar[Any] = sie
+
+
+class EPL(MassProfile):
+    """Elliptical power law; `slope` is that of the density in space, 2 is isothermal."""
+
+    kind = "epl"
+    parameters: ClassVar[Mapping[str, Parameter]] = {
+        **SIE.parameters,
+        "slope": Parameter(low=1.3, high=2.7, start=2.0, step=0.1, prior=(2.08, 0.2)),
+    }
+    physics: ClassVar[Any] = epl
+
+
+class Shear(MassProfile):
+    """External shear about the centre of the image."""
+
+    kind = "shear"
+    _GAMMA = Parameter(low=-0.5, high=0.5, start=0.0, step=0.05, prior=(0.0, 0.1))
+    parameters: ClassVar[Mapping[str, Parameter]] = {"gamma1": _GAMMA, "gamma2": _GAMMA}
+    physics: ClassVar[Any] = shear
+
+
+class Multipole(MassProfile):
+    """Elliptical multipole of order m (1, 3 or 4) in the frame of a lens, whose e1, e2 and centre it usually shares.
+
+    Args:
+        m: Order.
+        lens: Name of the component whose ellipticity and centre it shares; None leaves them to `settings`.
+        name: By default `multipole` and m.
+        settings: Parameters; `a` and `b` are m-fold amplitudes in arcsec (`darklens.physics.profiles.multipole`).
+    """
+
+    kind = "multipole"
+    physics: ClassVar[Any] = multipole
+    parameters: ClassVar[Mapping[str, Parameter]] = {
+        "a": _AMPLITUDE,
+        "b": _AMPLITUDE,
+        **{k: SIE.parameters[k] for k in ("e1", "e2")},
+    } | {
+        "centre_x": _CENTRE,
+        "centre_y": _CENTRE,
+    }
+
+    def __init__(self, m: int, *, lens: str | None = "epl", name: str | None = None, **settings: Setting) -> None:
+        if m not in (1, 3, 4):
+            raise ConfigError(f"multipole: m is 1, 3 or 4, got {m}.")
+        shared: dict[str, Setting] = {}
+        if lens:
+            shared = {symbol: f"{lens}.{symbol}" for symbol in ("e1", "e2", "centre_x", "centre_y")}
+        super().__init__(name=name or f"multipole{m}", **shared | settings)
+        self.m = m
+
+    @property
+    def law(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """The deflection of its order."""
+        return partial(multipole.deflection, m=self.m)
+
+
+class NFW(MassProfile):
+    """Navarro-Frenk-White halo; alpha_Rs is its deflection at R_s."""
+
+    kind = "nfw"
+    parameters: ClassVar[Mapping[str, Parameter]] = {
+        "alpha_Rs": Parameter(unit="arcsec", low=0.0, high=1.0, start=0.01, step=0.01),
+        "R_s": _SMALL_RADIUS,
+        "centre_x": Parameter(unit="arcsec", low=-5.0, high=5.0, start=0.0, step=0.1),
+        "centre_y": Parameter(unit="arcsec", low=-5.0, high=5.0, start=0.0, step=0.1),
+    }
+    physics: ClassVar[Any] = nfw
+
+
+class TNFW(MassProfile):
+    """NFW halo truncated at r_t."""
+
+    kind = "tnfw"
+    parameters: ClassVar[Mapping[str, Parameter]] = {**NFW.parameters, "r_t": _SMALL_RADIUS}
+    physics: ClassVar[Any] = tnfw
+
+
+class PseudoJaffe(MassProfile):
+    """Isothermal sphere with a core R_a, truncated at R_s."""
+
+    kind = "pseudo_jaffe"
+    parameters: ClassVar[Mapping[str, Parameter]] = {
+        "theta_E": Parameter(unit="arcsec", low=0.0, high=1.0, start=0.01, step=0.01),
+        "R_a": Parameter(unit="arcsec", low=1e-4, high=1.0, start=1e-3, step=0.5, log=True),
+        "R_s": _SMALL_RADIUS,
+        "centre_x": NFW.parameters["centre_x"],
+        "centre_y": NFW.parameters["centre_y"],
+    }
+    physics: ClassVar[Any] = pseudo_jaffe
+
+
+class PointMass(MassProfile):
+    """Point mass."""
+
+    kind = "point"
+    parameters: ClassVar[Mapping[str, Parameter]] = {
+        "theta_E": Parameter(unit="arcsec", low=0.0, high=1.0, start=0.05, step=0.02),
+        "centre_x": NFW.parameters["centre_x"],
+        "centre_y": NFW.parameters["centre_y"],
+    }
+    physics: ClassVar[Any] = point
+
+
+class LineMass(MassProfile):
+    """Uniform line of mass; `mass` is theta_E^2 of the same mass as a point."""
+
+    kind = "line"
+    parameters: ClassVar[Mapping[str, Parameter]] = {
+        "mass": Parameter(unit="arcsec^2", low=0.0, high=1.0, start=0.02, step=0.02),
+        "length": Parameter(unit="arcsec", low=0.05, high=10.0, start=1.0, step=0.3, log=True),
+        "angle": Parameter(unit="radian", low=-10.0, high=10.0, start=0.0, step=0.5),
+        "centre_x": NFW.parameters["centre_x"],
+        "centre_y": NFW.parameters["centre_y"],
+    }
+    physics: ClassVar[Any] = line
+
+
+class Sersic(LightProfile):
+    """Elliptical Sersic profile; the amplitude is the brightness at R_e and is solved for.
+
+    Args:
+        b_n: "exact", or "linear" for parity with lenstronomy (`darklens.physics.light.sersic_b_linear`).
+        name: By default that of its role in the scene.
+        settings: Parameters by name.
+    """
+
+    kind = "sersic"
+    parameters: ClassVar[Mapping[str, Parameter]] = {
+        "R_e": Parameter(unit="arcsec", low=0.01, high=10.0, start=0.2, step=0.5, log=True),
+        "n": Parameter(low=0.3, high=8.0, start=1.5, step=0.4, log=True, prior=(math.log(1.5), 0.7)),
+        "e1": _ELLIPTICITY,
+        "e2": _ELLIPTICITY,
+        "centre_x": Parameter(unit="arcsec", low=-2.0, high=2.0, start=0.0, step=0.1),
+        "centre_y": Parameter(unit="arcsec", low=-2.0, high=2.0, start=0.0, step=0.1),
+    }
+
+    def __init__(
+        self, *, b_n: Literal["exact", "linear"] = "exact", name: str | None = None, **settings: Setting
+    ) -> None:
+        super().__init__(name=name, **settings)
+        self.b_n = b_n
+
+    def basis(self, x: Any, y: Any, **values: Any) -> Any:
+        """Return the brightness (b, 1, rows, columns)."""
+        b = (light.sersic_b_linear if self.b_n == "linear" else light.sersic_b)(values["n"])
+        return light.sersic_of_ellipticity(x, y, amplitude=1.0, b=b, **values)[:, None]
+
+
+class Shapelets(LightProfile):
+    """Gauss-Hermite shapelets up to order n_max: (n_max + 1)(n_max + 2)/2 linear amplitudes (Refregier 2003).
+
+    Args:
+        n_max: Highest order.
+        name: By default `shapelets`.
+        settings: `beta` is the scale in arcsec.
+    """
+
+    kind = "shapelets"
+    positive = False
+    parameters: ClassVar[Mapping[str, Parameter]] = {
+        "beta": Parameter(unit="arcsec", low=0.01, high=2.0, start=0.1, step=0.3, log=True),
+        "centre_x": Sersic.parameters["centre_x"],
+        "centre_y": Sersic.parameters["centre_y"],
+    }
+
+    def __init__(self, n_max: int, *, name: str | None = None, **settings: Setting) -> None:
+        super().__init__(name=name, **settings)
+        self.n_max = n_max
+        self.n_basis = (n_max + 1) * (n_max + 2) // 2
+
+    def basis(self, x: Any, y: Any, **values: Any) -> Any:
+        """Return the basis functions (b, n_basis, rows, columns), by total order, then by order along y."""
+        return light.shapelets(x, y, beta=values["beta"], n_max=self.n_max)

@@ -1,0 +1,116 @@
+"""Point-spread functions: a Gaussian, or an image of any size, centred or not, oversampled or not."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from darklens.errors import InputError
+from darklens.physics import optics
+
+_FWHM_PER_SIGMA = 2.3548200450309493
+_CENTRED_TO = 0.05  # pixels; a centroid further from the array's centre is stated
+_NORMALISED_TO = 1e-3
+_LARGEST_NEGATIVE = 0.05  # of the peak, in a wing
+
+
+@dataclass(frozen=True, eq=False)
+class PSF:
+    """A point-spread function sampled on square pixels.
+
+    The origin is the centre of the array, (width - 1)/2 and (height - 1)/2: the centre of a pixel where the size is
+    odd, the corner of four where it is even. In both cases light is sampled so that the convolved image lies on the
+    pixels of the image, without interpolation.
+
+    Attributes:
+        kernel: Values (height, width) in float64, row 0 at the bottom.
+        pixel_scale: Side of its pixels, arcsec.
+        oversampling: How many of its pixels lie along a side of an image pixel.
+        origin: Position (x, y) of the source's image relative to the centre of the array, in kernel pixels; (0, 0)
+            unless `recentred`.
+        notes: What is unusual about it, and what was done about it, one sentence each.
+    """
+
+    kernel: Float[Tensor, "h w"]
+    pixel_scale: float
+    oversampling: int = 1
+    origin: tuple[float, float] = (0.0, 0.0)
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def gaussian(cls, *, fwhm: float, pixel_scale: float, oversampling: int = 1, truncate: float = 4.0) -> "PSF":
+        """Return a normalised circular Gaussian.
+
+        Args:
+            fwhm: Full width at half maximum, arcsec.
+            pixel_scale: Side of the image's pixels, arcsec.
+            oversampling: Kernel pixels along a side of an image pixel.
+            truncate: Radius in standard deviations beyond which it is zero.
+        """
+        scale = pixel_scale / oversampling
+        row = optics.gaussian_psf(sigma=fwhm / _FWHM_PER_SIGMA / scale, truncate=truncate)
+        return cls(row[:, None] * row, scale, oversampling)
+
+    @classmethod
+    def image(
+        cls,
+        values: Any,
+        *,
+        pixel_scale: float,
+        oversampling: int = 1,
+        normalise: bool = False,
+        recentre: bool = False,
+    ) -> "PSF":
+        """Return the PSF of a measured or modelled image.
+
+        Args:
+            values: Array (height, width), each side odd or even.
+            pixel_scale: Side of the image's pixels, arcsec; the kernel's are `oversampling` times smaller.
+            oversampling: Kernel pixels along a side of an image pixel.
+            normalise: Divide by the sum of the values. Without it, light is lost or gained where they do not sum to 1.
+            recentre: Take the centroid of the core for the origin. Without it an off-centre PSF shifts the image.
+
+        Raises:
+            InputError: If it is not two-dimensional, not finite, or has no light.
+        """
+        kernel = torch.as_tensor(np.array(values, dtype=np.float64))
+        if kernel.ndim != 2 or min(kernel.shape) < 1:
+            raise InputError(f"A PSF is a two-dimensional image; this one has shape {tuple(kernel.shape)}.")
+        if not bool(torch.isfinite(kernel).all()):
+            n = int((~torch.isfinite(kernel)).sum())
+            raise InputError(f"The PSF has {n} pixels that are NaN or infinite; replace them, by zero in the wings.")
+        total = float(kernel.sum())
+        if total <= 0:
+            raise InputError(f"The PSF's values sum to {total:.3g}; a PSF needs positive light.")
+        notes = []
+        if float(kernel.min()) < -_LARGEST_NEGATIVE * float(kernel.max()):
+            notes.append(f"PSF: its lowest value is {float(kernel.min() / kernel.max()):.2f} of the peak")
+        if abs(total - 1) > _NORMALISED_TO:
+            notes.append(f"PSF: its sum is {total:.4g}, " + ("normalised" if normalise else "not normalised"))
+        if normalise:
+            kernel = kernel / total
+        psf = cls(kernel, pixel_scale / oversampling, oversampling, (0.0, 0.0), tuple(notes))
+        x, y = psf.centroid()
+        if max(abs(x), abs(y)) > _CENTRED_TO:
+            what = f"PSF: its centroid is ({x:.2f}, {y:.2f}) pixels from its centre, "
+            origin = (x, y) if recentre else (0.0, 0.0)
+            done = what + ("taken for its origin" if recentre else "not corrected")
+            psf = replace(psf, origin=origin, notes=(*notes, done))
+        return psf
+
+    def centroid(self) -> tuple[float, float]:
+        """Return the centroid (x, y) of the core, above 5 % of the peak, in kernel pixels from the array's centre."""
+        core = torch.where(self.kernel > 0.05 * self.kernel.max(), self.kernel, 0.0)
+        height, width = self.kernel.shape
+        x = torch.arange(width, dtype=torch.float64) - (width - 1) / 2
+        y = torch.arange(height, dtype=torch.float64) - (height - 1) / 2
+        return float((core * x).sum() / core.sum()), float((core * y[:, None]).sum() / core.sum())
+
+    @property
+    def fwhm(self) -> float:
+        """Full width at half maximum of the circle with as many pixels above half the peak, arcsec."""
+        area = int((self.kernel > self.kernel.max() / 2).sum())
+        return 2 * float(np.sqrt(area / np.pi)) * self.pixel_scale

@@ -1,0 +1,325 @@
+"""A scene: mass profiles, sources behind them, light of the lens, and the one function that renders them.
+
+Parameters of a batch are a tensor (b, p) in the order of `Scene.names`, "component.parameter". A fit works with their
+`internal` values: logarithms of those without a scale.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from darklens.errors import ConfigError
+from darklens.physics.duals import slopes_of, value_of, variable
+from darklens.scene.imaging import Detector
+from darklens.scene.profiles import Free, LightProfile, MassProfile, Parameter, Profile
+
+Parameters = Float[Tensor, "b p"]
+Planes = Float[Tensor, "b k rows columns"]
+
+
+class MassModel:
+    """Mass profiles whose deflections add up."""
+
+    def __init__(self, profiles: Iterable[MassProfile]) -> None:
+        self.profiles = tuple(profiles)
+
+    def __repr__(self) -> str:
+        return f"MassModel({list(self.profiles)})"
+
+
+class LightModel:
+    """Light profiles whose surface brightnesses add up."""
+
+    def __init__(self, profiles: Iterable[LightProfile] = ()) -> None:
+        self.profiles = tuple(profiles)
+
+    @property
+    def n_amplitudes(self) -> int:
+        """The number of linear amplitudes."""
+        return sum(profile.n_basis for profile in self.profiles)
+
+    def __repr__(self) -> str:
+        return f"LightModel({list(self.profiles)})"
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """Where a profile's parameter comes from: a column of the parameters, or a number."""
+
+    column: int | None
+    value: float = 0.0
+
+
+class Scene:
+    """What a telescope looks at.
+
+    Args:
+        mass: The lens.
+        source: Light in the source plane.
+        lens_light: Light in the plane of the lens.
+
+    Attributes:
+        names: The p parameters that are free.
+        free: Their defaults, bounds and priors.
+        amplitude_names: The linear amplitudes, sources first.
+
+    Raises:
+        ConfigError: If two components share a name, or a shared parameter does not exist.
+    """
+
+    def __init__(
+        self,
+        mass: MassModel | Sequence[MassProfile],
+        source: LightModel | Sequence[LightProfile],
+        lens_light: LightModel | Sequence[LightProfile] = (),
+    ) -> None:
+        self.mass = mass if isinstance(mass, MassModel) else MassModel(mass)
+        self.source = source if isinstance(source, LightModel) else LightModel(source)
+        self.lens_light = lens_light if isinstance(lens_light, LightModel) else LightModel(lens_light)
+        self.profiles: dict[str, Profile] = {}
+        self._add(self.mass.profiles, None)
+        self._add(self.source.profiles, "source")
+        self._add(self.lens_light.profiles, "light")
+        self.names: list[str] = []
+        self.free: list[Parameter] = []
+        self._references: dict[str, dict[str, _Reference]] = {}
+        for name, profile in self.profiles.items():
+            for symbol, default in profile.parameters.items():
+                setting = profile.settings.get(symbol)
+                if setting is None or isinstance(setting, Free):
+                    self.names.append(f"{name}.{symbol}")
+                    self.free.append(_changed(default, setting, f"{name}.{symbol}"))
+        for name, profile in self.profiles.items():
+            self._references[name] = {symbol: self._resolve(f"{name}.{symbol}") for symbol in profile.parameters}
+        self.amplitude_names = [
+            f"{name}.amplitude" + (f"_{k}" if profile.n_basis > 1 else "")
+            for name, profile in self.profiles.items()
+            if isinstance(profile, LightProfile)
+            for k in range(profile.n_basis)
+        ]
+        self.positive = [
+            profile.positive
+            for profile in self.profiles.values()
+            if isinstance(profile, LightProfile)
+            for _ in range(profile.n_basis)
+        ]
+
+    def _add(self, profiles: Sequence[Profile], role: str | None) -> None:
+        """Name components: light without a name of its own by its role, and a number from the second on."""
+        for profile in profiles:
+            name = profile.name
+            if role and name == profile.kind:
+                n = sum(key.startswith(role) for key in self.profiles)
+                name = role if not n else f"{role}{n + 1}"
+            if name in self.profiles:
+                raise ConfigError(f"Two components are named {name!r}; give one of them another name.")
+            self.profiles[name] = profile
+
+    def _resolve(self, path: str, visited: tuple[str, ...] = ()) -> _Reference:
+        """Follow shared parameters to a free one or a number."""
+        if path in visited:
+            raise ConfigError(f"Shared parameters refer to each other in a circle: {' -> '.join([*visited, path])}.")
+        if path in self.names:
+            return _Reference(self.names.index(path))
+        name, _, symbol = path.rpartition(".")
+        profile = self.profiles.get(name)
+        if profile is None or symbol not in profile.parameters:
+            raise ConfigError(f"There is no parameter {path!r} to share; components are {', '.join(self.profiles)}.")
+        setting = profile.settings[symbol]
+        if isinstance(setting, str):
+            return self._resolve(setting, (*visited, path))
+        assert isinstance(setting, int | float)
+        return _Reference(None, float(setting))
+
+    # ------------------------------------------------------------------ parameters
+    def start(self, **changes: float) -> Parameters:
+        """Return the default start (1, p); `changes` by name with `.` written `__`, as `epl__theta_E=1.3`."""
+        values = {name: parameter.start for name, parameter in zip(self.names, self.free, strict=True)}
+        for key, value in changes.items():
+            name = key.replace("__", ".")
+            if name not in values:
+                raise ConfigError(f"The scene has no free parameter {name!r}; it has {', '.join(self.names)}.")
+            values[name] = value
+        return torch.tensor([list(values.values())])
+
+    def pack(self, values: Mapping[str, Any]) -> Parameters:
+        """Return parameters (b, p) from values by name, numbers or tensors (b,).
+
+        Raises:
+            ConfigError: If one is missing.
+        """
+        missing = [name for name in self.names if name not in values]
+        if missing:
+            raise ConfigError(f"Values are missing for {', '.join(missing)}.")
+        columns = [torch.as_tensor(values[name], dtype=torch.float64).reshape(-1) for name in self.names]
+        n = max((len(column) for column in columns), default=1)
+        return torch.stack([column.expand(n) for column in columns], 1) if columns else torch.zeros(1, 0)
+
+    def internal(self, parameters: Parameters) -> Parameters:
+        """Return what a fit works with: the logarithm where `log`."""
+        columns = [
+            column.clamp_min(1e-12).log() if p.log else column
+            for p, column in zip(self.free, parameters.unbind(1), strict=True)
+        ]
+        return torch.stack(columns, 1)
+
+    def external(self, internal: Parameters) -> Parameters:
+        """Return parameters from their internal values."""
+        columns = [column.exp() if p.log else column for p, column in zip(self.free, internal.unbind(1), strict=True)]
+        return torch.stack(columns, 1)
+
+    def bounds(self, like: Tensor) -> tuple[Float[Tensor, " p"], Float[Tensor, " p"]]:
+        """Return lower and upper bounds of the internal values."""
+        low = self.internal(torch.tensor([[p.low for p in self.free]], dtype=torch.float64))[0]
+        high = self.internal(torch.tensor([[p.high for p in self.free]], dtype=torch.float64))[0]
+        return low.to(like), high.to(like)
+
+    def prior(self, like: Tensor) -> tuple[Float[Tensor, " p"], Float[Tensor, " p"]]:
+        """Return mean and inverse variance of the Gaussian priors on the internal values; zero where flat."""
+        mean = torch.tensor([p.prior[0] if p.prior else 0.0 for p in self.free], dtype=torch.float64)
+        weight = torch.tensor([p.prior[1] ** -2 if p.prior else 0.0 for p in self.free], dtype=torch.float64)
+        return mean.to(like), weight.to(like)
+
+    def _values(self, name: str, parameters: Parameters) -> dict[str, Tensor]:
+        """Return a component's parameters (b, 1, 1), or (1, 1, 1) where they are held."""
+        values = {}
+        for symbol, reference in self._references[name].items():
+            if reference.column is None:
+                values[symbol] = parameters.new_full((1, 1, 1), reference.value)
+            else:
+                values[symbol] = parameters[:, reference.column, None, None]
+        return values
+
+    def _variables(self, name: str, parameters: Parameters) -> tuple[dict[str, Any], dict[str, int]]:
+        """Return a component's parameters, those that are free as variables, and the columns of these."""
+        value: dict[str, Any] = self._values(name, parameters)
+        references = self._references[name].items()
+        columns = {symbol: reference.column for symbol, reference in references if reference.column is not None}
+        return value | {symbol: variable(symbol, value[symbol]) for symbol in columns}, columns
+
+    # ------------------------------------------------------------------ rendering
+    def deflection(self, parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return alpha in arcsec of all mass profiles at x and y, broadcast with (b, rows, columns)."""
+        alpha_x, alpha_y = torch.zeros_like(x + y), torch.zeros_like(x + y)
+        for name, profile in self.profiles.items():
+            if isinstance(profile, MassProfile):
+                value = self._values(name, parameters)
+                along, across = profile.law(*_centred(x, y, value), **value)
+                alpha_x, alpha_y = alpha_x + along, alpha_y + across
+        return alpha_x, alpha_y
+
+    def basis(self, parameters: Parameters, x: Tensor, y: Tensor) -> Planes:
+        """Return the brightness of all light profiles at x and y for amplitudes of one."""
+        alpha_x, alpha_y = self.deflection(parameters, x, y)
+        planes = []
+        for name, profile in self.profiles.items():
+            if isinstance(profile, LightProfile):
+                value = self._values(name, parameters)
+                at = (x - alpha_x, y - alpha_y) if profile in self.source.profiles else _full(x, y, parameters)
+                planes.append(profile.basis(*_centred(*at, value), **value))
+        return torch.cat(planes, 1)
+
+    def render(
+        self, parameters: Parameters, amplitudes: Float[Tensor, "b l"], detector: Detector
+    ) -> Float[Tensor, "b rows columns"]:
+        """Return noise-free images without sky: the mean surface brightness in each pixel of the detector.
+
+        Args:
+            parameters: (b, p), as `names`.
+            amplitudes: (b, l), as `amplitude_names`.
+            detector: Pixels and PSF.
+        """
+        x, y = detector.x.to(parameters), detector.y.to(parameters)
+        light = (self.basis(parameters, x, y) * amplitudes[:, :, None, None]).sum(1)
+        return detector.observe(light)
+
+    def image(
+        self, values: Mapping[str, float], amplitudes: Mapping[str, float], detector: Detector
+    ) -> Float[np.ndarray, "rows columns"]:
+        """Return one image as an array, from values by name; arguments as for `pack` and `render`."""
+        weights = torch.tensor([[float(amplitudes[name]) for name in self.amplitude_names]], dtype=torch.float64)
+        return self.render(self.pack(values), weights, detector)[0].numpy()
+
+    def slopes(self, internal: Parameters, amplitudes: Float[Tensor, "b l"], detector: Detector) -> Planes:
+        """Return the derivatives of the sampled brightness by the internal parameters, (b, p, rows, columns).
+
+        Forward-mode derivatives of the laws, chained through the source plane: a mass profile moves the position in
+        the source plane, and the gradient of the source's light there is shared by all of them.
+        """
+        parameters = self.external(internal)
+        x, y = detector.x.to(internal), detector.y.to(internal)
+        slopes: list[Any] = [None] * len(self.names)
+
+        def add(column: int, plane: Any) -> None:
+            before = slopes[column]
+            slopes[column] = plane if before is None else before + plane
+
+        by_mass: list[tuple[int, Tensor | float, Tensor | float]] = []
+        alpha_x, alpha_y = torch.zeros_like(x + y), torch.zeros_like(x + y)
+        for name, profile in self.profiles.items():
+            if not isinstance(profile, MassProfile):
+                continue
+            value, columns = self._variables(name, parameters)
+            at = _centred(x, y, value)
+            along, across = profile.law(*at, **value)
+            alpha_x, alpha_y = alpha_x + value_of(along), alpha_y + value_of(across)
+            for symbol in {**slopes_of(along), **slopes_of(across)}:
+                pair = (slopes_of(v).get(symbol, 0.0) for v in (along, across))
+                by_mass.append((columns[symbol], *pair))
+        gradient_x: Any = 0.0
+        gradient_y: Any = 0.0
+        first = 0
+        for name, profile in self.profiles.items():
+            if not isinstance(profile, LightProfile):
+                continue
+            is_source = profile in self.source.profiles
+            at = (x - alpha_x, y - alpha_y) if is_source else _full(x, y, parameters)
+            value, columns = self._variables(name, parameters)
+            centre = [value_of(value.pop(symbol)) for symbol in ("centre_x", "centre_y")]
+            px, py = (variable(s, v - c) for s, v, c in zip(("x", "y"), at, centre, strict=True))
+            weight = amplitudes[:, first : first + profile.n_basis, None, None]
+            first += profile.n_basis
+            by_symbol = slopes_of((profile.basis(px, py, **value) * weight).sum(1))
+            if is_source:
+                gradient_x, gradient_y = gradient_x + by_symbol["x"], gradient_y + by_symbol["y"]
+            by_symbol |= {"centre_x": -by_symbol.pop("x"), "centre_y": -by_symbol.pop("y")}
+            for symbol, column in columns.items():
+                if symbol in by_symbol:
+                    add(column, by_symbol[symbol])
+        for column, by_x, by_y in by_mass:
+            add(column, -(gradient_x * by_x + gradient_y * by_y))
+        shape = (len(parameters), y.shape[-2], x.shape[-1])
+        planes = []
+        for column, plane in enumerate(slopes):
+            whole = (torch.zeros(shape).to(internal) if plane is None else plane).expand(shape)
+            planes.append(whole * parameters[:, column, None, None] if self.free[column].log else whole)
+        return torch.stack(planes, 1) if planes else torch.zeros(shape[0], 0, *shape[1:]).to(internal)
+
+
+def _changed(default: Parameter, setting: Free | None, name: str) -> Parameter:
+    if setting is None:
+        return default
+    changes = {k: v for k in ("start", "low", "high", "prior") if (v := getattr(setting, k)) is not None}
+    changed = replace(default, **changes)
+    if not changed.low < changed.high:
+        raise ConfigError(f"{name}: its lower bound {changed.low:g} is not below its upper bound {changed.high:g}.")
+    if not changed.low <= changed.start <= changed.high:
+        changed = replace(changed, start=(changed.low + changed.high) / 2)
+    return changed
+
+
+def _full(x: Tensor, y: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:
+    """Return positions in the image plane as (1, rows, columns)."""
+    shape = (1, y.shape[-2], x.shape[-1])
+    return x.expand(shape), y.expand(shape)
+
+
+def _centred(x: Tensor, y: Tensor, value: dict[str, Any]) -> tuple[Any, Any]:
+    """Return positions relative to a component's centre, which is taken out of its parameters."""
+    centre_x, centre_y = value.pop("centre_x", None), value.pop("centre_y", None)
+    return (x if centre_x is None else x - centre_x), (y if centre_y is None else y - centre_y)
