@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from darklens.errors import ConfigError
@@ -24,3 +27,14 @@ def test_the_message_for_an_unknown_name_suggests_the_closest():
     registry.add("point", 1)
     with pytest.raises(ConfigError, match="Unknown thing 'pont': did you mean 'point'"):
         registry["pont"]
+
+
+def test_importing_the_module_of_a_registry_fills_it():
+    """A registry filled by the import of another module is empty until someone imports that one."""
+    code = """
+from importlib import import_module
+modules = {"data.importers": "IMPORTERS", "models.zoo": "SYSTEMS", "physics.profiles": "PROFILES",
+           "populations.population": "POPULATIONS", "populations.instruments": "INSTRUMENTS", "recipes": "RECIPES"}
+assert not [name for name, registry in modules.items() if not len(getattr(import_module(f"darklens.{name}"), registry))]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -131,7 +131,6 @@ def import_(
 
     Example: `darklens import data/Common_Test_I/train --out stores/train`
     """
-    import darklens.data.deeplense  # noqa: F401  # registers its importer
     from darklens.data.importers import IMPORTERS, import_images, list_entries
 
     if pixel_scale is not None and not 0 < pixel_scale < math.inf:

@@ -12,34 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from darklens.data.classes import ALIASES, CLASSES, label_of
+from darklens.data.entries import Entry, Importer
 from darklens.data.image_paths import images_in
-from darklens.data.importers import IMPORTERS, Entry, Importer, ImportReport, import_images
 from darklens.data.labelled_arrays import open_labelled_arrays
 from darklens.data.readers import read_image, require_file
 from darklens.data.store import Store, prepare_folder
 from darklens.errors import InputError
 from darklens.files import atomic_path, write_text
-
-__all__ = ["CLASSES", "ImportReport", "export_folder", "import_folder", "list_images"]
-
-
-def import_folder(
-    source: Path, out: Path, *, pixel_scale: float | None = None, advance: Callable[[int], None] = lambda _: None
-) -> ImportReport:
-    """Import labelled images; images that cannot be used are skipped and listed.
-
-    Args:
-        source: Folder with class folders (no, sphere, vort or their DeepLenseSim names), with an index.csv of files and
-            labels, or with images.npy and labels.npy; or npz or HDF5 file with `images` (k, n, n) or (k, 1, n, n) and
-            `labels` (k,).
-        out: Store to write.
-        pixel_scale: Pixel scale of the images, arcsec; by default that of the files, or 0.05 if they have none.
-        advance: Called with the number of files just processed.
-
-    Raises:
-        InputError: If there is nothing to import, a label is not a class, or `out` is not empty; nothing is written.
-    """
-    return import_images(IMPORTERS["deeplense"], source, out, pixel_scale=pixel_scale, advance=advance)
 
 
 def _entries(source: Path) -> list[Entry]:
@@ -56,14 +35,11 @@ def _entries(source: Path) -> list[Entry]:
     ]
 
 
-IMPORTERS.add(
-    "deeplense",
-    Importer(
-        classes=CLASSES,
-        entries=_entries,
-        about="One folder per class (no, sphere, vort) with image files, an index.csv of files and labels, or an npz "
-        "or HDF5 file with images and labels.",
-    ),
+DEEPLENSE = Importer(
+    classes=CLASSES,
+    entries=_entries,
+    about="One folder per class (no, sphere, vort) with image files, an index.csv of files and labels, or an npz or "
+    "HDF5 file with images and labels.",
 )
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
 
 import darklens
+from darklens.data.deeplense import DEEPLENSE
+from darklens.data.entries import Entry, Importer
 from darklens.data.prepare import SAME_SCALE
 from darklens.data.readers import Image, check_pixels
 from darklens.data.readers.image import reject_damaged
@@ -17,44 +18,13 @@ from darklens.data.store import INDEX, Shard, Store, StoreIndex, is_shard, prepa
 from darklens.errors import DarklensError, InputError
 from darklens.registry import Registry
 
+__all__ = ["IMPORTERS", "Entry", "ImportReport", "Importer", "import_folder", "import_images", "list_entries"]
+
 DEFAULT_PIXEL_SCALE = 0.05  # arcsec, of DeepLense images, whose files do not state it
 _SHARD_SIZE = 256
 
-
-@dataclass(frozen=True)
-class Entry:
-    """One labelled image.
-
-    Args:
-        name: Name of the image in the column `path` of the store and in messages.
-        label: Number of its class.
-        read: Returns the pixels, with row 0 at the bottom, or an `Image` with its pixel scale. It is called once per
-            entry, in order. If it raises an exception, the image is skipped and listed.
-        location: Name of the image in messages, if different from `name`.
-    """
-
-    name: str
-    label: int
-    read: Callable[[], Float[np.ndarray, "n m"] | Image]
-    location: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Importer:
-    """A layout of files that `darklens import --format NAME` reads.
-
-    Args:
-        classes: Class names in the order of their labels.
-        entries: Lists the images of a source without reading their pixels.
-        about: Description in one sentence.
-    """
-
-    classes: Sequence[str]
-    entries: Callable[[Path], Sequence[Entry]]
-    about: str = ""
-
-
 IMPORTERS: Registry[Importer] = Registry("import format", extensible=True)
+IMPORTERS.add("deeplense", DEEPLENSE)
 
 
 @dataclass
@@ -143,6 +113,25 @@ def import_images(
         ),
     )
     return ImportReport(Store(out), problems, [f"{n} of the images: {change}." for change, n in n_changed.items()])
+
+
+def import_folder(
+    source: Path, out: Path, *, pixel_scale: float | None = None, advance: Callable[[int], None] = lambda _: None
+) -> ImportReport:
+    """Import labelled images; images that cannot be used are skipped and listed.
+
+    Args:
+        source: Folder with class folders (no, sphere, vort or their DeepLenseSim names), with an index.csv of files and
+            labels, or with images.npy and labels.npy; or npz or HDF5 file with `images` (k, n, n) or (k, 1, n, n) and
+            `labels` (k,).
+        out: Store to write.
+        pixel_scale: Pixel scale of the images, arcsec; by default that of the files, or 0.05 if they have none.
+        advance: Called with the number of files just processed.
+
+    Raises:
+        InputError: If there is nothing to import, a label is not a class, or `out` is not empty; nothing is written.
+    """
+    return import_images(IMPORTERS["deeplense"], source, out, pixel_scale=pixel_scale, advance=advance)
 
 
 def list_entries(importer: Importer, source: Path) -> Sequence[Entry]:

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from darklens.data.deeplense import export_folder, import_folder, list_images
+from darklens.data.deeplense import export_folder, list_images
+from darklens.data.importers import import_folder
 from darklens.errors import InputError
 
 

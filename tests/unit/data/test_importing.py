@@ -9,8 +9,7 @@ from astropy.io import fits
 from PIL import Image as pillow
 
 from darklens.data import importers
-from darklens.data.deeplense import import_folder
-from darklens.data.importers import IMPORTERS, list_entries
+from darklens.data.importers import IMPORTERS, import_folder, list_entries
 from darklens.errors import InputError
 
 N = 8
