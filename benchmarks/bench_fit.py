@@ -27,7 +27,7 @@ from scipy.special import xlogy
 
 from darklens import __version__, populations, provenance
 from darklens.files import write_json
-from darklens.fit.fitter import fitter
+from darklens.fit.fitter import fitter_of
 from darklens.fit.hypotheses import fit_hypotheses
 from darklens.fit.macro import fit_macro, unit_range
 from darklens.memory import keep_freed_memory
@@ -97,11 +97,11 @@ def speed(n_scipy: int, rounds: int) -> dict[str, Any]:
     keep_freed_memory()  # as the fits of a store do; scipy has it too
     many, _ = images_of(range(0, 3 * MANY, 3))  # smooth lenses
     images = many[:n_scipy]
-    first, sky = fit_macro(images, NAME, backend="compiled"), fitter(NAME).population.noise.sky
+    first, sky = fit_macro(images, NAME, backend="compiled"), fitter_of(NAME).population.noise.sky
     counted = (images - first.offset[:, None, None]) / first.scale[:, None, None] + sky
     counts = [c.clamp_min(0).double().numpy() for c in counted]
     scaled, _, _ = unit_range(images)
-    starts = [np.array([*row[:-2].double().numpy(), 0.0, 0.0]) for row in fitter(NAME).nearest(scaled)[0]]
+    starts = [np.array([*row[:-2].double().numpy(), 0.0, 0.0]) for row in fitter_of(NAME).nearest(scaled)[0]]
     ratios, drawn_ratios, peer_ratios, deviances, tries = [], [], [], [], []
     our_images, peer = OurImages(), LenstronomyImages()
     for _ in range(rounds):
@@ -136,7 +136,7 @@ class OurImages:
     """Noise-free counts of a lens without sky, by the model of the fit."""
 
     def __init__(self) -> None:
-        self._lens = fitter(NAME).lens
+        self._lens = fitter_of(NAME).lens
 
     def __call__(self, parameters: np.ndarray) -> np.ndarray:
         light = self._lens.images(self._lens.bounded(torch.from_numpy(parameters[None]).float()))
@@ -148,7 +148,7 @@ class LenstronomyImages:
 
     def __init__(self) -> None:
         self._model = bench_simulate.lenstronomy_model(NAME, 0)
-        smooth = fitter(NAME)
+        smooth = fitter_of(NAME)
         self._names, scale = smooth.lens.names, smooth.population.field.pixel_scale
         drawn = draw(smooth.population, 0, [0])
         self._fixed = {"R_sersic": drawn["source_R_e"][0], "n_sersic": drawn["source_n"][0]}
@@ -174,7 +174,7 @@ def scipy_fit(counts: np.ndarray, start: np.ndarray, sky: float, images: Images)
 
 def from_drawn_starts(counts: np.ndarray, target: float, sky: float, images: Images, limit: int = 30) -> int:
     """Return the number of starts drawn from the population until scipy's deviance is within 1 % of `target`."""
-    smooth = fitter(NAME)
+    smooth = fitter_of(NAME)
     drawn = smooth.lens.from_truth(draw(smooth.population, 7, range(limit))).double().numpy()
     for k, row in enumerate(drawn, start=1):
         if scipy_fit(counts, np.array([*row, 0.0, 0.0]), sky, images) < 1.01 * target:

@@ -19,7 +19,7 @@ from darklens.errors import InputError
 from darklens.fit.cache import FitSettings, cached_fits, fit_settings_of
 from darklens.fit.evidence import Evidence, evidence_maps
 from darklens.fit.features import MAP_NAMES, FitFeatures
-from darklens.fit.fitter import fitter
+from darklens.fit.fitter import fitter_of
 from darklens.fit.macro import MacroFit, fit_macro
 from darklens.fit.summary import findings
 from darklens.locate import locate
@@ -281,7 +281,7 @@ class Bundle:
         if self.fit_settings is None:
             return self.contract.pixel_scale * self.contract.preprocess.bin
         population, centred = self.fit_settings
-        return float(fitter(population, centred=centred).fine.pixel_scale)
+        return float(fitter_of(population, centred=centred).fine.pixel_scale)
 
     def require_maps(self) -> None:
         """Raise `InputError` unless the system has maps of an image."""

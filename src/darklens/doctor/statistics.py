@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from darklens.fit.noise import steps_of
+from darklens.fit.noise import quantisation_steps
 
 _THRESHOLD = 5.0  # standard deviations of the sky noise; fainter pixels do not count as light
 _RIDGE = 1e-3  # regularises the harmonics of an incomplete ring
@@ -126,7 +126,7 @@ def _step(
     """Return the step size of quantised pixel values, 0 if they are not quantised."""
     spread = np.maximum(high - low, np.finfo(np.float32).tiny)
     scaled = (images - low[:, None, None]) / spread[:, None, None]
-    return np.asarray(steps_of(torch.from_numpy(scaled)).numpy() * spread)
+    return np.asarray(quantisation_steps(torch.from_numpy(scaled)).numpy() * spread)
 
 
 def _border_width(n: int) -> int:

@@ -1,10 +1,10 @@
-"""The fits of all images of a store, kept in its folder and read by row.
+"""The fits of the images of a store, cached in its folder and read by index.
 
-DIGEST is of the population; "-centred" follows VERSION where the lens is fixed at the centre of the image.
+DIGEST is the digest of the population. "-centred" follows VERSION if lenses are fixed at the centre of the image.
 
-STORE/fits/DIGEST-VERSION/fits.json            population, version, names of the maps and of the summary numbers
+STORE/fits/DIGEST-VERSION/fits.json            population, version, names of the maps and of the summary columns
 STORE/fits/DIGEST-VERSION/00000.maps.npy       float16 (k, maps, m, m)
-STORE/fits/DIGEST-VERSION/00000.numbers.npy    float32 (k, summary numbers)
+STORE/fits/DIGEST-VERSION/00000.numbers.npy    float32 (k, summary columns)
 """
 
 from collections.abc import Callable, Sequence
@@ -29,33 +29,33 @@ from darklens.memory import keep_freed_memory
 from darklens.populations.population import Population
 from darklens.simulate.backend import Backend
 
-VERSION = 2  # of the fits; fits of another version are made again
+VERSION = 2  # of the fits; cached fits of other versions are ignored
 
 
 class FitSettings(NamedTuple):
-    """How a system fits lenses: those of a population, with their centres fixed at the image's or not."""
+    """How a system fits lenses: the population, and whether the lens is fixed at the centre of the image."""
 
     population: Population
     centred: bool
 
     def extract_features(
-        self, images: Float[Tensor, "b n n"], *, exposure: Float[Tensor, "b n n"] | None = None, **how: Any
+        self, images: Float[Tensor, "b n n"], *, exposure: Float[Tensor, "b n n"] | None = None, **options: Any
     ) -> FitFeatures:
-        """Return the features of images; further arguments as for `fit_hypotheses`."""
-        return extract_features(images, self.population, exposure=exposure, centred=self.centred, **how)
+        """Fit images (b, n, n) and return their features; other arguments as for `fit_hypotheses`."""
+        return extract_features(images, self.population, exposure=exposure, centred=self.centred, **options)
 
 
 def fit_settings_of(config: Any) -> FitSettings | None:
-    """Return the `fit_settings` of a system's settings; None if they have none and the system takes images."""
+    """Return the `fit_settings` of the configuration of a system; None if the system takes images."""
     settings: FitSettings | None = getattr(config, "fit_settings", None)
     return settings
 
 
 class FitCache:
-    """The fits of a store's images, one folder for each population and version, read from disk on request.
+    """The cached fits of a store for one population and version, read from disk on request.
 
     Raises:
-        ConfigError: If the fits have other numbers or maps than this version makes.
+        ConfigError: If the maps or the summary columns are not those of this version.
     """
 
     def __init__(self, store: Store, folder: Path) -> None:
@@ -66,11 +66,11 @@ class FitCache:
 
     @cached_property
     def summary(self) -> Float[np.ndarray, "n k"]:
-        """The summary numbers of all images; NaN for images that are not fitted."""
+        """The summary of all images (n, k); NaN for images that are not fitted."""
         return np.concatenate([self._summary_of(i) for i in range(len(self._lengths))])
 
     def column(self, name: str) -> Float[np.ndarray, " n"]:
-        """One of the `SUMMARY_NAMES` of all images."""
+        """Return one column of the summary, named in `SUMMARY_NAMES`."""
         return np.asarray(self.summary[:, SUMMARY_NAMES.index(name)])
 
     def _summary_of(self, shard: int) -> Float[np.ndarray, "k c"]:
@@ -80,7 +80,7 @@ class FitCache:
         return np.full((self._lengths[shard], len(SUMMARY_NAMES)), np.nan, dtype=np.float32)
 
     def features(self, indices: Sequence[int] | Int[np.ndarray, " b"]) -> FitFeatures:
-        """Return the features of images, in the order of their indices."""
+        """Return the features of images, in the order of `indices`."""
         rows = np.asarray(indices, dtype=np.int64)
         shard_of = np.searchsorted(self._starts, rows, side="right") - 1
         maps: np.ndarray | None = None
@@ -103,26 +103,25 @@ def cached_fits(
     limit: int | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> FitCache:
-    """Fit the images of a store that are not fitted yet, and keep the fits in its folder.
+    """Fit the images of a store that are not in its cache yet, and return the cache.
 
     Args:
         store: The images.
-        population: Whose smooth lenses are fitted.
+        population: Defines the smooth lens, the PSF and the noise.
         backend: See `fit_hypotheses`.
         centred: See `fit_macro`.
-        workers: Processes.
-        limit: Fit only the shards that hold the first so many images.
+        workers: Number of processes.
+        limit: Number of images, in the order of the store, whose shards are fitted; None for all.
         advance: Called with the number of images just finished.
 
     Raises:
-        ConfigError: If the population's images are of another size.
+        ConfigError: If images of the population have another size or pixel scale.
     """
     index, field = store.index, population.field
     if index.n_pixels != field.n_pixels or not np.isclose(index.pixel_scale, field.pixel_scale, rtol=1e-3):
         raise ConfigError(
-            f"{store.path} has {index.n_pixels} pixels of {index.pixel_scale} arcsec, lenses of {population.name} have "
-            f"{field.n_pixels} of {field.pixel_scale}; choose a population like the images "
-            "(model.population, model.overrides)."
+            f"{store.path} has {index.n_pixels} pixels of {index.pixel_scale} arcsec, {population.name} has "
+            f"{field.n_pixels} of {field.pixel_scale}; set model.population or model.overrides to match the images."
         )
     folder = store.path / "fits" / f"{config.digest(population)[:12]}-{VERSION}{'-centred' if centred else ''}"
     spec = {"schema": 1, "version": VERSION, "maps": list(MAP_NAMES), "summary": list(SUMMARY_NAMES)}
@@ -150,7 +149,9 @@ def _check_names(folder: Path) -> None:
     stored = read_json(folder / "fits.json")
     summary = [aliases.FITS.get(name, name) for name in stored.get("summary", stored.get("numbers", []))]
     if (summary, stored.get("maps", stored.get("channels"))) != (list(SUMMARY_NAMES), list(MAP_NAMES)):
-        raise ConfigError(f"{folder} holds fits with other columns than this version makes; remove it to fit again.")
+        raise ConfigError(
+            f"{folder} has fits with other columns than this version of darklens; remove it to fit again."
+        )
 
 
 def _fit_shard(path: str, shard: int, folder: str, population: str, backend: Backend, centred: bool) -> int:
@@ -162,7 +163,7 @@ def _fit_shard(path: str, shard: int, folder: str, population: str, backend: Bac
     rows = range(start, start + store.index.shards[shard].n)
     images = torch.from_numpy(store.images(rows))[:, 0]
     fits = extract_features(images, Population.model_validate_json(population), backend=backend, centred=centred)
-    # The maps last: their file says that the shard is finished.
+    # The maps are written last: their file marks the shard as finished.
     for name, array in (("numbers", fits.summary.numpy()), ("maps", fits.maps.numpy().astype(np.float16))):
         with atomic_path(_file(Path(folder), shard, name)) as temporary:
             np.save(temporary, array, allow_pickle=False)

@@ -1,4 +1,4 @@
-"""What a fit hands to a classifier: maps in standard deviations and a row of summary numbers, by name."""
+"""Features of fits for classifiers: maps in standard deviations, and a summary with named columns."""
 
 from typing import Literal, NamedTuple
 
@@ -25,35 +25,35 @@ SUMMARY_NAMES = (
 )
 """Columns of the summary, units as in `HypothesisFits`; `evidence_peak` is the largest value of `evidence`."""
 
-_CLIP = 100.0  # standard deviations, of maps
+_CLIP = 100.0  # standard deviations, largest absolute value in a map
 
 
 class FitFeatures(NamedTuple):
-    """The fits of b images as arrays.
+    """Features of the fits of b images.
 
     Attributes:
-        maps: The `MAP_NAMES` (b, 6, m, m): the image from 0 to 1, residuals in standard deviations of the noise, and
-            evidence as the signed square root of delta chi2.
-        summary: The `SUMMARY_NAMES` (b, k).
+        maps: Maps `MAP_NAMES` (b, 6, m, m): the image scaled to a maximum of 1, residuals in standard deviations of the
+            noise, and evidence as the signed square root of delta chi2.
+        summary: Columns `SUMMARY_NAMES` (b, k).
     """
 
     maps: Float[Tensor, "b c m m"]
     summary: Float[Tensor, "b k"]
 
     def map(self, name: MapName) -> Float[Tensor, "b m m"]:
-        """Return one of the maps."""
+        """Return a map by name."""
         return self.maps[:, MAP_NAMES.index(name)]
 
     def column(self, name: str) -> Float[Tensor, " b"]:
-        """Return one of the summary numbers."""
+        """Return a column of the summary by name."""
         return self.summary[:, SUMMARY_NAMES.index(name)]
 
     def columns(self) -> dict[str, Float[Tensor, " b"]]:
-        """Return all summary numbers by name."""
+        """Return all columns of the summary by name."""
         return dict(zip(SUMMARY_NAMES, self.summary.unbind(1), strict=True))
 
     def rows(self, rows: slice | Tensor) -> "FitFeatures":
-        """Return the features of some of the images."""
+        """Return the features of a selection of the images."""
         return FitFeatures(self.maps[rows], self.summary[rows])
 
     def to(self, device: torch.device) -> "FitFeatures":
@@ -73,12 +73,12 @@ def extract_features(
     backend: Backend = "eager",
     centred: bool = True,
 ) -> FitFeatures:
-    """Fit all hypotheses to images and return what a classifier takes; arguments as for `fit_hypotheses`."""
+    """Fit all hypotheses to images and return their features; arguments as for `fit_hypotheses`."""
     return to_tensors(fit_hypotheses(images, population, exposure=exposure, backend=backend, centred=centred))
 
 
 def to_tensors(fits: HypothesisFits) -> FitFeatures:
-    """Return fits as arrays: maps clipped to +-100 standard deviations, and no value that is not finite."""
+    """Convert fits to features: maps clipped to +-100 standard deviations, all values finite."""
     evidence = [v.sign() * v.abs().sqrt() for v in (fits.evidence, fits.line_evidence)]
     maps = torch.stack([fits.image, fits.residual, fits.line_residual, fits.point_residual, *evidence], 1)
     smooth = {name: torch.full_like(fits.deviance, value) for name, value in fits.fixed.items()}
@@ -98,5 +98,5 @@ def to_tensors(fits: HypothesisFits) -> FitFeatures:
 
 
 def no_features() -> FitFeatures:
-    """Return the features of no image, for what needs their names and shapes alone."""
+    """Return the features of zero images, with the usual names and columns."""
     return FitFeatures(torch.zeros(0, len(MAP_NAMES), 1, 1), torch.zeros(0, len(SUMMARY_NAMES)))

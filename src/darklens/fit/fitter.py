@@ -1,4 +1,4 @@
-"""What fits of a population's images share: its smooth lenses, its detector at two resolutions, a bank of starts."""
+"""The smooth lens of a population, its detector at two resolutions, and a bank of starting values."""
 
 from functools import cache, cached_property, lru_cache
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from darklens import populations
 from darklens.fit.detector import Detector
-from darklens.fit.model import Kind, Model, Unknown
+from darklens.fit.model import FitParameters, Kind, Model
 from darklens.fit.noise import Noise
 from darklens.fit.smooth import SmoothLens
 from darklens.populations.population import Field2D, Population
@@ -18,34 +18,34 @@ from darklens.simulate.truth import draw
 
 Images = Float[Tensor, "b n n"]
 
-HALF_WIDTH = 2.4  # arcsec of the square that is fitted; light beyond it is of the faintest arcs
-_BLOCK = 0.1  # arcsec of the blocks of pixels that are compared, well sampled for a PSF of 0.087 arcsec
-_BANK = 8192  # smooth lenses
-_BANK_ARCSEC = 0.25  # pixels of the bank
-STARTS = 4
+HALF_WIDTH = 2.4  # arcsec, of the fitted square; only the faintest arcs extend beyond it
+_BLOCK = 0.1  # arcsec, largest side of a fitted block of pixels; samples a PSF of 0.087 arcsec
+_BANK = 8192  # number of smooth lenses in the bank
+_BANK_ARCSEC = 0.25  # largest pixel of the bank's images
+N_STARTS = 4
 
 
 class Fitter:
-    """A population's smooth lenses and the detectors on which they are fitted.
+    """The smooth lens of a population, and the detectors on which it is fitted.
 
     Args:
-        population: Gives the family of lenses, the detector, the PSF and the noise.
-        compiled: Whether models are computed by fused code.
-        centred: Whether lenses are held at the middle of the image.
+        population: Defines the lens model, the detector, the PSF and the noise.
+        compiled: Whether torch.compile fuses the models.
+        centred: Whether lenses are fixed at the centre of the image.
 
     Attributes:
-        population: As given.
-        lens: The family of its smooth lenses.
-        coarse: Light is sampled once a block of pixels: fast, and good for a start.
-        fine: Light is sampled as the population does, pixels are compared in blocks.
-        compiled: As given.
+        population: The population.
+        lens: Its smooth lens.
+        coarse: Detector with one sample of light per block of pixels, for a fast first fit.
+        fine: Detector with the sampling of the population, binned in blocks of pixels.
+        compiled: Whether torch.compile fuses the models.
     """
 
     def __init__(self, population: Population, *, compiled: bool = False, centred: bool = True) -> None:
         field = population.field
         self.compiled = compiled
         self.population, self.lens = population, SmoothLens(population, centred=centred)
-        small = coarser(field, _BLOCK)
+        small = coarser_field(field, _BLOCK)
         self._coarse_pixels = small.n_pixels
         crop = min(small.n_pixels, 2 * round(HALF_WIDTH / small.pixel_scale))
         self.coarse = Detector(population.model_copy(update={"field": small}), crop=crop)
@@ -56,32 +56,32 @@ class Fitter:
         self.fine = Detector(population, crop=crop, block=block)
 
     def model(self, kind: Kind = "smooth", *, blur: float = 0.0, coarse: bool = False) -> Model:
-        """Return a model on the fine detector, or on the coarse one."""
+        """Return a forward model on the fine or on the coarse detector; `blur` in arcsec, see `masses.line_mass`."""
         detector = self.coarse if coarse else self.fine
         return Model(self.lens, detector, kind, blur, compiled=self.compiled)
 
     @cached_property
     def full(self) -> Detector:
-        """Every pixel of the image."""
+        """The whole detector, without binning."""
         return Detector(self.population, crop=self.population.field.n_pixels)
 
     def on_coarse(self, images: Images, exposure: Images | None) -> tuple[Float[Tensor, "b m m"], Noise]:
-        """Return images on the coarse detector, and their noise there."""
-        small = pooled(images, self._coarse_pixels)
-        small_exposure = None if exposure is None else pooled(exposure, self._coarse_pixels)
+        """Return images on the coarse detector, and their noise."""
+        small = block_means(images, self._coarse_pixels)
+        small_exposure = None if exposure is None else block_means(exposure, self._coarse_pixels)
         area = (images.shape[-1] // self._coarse_pixels) ** 2
         return self.coarse.combine(small), Noise.of(self.population, small, self.coarse, small_exposure, area=area)
 
     def on_fine(self, images: Images, exposure: Images | None) -> tuple[Float[Tensor, "b m m"], Noise]:
-        """Return images on the fine detector, and their noise there."""
+        """Return images on the fine detector, and their noise."""
         return self.fine.combine(images), Noise.of(self.population, images, self.fine, exposure)
 
-    def nearest(self, images: Images) -> list[Unknown]:
-        """Return the lenses of the bank that correlate best with each image, with the scale and offset they need."""
+    def nearest(self, images: Images) -> list[FitParameters]:
+        """Return the parameters of the best matches in the bank, with their scale and offset, best first."""
         parameters, bank_mean, bank_norm, bank = (v.to(images.device) for v in self._bank)
-        small = pooled(images, coarser(self.population.field, _BANK_ARCSEC).n_pixels).flatten(1)
+        small = block_means(images, coarser_field(self.population.field, _BANK_ARCSEC).n_pixels).flatten(1)
         mean = small.mean(1)
-        best, rows_of = ((small - mean[:, None]) @ bank.T).topk(STARTS, dim=1)
+        best, rows_of = ((small - mean[:, None]) @ bank.T).topk(N_STARTS, dim=1)
         starts = []
         for agreement, rows in zip(best.unbind(1), rows_of.unbind(1), strict=True):
             scale = (agreement / bank_norm[rows]).clamp_min(1e-6)
@@ -91,11 +91,11 @@ class Fitter:
 
     @cached_property
     def _bank(self) -> tuple[Float[Tensor, "k p"], Float[Tensor, " k"], Float[Tensor, " k"], Float[Tensor, "k m"]]:
-        """Parameters drawn from the population; mean and norm about it of their images on large pixels; these, scaled.
+        """Parameters drawn from the population; mean and norm of their images on large pixels; standardised images.
 
-        The images have mean 0 and norm 1.
+        Norms are about the mean. Standardised images have mean 0 and norm 1.
         """
-        field = coarser(self.population.field, _BANK_ARCSEC)
+        field = coarser_field(self.population.field, _BANK_ARCSEC)
         parameters = self.lens.bounded(self.lens.from_truth(draw(self.population, 1, range(_BANK))))
         images = torch.cat([self.lens.images(chunk, field).flatten(1) for chunk in torch.split(parameters, 256)])
         mean = images.mean(1)
@@ -104,12 +104,12 @@ class Fitter:
         return parameters, mean, norm, centred / norm[:, None]
 
 
-def fitter(population: Population | str, backend: Backend = "eager", *, centred: bool = True) -> Fitter:
-    """Return the fitter of a population or of its name, made once; `centred` as for `fit_macro`."""
+def fitter_of(population: Population | str, backend: Backend = "eager", *, centred: bool = True) -> Fitter:
+    """Return the cached fitter of a population or of its name; `centred` as for `fit_macro`."""
     if isinstance(population, str) and population in populations.names():
-        return _fitter_of(_built_in(population), backend, centred)
+        return _cached_fitter(_built_in(population), backend, centred)
     chosen = populations.get(population) if isinstance(population, str) else population
-    return _fitter_of(chosen.model_dump_json(by_alias=True), backend, centred)
+    return _cached_fitter(chosen.model_dump_json(by_alias=True), backend, centred)
 
 
 @cache
@@ -118,14 +118,14 @@ def _built_in(name: str) -> str:
 
 
 @lru_cache(maxsize=8)
-def _fitter_of(population: str, backend: Backend, centred: bool) -> Fitter:
+def _cached_fitter(population: str, backend: Backend, centred: bool) -> Fitter:
     check(backend)
     parsed = Population.model_validate_json(population)
     return Fitter(parsed, compiled=backend == "compiled", centred=centred)
 
 
-def coarser(field: Field2D, arcsec: float) -> Field2D:
-    """Return the field in the largest pixels, up to `arcsec` a side, into which its own combine."""
+def coarser_field(field: Field2D, arcsec: float) -> Field2D:
+    """Return the field with its pixels binned to the largest pixels of at most `arcsec`."""
     largest_block = max(1, round(arcsec / field.pixel_scale))
     combined = next(k for k in range(largest_block, 0, -1) if field.n_pixels % k == 0)
     return Field2D(
@@ -135,7 +135,7 @@ def coarser(field: Field2D, arcsec: float) -> Field2D:
     )
 
 
-def pooled(images: Images, n_pixels: int) -> Float[Tensor, "b m m"]:
-    """Return images of n_pixels a side, each the mean of a block."""
+def block_means(images: Images, n_pixels: int) -> Float[Tensor, "b m m"]:
+    """Return images averaged in blocks to n_pixels along a side."""
     combined = images.shape[-1] // n_pixels
     return F.avg_pool2d(images[:, None], combined)[:, 0] if combined > 1 else images

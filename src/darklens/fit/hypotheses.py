@@ -1,7 +1,7 @@
-"""What else an image may hold: the smooth lens, one line mass, or some point masses, each fitted and compared.
+"""Fits of three hypotheses to each image: a smooth lens, with one line mass, or with point masses.
 
-Each hypothesis starts from the evidence maps of the smooth fit and ends with a joint fit of the lens and its masses.
-All deviances of an image are of the same counts, so their differences are twice the logarithms of likelihood ratios.
+The evidence maps of the smooth fit give the starting values of a joint fit of lens and perturbers. All deviances of an
+image refer to the same counts, so their differences are twice the logarithms of likelihood ratios.
 """
 
 from dataclasses import dataclass, replace
@@ -13,57 +13,58 @@ from torch import Tensor
 
 from darklens.fit import masses
 from darklens.fit.evidence import Templates, line_centres, shape_of, templates_of
-from darklens.fit.fitter import Fitter, Images, fitter
-from darklens.fit.levenberg import Fitted, minimise
-from darklens.fit.macro import CONVERGED, batches, check_exposure, check_images, fit_smooth, joined, unit_range
-from darklens.fit.model import Model, Unknown
+from darklens.fit.fitter import Fitter, Images, fitter_of
+from darklens.fit.levenberg import FitState, minimise
+from darklens.fit.macro import CONVERGED, batches, check_exposure, check_images, concatenate, fit_smooth, unit_range
+from darklens.fit.model import FitParameters, Model
 from darklens.fit.noise import Gain, Maps, Noise
 from darklens.kernels.smooth_fit import load_for
 from darklens.populations.population import Population
 from darklens.simulate.backend import Backend
 
 N_POINTS = 3
-_LINE_STARTS, _LINE_STARTS_FREE = 3, 6  # of lenses that are held, and of others, which have more valleys
-_APART = 0.45  # arcsec between the centres of lines that are tried
-# Blur of the line (arcsec) and most steps; the first of a line is on coarsely sampled light.
+_LINE_STARTS, _LINE_STARTS_FREE_CENTRE = 3, 6  # with fixed centres, and with free ones, which have more local minima
+_LINE_SEPARATION = 0.45  # arcsec, smallest distance between the centres of starting lines
+# Blur of the line (arcsec) and largest number of steps; the first stage uses coarsely sampled light.
 _COARSE_LINE = (0.1, 8)
 _FINE_LINE = ((0.03, 5), (0.0, 3))
-_LINE_AGAIN = ((0.1, 6), (0.03, 4), (0.0, 3))
-# Gains by a point beside the line between which another line is tried: below, it is noise, and above, no line would do.
-_UNEXPLAINED, _HOPELESS, _HOPELESS_FREE = 16.0, 400.0, 3000.0
+_RETRY_LINE = ((0.1, 6), (0.03, 4), (0.0, 3))
+# Range of delta_chi2_point_given_line in which other lines are tried: below, it is noise; above, no line fits.
+_RETRY_ABOVE, _RETRY_BELOW, _RETRY_BELOW_FREE_CENTRE = 16.0, 400.0, 3000.0
 _POINT_STEPS = 4
-_MASS = {"line": (1e-3, 0.15), "point": (1e-4, 0.02)}  # arcsec^2, of a start
+_MASS = {"line": (1e-3, 0.15), "point": (1e-4, 0.02)}  # arcsec^2, range of starting masses
 
 
 @dataclass(frozen=True)
 class HypothesisFits:
-    """Fits of b images; gains are in units of the deviance, masses in arcsec^2, places in arcsec.
+    """Fits of three hypotheses to b images; masses in arcsec^2 (theta_E^2), positions and lengths in arcsec.
 
-    Maps are on the n x n blocks of pixels of `pixel_scale` arcsec around the optical axis.
+    A fitted pixel is a block of detector pixels of `pixel_scale` arcsec. Maps have n x n of them around the optical
+    axis. delta chi2 is a reduction of the deviance.
 
     Attributes:
-        names: The p parameters of the smooth lens.
-        fixed: Those that the population never varies, and the place of a lens that is held.
-        smooth: Those of the smooth lens alone (b, p).
+        names: Names of the p free parameters of the smooth lens.
+        fixed: Values of the parameters that the population does not vary, and of a fixed centre.
+        smooth: Parameters of the smooth lens, fitted without perturbers (b, p).
         scale: Image units per unit of the population's brightness (b,).
-        offset: Image units where there is no light (b,).
-        extra_variance: Variance beyond photon counts, counts^2 per pixel (b,).
-        converged: Whether the smooth fit settled (b,).
-        n_pixels_fitted: The number of pixels of the fine detector that were compared (b,).
-        deviance: Of the smooth lens (b,), expected to be `n_pixels_fitted` where it is the truth.
-        delta_chi2_line: What one line lowers the deviance by (b,).
-        line: mass, x, y, angle (radians from x towards y), length of that line (b, 5).
-        delta_chi2_point_given_line: What one point mass beside the line would gain further (b,).
-        delta_chi2_points: What one, two ... point masses lower the deviance by (b, k).
-        points: mass, x, y of each, with all k of them there (b, k, 3).
-        delta_chi2_point_given_points: What a further point mass would gain (b,).
-        image: Image less offset over its largest value (b, n, n).
-        residual: (image - smooth model) / noise (b, n, n).
-        line_residual: With the line (b, n, n).
-        point_residual: With all point masses (b, n, n).
-        evidence: Gain by a point mass at each place, with the sign of the mass (b, n, n).
-        line_evidence: The same beside the line (b, n, n).
-        pixel_scale: Of the maps, arcsec.
+        offset: Image value where there is no light (b,).
+        extra_variance: Variance in excess of photon noise, counts^2 per detector pixel (b,).
+        converged: Whether the smooth fit converged (b,).
+        n_pixels_fitted: Number of fitted pixels (b,).
+        deviance: Deviance of the smooth lens (b,); its expectation for a smooth lens is `n_pixels_fitted`.
+        delta_chi2_line: Delta chi2 of one line mass (b,).
+        line: Mass, x, y, angle (radians from x towards y) and length of the line (b, 5).
+        delta_chi2_point_given_line: Delta chi2 of a point mass in addition to the line (b,).
+        delta_chi2_points: Delta chi2 of one, two, ... k point masses (b, k).
+        points: Mass, x and y of each of the k point masses, fitted jointly (b, k, 3).
+        delta_chi2_point_given_points: Delta chi2 of one more point mass (b,).
+        image: (image - offset) / its maximum (b, n, n).
+        residual: (image - smooth model) / sigma (b, n, n).
+        line_residual: The same for the model with the line (b, n, n).
+        point_residual: The same for the model with k point masses (b, n, n).
+        evidence: Delta chi2 of a point mass at each position, with the sign of the mass (b, n, n).
+        line_evidence: The same in addition to the line (b, n, n).
+        pixel_scale: Side of a fitted pixel, arcsec.
     """
 
     names: tuple[str, ...]
@@ -102,28 +103,31 @@ def fit_hypotheses(
     """Fit the smooth lens alone, with a line mass, and with one to three point masses.
 
     Args:
-        images: Images on the population's detector, in any linear scale.
-        population: Gives the smooth lenses, the PSF and the noise; a name is looked up.
-        exposure: Relative exposure of each pixel, where images are counts divided by it.
-        backend: compiled takes two thirds of the time, after minutes of preparation (once a machine); last bits differ.
+        images: Images on the population's detector (b, n, n), in any linear scale.
+        population: Defines the smooth lens, the PSF and the noise; or its name.
+        exposure: Relative exposure of each pixel, if images are counts divided by exposure.
+        backend: "compiled" takes two thirds of the time of "eager", after minutes of compilation once per machine.
+            Results agree to rounding errors.
         centred: As for `fit_macro`.
 
     Raises:
-        ConfigError: If the population's light is not Sersic profiles, or its source never moves.
+        ConfigError: If the light of the population is not Sersic profiles, or it does not vary the source position.
         ValueError: If the images are not of the population's size, or not finite, or the exposure is not theirs.
     """
-    fit_setup = fitter(population, backend, centred=centred)
-    check_images(images, fit_setup)
+    fitter = fitter_of(population, backend, centred=centred)
+    check_images(images, fitter)
     check_exposure(exposure, images)
     load_for(len(images))
-    return joined([_fit_block(block, fit_setup, block_exposure) for block, block_exposure in batches(images, exposure)])
+    return concatenate(
+        [_fit_block(block, fitter, block_exposure) for block, block_exposure in batches(images, exposure)]
+    )
 
 
 @dataclass(frozen=True)
-class _Scene:
-    """Some images, prepared for all hypotheses."""
+class _PreparedImages:
+    """A batch of images on both detectors, with their noise and the gain of the smooth fit."""
 
-    fit_setup: Fitter
+    fitter: Fitter
     templates: Templates
     pixels: Maps
     noise: Noise
@@ -131,14 +135,14 @@ class _Scene:
     coarse_noise: Noise
     gain: Gain
 
-    def weight(self, fitted: Fitted) -> Maps:
-        return self.noise.weight(fitted.model, self.gain)
+    def weight(self, fit: FitState) -> Maps:
+        return self.noise.weight(fit.model, self.gain)
 
-    def evidence(self, fitted: Fitted) -> tuple[Maps, Maps, Maps]:
-        """Return gain, mass and weight of a point mass at each place beside what is fitted."""
-        return self.templates.points(self.pixels - fitted.model, self.weight(fitted), fitted.slopes)
+    def evidence(self, fit: FitState) -> tuple[Maps, Maps, Maps]:
+        """Return delta chi2, mass and Fisher information of a point mass at each position, in addition to a fit."""
+        return self.templates.points(self.pixels - fit.model, self.weight(fit), fit.slopes)
 
-    def rows(self, rows: Tensor) -> "_Scene":
+    def rows(self, rows: Tensor) -> "_PreparedImages":
         return replace(
             self,
             pixels=self.pixels[rows],
@@ -148,46 +152,46 @@ class _Scene:
             gain=self.gain[rows],
         )
 
-    def fit(self, model: Model, start: Unknown, steps: int) -> Fitted:
+    def fit(self, model: Model, start: FitParameters, steps: int) -> FitState:
         return minimise(model, self.pixels, self.noise, start, steps=steps, gain=self.gain)
 
 
-def _fit_block(images: Images, fit_setup: Fitter, exposure: Images | None) -> HypothesisFits:
+def _fit_block(images: Images, fitter: Fitter, exposure: Images | None) -> HypothesisFits:
     scaled, low, spread = unit_range(images)
-    fitted, noise = fit_smooth(scaled, fit_setup, exposure)
-    model, p = fit_setup.model(), len(fit_setup.lens.names)
-    coarse_pixels, coarse_noise = fit_setup.on_coarse(scaled, exposure)
-    gain, templates = model.gain(fitted.unknown), templates_of(fit_setup)
-    scene = _Scene(fit_setup, templates, fit_setup.fine.combine(scaled), noise, coarse_pixels, coarse_noise, gain)
-    deviance = noise.deviance(scene.pixels, fitted.model, gain)
-    evidence, mass, free = scene.evidence(fitted)
-    with_line, line_evidence = _line(scene, fitted)
-    with_points, delta_chi2_points, delta_chi2_point_given_points = _points(scene, fitted, deviance, mass, free)
-    line = with_line.unknown[:, p + 2 :].clone()
+    fit, noise = fit_smooth(scaled, fitter, exposure)
+    model, p = fitter.model(), len(fitter.lens.names)
+    coarse_pixels, coarse_noise = fitter.on_coarse(scaled, exposure)
+    gain, templates = model.gain(fit.parameters), templates_of(fitter)
+    prepared = _PreparedImages(fitter, templates, fitter.fine.combine(scaled), noise, coarse_pixels, coarse_noise, gain)
+    deviance = noise.deviance(prepared.pixels, fit.model, gain)
+    evidence, mass, information = prepared.evidence(fit)
+    with_line, line_evidence = _line(prepared, fit)
+    with_points, delta_chi2_points, delta_chi2_point_given_points = _points(prepared, fit, deviance, mass, information)
+    line = with_line.parameters[:, p + 2 :].clone()
     line[:, 4] = line[:, 4].exp()
-    light = scene.pixels - fitted.unknown[:, p + 1, None, None]
+    light = prepared.pixels - fit.parameters[:, p + 1, None, None]
 
-    def residual(of: Fitted) -> Maps:
-        return templates.cut((scene.pixels - of.model) * scene.weight(of).sqrt())
+    def residual(fit: FitState) -> Maps:
+        return templates.cut((prepared.pixels - fit.model) * prepared.weight(fit).sqrt())
 
     return HypothesisFits(
-        names=tuple(fit_setup.lens.names),
-        fixed={name: float(value) for name, value in fit_setup.lens.fixed.items()},
-        smooth=fitted.unknown[:, :p],
-        scale=fitted.unknown[:, p].exp() * spread,
-        offset=fitted.unknown[:, p + 1] * spread + low,
+        names=tuple(fitter.lens.names),
+        fixed={name: float(value) for name, value in fitter.lens.fixed.items()},
+        smooth=fit.parameters[:, :p],
+        scale=fit.parameters[:, p].exp() * spread,
+        offset=fit.parameters[:, p + 1] * spread + low,
         extra_variance=noise.extra,
-        converged=fitted.predicted_reduction < CONVERGED,
-        n_pixels_fitted=torch.full_like(deviance, scene.pixels[0].numel()),
+        converged=fit.predicted_reduction < CONVERGED,
+        n_pixels_fitted=torch.full_like(deviance, prepared.pixels[0].numel()),
         deviance=deviance,
         delta_chi2_line=deviance - with_line.deviance,
         line=line,
         delta_chi2_point_given_line=line_evidence.amax((1, 2)),
         delta_chi2_points=delta_chi2_points,
-        points=with_points.unknown[:, p + 2 :].reshape(-1, N_POINTS, len(masses.POINT)),
+        points=with_points.parameters[:, p + 2 :].reshape(-1, N_POINTS, len(masses.POINT)),
         delta_chi2_point_given_points=delta_chi2_point_given_points,
         image=templates.cut(light / light.amax((1, 2), keepdim=True).clamp_min(1e-6)),
-        residual=residual(fitted),
+        residual=residual(fit),
         line_residual=residual(with_line),
         point_residual=residual(with_points),
         evidence=evidence,
@@ -196,103 +200,113 @@ def _fit_block(images: Images, fit_setup: Fitter, exposure: Images | None) -> Hy
     )
 
 
-def _line(scene: _Scene, fitted: Fitted) -> tuple[Fitted, Float[Tensor, "b n n"]]:
-    """Return the fit with one line, and the gain by a point beside it at each place."""
-    starts = _line_starts(scene, fitted)
-    tried = _coarse_lines(scene, starts)
-    order, all_rows = tried.deviance.argsort(0), torch.arange(len(fitted.unknown), device=starts.device)
-    best_fit = _anneal(scene, tried.unknown[order[0], all_rows], _FINE_LINE)
-    evidence, _, _ = scene.evidence(best_fit)
-    unexplained = evidence.amax((1, 2))
-    is_centred = scene.fit_setup.lens.centred
-    poor = torch.nonzero((unexplained > _UNEXPLAINED) & (unexplained < (_HOPELESS if is_centred else _HOPELESS_FREE)))[
-        :, 0
-    ]
-    if len(poor):
+def _line(prepared: _PreparedImages, fit: FitState) -> tuple[FitState, Float[Tensor, "b n n"]]:
+    """Return the fit with one line, and the evidence map of a point mass in addition to it."""
+    starts = _line_starts(prepared, fit)
+    coarse_fits = _coarse_lines(prepared, starts)
+    order, all_rows = coarse_fits.deviance.argsort(0), torch.arange(len(fit.parameters), device=starts.device)
+    best_fit = _anneal(prepared, coarse_fits.parameters[order[0], all_rows], _FINE_LINE)
+    evidence, _, _ = prepared.evidence(best_fit)
+    largest_evidence = evidence.amax((1, 2))
+    is_centred = prepared.fitter.lens.centred
+    retry_rows = torch.nonzero(
+        (largest_evidence > _RETRY_ABOVE)
+        & (largest_evidence < (_RETRY_BELOW if is_centred else _RETRY_BELOW_FREE_CENTRE))
+    )[:, 0]
+    if len(retry_rows):
         if is_centred:
-            start = starts[order[1, poor], poor]
+            start = starts[order[1, retry_rows], retry_rows]
         else:
-            mirrored = scene.fit_setup.model("line").mirrored
-            further = _coarse_lines(scene.rows(poor), torch.stack([mirrored(start) for start in starts[:, poor]]))
-            start = further.unknown[further.deviance.argmin(0), torch.arange(len(poor), device=poor.device)]
-        again = _anneal(scene.rows(poor), start, _LINE_AGAIN)
-        better = again.deviance < best_fit.deviance[poor]
+            mirrored = prepared.fitter.model("line").mirrored
+            mirrored_fits = _coarse_lines(
+                prepared.rows(retry_rows), torch.stack([mirrored(start) for start in starts[:, retry_rows]])
+            )
+            start = mirrored_fits.parameters[
+                mirrored_fits.deviance.argmin(0), torch.arange(len(retry_rows), device=retry_rows.device)
+            ]
+        retried = _anneal(prepared.rows(retry_rows), start, _RETRY_LINE)
+        better = retried.deviance < best_fit.deviance[retry_rows]
         if better.any():
-            rows, again = poor[better], again.rows(better)
-            best_fit.put(rows, again)
-            evidence[rows], _, _ = scene.rows(rows).evidence(again)
+            rows, retried = retry_rows[better], retried.rows(better)
+            best_fit.assign(rows, retried)
+            evidence[rows], _, _ = prepared.rows(rows).evidence(retried)
     return best_fit, evidence
 
 
-class _Tried(NamedTuple):
-    """Where the fits of s starts of each of b images ended."""
+class _LineFits(NamedTuple):
+    """The results of fits of s starting values for each of b images."""
 
-    unknown: Float[Tensor, "s b q"]
+    parameters: Float[Tensor, "s b q"]
     deviance: Float[Tensor, "s b"]
 
 
-def _coarse_lines(scene: _Scene, starts: Float[Tensor, "s b q"]) -> _Tried:
-    """Return where fits of a blurred line on coarsely sampled light end, a deviance that is no number as infinite."""
+def _coarse_lines(prepared: _PreparedImages, starts: Float[Tensor, "s b q"]) -> _LineFits:
+    """Fit a blurred line to coarsely sampled light; a NaN deviance becomes infinite."""
     blur, steps = _COARSE_LINE
     rows = torch.arange(starts.shape[1], device=starts.device).repeat(len(starts))
-    tried = minimise(
-        scene.fit_setup.model("line", blur=blur, coarse=True),
-        scene.coarse_pixels[rows],
-        scene.coarse_noise.rows(rows),
+    coarse_fits = minimise(
+        prepared.fitter.model("line", blur=blur, coarse=True),
+        prepared.coarse_pixels[rows],
+        prepared.coarse_noise.rows(rows),
         starts.flatten(0, 1),
         steps=steps,
-        gain=scene.gain[rows],
+        gain=prepared.gain[rows],
     )
-    return _Tried(tried.unknown.reshape(starts.shape), tried.deviance.reshape(starts.shape[:2]).nan_to_num(torch.inf))
+    return _LineFits(
+        coarse_fits.parameters.reshape(starts.shape),
+        coarse_fits.deviance.reshape(starts.shape[:2]).nan_to_num(torch.inf),
+    )
 
 
-def _anneal(scene: _Scene, start: Unknown, schedule: tuple[tuple[float, int], ...]) -> Fitted:
+def _anneal(prepared: _PreparedImages, start: FitParameters, schedule: tuple[tuple[float, int], ...]) -> FitState:
     for blur, steps in schedule:
-        fitted = scene.fit(scene.fit_setup.model("line", blur=blur), start, steps)
-        start = fitted.unknown
-    return fitted
+        fit = prepared.fit(prepared.fitter.model("line", blur=blur), start, steps)
+        start = fit.parameters
+    return fit
 
 
-def _line_starts(scene: _Scene, fitted: Fitted) -> Float[Tensor, "s b q"]:
-    """Return the unknowns of the most promising lines, at places apart from each other, one after the other."""
-    gain, mass = scene.templates.lines(scene.pixels - fitted.model, scene.weight(fitted), fitted.slopes)
-    best, shape = gain.max(1)
+def _line_starts(prepared: _PreparedImages, fit: FitState) -> Float[Tensor, "s b q"]:
+    """Return starting values: the lines of largest delta chi2, `_LINE_SEPARATION` apart, best first."""
+    delta_chi2, mass = prepared.templates.lines(prepared.pixels - fit.model, prepared.weight(fit), fit.slopes)
+    best, shape = delta_chi2.max(1)
     best, shape, mass = best.flatten(1).clone(), shape.flatten(1), mass.flatten(2)
-    axis = torch.tensor(line_centres(), device=gain.device)
+    axis = torch.tensor(line_centres(), device=delta_chi2.device)
     x, y = axis.repeat(len(axis)), axis.repeat_interleave(len(axis))
-    rows, starts = torch.arange(len(gain), device=gain.device), []
-    for _ in range(_LINE_STARTS if scene.fit_setup.lens.centred else _LINE_STARTS_FREE):
-        place = best.argmax(1)
-        template = shape[rows, place]
+    rows, starts = torch.arange(len(delta_chi2), device=delta_chi2.device), []
+    for _ in range(_LINE_STARTS if prepared.fitter.lens.centred else _LINE_STARTS_FREE_CENTRE):
+        index = best.argmax(1)
+        template = shape[rows, index]
         length, angle = shape_of(template)
-        start_mass = mass[rows, template, place].clamp(*_MASS["line"])
-        line = torch.stack([start_mass, x[place], y[place], angle, length.log()], 1)
-        starts.append(torch.cat([fitted.unknown, line], 1))
-        near = (x - x[place, None]) ** 2 + (y - y[place, None]) ** 2 < _APART**2
-        best[near] = -torch.inf
+        start_mass = mass[rows, template, index].clamp(*_MASS["line"])
+        line = torch.stack([start_mass, x[index], y[index], angle, length.log()], 1)
+        starts.append(torch.cat([fit.parameters, line], 1))
+        nearby = (x - x[index, None]) ** 2 + (y - y[index, None]) ** 2 < _LINE_SEPARATION**2
+        best[nearby] = -torch.inf
     return torch.stack(starts)
 
 
 def _points(
-    scene: _Scene, fitted: Fitted, smooth: Float[Tensor, " b"], mass: Maps, free: Maps
-) -> tuple[Fitted, Float[Tensor, "b k"], Float[Tensor, " b"]]:
-    """Return the fit with all points, the gain by each number of them, and what one more would gain."""
-    x, y = (v.flatten().to(mass) for v in scene.templates.grid.coordinates())
+    prepared: _PreparedImages, fit: FitState, smooth: Float[Tensor, " b"], mass: Maps, information: Maps
+) -> tuple[FitState, Float[Tensor, "b k"], Float[Tensor, " b"]]:
+    """Return the fit with all point masses, delta chi2 for each number of them, and that of one more."""
+    x, y = (v.flatten().to(mass) for v in prepared.templates.grid.coordinates())
     all_rows = torch.arange(len(smooth), device=smooth.device)
-    model = scene.fit_setup.model("points")
-    current, gains, best = fitted, [], smooth
+    model = prepared.fitter.model("points")
+    current, delta_chi2, best = fit, [], smooth
     for _ in range(N_POINTS):
-        place = (mass * mass.abs() * free).flatten(1).argmax(1)
-        start_mass = mass.flatten(1)[all_rows, place].clamp(*_MASS["point"])
-        place_and_mass = torch.stack([start_mass, x[place], y[place]], 1)
-        best_fit = scene.fit(model, torch.cat([current.unknown, place_and_mass], 1), _POINT_STEPS)
-        # A mass that only harms is one of no mass.
-        idle = torch.nonzero(~(best_fit.deviance < best))[:, 0]
-        if len(idle):
-            place_and_mass[:, 0] = 0
-            start = torch.cat([current.unknown, place_and_mass], 1)[idle]
-            best_fit.put(idle, scene.rows(idle).fit(model, start, 1))
+        index = (mass * mass.abs() * information).flatten(1).argmax(1)
+        start_mass = mass.flatten(1)[all_rows, index].clamp(*_MASS["point"])
+        point_start = torch.stack([start_mass, x[index], y[index]], 1)
+        best_fit = prepared.fit(model, torch.cat([current.parameters, point_start], 1), _POINT_STEPS)
+        # A point mass that does not lower the deviance gets zero mass.
+        rejected = torch.nonzero(~(best_fit.deviance < best))[:, 0]
+        if len(rejected):
+            point_start[:, 0] = 0
+            start = torch.cat([current.parameters, point_start], 1)[rejected]
+            best_fit.assign(rejected, prepared.rows(rejected).fit(model, start, 1))
         current, best = best_fit, best_fit.deviance
-        gains.append(smooth - best)
-        mass = scene.templates.repeated(scene.pixels - current.model, scene.weight(current), current.slopes, free)
-    return current, torch.stack(gains, 1), (mass * mass.abs() * free).amax((1, 2))
+        delta_chi2.append(smooth - best)
+        mass = prepared.templates.point_masses(
+            prepared.pixels - current.model, prepared.weight(current), current.slopes, information
+        )
+    return current, torch.stack(delta_chi2, 1), (mass * mass.abs() * information).amax((1, 2))

@@ -1,4 +1,4 @@
-"""A damped Gauss-Newton iteration (Levenberg-Marquardt) on many images at once."""
+"""Levenberg-Marquardt minimisation of the deviance of many images at once."""
 
 from dataclasses import dataclass, fields
 
@@ -6,67 +6,67 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from darklens.fit.model import Model, Unknown
+from darklens.fit.model import FitParameters, Model
 from darklens.fit.noise import Gain, Maps, Noise
 
-SETTLED = 0.05  # of the deviance, the gain that a further step promises
-_DAMPING, _DAMPING_DECREASE, _DAMPING_INCREASE, _STUCK = 1e-2, 0.2, 6.0, 1e6
-_UNDAMPED = 1e-6
-_EXPLAINED = 1.1  # deviance per block; where more is left, how slopes change with a step matters to where it ends
+TOLERANCE = 0.05  # predicted reduction of the deviance below which a fit has converged
+_DAMPING, _DAMPING_DECREASE, _DAMPING_INCREASE, _LARGEST_DAMPING = 1e-2, 0.2, 6.0, 1e6
+_SMALLEST_DAMPING = 1e-6
+_GOOD_CHI2_PER_PIXEL = 1.1  # above, the minimum depends on the change of the derivatives with each step
 
 
 @dataclass
-class Fitted:
-    """Where the iteration of b images ended.
+class FitState:
+    """The state of the minimisation of b images.
 
     Attributes:
-        unknown: (b, q).
-        deviance: (b,).
-        promised: What an undamped step within the bounds would still gain (b,).
-        model: (b, m, m), in image units.
-        slopes: Its derivatives by the unknowns (b, q, m, m).
-        curvature: Half the second derivatives of the deviance where the last step was sought (b, q, q).
+        parameters: Free parameters (b, q).
+        deviance: Deviance (b,).
+        predicted_reduction: Reduction of the deviance predicted for an undamped step within the bounds (b,).
+        model: Model images (b, m, m), image units.
+        slopes: Derivatives of the model with respect to the parameters (b, q, m, m).
+        curvature: Half the second derivatives of the deviance, where the last step was computed (b, q, q).
     """
 
-    unknown: Unknown
+    parameters: FitParameters
     deviance: Float[Tensor, " b"]
     predicted_reduction: Float[Tensor, " b"]
     model: Maps
     slopes: Float[Tensor, "b q m m"]
     curvature: Float[Tensor, "b q q"]
 
-    def rows(self, rows: Tensor) -> "Fitted":
-        """Return some of the images."""
-        return Fitted(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+    def rows(self, rows: Tensor) -> "FitState":
+        """Return the state of a selection of the images."""
+        return FitState(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
-    def put(self, rows: Tensor, other: "Fitted") -> None:
-        """Replace some of the images."""
+    def assign(self, rows: Tensor, other: "FitState") -> None:
+        """Replace the state of a selection of the images."""
         for f in fields(self):
             getattr(self, f.name)[rows] = getattr(other, f.name)
 
 
 @dataclass
 class Active:
-    """The images whose iteration goes on, with their numbers among all."""
+    """The images that have not converged, with their indices in the batch."""
 
-    numbers: Int[Tensor, " b"]
+    indices: Int[Tensor, " b"]
     images: Maps
     noise: Noise
     gain: Gain | None
     damping: Float[Tensor, " b"]
-    at: Fitted
+    state: FitState
 
-    def without(self, finished: Bool[Tensor, " b"], ended: Fitted) -> "Active":
-        """Return what goes on, and put the others where all images end."""
-        ended.put(self.numbers[finished], self.at.rows(finished))
+    def drop(self, finished: Bool[Tensor, " b"], final: FitState) -> "Active":
+        """Copy finished images to `final`, and return the others."""
+        final.assign(self.indices[finished], self.state.rows(finished))
         unfinished = ~finished
         return Active(
-            self.numbers[unfinished],
+            self.indices[unfinished],
             self.images[unfinished],
             self.noise.rows(unfinished),
             None if self.gain is None else self.gain[unfinished],
             self.damping[unfinished],
-            self.at.rows(unfinished),
+            self.state.rows(unfinished),
         )
 
 
@@ -74,87 +74,94 @@ def minimise(
     model: Model,
     images: Maps,
     noise: Noise,
-    unknown: Unknown,
+    parameters: FitParameters,
     *,
     steps: int,
     gain: Gain | None = None,
-    settle: bool = False,
-    keep_slopes: float = 0.0,
-) -> Fitted:
-    """Lower the deviance by a damped Gauss-Newton iteration (Levenberg-Marquardt); settled images drop out.
+    skip_last_step: bool = False,
+    reuse_slopes_below: float = 0.0,
+) -> FitState:
+    """Minimise the deviance by damped Gauss-Newton steps (Levenberg-Marquardt); converged images drop out.
 
     Args:
-        model: What is fitted.
-        images: On the model's detector.
-        noise: Theirs.
-        unknown: Where to start.
-        steps: At most so many.
-        gain: Scale and offset by which image units are counts. None takes the model's own at each step, which finds
-            them; fits that are compared need one gain, or their deviances are of different data.
-        settle: Leave out the last step, which promises less than SETTLED: one model fewer, for an end on many pixels.
-        keep_slopes: Where a step promises less and what is left is near the noise, derivatives stay those before and
-            light alone is computed: for smooth lenses, which are as good as linear within some standard deviations.
+        model: The forward model.
+        images: Images on the detector of the model.
+        noise: Noise of the images.
+        parameters: Starting values.
+        steps: Largest number of steps.
+        gain: ln scale and offset that convert image units to counts. None uses those of the model at each step. Fits
+            that are compared need the same gain, because their deviances must refer to the same counts.
+        skip_last_step: Skip the last step, whose predicted reduction is below `TOLERANCE`. It saves one evaluation of
+            the model.
+        reuse_slopes_below: Predicted reduction below which derivatives are reused after a step, if the residuals are
+            near the noise. Smooth lenses are almost linear within a few standard deviations.
     """
-    first_column = unknown[:, 0]
-    nothing, endless = torch.full_like(first_column, torch.nan), torch.full_like(first_column, torch.inf)
-    flat = unknown.new_zeros(*unknown.shape, unknown.shape[1], dtype=torch.float64)
-    ended = Fitted(unknown.clone(), nothing, endless, *model.expected(unknown), flat)
-    numbers = torch.arange(len(images), device=images.device)
-    active = Active(numbers, images, noise, gain, torch.full_like(first_column, _DAMPING), ended)
+    first_column = parameters[:, 0]
+    nan, infinity = torch.full_like(first_column, torch.nan), torch.full_like(first_column, torch.inf)
+    no_curvature = parameters.new_zeros(*parameters.shape, parameters.shape[1], dtype=torch.float64)
+    final = FitState(parameters.clone(), nan, infinity, *model.expected(parameters), no_curvature)
+    indices = torch.arange(len(images), device=images.device)
+    active = Active(indices, images, noise, gain, torch.full_like(first_column, _DAMPING), final)
     for step_number in range(steps):
-        at, fixed_gain = active.at, model.gain(active.at.unknown) if active.gain is None else active.gain
-        if step_number == 0 or (active.gain is None and not settle):
-            at.deviance = active.noise.deviance(active.images, at.model, fixed_gain)
-        curvature, rhs = active.noise.normal_equations(at.slopes, active.images, at.model, fixed_gain)
-        at.curvature = curvature
-        dampings = torch.stack([active.damping, torch.full_like(active.damping, _UNDAMPED)])
-        step, undamped = damped_step(curvature, rhs, dampings).to(unknown)
-        # Of the step that the bounds allow: light that is hardly seen may promise much beyond them.
-        reach = (model.apply_step(at.unknown, undamped) - at.unknown).double()
-        at.predicted_reduction = (reach * (2 * rhs - (curvature @ reach[:, :, None])[..., 0])).sum(1).to(unknown)
-        if settle:
-            finished = at.predicted_reduction < SETTLED
+        state, fixed_gain = active.state, model.gain(active.state.parameters) if active.gain is None else active.gain
+        if step_number == 0 or (active.gain is None and not skip_last_step):
+            state.deviance = active.noise.deviance(active.images, state.model, fixed_gain)
+        curvature, rhs = active.noise.normal_equations(state.slopes, active.images, state.model, fixed_gain)
+        state.curvature = curvature
+        dampings = torch.stack([active.damping, torch.full_like(active.damping, _SMALLEST_DAMPING)])
+        step, undamped = damped_step(curvature, rhs, dampings).to(parameters)
+        # Of the step within the bounds: faint light would predict a large reduction beyond them.
+        bounded_step = (model.apply_step(state.parameters, undamped) - state.parameters).double()
+        state.predicted_reduction = (
+            (bounded_step * (2 * rhs - (curvature @ bounded_step[:, :, None])[..., 0])).sum(1).to(parameters)
+        )
+        if skip_last_step:
+            finished = state.predicted_reduction < TOLERANCE
             if bool(finished.all()):
                 break
             if bool(finished.any()):
-                active, fixed_gain, step = active.without(finished, ended), fixed_gain[~finished], step[~finished]
-                at, curvature = active.at, active.at.curvature
+                active, fixed_gain, step = active.drop(finished, final), fixed_gain[~finished], step[~finished]
+                state, curvature = active.state, active.state.curvature
             if step_number and active.gain is None:
-                at.deviance = active.noise.deviance(active.images, at.model, fixed_gain)
-        trial = model.apply_step(at.unknown, step)
-        short = (at.predicted_reduction < keep_slopes) & (at.deviance < _EXPLAINED * at.model[0].numel())
-        light, slopes = _expected(model, trial, short, at.slopes)
-        after = active.noise.deviance(active.images, light, fixed_gain)
-        better = after < at.deviance  # false for NaN
-        active.at = _better(at, Fitted(trial, after, at.predicted_reduction, light, slopes, curvature), better)
+                state.deviance = active.noise.deviance(active.images, state.model, fixed_gain)
+        trial = model.apply_step(state.parameters, step)
+        reuse = (state.predicted_reduction < reuse_slopes_below) & (
+            state.deviance < _GOOD_CHI2_PER_PIXEL * state.model[0].numel()
+        )
+        light, slopes = _model_at(model, trial, reuse, state.slopes)
+        trial_deviance = active.noise.deviance(active.images, light, fixed_gain)
+        better = trial_deviance < state.deviance  # false for NaN
+        active.state = _better(
+            state, FitState(trial, trial_deviance, state.predicted_reduction, light, slopes, curvature), better
+        )
         active.damping = active.damping * torch.where(better, _DAMPING_DECREASE, _DAMPING_INCREASE)
-        finished = (better & (at.predicted_reduction < SETTLED)) | (active.damping >= _STUCK)
+        finished = (better & (state.predicted_reduction < TOLERANCE)) | (active.damping >= _LARGEST_DAMPING)
         if bool(finished.all()):
             break
         if bool(finished.any()):
-            active = active.without(finished, ended)
-    if len(active.numbers) == len(images):
-        return active.at
-    ended.put(active.numbers, active.at)
-    return ended
+            active = active.drop(finished, final)
+    if len(active.indices) == len(images):
+        return active.state
+    final.assign(active.indices, active.state)
+    return final
 
 
-def _expected(
-    model: Model, unknown: Unknown, short: Bool[Tensor, " b"], slopes: Float[Tensor, "b q m m"]
+def _model_at(
+    model: Model, parameters: FitParameters, reuse: Bool[Tensor, " b"], slopes: Float[Tensor, "b q m m"]
 ) -> tuple[Maps, Float[Tensor, "b q m m"]]:
-    """Return what the unknowns mean; where they are a short step away, slopes stay as they are."""
-    if bool(short.all()):
-        return model.light(unknown), slopes
-    if not bool(short.any()):
-        return model.expected(unknown)
-    light, fresh = torch.empty_like(slopes[:, 0]), slopes.clone()
-    light[short] = model.light(unknown[short])
-    light[~short], fresh[~short] = model.expected(unknown[~short])
-    return light, fresh
+    """Return model images and derivatives; images in `reuse` keep their derivatives."""
+    if bool(reuse.all()):
+        return model.light(parameters), slopes
+    if not bool(reuse.any()):
+        return model.expected(parameters)
+    light, new_slopes = torch.empty_like(slopes[:, 0]), slopes.clone()
+    light[reuse] = model.light(parameters[reuse])
+    light[~reuse], new_slopes[~reuse] = model.expected(parameters[~reuse])
+    return light, new_slopes
 
 
-def _better(before: Fitted, after: Fitted, better: Bool[Tensor, " b"]) -> Fitted:
-    """Return in each image the better of the two; `after` is used up."""
+def _better(before: FitState, after: FitState, better: Bool[Tensor, " b"]) -> FitState:
+    """Return for each image the better of two states; `after` is modified."""
     worse = torch.nonzero(~better)[:, 0]
     if len(worse):
         for f in fields(after):
@@ -167,11 +174,11 @@ def _better(before: Fitted, after: Fitted, better: Bool[Tensor, " b"]) -> Fitted
 def damped_step(
     curvature: Float[Tensor, "b q q"], rhs: Float[Tensor, "b q"], damping: Float[Tensor, "*d b"]
 ) -> Float[Tensor, "*d b q"]:
-    """Return the Gauss-Newton step, damped by so much of each parameter's own curvature; for several dampings, each."""
-    # Scaled to a unit diagonal: parameters of very different size meet in one matrix.
+    """Return the Levenberg-Marquardt step for each damping, relative to the diagonal of the curvature."""
+    # Scaled to a unit diagonal, because the parameters differ by orders of magnitude.
     unit = torch.diagonal(curvature, dim1=1, dim2=2).clamp_min(1e-30).rsqrt()
-    scaled, scaled_pull = curvature * unit[:, :, None] * unit[:, None], rhs * unit
+    scaled, scaled_rhs = curvature * unit[:, :, None] * unit[:, None], rhs * unit
     ones = torch.eye(rhs.shape[1], dtype=rhs.dtype, device=rhs.device)
     damped = scaled + (damping.double()[..., None, None] + 1e-9) * ones
-    step: Tensor = torch.linalg.solve(damped, scaled_pull.expand(damped.shape[:-1]))
+    step: Tensor = torch.linalg.solve(damped, scaled_rhs.expand(damped.shape[:-1]))
     return step * unit

@@ -1,7 +1,7 @@
-"""Fit the smooth lens, whatever the image's scale: `fit_macro(images, population)`.
+"""The fit of the smooth lens to images in any linear scale: `fit_macro(images, population)`.
 
-Each image is compared with a bank of smooth lenses drawn from the population; the nearest starts a damped Gauss-Newton
-iteration on light sampled coarsely, which goes on in the light's own sampling and ends on the image's own pixels.
+The best match in a bank of simulated smooth lenses starts a Levenberg-Marquardt iteration. It runs on coarsely sampled
+light first, then with the sampling of the population, and last on all pixels of the image.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,39 +12,39 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from darklens.fit.fitter import Fitter, Images, fitter
-from darklens.fit.levenberg import Fitted, minimise
-from darklens.fit.model import Model, Unknown
-from darklens.fit.noise import Noise, steps_of
+from darklens.fit.fitter import Fitter, Images, fitter_of
+from darklens.fit.levenberg import FitState, minimise
+from darklens.fit.model import FitParameters, Model
+from darklens.fit.noise import Noise, quantisation_steps
 from darklens.kernels.smooth_fit import load_for
 from darklens.populations.population import Population
 from darklens.simulate.backend import Backend
 
 Result = TypeVar("Result", bound=Any)  # a dataclass of tensors
 
-AT_ONCE = 16  # images of which all hypotheses are fitted; more do not fit a processor's cache
-_SMOOTH_AT_ONCE, _WHOLE_AT_ONCE = 128, 16  # images of which the smooth lens is fitted; on all their pixels
+BATCH_SIZE = 16  # images in a fit of all hypotheses; larger batches exceed the CPU cache
+_SMOOTH_BATCH_SIZE, _ALL_PIXELS_BATCH_SIZE = 128, 16  # images in a fit of the smooth lens: binned, and on all pixels
 _COARSE_STEPS, _FINE_STEPS, _LAST_STEPS = 10, 8, 6
-_SHORT = 30.0  # of the deviance: a step that promises less is of some standard deviations
-_POOR = 5.0  # deviance per block after the coarse steps: the start was in another valley
-_DOUBTFUL = 1.25  # the same: the lens may be on the other side of the source, were it not held
-CONVERGED = 1.0  # of the deviance, what a further step may still promise
+_REUSE_SLOPES_BELOW = 30.0  # predicted reduction of the deviance; a smaller step is a few standard deviations
+_RETRY_ABOVE = 5.0  # chi2 per pixel after the coarse steps: the start led to another local minimum
+_MIRROR_ABOVE = 1.25  # the same for free centres: the lens may be on the opposite side of the source
+CONVERGED = 1.0  # largest predicted reduction of the deviance of a converged fit
 
 
 @dataclass(frozen=True)
 class MacroFit:
-    """Fits of b images; all arrays are for the image as it was given, whatever its scale.
+    """Smooth lenses fitted to b images, in the units of the images.
 
     Attributes:
-        names: The p parameters (arcsec for positions and radii; `ln_` marks natural logarithms).
-        parameters: Their values (b, p).
-        covariance: Their covariance (b, p, p), scale and offset marginalised.
+        names: Names of the p parameters. Positions and radii are in arcsec; `ln_` marks natural logarithms.
+        parameters: Best-fit values (b, p).
+        covariance: Covariance of the parameters (b, p, p), marginalised over scale and offset.
         scale: Image units per unit of the population's brightness (b,).
-        offset: Image units where there is no light (b,).
-        model: The smooth lens as it would look without noise (b, n, n).
-        residual: (image - model) / noise (b, n, n), for a smooth lens white with variance 1.
+        offset: Image value where there is no light (b,).
+        model: Noise-free image of the smooth lens (b, n, n), image units.
+        residual: (image - model) / sigma (b, n, n); white with variance 1 for a smooth lens.
         reduced_chi2: Sum of squared residuals per degree of freedom (b,).
-        converged: Whether another step would lower the deviance by less than 1 (b,).
+        converged: Whether another step is predicted to lower the deviance by less than 1 (b,).
     """
 
     names: tuple[str, ...]
@@ -58,7 +58,7 @@ class MacroFit:
     converged: Bool[Tensor, " b"]
 
     def in_units(self, low: Float[Tensor, " b"], spread: Float[Tensor, " b"]) -> "MacroFit":
-        """Return the fits for images that were low + spread * (the images that were fitted)."""
+        """Return the fits in units in which the images are low + spread * (the fitted images)."""
         return replace(
             self,
             scale=self.scale * spread,
@@ -79,42 +79,43 @@ def fit_macro(
     """Fit the smooth lens of a population to images in any linear scale: counts, rates, or scaled to 0..1.
 
     Args:
-        images: Images on the population's detector; nothing is assumed of their zero and unit.
-        population: Gives the family of lenses, the PSF and the noise; a name is looked up.
-        exposure: Relative exposure of each pixel, where images are counts divided by it.
+        images: Images on the population's detector, with any unit and zero point.
+        population: Defines the lens model, the PSF and the noise; or its name.
+        exposure: Relative exposure of each pixel, if images are counts divided by exposure.
         backend: As for `fit_hypotheses`.
-        centred: Whether the lens is held at the middle of the image; if not, its place is fitted, within 0.3 arcsec.
+        centred: Whether the lens is fixed at the centre of the image. If not, its position is fitted, within 0.3 arcsec
+            of the centre.
 
     Raises:
         ConfigError: If the population's light is not Sersic profiles.
         ValueError: If the images are not of the population's size, or not finite, or the exposure is not theirs.
     """
-    fit_setup = fitter(population, backend, centred=centred)
-    check_images(images, fit_setup)
+    fitter = fitter_of(population, backend, centred=centred)
+    check_images(images, fitter)
     check_exposure(exposure, images)
     load_for(len(images))
-    return joined(
+    return concatenate(
         [
-            part
-            for block, block_exposure in batches(images, exposure, _SMOOTH_AT_ONCE)
-            for part in _finish(block, fit_setup, block_exposure)
+            fits
+            for block, block_exposure in batches(images, exposure, _SMOOTH_BATCH_SIZE)
+            for fits in _finish(block, fitter, block_exposure)
         ]
     )
 
 
 def batches(
-    images: Images, exposure: Images | None = None, at_once: int = AT_ONCE
+    images: Images, exposure: Images | None = None, batch_size: int = BATCH_SIZE
 ) -> Iterator[tuple[Images, Images | None]]:
-    """Yield so many images at a time, with their exposures."""
-    blocks = torch.split(images.float(), at_once)
-    exposures = [None] * len(blocks) if exposure is None else torch.split(exposure.float(), at_once)
+    """Yield batches of images, with their exposures."""
+    blocks = torch.split(images.float(), batch_size)
+    exposures = [None] * len(blocks) if exposure is None else torch.split(exposure.float(), batch_size)
     yield from zip(blocks, exposures, strict=True)
 
 
-def joined(parts: Sequence[Result]) -> Result:
-    """Return the results of several batches as one: tensors put end to end, all else as in the first."""
+def concatenate(parts: Sequence[Result]) -> Result:
+    """Concatenate the results of several batches; fields that are not tensors are taken from the first."""
     first = parts[0]
-    arrays = {f.name: [getattr(part, f.name) for part in parts] for f in fields(first)}
+    arrays = {f.name: [getattr(fits, f.name) for fits in parts] for f in fields(first)}
     return replace(first, **{name: torch.cat(v) for name, v in arrays.items() if isinstance(v[0], Tensor)})
 
 
@@ -128,84 +129,92 @@ def check_exposure(exposure: Tensor | None, images: Tensor) -> None:
         raise ValueError("exposure must be finite and positive; crop or fill pixels without exposure first")
 
 
-def check_images(images: Images, fit_setup: Fitter) -> None:
+def check_images(images: Images, fitter: Fitter) -> None:
     """Raise ValueError unless the images are finite and of the population's size."""
-    n = fit_setup.population.field.n_pixels
+    n = fitter.population.field.n_pixels
     if images.shape[-2:] != (n, n):
         raise ValueError(
-            f"{fit_setup.population.name} has images of {n} x {n} pixels, got {images.shape[-2]} x {images.shape[-1]}"
+            f"{fitter.population.name} has images of {n} x {n} pixels, got {images.shape[-2]} x {images.shape[-1]}"
         )
     if not torch.isfinite(images).all():
         raise ValueError("images must be finite; mask or replace NaN and infinite pixels first")
 
 
 def unit_range(images: Images) -> tuple[Images, Float[Tensor, " b"], Float[Tensor, " b"]]:
-    """Return images from 0 to 1, and the zero and unit they had: one set of thresholds then suits every scale."""
+    """Return images scaled to 0..1, their minimum and their range; thresholds then apply to every unit."""
     low = images.amin((1, 2))
     spread = (images.amax((1, 2)) - low).clamp_min(torch.finfo(images.dtype).tiny)
     return (images - low[:, None, None]) / spread[:, None, None], low, spread
 
 
-def coarse_fit(images: Images, fit_setup: Fitter, exposure: Images | None = None) -> Fitted:
-    """Return the fit of a few images from 0 to 1 on the coarse detector, from the best of the bank's starts."""
-    small, noise = fit_setup.on_coarse(images, exposure)
-    model = fit_setup.model(coarse=True)
-    candidates = fit_setup.nearest(images)
+def coarse_fit(images: Images, fitter: Fitter, exposure: Images | None = None) -> FitState:
+    """Fit images scaled to 0..1 on the coarse detector, starting from the best matches in the bank."""
+    small, noise = fitter.on_coarse(images, exposure)
+    model = fitter.model(coarse=True)
+    candidates = fitter.nearest(images)
     best_fit = minimise(model, small, noise, candidates[0], steps=_COARSE_STEPS)
 
-    def retry(starts: Unknown, worst: float) -> None:
-        poor = torch.nonzero(~(best_fit.deviance <= worst * small[0].numel()))[:, 0]
-        if len(poor):
-            again = minimise(model, small[poor], noise.rows(poor), starts[poor], steps=_COARSE_STEPS)
-            better = again.deviance < best_fit.deviance[poor]
-            best_fit.put(poor[better], again.rows(better))
+    def retry(starts: FitParameters, largest_chi2: float) -> None:
+        rows = torch.nonzero(~(best_fit.deviance <= largest_chi2 * small[0].numel()))[:, 0]
+        if len(rows):
+            retried = minimise(model, small[rows], noise.rows(rows), starts[rows], steps=_COARSE_STEPS)
+            better = retried.deviance < best_fit.deviance[rows]
+            best_fit.assign(rows[better], retried.rows(better))
 
     for candidate in candidates[1:]:
-        retry(candidate, _POOR)
-    if not fit_setup.lens.centred:
-        retry(model.mirrored(best_fit.unknown), _DOUBTFUL)
+        retry(candidate, _RETRY_ABOVE)
+    if not fitter.lens.centred:
+        retry(model.mirrored(best_fit.parameters), _MIRROR_ABOVE)
     return best_fit
 
 
-def fit_smooth(images: Images, fit_setup: Fitter, exposure: Images | None = None) -> tuple[Fitted, Noise]:
-    """Return the fit of a few images from 0 to 1 on the fine detector, and their noise there."""
-    start = coarse_fit(images, fit_setup, exposure).unknown
-    model = fit_setup.model()
-    pixels, noise = fit_setup.on_fine(images, exposure)
-    fitted = minimise(model, pixels, noise, start, steps=_FINE_STEPS, keep_slopes=_SHORT)
-    return fitted, noise.with_extra(pixels, fitted.model, model.gain(fitted.unknown), steps_of(images))
+def fit_smooth(images: Images, fitter: Fitter, exposure: Images | None = None) -> tuple[FitState, Noise]:
+    """Fit images scaled to 0..1 on the fine detector; return the fit and the noise."""
+    start = coarse_fit(images, fitter, exposure).parameters
+    model = fitter.model()
+    pixels, noise = fitter.on_fine(images, exposure)
+    fit = minimise(model, pixels, noise, start, steps=_FINE_STEPS, reuse_slopes_below=_REUSE_SLOPES_BELOW)
+    return fit, noise.with_extra(pixels, fit.model, model.gain(fit.parameters), quantisation_steps(images))
 
 
-def _finish(images: Images, fit_setup: Fitter, exposure: Images | None) -> Iterator[MacroFit]:
-    """Yield the fits of a few images at a time, on all their pixels and in the units in which they were given."""
+def _finish(images: Images, fitter: Fitter, exposure: Images | None) -> Iterator[MacroFit]:
+    """Yield fits on all pixels, in the units of the images, for small batches."""
     scaled, low, spread = unit_range(images)
-    fitted, noise = fit_smooth(scaled, fit_setup, exposure)
-    for rows in torch.split(torch.arange(len(images), device=images.device), _WHOLE_AT_ONCE):
+    fit, noise = fit_smooth(scaled, fitter, exposure)
+    for rows in torch.split(torch.arange(len(images), device=images.device), _ALL_PIXELS_BATCH_SIZE):
         block_exposure = None if exposure is None else exposure[rows]
-        yield _on_all_pixels(scaled[rows], fitted.unknown[rows], noise.extra[rows], fit_setup, block_exposure).in_units(
+        yield _on_all_pixels(scaled[rows], fit.parameters[rows], noise.extra[rows], fitter, block_exposure).in_units(
             low[rows], spread[rows]
         )
 
 
 def _on_all_pixels(
-    images: Images, unknown: Unknown, extra: Float[Tensor, " b"], fit_setup: Fitter, exposure: Images | None
+    images: Images, parameters: FitParameters, extra: Float[Tensor, " b"], fitter: Fitter, exposure: Images | None
 ) -> MacroFit:
-    """Return the fits of images from 0 to 1 from unknowns that are nearly right."""
-    model = Model(fit_setup.lens, fit_setup.full, compiled=fit_setup.compiled)
-    all_pixels = replace(Noise.of(fit_setup.population, images, fit_setup.full, exposure), extra=extra)
-    fitted = minimise(model, images, all_pixels, unknown, steps=_LAST_STEPS, settle=True, keep_slopes=_SHORT)
-    weight = all_pixels.weight(fitted.model, model.gain(fitted.unknown))
-    residual = (images - fitted.model) * weight.sqrt()
-    p = len(fit_setup.lens.names)
-    freedom = residual[0].numel() - fitted.unknown.shape[1]
+    """Fit images scaled to 0..1 on all pixels, starting near the minimum."""
+    model = Model(fitter.lens, fitter.full, compiled=fitter.compiled)
+    all_pixels = replace(Noise.of(fitter.population, images, fitter.full, exposure), extra=extra)
+    fit = minimise(
+        model,
+        images,
+        all_pixels,
+        parameters,
+        steps=_LAST_STEPS,
+        skip_last_step=True,
+        reuse_slopes_below=_REUSE_SLOPES_BELOW,
+    )
+    weight = all_pixels.weight(fit.model, model.gain(fit.parameters))
+    residual = (images - fit.model) * weight.sqrt()
+    p = len(fitter.lens.names)
+    degrees_of_freedom = residual[0].numel() - fit.parameters.shape[1]
     return MacroFit(
-        names=tuple(fit_setup.lens.names),
-        parameters=fitted.unknown[:, :p],
-        covariance=torch.linalg.pinv(fitted.curvature.nan_to_num(), hermitian=True)[:, :p, :p].to(images.dtype),
-        scale=fitted.unknown[:, p].exp(),
-        offset=fitted.unknown[:, p + 1],
-        model=fitted.model,
+        names=tuple(fitter.lens.names),
+        parameters=fit.parameters[:, :p],
+        covariance=torch.linalg.pinv(fit.curvature.nan_to_num(), hermitian=True)[:, :p, :p].to(images.dtype),
+        scale=fit.parameters[:, p].exp(),
+        offset=fit.parameters[:, p + 1],
+        model=fit.model,
         residual=residual,
-        reduced_chi2=(residual**2).sum((1, 2)) / freedom,
-        converged=fitted.predicted_reduction < CONVERGED,
+        reduced_chi2=(residual**2).sum((1, 2)) / degrees_of_freedom,
+        converged=fit.predicted_reduction < CONVERGED,
     )

@@ -1,4 +1,4 @@
-"""How far an image is from a model: the deviance, twice the log-likelihood that a perfect model would gain."""
+"""The likelihood of an image under a model: Poisson deviance, weights and normal equations."""
 
 from dataclasses import dataclass, replace
 
@@ -13,30 +13,30 @@ from darklens.kernels import smooth_fit
 from darklens.populations.population import PoissonNoise, Population
 
 Maps = Float[Tensor, "b m m"]
-Gain = Float[Tensor, "b 2"]  # ln of image units per count, image units at no light
+Gain = Float[Tensor, "b 2"]  # ln of image units per count, image value where there is no light
 
-_FAINT = 2.0  # times the sky: pixels that tell the noise of a dark sky
-_SMALLEST_RATE = 0.05  # counts per block
-_DOUBT = 2.0  # standard errors by which a further variance must show
-_COUNT = 1.4  # counts: a larger step between values is of rounding
-_EXACT = 0.01  # of a step, by which pixels may miss its multiples
-_SAMPLE = 2500  # pixels that tell the step
+_DARK_SKY = 2.0  # in units of the sky: fainter pixels measure the noise of the sky
+_SMALLEST_RATE = 0.05  # counts per block, lower limit of the expected counts
+_SIGNIFICANCE = 2.0  # standard errors above zero from which an extra variance is included
+_LARGEST_COUNT_STEP = 1.4  # counts; a larger step between pixel values is due to rounding
+_STEP_TOLERANCE = 0.01  # of a step, largest distance of a pixel from a multiple
+_N_SAMPLED = 2500  # number of pixels that determine the step
 
 
 @dataclass(frozen=True)
 class Noise:
     """The noise of b images on a detector.
 
-    Photon counts: the image is scale * (counts - sky) + offset, counts are Poisson, and noise of any other origin
-    (rounding to 8 bits, read-out) is a further variance, alike in all pixels. A Poisson variable moved and counted
-    with its variance in that way stays Poisson, to first order.
+    For photon counts, the image is scale * (counts - sky) + offset with Poisson counts. Other noise, such as rounding
+    to 8 bits or read noise, is an extra variance, the same in all pixels. It is added to the observed and to the
+    expected counts, whose distribution stays Poisson to first order.
 
     Attributes:
-        sky: Counts of sky per pixel; None where noise is not of photon counts.
+        sky: Sky counts per pixel; None if the noise is not Poisson.
         area: Pixels in a block.
-        exposure: Relative exposure of each block (b, m, m) or 1.
-        extra: Further variance per pixel, counts^2 (b,).
-        variance: Of each block, where noise is not of photon counts (b, m, m).
+        exposure: Relative exposure of each block (b, m, m), or 1.
+        extra: Extra variance per pixel, counts^2 (b,).
+        variance: Variance of each block (b, m, m), if the noise is not Poisson.
     """
 
     sky: float | None
@@ -55,41 +55,41 @@ class Noise:
         *,
         area: int | None = None,
     ) -> "Noise":
-        """Return the noise of images in which nothing is known yet of a further variance.
+        """Return the noise of images, without extra variance.
 
         Args:
-            population: Says whether noise is that of photon counts.
-            images: Before the detector's crop and blocks.
-            detector: Where they are compared.
-            exposure: Relative exposure of each pixel; none: alike.
-            area: Pixels in a block, if the images are means of blocks already.
+            population: Defines whether the noise is Poisson.
+            images: Images before the crop and the binning of the detector.
+            detector: Detector of the fit.
+            exposure: Relative exposure of each pixel; None for a uniform exposure.
+            area: Pixels in a block, if the images are binned already.
         """
-        photons = isinstance(population.noise, PoissonNoise)
+        is_poisson = isinstance(population.noise, PoissonNoise)
         variance = images.new_zeros(len(images), 1, 1)
-        if not photons:
+        if not is_poisson:
             variance = detector.combine(noise_variance(images[:, None])[:, 0]) / detector.area
         relative = torch.ones_like(images[:, :1, :1]) if exposure is None else detector.combine(exposure)
         sky = population.noise.sky if isinstance(population.noise, PoissonNoise) else None
         return cls(sky, area or detector.area, relative, images.new_zeros(len(images)), variance)
 
     def rows(self, rows: Tensor) -> "Noise":
-        """Return the noise of some of the images."""
+        """Return the noise of a selection of the images."""
         return replace(self, exposure=self.exposure[rows], extra=self.extra[rows], variance=self.variance[rows])
 
     def deviance(self, images: Maps, model: Maps, gain: Gain) -> Float[Tensor, " b"]:
-        """Return the deviance; for noise that is not of photon counts, chi2."""
+        """Return the Poisson deviance, or chi2 if the noise is not Poisson."""
         if self.sky is None:
             return ((images - model) ** 2 / self.variance).sum((1, 2))
         if (computed := self._photons(gain).deviance(images, model)) is not None:
             return computed
         counts = self._counts(images, gain).clamp_min(0)
         rate = self._counts(model, gain).clamp_min(_SMALLEST_RATE)
-        # Nothing seen counts nothing; torch.xlogy, which says so, takes four times as long.
+        # Zero counts contribute zero. torch.xlogy handles this too, but takes four times as long.
         sample = counts.clamp_min(torch.finfo(counts.dtype).tiny)
         return 2 * (rate - counts + counts * torch.log(sample / rate)).sum((1, 2))
 
     def weight(self, model: Maps, gain: Gain) -> Maps:
-        """Return one over the variance of each block, in image units."""
+        """Return the inverse variance of each block, in image units."""
         if self.sky is None:
             return (1 / self.variance).expand_as(model)
         if (computed := self._photons(gain).weight(model)) is not None:
@@ -100,7 +100,7 @@ class Noise:
     def normal_equations(
         self, slopes: Float[Tensor, "b q m m"], images: Maps, model: Maps, gain: Gain
     ) -> tuple[Float[Tensor, "b q q"], Float[Tensor, "b q"]]:
-        """Return curvature and right-hand side of the normal equations, see the function of this name."""
+        """Return curvature and right-hand side of the normal equations, as the function `normal_equations`."""
         if (
             self.sky is not None
             and (computed := self._photons(gain).normal_equations(slopes, images, model)) is not None
@@ -109,25 +109,25 @@ class Noise:
         return normal_equations(slopes, self.weight(model, gain), images - model)
 
     def with_extra(self, images: Maps, model: Maps, gain: Gain, step: Float[Tensor, " b"]) -> "Noise":
-        """Return the noise with a further variance: that of rounding, or what blocks of dark sky show beyond doubt.
+        """Return the noise with an extra variance: that of rounding, or the significant excess in dark sky.
 
         Args:
-            images: On the detector.
-            model: Of them.
-            gain: Theirs.
-            step: Of which all pixels are multiples, image units (`steps_of`); 0: of none.
+            images: Images on the detector.
+            model: Model of the images.
+            gain: ln scale and offset of the images.
+            step: Quantisation step of the pixel values, image units, from `quantisation_steps`; 0 if there is none.
         """
         if self.sky is None:
             return self
         rate = self._counts(model, gain)
         excess = (self._counts(images, gain) - rate) ** 2 - rate
-        faint = rate < _FAINT * self.area * self.sky * self.exposure
-        number = faint.sum((1, 2)).clamp_min(1)
-        mean, of_rate = (excess * faint).sum((1, 2)) / number, (rate * faint).sum((1, 2)) / number
-        surplus = (mean - _DOUBT * of_rate * (2 / number).sqrt()) / self.area
+        dark = rate < _DARK_SKY * self.area * self.sky * self.exposure
+        n_dark = dark.sum((1, 2)).clamp_min(1)
+        mean, mean_rate = (excess * dark).sum((1, 2)) / n_dark, (rate * dark).sum((1, 2)) / n_dark
+        surplus = (mean - _SIGNIFICANCE * mean_rate * (2 / n_dark).sqrt()) / self.area
         in_counts = step * self.exposure.mean((1, 2)) / gain[:, 0].exp()
-        # A step of one count is the counting itself.
-        rounding = torch.where(in_counts > _COUNT, in_counts**2 / 12, 0.0)
+        # A step of one count is due to counting, not to rounding.
+        rounding = torch.where(in_counts > _LARGEST_COUNT_STEP, in_counts**2 / 12, 0.0)
         return replace(self, extra=torch.where(step > 0, rounding, surplus.clamp_min(0)))
 
     def _photons(self, gain: Gain) -> smooth_fit.Photons:
@@ -144,7 +144,7 @@ class Noise:
 def normal_equations(
     slopes: Float[Tensor, "b q m m"], weight: Maps, difference: Maps
 ) -> tuple[Float[Tensor, "b q q"], Float[Tensor, "b q"]]:
-    """Return curvature and right-hand side: half the second derivatives of chi2 and minus half its first."""
+    """Return half the second derivatives of chi2 (the curvature), and minus half its first derivatives."""
     if (computed := smooth_fit.normal_equations(slopes, weight, difference)) is not None:
         return computed
     flat = slopes.flatten(2)
@@ -152,17 +152,17 @@ def normal_equations(
     return (weighted @ flat.mT).double(), (weighted @ difference.flatten(1)[:, :, None])[..., 0].double()
 
 
-def steps_of(images: Float[Tensor, "b n n"]) -> Float[Tensor, " b"]:
-    """Return the step of which the pixels of each image from 0 to 1 are multiples, 0 where there is none."""
+def quantisation_steps(images: Float[Tensor, "b n n"]) -> Float[Tensor, " b"]:
+    """Return the quantisation step of each image scaled to 0..1; 0 if its values are not quantised."""
     flat = images.flatten(1)
-    sample = flat[:, :: max(1, flat.shape[1] // _SAMPLE)]
-    # numpy's sort is the faster one.
+    sample = flat[:, :: max(1, flat.shape[1] // _N_SAMPLED)]
+    # numpy sorts faster than torch.
     sample = torch.from_numpy(np.sort(sample.numpy(), axis=1)) if sample.device.type == "cpu" else sample.sort(1).values
     gaps = sample.diff(dim=1)
     step = torch.where(gaps > 1e-5, gaps, torch.inf).amin(1)
     multiple = sample / step[:, None]
-    # A rounded smallest gap is refined by the largest value, or its error would grow with each multiple.
+    # The largest value refines the smallest gap; otherwise its rounding error would grow with each multiple.
     top = multiple[:, -1:].round().clamp_min(1)
     multiple = sample / (sample[:, -1:] / top)
-    computed = ((multiple - multiple.round()).abs() < _EXACT).all(1)
-    return torch.where(computed & torch.isfinite(step), (sample[:, -1:] / top)[:, 0], 0.0)
+    is_quantised = ((multiple - multiple.round()).abs() < _STEP_TOLERANCE).all(1)
+    return torch.where(is_quantised & torch.isfinite(step), (sample[:, -1:] / top)[:, 0], 0.0)

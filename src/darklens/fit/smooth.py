@@ -1,4 +1,4 @@
-"""The smooth lenses of a population as a differentiable family: parameters to noise-free images and derivatives."""
+"""The smooth lens of a population: noise-free images and their derivatives with respect to the parameters."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,22 +23,23 @@ Deflection = tuple[Tensor, Tensor]
 
 _LENS = ("theta_E", "e1", "e2", "gamma1", "gamma2")
 _LIGHT = ("x", "y", "amplitude", "R_e", "n", "q", "angle")
-_DRAWS = 256  # from which it is seen what a population varies
-_ROUND = 1e-6  # an ellipticity below which the direction of the major axis is arbitrary
+_N_DRAWS = 256  # lenses drawn to determine which parameters a population varies
+_SMALLEST_ELLIPTICITY = 1e-6  # below, the direction of the major axis is undefined
 _LARGEST_ELLIPTICITY = 0.8
-_STEP = 2e-3  # of an ellipticity, of the differences for its slopes: exact to 1e-5, and compilers take them
+_STEP = 2e-3  # in ellipticity, of finite differences; accurate to 1e-5, and torch.compile accepts them
 _SMALLEST_THETA_E = 0.05  # arcsec
 CENTRE = ("centre_x", "centre_y")
-_CENTRE_SPREAD, _CENTRE_REACH = 0.05, 0.3  # arcsec: what is expected of the lens' place, and how far it may go
+_CENTRE_SPREAD, _LARGEST_CENTRE = 0.05, 0.3  # arcsec, of the lens position: expected spread, and limit
 PSF = "psf_ln_width"
-_PSF_SPREAD, _PSF_REACH = 0.1, 0.35  # of ln width: what is expected, and how far it may go
-_BEYOND, _FAINTER = math.log(2), 3.0  # how far logarithms may leave the population's range; light may all but vanish
+_PSF_SPREAD, _LARGEST_PSF_LN_WIDTH = 0.1, 0.35  # of ln width: expected spread, and limit
+_RANGE_MARGIN = math.log(2)  # by which logarithms may exceed the range of the population
+_AMPLITUDE_MARGIN = 3.0  # the same for faint amplitudes: lens light may almost vanish
 
 
 class Scene(NamedTuple):
-    """Brightness in the image plane (b, s, s), its derivatives (b, p, s, s), and those of the source by beta.
+    """Brightness in the image plane (b, s, s), its derivatives (b, p, s, s), and the gradient of the source by beta.
 
-    The lens acts through the source plane, so dI/dp = -grad S . d alpha/dp, and S needs only its own derivatives.
+    For a lens parameter p, dI/dp = -grad S . d alpha/dp.
     """
 
     brightness: Tensor
@@ -48,20 +49,20 @@ class Scene(NamedTuple):
 
 
 class SmoothLens:
-    """What a population's lenses are without substructure: an SIS or SIE with shear, and Sersic light.
+    """The lenses of a population without substructure: an SIS or SIE with shear, and Sersic light.
 
-    Free are the columns that the population varies. Axis ratio and direction of light are replaced by its ellipticity
-    e1, e2 = (1 - q)/(1 + q) (cos 2 angle, sin 2 angle), which is smooth where light is round; effective radius and
-    Sersic index by their logarithms, the brightness of the source is the image's scale and so not in here. The width
-    of a PSF that is not known is one more parameter, the logarithm of its ratio to the population's. The lens' place in
-    the image is two more unless it is held at the middle; all else that is smooth moves with it, masses do not.
+    The free parameters are those that the population varies. Axis ratio and angle of light become the ellipticity
+    e1, e2 = (1 - q)/(1 + q) (cos 2 angle, sin 2 angle), which is smooth for round light. Effective radius and Sersic
+    index become their logarithms. The amplitude of the source is the scale of the image, so it is no parameter here.
+    An unknown PSF adds ln(width / width of the population). A free centre adds the position of the lens; source and
+    lens light move with it, perturbers do not.
 
     Args:
-        population: Gives the free parameters, the values of the others, the detector and the PSF.
-        centred: Whether the lens is held at the middle of the image.
+        population: Defines the free parameters, the values of the others, the detector and the PSF.
+        centred: Whether the lens is fixed at the centre of the image.
 
     Raises:
-        ConfigError: If its light is not Sersic profiles.
+        ConfigError: If the light of the population is not Sersic profiles.
     """
 
     def __init__(self, population: Population, *, centred: bool = True) -> None:
@@ -74,62 +75,64 @@ class SmoothLens:
                 raise ConfigError(
                     f"{population.name}: only Sersic light can be fitted; choose a population with kind sersic."
                 )
-        drawn = self._columns_of(draw(population, 0, range(_DRAWS)))
-        self._middle = {name: column.median() for name, column in drawn.items()}
-        natural = self._natural(drawn)
+        drawn = self._columns_of(draw(population, 0, range(_N_DRAWS)))
+        self._median = {name: column.median() for name, column in drawn.items()}
+        natural = self._to_fit_columns(drawn)
         spread = {name: column.std() for name, column in natural.items()}
         free = {name for name, deviation in spread.items() if deviation > 1e-6}
         free.discard("source_amplitude")
-        for prefix in self._lights:  # both or none, or a rotation would leave the family
+        for prefix in self._lights:  # both or none, so that the model can be rotated
             pair = {f"{prefix}_e1", f"{prefix}_e2"}
             free |= pair if free & pair else set()
         self.names = [name for name in natural if name in free]
         self.spread = torch.stack([spread[name].clamp_min(1e-3) for name in self.names])
         self._range = {
-            name: (float(natural[name].min()) - below, float(natural[name].max()) + _BEYOND)
+            name: (float(natural[name].min()) - below, float(natural[name].max()) + _RANGE_MARGIN)
             for prefix in self._lights
             for name, below in (
-                *((f"{prefix}_ln_{of}", _BEYOND) for of in ("R_e", "n")),
-                (f"{prefix}_ln_amplitude", _FAINTER),
+                *((f"{prefix}_ln_{of}", _RANGE_MARGIN) for of in ("R_e", "n")),
+                (f"{prefix}_ln_amplitude", _AMPLITUDE_MARGIN),
             )
             if name in free
         }
         if not centred:
             self.names += CENTRE
             self.spread = torch.cat([self.spread, torch.full((2,), _CENTRE_SPREAD)])
-            self._range |= dict.fromkeys(CENTRE, (-_CENTRE_REACH, _CENTRE_REACH))
+            self._range |= dict.fromkeys(CENTRE, (-_LARGEST_CENTRE, _LARGEST_CENTRE))
         if not population.psf.known:
             self.names.append(PSF)
             self.spread = torch.cat([self.spread, torch.tensor([_PSF_SPREAD])])
-            self._range[PSF] = (-_PSF_REACH, _PSF_REACH)
+            self._range[PSF] = (-_LARGEST_PSF_LN_WIDTH, _LARGEST_PSF_LN_WIDTH)
         self.fixed = {name: column.median() for name, column in natural.items() if name not in free}
         if centred:
             self.fixed |= dict.fromkeys(CENTRE, torch.zeros(()))
 
     def from_truth(self, truth: Mapping[str, object]) -> Parameters:
-        """Return the parameters of lenses given as the columns of `draw` or of a store, PSF and place as given."""
-        natural = self._natural(self._columns_of(truth))
+        """Return the parameters of centred lenses with a known PSF from the columns of `draw` or of a store."""
+        natural = self._to_fit_columns(self._columns_of(truth))
         natural |= dict.fromkeys((PSF, *CENTRE), torch.zeros_like(natural["theta_E"]))
         return torch.stack([natural[name] for name in self.names], 1)
 
     def images(self, parameters: Parameters, field: Field2D | None = None) -> Float[Tensor, "b n n"]:
-        """Return noise-free images without sky, with the population's PSF, on its detector or on another `field`."""
+        """Return noise-free images without sky, with the PSF of the population, on its detector or on `field`."""
         chosen = field or self.population.field
         return self._observed(self._brightness(parameters, chosen), chosen)
 
-    def scene(self, parameters: Parameters, x: Tensor, y: Tensor, beside: Sequence[Deflection] = ()) -> "Scene":
-        """Return brightness and its derivatives at positions, before pixels and PSF, with further deflections added.
+    def scene(
+        self, parameters: Parameters, x: Tensor, y: Tensor, extra_deflections: Sequence[Deflection] = ()
+    ) -> "Scene":
+        """Return the brightness at x, y and its derivatives, before pixel integration and PSF.
 
         Args:
-            parameters: (b, p).
-            x: (1, s), arcsec.
-            y: (s, 1), arcsec.
-            beside: Deflections of masses beside the smooth lens, arcsec, (b, s, s) each.
+            parameters: Parameters of the lenses (b, p).
+            x: Positions (1, s), arcsec.
+            y: Positions (s, 1), arcsec.
+            extra_deflections: Deflections of perturbers, x and y components (b, s, s), arcsec.
         """
-        value, x, y = self._placed(parameters, x, y)
+        value, x, y = self._in_lens_frame(parameters, x, y)
         alphas, alpha_slopes = self._deflection(value, x, y)
-        beta_x, beta_y = source_plane(x, y, [*alphas, *beside])
-        image, slopes = self._light("source", value, beta_x, beta_y, self._free("source") | {"x", "y"})
+        beta_x, beta_y = source_plane(x, y, [*alphas, *extra_deflections])
+        image, slopes = self._light("source", value, beta_x, beta_y, self._free_parameters_of("source") | {"x", "y"})
         by_beta_x, by_beta_y = slopes.pop("source_x"), slopes.pop("source_y")
         slopes |= {"source_x": -by_beta_x, "source_y": -by_beta_y}
         for name, (by_x, by_y) in alpha_slopes.items():
@@ -139,8 +142,10 @@ class SmoothLens:
             slopes["centre_x"] = by_beta_x * (xx - 1) + by_beta_y * xy
             slopes["centre_y"] = by_beta_x * xy + by_beta_y * (yy - 1)
         if "light" in self._lights:
-            besides = set() if self.centred else {"x", "y"}
-            light_value, light_slopes = self._light("light", value, x, y, self._free("light") | besides)
+            fixed_centre = set() if self.centred else {"x", "y"}
+            light_value, light_slopes = self._light(
+                "light", value, x, y, self._free_parameters_of("light") | fixed_centre
+            )
             if not self.centred:
                 slopes["centre_x"] = slopes["centre_x"] - light_slopes["light_x"]
                 slopes["centre_y"] = slopes["centre_y"] - light_slopes["light_y"]
@@ -152,26 +157,26 @@ class SmoothLens:
         return Scene(image, stacked, by_beta_x, by_beta_y)
 
     def brightness(
-        self, parameters: Parameters, x: Tensor, y: Tensor, beside: Sequence[Deflection] = ()
+        self, parameters: Parameters, x: Tensor, y: Tensor, extra_deflections: Sequence[Deflection] = ()
     ) -> Float[Tensor, "b s s"]:
         """Return the brightness of `scene` alone."""
-        value, x, y = self._placed(parameters, x, y)
-        beta_x, beta_y = source_plane(x, y, [*self._alphas(value, x, y), *beside])
+        value, x, y = self._in_lens_frame(parameters, x, y)
+        beta_x, beta_y = source_plane(x, y, [*self._alphas(value, x, y), *extra_deflections])
         image, _ = self._light("source", value, beta_x, beta_y, set())
         return image + self._light("light", value, x, y, set())[0] if "light" in self._lights else image
 
     @property
     def is_sphere(self) -> bool:
-        """Whether it is a sphere with shear before one Sersic profile, seen through the population's PSF."""
+        """Whether the lens is an SIS with shear, one Sersic source, no lens light, and a known PSF."""
         return self.population.lens.is_round and set(self._lights) == {"source"} and PSF not in self.names
 
     def sphere_terms(self, parameters: Parameters) -> dict[str, Float[Tensor, " b"]]:
-        """Return the terms that do not depend on position, for `darklens.kernels.smooth_fit.lensed_images`."""
+        """Return the terms independent of position, for `darklens.kernels.smooth_fit.lensed_images`."""
         value = self._values(parameters)
         ln_R_e, n = value["source_ln_R_e"], value["source_ln_n"].exp()
         law = light.sersic_b_linear if self._lights["source"].b_n == "linear" else light.sersic_b
         b = law(n)
-        b_slope = jvp(law, (n,), (n,))[1] if "source_ln_n" in self.names else n  # idle where n is held
+        b_slope = jvp(law, (n,), (n,))[1] if "source_ln_n" in self.names else n  # unused where n is fixed
         return value | {
             "per_n": 1 / n,
             "power_offset": b.log() - ln_R_e / n,
@@ -181,13 +186,13 @@ class SmoothLens:
             "ln_b_by_ln_n": b_slope / b,
         }
 
-    def _placed(self, parameters: Parameters, x: Tensor, y: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Return the values of all parameters (b, 1, 1), and positions as seen from the lens."""
+    def _in_lens_frame(self, parameters: Parameters, x: Tensor, y: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Return the values of all parameters (b, 1, 1), and positions relative to the lens."""
         value = {name: v[:, None, None] for name, v in self._values(parameters).items()}
         return (value, x, y) if self.centred else (value, x - value["centre_x"], y - value["centre_y"])
 
-    def _free(self, prefix: str) -> set[str]:
-        """Return what of a light is fitted."""
+    def _free_parameters_of(self, prefix: str) -> set[str]:
+        """Return the free parameters of the source or of the lens light."""
         start = f"{prefix}_"
         return {name.removeprefix(start) for name in self.names if name.startswith(start)}
 
@@ -201,7 +206,7 @@ class SmoothLens:
     def _deflection(
         self, value: Mapping[str, Tensor], x: Tensor, y: Tensor
     ) -> tuple[list[Deflection], dict[str, Deflection]]:
-        """Return the deflections of the lens and their derivatives by its free parameters."""
+        """Return the deflections of shear and lens, and their derivatives with respect to the free parameters."""
         theta_E, alphas = value["theta_E"], self._alphas(value, x, y)
         one, zero = torch.ones_like(theta_E), torch.zeros_like(theta_E)
         slopes = {
@@ -231,7 +236,7 @@ class SmoothLens:
     def _light(
         self, prefix: str, value: Mapping[str, Tensor], x: Tensor, y: Tensor, by: set[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return light at x, y and its derivatives by some parameters; by its centre, those by -x and -y."""
+        """Return the light at x, y and its derivatives with respect to `by`; there, x and y are the position."""
         spec = self._lights[prefix]
         light_value = {
             name: value[f"{prefix}_{name}"] for name in ("amplitude", "x", "y", "e1", "e2", "ln_R_e", "ln_n")
@@ -250,10 +255,10 @@ class SmoothLens:
         return brightness, {f"{prefix}_{name}": slope for name, slope in slopes.items()}
 
     def bounded(self, parameters: Parameters) -> Parameters:
-        """Return the nearest parameters that are a lens: theta_E above 0.05 arcsec, ellipticities up to 0.8.
+        """Return the parameters clamped to their bounds: theta_E above 0.05 arcsec, ellipticities up to 0.8.
 
-        Logarithms of radii, Sersic indices and brightness stay near the population's range, beyond which light that is
-        hardly seen would drift.
+        Logarithms of radii, Sersic indices and amplitudes stay near the range of the population. Faint light would
+        drift beyond it.
         """
         column = dict(zip(self.names, parameters.unbind(1), strict=True))
         for name, (low, high) in self._range.items():
@@ -264,22 +269,22 @@ class SmoothLens:
             if f"{prefix}e1" in column and f"{prefix}e2" in column:
                 e1, e2 = column[f"{prefix}e1"], column[f"{prefix}e2"]
                 size = torch.hypot(e1, e2)
-                shrink = size.clamp(max=_LARGEST_ELLIPTICITY) / size.clamp_min(_ROUND)
+                shrink = size.clamp(max=_LARGEST_ELLIPTICITY) / size.clamp_min(_SMALLEST_ELLIPTICITY)
                 column[f"{prefix}e1"], column[f"{prefix}e2"] = e1 * shrink, e2 * shrink
         return torch.stack(list(column.values()), 1)
 
     def mirrored(self, parameters: Parameters) -> Parameters:
-        """Return lenses whose source is on the other side and whose images are about where they were.
+        """Return lenses with the source on the opposite side and images at about the same positions.
 
-        The two images of a source lie about centre + source, whichever of them the lens is nearer to: where the place
-        of the lens is not known, a fit may end on the wrong side. Only of lenses that are not held.
+        The two images of a source lie around centre + source, for either side of the lens. With a free centre, a fit
+        may end in the local minimum on the wrong side. Requires a free centre.
         """
-        turned = parameters.clone()
+        other_side = parameters.clone()
         for centre, source in zip(CENTRE, ("source_x", "source_y"), strict=True):
             c, s = self.names.index(centre), self.names.index(source)
-            turned[:, c] = (parameters[:, c] + 2 * parameters[:, s]).clamp(-_CENTRE_REACH, _CENTRE_REACH)
-            turned[:, s] += parameters[:, c] - turned[:, c]
-        return turned
+            other_side[:, c] = (parameters[:, c] + 2 * parameters[:, s]).clamp(-_LARGEST_CENTRE, _LARGEST_CENTRE)
+            other_side[:, s] += parameters[:, c] - other_side[:, c]
+        return other_side
 
     def _brightness(self, parameters: Parameters, field: Field2D) -> Tensor:
         population = self.population.model_copy(update={"field": field})
@@ -299,8 +304,8 @@ class SmoothLens:
         names = [*_LENS, *(f"{prefix}_{name}" for prefix in self._lights for name in _LIGHT)]
         return {name: torch.as_tensor(truth[name], dtype=torch.float32) for name in names}
 
-    def _natural(self, column: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return columns of a store in the parameters of the fit."""
+    def _to_fit_columns(self, column: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Convert the columns of a store to the parameters of the fit."""
         natural = {name: column[name] for name in _LENS}
         for prefix in self._lights:
             angle, q = column[f"{prefix}_angle"], column[f"{prefix}_q"]
@@ -313,21 +318,21 @@ class SmoothLens:
         return natural
 
     def _values(self, parameters: Parameters) -> dict[str, Tensor]:
-        """Return free and fixed parameters of the fit, and the amplitudes of the light."""
+        """Return free and fixed parameters of the fit, and the amplitudes of source and lens light."""
         value = {name: fixed.to(parameters).expand(len(parameters)) for name, fixed in self.fixed.items()}
         value |= dict(zip(self.names, parameters.unbind(1), strict=True))
-        value["source_amplitude"] = self._middle["source_amplitude"].to(parameters).expand(len(parameters))
+        value["source_amplitude"] = self._median["source_amplitude"].to(parameters).expand(len(parameters))
         if "light" in self._lights:
             value["light_amplitude"] = value["source_amplitude"] * value["light_ln_amplitude"].exp()
         return value
 
     def _columns(self, parameters: Parameters) -> dict[str, Tensor]:
-        """Return parameters of the fit as the columns that the renderer takes."""
+        """Convert parameters of the fit to the columns of the renderer."""
         value = self._values(parameters)
         column = {name: value[name] for name in _LENS}
         for prefix in self._lights:
             e1, e2 = value[f"{prefix}_e1"], value[f"{prefix}_e2"]
-            e = torch.sqrt(e1 * e1 + e2 * e2 + _ROUND**2)
+            e = torch.sqrt(e1 * e1 + e2 * e2 + _SMALLEST_ELLIPTICITY**2)
             column |= {f"{prefix}_{name}": value[f"{prefix}_{name}"] for name in ("x", "y", "amplitude")}
             column |= {f"{prefix}_{name}": value[f"{prefix}_ln_{name}"].exp() for name in ("R_e", "n")}
             column |= {f"{prefix}_q": (1 - e) / (1 + e), f"{prefix}_angle": torch.atan2(e2, e1) / 2}

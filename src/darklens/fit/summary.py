@@ -1,4 +1,4 @@
-"""Whether a fit succeeded, its parameters as a table, and the summary numbers that classifiers take from it."""
+"""Success of a fit, its parameters as text columns, and features for classifiers and OOD detection."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -7,23 +7,23 @@ from torch import Tensor
 from darklens.fit.features import FitFeatures
 from darklens.fit.hypotheses import N_POINTS
 
-_LARGEST_CHI2_PER_PIXEL = 6.0  # best hypothesis; at most 2.6 in successful fits (experiments/hypotheses.yaml)
+_LARGEST_CHI2_PER_PIXEL = 6.0  # of the best hypothesis; at most 2.6 in successful fits (experiments/hypotheses.yaml)
 N_SUMMARY_FEATURES = 13 + 3 * N_POINTS
 FAILED = "failed, classified by the image alone"
 
 
 def fit_succeeded(features: FitFeatures) -> Bool[Tensor, " b"]:
-    """Return whether any hypothesis explains the image; none explains a lens that the population cannot have."""
+    """Return whether the best hypothesis fits the image; none fits lenses that the population cannot produce."""
     return _smallest_deviance(features) < _LARGEST_CHI2_PER_PIXEL * features.column("n_pixels_fitted")
 
 
 def findings(features: FitFeatures) -> dict[str, list[str]]:
     """Return the fitted parameters as columns of text: arcsec, masses in arcsec^2 (theta_E^2), angles in degrees.
 
-    `chi2_per_pixel` is the deviance of the smooth lens over the number of fitted pixels, `chi2_per_pixel_line` and
-    `chi2_per_pixel_points` are those with one line and with all point masses, `delta_chi2_line` and
-    `delta_chi2_points` the differences in deviance, and `delta_chi2_point_given_line` is what a point mass would lower
-    the deviance by in addition to the line.
+    `chi2_per_pixel` is the deviance of the smooth lens divided by the number of fitted pixels. `chi2_per_pixel_line`
+    and `chi2_per_pixel_points` are the same with one line and with all point masses. `delta_chi2_line` and
+    `delta_chi2_points` are the reductions of the deviance, and `delta_chi2_point_given_line` is the reduction by a
+    point mass in addition to the line.
     """
     value = features.columns()
     n_pixels, points = value["n_pixels_fitted"], f"delta_chi2_points_{N_POINTS}"
@@ -44,15 +44,15 @@ def findings(features: FitFeatures) -> dict[str, list[str]]:
 
 
 def summary_features(features: FitFeatures) -> Float[Tensor, "b s"]:
-    """Return the summary numbers that separate the classes, invariant under rotation and rescaling of the image.
+    """Return features (b, N_SUMMARY_FEATURES) that separate the classes, invariant under rotation and image scale.
 
-    The extra variance is left out: simulated counts have none, and a network that was trained without any is led astray
-    by an image that has some.
+    The extra variance is not included. It is zero in simulated counts, so a trained network would misclassify images
+    that have some.
     """
     value = features.columns()
     gains = [value[f"delta_chi2_points_{k + 1}"] for k in range(N_POINTS)]
     masses = [value[f"point_{k + 1}_mass"] for k in range(N_POINTS)]
-    squared = value["theta_E"].square().clamp_min(0.01)
+    theta_E_squared = value["theta_E"].square().clamp_min(0.01)
     n_pixels, deviance, line = value["n_pixels_fitted"], value["deviance"], value["delta_chi2_line"]
     scatter = (2 * n_pixels).sqrt()
     single = ("delta_chi2_line", "delta_chi2_point_given_line", "evidence_peak", "delta_chi2_point_given_points")
@@ -63,21 +63,21 @@ def summary_features(features: FitFeatures) -> Float[Tensor, "b s"]:
         _log((deviance - n_pixels) / scatter),
         _log((deviance - line - n_pixels) / scatter),
         _log((deviance - gains[-1] - n_pixels) / scatter),
-        20 * value["line_mass"] / squared,
+        20 * value["line_mass"] / theta_E_squared,
         value["line_length"],
         torch.hypot(value["line_x"] - value["centre_x"], value["line_y"] - value["centre_y"]),
         value["theta_E"],
         torch.hypot(value["gamma1"], value["gamma2"]),
         torch.hypot(value["source_x"], value["source_y"]),
-        *(50 * mass / squared for mass in masses),
+        *(50 * mass / theta_E_squared for mass in masses),
     ]
     return torch.stack(columns, 1)
 
 
 def ood_features(features: FitFeatures) -> Float[Tensor, "b u"]:
-    """Return numbers in which lenses of another population differ, direction included.
+    """Return features whose distribution depends on the population, orientation included.
 
-    These are the logarithm of the chi2 per pixel of the best hypothesis, shear, source position and `summary_features`.
+    They are ln chi2 per pixel of the best hypothesis, shear, source position and `summary_features`.
     """
     chi2 = _smallest_deviance(features) / features.column("n_pixels_fitted")
     smooth = [features.column(name) for name in ("gamma1", "gamma2", "source_x", "source_y")]

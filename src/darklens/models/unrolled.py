@@ -8,7 +8,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from darklens.fit.fitter import fitter
+from darklens.fit.fitter import fitter_of
 from darklens.fit.levenberg import damped_step
 from darklens.fit.macro import check_images, coarse_fit, unit_range
 from darklens.fit.noise import Noise, normal_equations
@@ -74,22 +74,22 @@ class UnrolledResidual(HeadClassifier):
             return self._fit(images[:, 0].float())
 
     def _fit(self, images: Float[Tensor, "b n n"]) -> Float[Tensor, "b 3 m m"]:
-        population_fitter = fitter(self._config.population, centred=self._config.centred)
+        population_fitter = fitter_of(self._config.population, centred=self._config.centred)
         check_images(images, population_fitter)
         model = population_fitter.model()
         with torch.no_grad():
             scaled, _, _ = unit_range(images)
-            unknown = coarse_fit(scaled, population_fitter).unknown
+            parameters = coarse_fit(scaled, population_fitter).parameters
             pixels, noise = population_fitter.on_fine(scaled, None)
-        gain = model.gain(unknown)
+        gain = model.gain(parameters)
         for log_damping in self.log_damping:
-            expected, slopes = model.expected(unknown)
+            expected, slopes = model.expected(parameters)
             trust, _ = self._trust_and_residual(pixels, expected, noise, gain)
             weight = noise.weight(expected, gain) * trust
             curvature, rhs = normal_equations(slopes, weight, pixels - expected)
-            damping = log_damping.exp().expand(len(unknown))
-            unknown = model.apply_step(unknown, damped_step(curvature, rhs, damping).to(unknown))
-        expected, _ = model.expected(unknown)
+            damping = log_damping.exp().expand(len(parameters))
+            parameters = model.apply_step(parameters, damped_step(curvature, rhs, damping).to(parameters))
+        expected, _ = model.expected(parameters)
         trust, residual = self._trust_and_residual(pixels, expected, noise, gain)
         return torch.stack([residual, expected, trust], 1)
 

@@ -1,4 +1,4 @@
-"""What masses the fits find beside the smooth lens, and what their likelihoods say."""
+"""Fits of line and point masses: recovered parameters and delta chi2 for each class."""
 
 import numpy as np
 import pytest
@@ -13,63 +13,63 @@ N = 36
 
 
 @pytest.fixture(scope="module")
-def weighed():
-    """Images of common-test-i, their true columns, and what was found."""
+def fitted_images():
+    """Images of common-test-i, their true columns, and their fits."""
     images, truth = simulate_batch(populations.get("common-test-i"), 21, range(N))
     images = torch.from_numpy(images)[:, 0]
     return images, truth, fit_hypotheses(images, "common-test-i")
 
 
-def test_each_class_is_explained_by_its_own_hypothesis(weighed):
-    _, truth, found = weighed
+def test_each_class_is_fitted_best_by_its_hypothesis(fitted_images):
+    _, truth, fits = fitted_images
     no, sphere, vort = (torch.from_numpy(truth["label"] == k) for k in range(3))
-    n, scatter = found.n_pixels_fitted[0], (2 * found.n_pixels_fitted[0]).sqrt()
-    assert float(((found.deviance - n) / scatter)[no].abs().max()) < 4.5
-    assert float(found.delta_chi2_line[no].max()) < 40 and float(found.delta_chi2_points[no].max()) < 60
-    left = (found.deviance - found.delta_chi2_line)[vort]
-    assert float(((left - n) / scatter).median().abs()) < 2
+    n, scatter = fits.n_pixels_fitted[0], (2 * fits.n_pixels_fitted[0]).sqrt()
+    assert float(((fits.deviance - n) / scatter)[no].abs().max()) < 4.5
+    assert float(fits.delta_chi2_line[no].max()) < 40 and float(fits.delta_chi2_points[no].max()) < 60
+    line_deviance = (fits.deviance - fits.delta_chi2_line)[vort]
+    assert float(((line_deviance - n) / scatter).median().abs()) < 2
     assert (
-        float(found.delta_chi2_point_given_line[vort].median())
+        float(fits.delta_chi2_point_given_line[vort].median())
         < 20
-        < float(found.delta_chi2_point_given_line[sphere].median())
+        < float(fits.delta_chi2_point_given_line[sphere].median())
     )
-    assert float((found.delta_chi2_points[:, -1] - found.delta_chi2_line)[sphere].median()) > 0
+    assert float((fits.delta_chi2_points[:, -1] - fits.delta_chi2_line)[sphere].median()) > 0
 
 
-def test_a_line_is_found_where_and_as_long_and_heavy_as_it_is(weighed):
-    _, truth, found = weighed
+def test_parameters_of_a_line_mass_are_recovered(fitted_images):
+    _, truth, fits = fitted_images
     vort = np.flatnonzero(truth["label"] == 2)
-    mass, x, y, angle, length = found.line[vort].T.double().numpy()
+    mass, x, y, angle, length = fits.line[vort].T.double().numpy()
     assert np.median(np.abs(mass / truth["line_mass"][vort] - 1)) < 0.05
     assert np.median(np.hypot(x - truth["line_x"][vort], y - truth["line_y"][vort])) < 0.05
     assert np.median(np.abs(length / truth["line_length"][vort] - 1)) < 0.1
-    turned = np.abs((angle - truth["line_angle"][vort] + np.pi / 2) % np.pi - np.pi / 2)
-    assert np.median(turned) < 0.05
+    angle_error = np.abs((angle - truth["line_angle"][vort] + np.pi / 2) % np.pi - np.pi / 2)
+    assert np.median(angle_error) < 0.05
 
 
-def test_more_points_never_fit_worse_and_a_point_of_no_mass_changes_nothing(weighed):
-    _, _, found = weighed
-    assert found.delta_chi2_points.shape == (N, N_POINTS) and found.points.shape == (N, N_POINTS, 3)
-    gains = torch.cat([torch.zeros(N, 1), found.delta_chi2_points], 1)
-    assert float(gains.diff(dim=1).min()) > -1e-2 * float(found.deviance.max())
-    assert float(found.points[..., 0].min()) >= 0
+def test_more_point_masses_never_increase_the_deviance(fitted_images):
+    _, _, fits = fitted_images
+    assert fits.delta_chi2_points.shape == (N, N_POINTS) and fits.points.shape == (N, N_POINTS, 3)
+    delta_chi2 = torch.cat([torch.zeros(N, 1), fits.delta_chi2_points], 1)
+    assert float(delta_chi2.diff(dim=1).min()) > -1e-2 * float(fits.deviance.max())
+    assert float(fits.points[..., 0].min()) >= 0
 
 
-def test_unit_and_rounding_of_the_image_hardly_matter(weighed):
-    images, _, found = weighed
-    some = [0, 1, 2, 3, 4, 5]
-    for stored in (images[some] * 3e-19 + 1e-20, (images[some] * 255).round() / 255):
+def test_fits_hardly_depend_on_unit_and_rounding_of_the_image(fitted_images):
+    images, _, fits = fitted_images
+    rows = [0, 1, 2, 3, 4, 5]
+    for stored in (images[rows] * 3e-19 + 1e-20, (images[rows] * 255).round() / 255):
         again = fit_hypotheses(stored, "common-test-i")
         torch.testing.assert_close(
             again.delta_chi2_line.clamp_min(30).log(),
-            found.delta_chi2_line[some].clamp_min(30).log(),
+            fits.delta_chi2_line[rows].clamp_min(30).log(),
             atol=0.35,
             rtol=0,
         )
-        torch.testing.assert_close(again.smooth, found.smooth[some], atol=0.02, rtol=0)
+        torch.testing.assert_close(again.smooth, fits.smooth[rows], atol=0.02, rtol=0)
 
 
-def test_what_cannot_be_fitted_is_refused():
+def test_images_and_exposures_that_cannot_be_fitted_raise():
     with pytest.raises(ValueError, match="150 x 150 pixels"):
         fit_hypotheses(torch.rand(1, 64, 64), "common-test-i")
     with pytest.raises(ValueError, match="finite"):

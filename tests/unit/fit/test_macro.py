@@ -9,7 +9,7 @@ import torch
 from darklens import populations
 from darklens.errors import ConfigError
 from darklens.fit.evidence import evidence_maps
-from darklens.fit.fitter import Fitter, fitter
+from darklens.fit.fitter import Fitter, fitter_of
 from darklens.fit.macro import fit_macro
 from darklens.fit.model import Model
 from darklens.fit.smooth import CENTRE, SmoothLens
@@ -53,7 +53,7 @@ def test_its_images_are_those_of_the_simulator(name):
 @pytest.mark.parametrize("kind", ["smooth", "points", "line"])
 @pytest.mark.parametrize("centred", [True, False])
 def test_derivatives_are_those_of_finite_differences(name, kind, centred, monkeypatch):
-    monkeypatch.setattr("darklens.fit.masses._SOFT", 0.0)
+    monkeypatch.setattr("darklens.fit.masses._SOFTENING", 0.0)
     own = Fitter(populations.get(name, ["field.n_pixels=24"]), centred=centred)
     _, truth = simulate_batch(own.population, 3, [0, 3])
     masses = {"smooth": [], "points": [0.01, 0.33, 0.21, 0.02, -0.4, 0.5], "line": [0.05, 0.1, 0.2, 0.7, 0.1]}[kind]
@@ -84,7 +84,7 @@ def test_a_smooth_lens_is_fitted_to_the_noise_and_substructure_is_not(common):
 
 def test_slopes_kept_for_a_last_short_step_end_where_fresh_ones_do(common, monkeypatch):
     population, images, _, fit = common
-    monkeypatch.setattr("darklens.fit.macro._SHORT", 0.0)
+    monkeypatch.setattr("darklens.fit.macro._REUSE_SLOPES_BELOW", 0.0)
     fresh = fit_macro(images, population)
     errors = torch.diagonal(fresh.covariance, dim1=1, dim2=2).sqrt()
     assert float(((fit.parameters - fresh.parameters) / errors).abs().max()) < 0.01
@@ -96,7 +96,7 @@ def test_parameters_scatter_as_their_covariance_says(common):
     population, _, _, _ = common
     images, truth = simulate_batch(population, 5, range(0, 180, 3))
     fit = fit_macro(torch.from_numpy(images)[:, 0], population)
-    deviation = fit.parameters - fitter(population).lens.from_truth(truth)
+    deviation = fit.parameters - fitter_of(population).lens.from_truth(truth)
     pull = deviation / torch.diagonal(fit.covariance, dim1=1, dim2=2).sqrt()
     # Sixty images: the standard deviation is known to a tenth.
     assert float(pull.std(0).min()) > 0.7 and float(pull.std(0).max()) < 1.35

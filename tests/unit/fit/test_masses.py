@@ -24,16 +24,16 @@ def test_deflections_are_the_profiles_own():
     mass, x, y, angle, ln_length = LINE[0]
     expected = line.deflection(X - x, Y - y, mass=mass, length=ln_length.exp(), angle=angle)
     for axis in (0, 1):
-        torch.testing.assert_close(masses.one_line(LINE, X, Y).alpha[axis][0], expected[axis])
+        torch.testing.assert_close(masses.line_mass(LINE, X, Y).alpha[axis][0], expected[axis])
 
 
 @pytest.mark.parametrize(
-    ("law", "at", "blur"), [(masses.points, POINTS, None), (masses.one_line, LINE, 0.0), (masses.one_line, LINE, 0.1)]
+    ("law", "at", "blur"), [(masses.points, POINTS, None), (masses.line_mass, LINE, 0.0), (masses.line_mass, LINE, 0.1)]
 )
 def test_derivatives_are_those_of_finite_differences(law, at, blur, monkeypatch):
-    monkeypatch.setattr(masses, "_SOFT", 0.0)
+    monkeypatch.setattr(masses, "_SOFTENING", 0.0)
     # Where nothing is blurred, the jump is a delta function that no difference sees.
-    monkeypatch.setattr(masses, "_JUMP", 1e-9)
+    monkeypatch.setattr(masses, "_JUMP_WIDTH", 1e-9)
     options = {} if blur is None else {"blur": blur}
     found = law(at, X, Y, **options)
     for k in range(at.shape[1]):
@@ -48,9 +48,9 @@ def test_a_blurred_line_has_no_jump_and_is_the_line_far_from_it():
     across = torch.tensor([-1e-4, 1e-4], dtype=torch.float64)[:, None]
     on_axis = torch.zeros(1, 2, dtype=torch.float64)
     at = torch.tensor([[0.3, 0.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
-    sharp, soft = (masses.one_line(at, on_axis, across, blur=blur).alpha[1][0, :, 0] for blur in (0.0, 0.05))
+    sharp, soft = (masses.line_mass(at, on_axis, across, blur=blur).alpha[1][0, :, 0] for blur in (0.0, 0.05))
     assert float(sharp[1] - sharp[0]) == pytest.approx(2 * torch.pi * 0.3, rel=1e-2)
     assert abs(float(soft[1] - soft[0])) < 0.01
     far = torch.full((1, 1), 1.5, dtype=torch.float64)
-    sharp, soft = (masses.one_line(at, on_axis[:, :1], far, blur=blur).alpha[1] for blur in (0.0, 0.05))
+    sharp, soft = (masses.line_mass(at, on_axis[:, :1], far, blur=blur).alpha[1] for blur in (0.0, 0.05))
     torch.testing.assert_close(sharp, soft, rtol=1e-3, atol=0)
