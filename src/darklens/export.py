@@ -55,7 +55,7 @@ def export_onnx(bundle: Bundle, path: Path) -> float:
     """
     if bundle.requires_fitting:
         raise ConfigError(
-            f"{bundle.contract.recipe} fits lenses to each image step by step, which ONNX cannot say; "
+            f"{bundle.contract.recipe} fits lenses iteratively, which ONNX cannot express; "
             "use `darklens predict`, or Bundle.classify from Python."
         )
     (bundle.contract.calibration or Calibration()).require_temperature_alone("an ONNX file")

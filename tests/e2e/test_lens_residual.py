@@ -54,7 +54,7 @@ def test_files_get_what_was_found_and_maps(work, tmp_path):
 
 def test_onnx_is_refused_in_a_sentence(work, tmp_path, capsys):
     assert darklens("export", work / "run", "--onnx", tmp_path / "m.onnx") == 2
-    assert "ONNX cannot say" in capsys.readouterr().err
+    assert "ONNX cannot express" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [[], [DEFAULT_MODEL]])

@@ -1,4 +1,4 @@
-"""One table on any number of processes, on a Dask cluster or after being killed: the same bytes; and what can fail."""
+"""Prediction tables have the same bytes for any number of processes, on a cluster and after interruptions; errors."""
 
 import logging
 import os
@@ -40,7 +40,7 @@ def whole(work):
 
 
 def stopped_after(blocks, monkeypatch, error):
-    """Let the work end with `error` once so many blocks are done."""
+    """Raise `error` after a number of blocks."""
     done = []
 
     def make_block(*task):
@@ -73,7 +73,7 @@ def test_more_bad_files_than_anyone_reads_are_counted(work, tmp_path, monkeypatc
     assert len(complaints) == 2 and complaints[1].startswith("darklens: 1 more files cannot be used")
 
 
-def test_two_processes_and_a_cluster_of_two_make_the_same_bytes(work, tmp_path, monkeypatch):
+def test_two_processes_and_a_cluster_write_the_same_bytes(work, tmp_path, monkeypatch):
     from distributed import LocalCluster
 
     monkeypatch.chdir(work)  # workers are elsewhere; relative paths begin here all the same
@@ -87,7 +87,7 @@ def test_two_processes_and_a_cluster_of_two_make_the_same_bytes(work, tmp_path, 
     assert (tmp_path / "c.csv").read_bytes() == expected
 
 
-def test_a_run_killed_in_the_middle_goes_on_to_the_same_bytes(work, tmp_path, capsys):
+def test_a_killed_run_resumes_to_the_same_bytes(work, tmp_path, capsys):
     out = tmp_path / "t.csv"
     command = [sys.executable, "-m", "darklens.cli", "predict", work / "model", work / "files", "--out", out]
     run = subprocess.Popen([*map(str, command), "--workers", "1"], stderr=subprocess.PIPE)
@@ -106,7 +106,7 @@ def test_a_run_killed_in_the_middle_goes_on_to_the_same_bytes(work, tmp_path, ca
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
 
 
-def test_ctrl_c_is_one_sentence_and_the_same_command_goes_on(work, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_prints_one_sentence_and_the_same_command_resumes(work, tmp_path, monkeypatch, capsys):
     words = ["predict", work / "model", work / "files", "--out", tmp_path / "t.csv", "--workers", 1]
     with monkeypatch.context() as patch:
         stopped_after(3, patch, KeyboardInterrupt())
@@ -134,40 +134,40 @@ def interrupted(work, files, out, monkeypatch, blocks=4):
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-7], lambda b: b[:-7] + b"9" + b[-6:], lambda b: b + b'{"block": 5,'])
-def test_what_was_being_written_is_made_again(work, tmp_path, monkeypatch, damage):
+def test_an_incomplete_block_is_classified_again(work, tmp_path, monkeypatch, damage):
     out, files = tmp_path / "t.csv", files_of(work)
     interrupted(work, files, out, monkeypatch)
     rows = tmp_path / "t.csv.unfinished" / "rows"
     rows.write_bytes(damage(rows.read_bytes()))
-    interrupted(work, files, out, monkeypatch, blocks=2)  # and goes on after that from a file cut off there
-    assert predict_table(work / "model", files, out, workers=1).kept >= 5 * 64
+    interrupted(work, files, out, monkeypatch, blocks=2)  # then resume from the truncated file
+    assert predict_table(work / "model", files, out, workers=1).resumed >= 5 * 64
     assert out.read_bytes() == whole(work)
 
 
-def test_another_model_list_or_option_starts_anew_and_says_so(work, tmp_path, monkeypatch):
-    out, files, said = tmp_path / "t.csv", files_of(work)[:300], []
+def test_another_model_list_or_option_starts_again_with_a_warning(work, tmp_path, monkeypatch):
+    out, files, warnings = tmp_path / "t.csv", files_of(work)[:300], []
     small_bundle(seed=1).save(tmp_path / "other")
-    for change, told in (
+    for change, reason in (
         ({"model": tmp_path / "other"}, "model"),
         ({"files": files[1:]}, "list of files"),
         ({"pixel_scale": 0.051}, "pixel scale"),
     ):
         interrupted(work, files, out, monkeypatch, blocks=2)
         arguments = {"model": work / "model", "files": files, "workers": 1} | change
-        assert predict_table(out=out, say=said.append, **arguments).kept == 0
-        assert told in said[-1].split("differs in: ")[1] and "starts anew" in said[-1]
+        assert predict_table(out=out, warn=warnings.append, **arguments).resumed == 0
+        assert reason in warnings[-1].split("differs in: ")[1] and "starting again" in warnings[-1]
         resumed = out.read_bytes()
         predict_table(out=tmp_path / "again.csv", **arguments)
         assert resumed == (tmp_path / "again.csv").read_bytes()
 
 
-def test_a_file_that_was_mended_in_between_is_read_again(work, tmp_path, monkeypatch):
+def test_a_file_replaced_during_an_interruption_is_read_again(work, tmp_path, monkeypatch):
     fill(tmp_path / "files", 200, bad={3})
     out, files = tmp_path / "t.csv", [str(path) for path in find_images([tmp_path / "files"])]
     interrupted(work, files, out, monkeypatch, blocks=2)
     (tmp_path / "files" / "000003.npy").write_bytes((tmp_path / "files" / "000004.npy").read_bytes())
-    done = predict_table(work / "model", files, out, workers=1)
-    assert done.bad == 0 and done.kept == 64
+    summary = predict_table(work / "model", files, out, workers=1)
+    assert summary.bad == 0 and summary.resumed == 64
 
 
 def test_wrong_use_is_one_sentence_and_nothing_is_written(work, tmp_path, capsys, monkeypatch):
@@ -179,7 +179,7 @@ def test_wrong_use_is_one_sentence_and_nothing_is_written(work, tmp_path, capsys
         ([tmp_path / "t.csv", "--maps", tmp_path / "m", "--workers", 2], "--maps needs one process"),
         ([tmp_path / "t.csv", "--maps", tmp_path / "m", "--backend", "onnx"], "--maps needs one process"),
         ([tmp_path / "t.csv", "--pixel-scale", 5], "too different to resample"),
-        ([tmp_path / "t.csv", "--backend", "int8"], "needs two images that can be read"),
+        ([tmp_path / "t.csv", "--backend", "int8"], "needs two readable images"),
         ([tmp_path / "file" / "t.csv"], "cannot be written"),
     ):
         assert darklens(*words, *more) == 2
@@ -201,10 +201,10 @@ def test_two_commands_do_not_write_one_table(work, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv.unfinished"]
 
 
-def test_a_worker_that_sees_another_model_or_version_says_so(work):
+def test_a_worker_with_another_model_or_version_raises(work):
     task = table.Task(model=str(work / "model"), bundle_sha256="0", backend="eager", folder=str(work))
     for change, said in (
-        ({}, "is another one"),
+        ({}, "differs"),
         ({"model": str(work / "none")}, "cannot see"),
         ({"version": "0"}, "has darklens"),
     ):
@@ -225,20 +225,20 @@ for n in map(int, "{numbers}".split()):
 
 
 def test_fits_of_a_block_do_not_depend_on_the_blocks_before(tmp_path, monkeypatch):
-    """A process that goes on with a table may begin with its last few images."""
+    """A process that resumes a table may start with its last block."""
     files = [str(tmp_path / f"{i:02}.npy") for i in range(18)]
     for path, image in zip(files, simulate_batch(populations.get("common-test-i"), 3, range(18))[0], strict=True):
         np.save(path, image[0])
-    given = []
+    tasks = []
 
-    def noted(work, task, *_):
-        given.append(task)
+    def record(work, task, *_):
+        tasks.append(task)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(table, "_make_blocks", noted)
+    monkeypatch.setattr(table, "_make_blocks", record)
     with pytest.raises(KeyboardInterrupt):
         predict_table(Path("lens_residual"), files, tmp_path / "t.csv", workers=1)
-    words = [given[0].model_dump_json(), *files]
+    words = [tasks[0].model_dump_json(), *files]
 
     def last_rows(numbers):
         code = [sys.executable, "-c", BLOCKS.format(numbers=numbers), *words]

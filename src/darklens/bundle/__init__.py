@@ -1,4 +1,4 @@
-"""A trained system as a folder that needs only torch and safetensors to load, and its predictions."""
+"""Bundles: trained systems stored as folders, and their predictions."""
 
 from darklens.bundle.contract import Contract
 from darklens.bundle.predictor import (

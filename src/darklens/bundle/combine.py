@@ -1,4 +1,4 @@
-"""Trained classifiers made one bundle, whose probabilities are the mean of theirs."""
+"""Deep ensembles: one bundle whose probabilities are the mean over several trained classifiers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,11 +18,12 @@ def ensemble(members: Sequence[Bundle]) -> Bundle:
     """Return the deep ensemble of classifiers that take the same images (Lakshminarayanan et al. 2017).
 
     Members keep their temperatures. Thresholds of prediction sets and risks are not inherited, because the held-out
-    images of one member may have trained another: `evaluation.calibrate.calibrate_on` fits them on images that no
-    member was trained on. The reference of the out-of-distribution score is that of the first member.
+    images of one member may be training images of another. Calibrate the ensemble on images on which no member was
+    trained (`evaluation.calibrate.calibrate_on`). The out-of-distribution reference is that of the first member.
 
     Raises:
-        InputError: If there are fewer than two, one does not classify or is an ensemble, or they take other images.
+        InputError: If there are fewer than two members, one is no classifier or an ensemble itself, or their inputs
+            differ.
     """
     if len(members) < 2:
         raise InputError("An ensemble needs at least two models; name further runs or bundles.")
@@ -31,7 +32,7 @@ def ensemble(members: Sequence[Bundle]) -> Bundle:
         member.require_classifier("ensemble")
         if isinstance(member.contract.model, EnsembleConfig):
             raise InputError(f"{member.contract.recipe} is an ensemble itself; name its members instead.")
-        if _takes(member.contract) != _takes(first):
+        if _inputs_of(member.contract) != _inputs_of(first):
             raise InputError(
                 f"{member.contract.recipe} and {first.recipe} differ in classes, image size, pixel scale, "
                 "pre-processing or fitted population; an ensemble needs models that take the same images."
@@ -61,7 +62,7 @@ def ensemble(members: Sequence[Bundle]) -> Bundle:
     return Bundle(contract, network, ood_reference=members[0].ood_reference)
 
 
-def _takes(contract: Contract) -> Any:
+def _inputs_of(contract: Contract) -> Any:
     return (
         contract.classes,
         contract.n_pixels,
@@ -72,7 +73,7 @@ def _takes(contract: Contract) -> Any:
 
 
 def _provenance(members: Sequence[Contract]) -> dict[str, Any]:
-    """Return the members' provenance as one: seconds of all, images of all different data sets."""
+    """Combine the provenance of the members: total training time, and images of all distinct data sets."""
     shared = {
         name: ", ".join(dict.fromkeys(str(member.provenance.get(name)) for member in members))
         for name in ("version", "commit", "hardware", "seed")

@@ -1,4 +1,4 @@
-"""What a bundle says of itself: what it takes and gives, where it comes from, how well it did."""
+"""The contract of a bundle, bundle.json: network, inputs, classes, calibration, metrics and provenance."""
 
 from typing import Any, Literal
 
@@ -14,22 +14,22 @@ from darklens.models.zoo import Task, build, task_of
 
 
 class Contract(Frozen):
-    """What a bundle takes, gives, and where it came from."""
+    """Inputs, outputs, metrics and provenance of a bundle."""
 
     schema_: Literal[1] = Field(default=1, alias="schema")
     recipe: str
     recipe_sha256: str
     model: AnySystemConfig
     classes: list[str]
-    n_pixels: int = Field(ge=8, le=4096, description="pixels along a side of the images it takes")
-    pixel_scale: float = Field(description="arcsec, of the images it takes")
+    n_pixels: int = Field(ge=8, le=4096, description="pixels along a side of input images")
+    pixel_scale: float = Field(description="pixel scale of input images, arcsec")
     preprocess: Preprocess
     parameters: int
     weights_sha256: str = ""
-    calibration: Calibration | None = Field(default=None, description="what held-out images taught; none: nothing")
-    ood_sha256: str = Field(default="", description="of ood.safetensors; empty: there is none")
+    calibration: Calibration | None = Field(default=None, description="calibration on held-out images, if any")
+    ood_sha256: str = Field(default="", description="digest of ood.safetensors; empty if there is none")
     data: dict[str, Any] = Field(description="the training data: population, seed, sha256")
-    validation: dict[str, float] = Field(description="metrics of the chosen epoch on the validation images")
+    validation: dict[str, float] = Field(description="validation metrics of the best epoch")
     provenance: dict[str, Any] = Field(description="version, commit, hardware, seed, train_seconds, train_images")
     licence: str = "MIT"
 
@@ -42,21 +42,21 @@ class Contract(Frozen):
     @field_validator("model", mode="before")
     @classmethod
     def _by_contents(cls, tree: Any) -> Any:
-        """Refuse a population by name: a name can be the path of a file, and a bundle reads no file but its own."""
+        """Reject populations by name: a name can be a path, and a bundle must not read files outside its folder."""
         members = (tree.get("members") or [tree]) if isinstance(tree, dict) else []
         if any(isinstance(m, dict) and isinstance(m.get("population"), str) for m in members):
-            raise ValueError("population must be given by its contents")
+            raise ValueError("population must be a mapping, not a name")
         return tree
 
     @classmethod
     def untrained(cls, model: Any, *, n_pixels: int, pixel_scale: float, **known: Any) -> "Contract":
-        """Return the contract of a system that nobody trained, for measurements and tests of how it runs.
+        """Return the contract of an untrained system, for benchmarks and tests.
 
         Args:
-            model: Settings of the system.
-            n_pixels: Pixels along a side of the images it takes.
-            pixel_scale: Of these, arcsec.
-            known: Further fields, such as `preprocess`; the classes are no, sphere and vort unless given.
+            model: Configuration of the system.
+            n_pixels: Pixels along a side of input images.
+            pixel_scale: Pixel scale of input images, arcsec.
+            known: Other fields, such as `preprocess`. The default classes are no, sphere and vort.
         """
         nothing: dict[str, Any] = {"recipe_sha256": "", "parameters": 0, "data": {}, "validation": {}, "provenance": {}}
         usual = {"recipe": model.kind, "classes": ["no", "sphere", "vort"], "preprocess": Preprocess()}
@@ -69,7 +69,7 @@ class Contract(Frozen):
         return task_of(self.model)
 
     def build(self) -> nn.Module:
-        """Return the network with fresh weights."""
+        """Build the network with newly initialised weights."""
         n_pixels, pixel_scale = self.preprocess.output_size(self.n_pixels), self.pixel_scale * self.preprocess.bin
         if isinstance(self.model, EnsembleConfig):
             return Ensemble(self.model, n_pixels=n_pixels, pixel_scale=pixel_scale, n_classes=len(self.classes))

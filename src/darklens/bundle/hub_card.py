@@ -1,4 +1,4 @@
-"""What is said of a bundle in words: a line in lists, and the README.md of its repository on the Hugging Face hub."""
+"""Model cards: one line for lists of models, and README.md for the Hugging Face hub."""
 
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,8 @@ def model_card(contract: Contract, name: str) -> str:
     """Return the model card of a bundle: inputs, outputs, metrics and limits, with the hub's metadata at its head.
 
     Args:
-        contract: The bundle's.
-        name: `owner/name` in the example.
+        contract: Contract of the bundle.
+        name: Repository `owner/name` in the usage example.
     """
     classifies = contract.task == "classify"
     population = str(contract.data.get("population") or "imported images")

@@ -1,4 +1,4 @@
-"""A loaded system: what its network takes of images, its output, and calibrated probabilities."""
+"""A loaded bundle: network inputs, logits, calibrated probabilities, fitted parameters and maps."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,13 +28,13 @@ from darklens.models.zoo import has_k_network, requires_fitting
 from darklens.simulate.backend import Backend
 
 BATCH_SIZE = 64
-MICRO_BATCH = 16  # images of one forward pass on a CPU: the activations then stay in its cache
+MICRO_BATCH = 16  # images per forward pass on a CPU, so that activations stay in its cache
 
 Images = Float[np.ndarray, "b 1 n n"] | Float[Tensor, "b 1 n n"]
 
 
 class Output(NamedTuple):
-    """Logits (b, classes) before calibration, and the features (b, f) that `evaluation.ood` takes; float64."""
+    """Logits (b, classes) before calibration, and OOD features (b, f) for `evaluation.ood`; float64."""
 
     logits: np.ndarray
     ood_features: np.ndarray
@@ -51,12 +51,12 @@ class Classification(NamedTuple):
     """The classes of b images.
 
     Attributes:
-        probabilities: Calibrated (b, classes).
-        findings: Fitted parameters as columns of text, by name; empty for systems that take images.
-        maps: Of a system that takes fits the `MAP_NAMES`, otherwise those of `Bundle.maps` if asked for (b, m, m).
-        ood_features: What `evaluation.ood` scores (b, f).
-        inputs: What the network received, as from `Bundle.inputs_of`.
-        smooth_fit: If asked for, of a system that takes fits.
+        probabilities: Calibrated probabilities (b, classes).
+        findings: Fitted parameters as columns of text by name; empty for systems that take images.
+        maps: Maps by name (b, m, m): `MAP_NAMES` for systems that take fits, otherwise `Bundle.maps` if requested.
+        ood_features: Features for `evaluation.ood` (b, f).
+        inputs: Inputs of the network, from `Bundle.inputs_of`.
+        smooth_fit: Fit with covariances, if requested, for systems that take fits.
     """
 
     probabilities: np.ndarray
@@ -69,10 +69,10 @@ class Classification(NamedTuple):
 
 @runtime_checkable
 class InferenceBackend(Protocol):
-    """Runs the network of a bundle; a bundle runs its own."""
+    """Computes inputs and outputs of the network of a bundle. A bundle is its own eager backend."""
 
     def inputs_of(self, images: Images, *, exposure: Images | None = None) -> Inputs:
-        """Return what the network takes of images."""
+        """Return the inputs of the network for images."""
 
     def forward(self, inputs: Inputs) -> NetworkOutput:
         """Return the network's output."""
@@ -100,24 +100,24 @@ class Bundle:
 
         Args:
             path: A folder, the name of a shipped model, or a repository `owner/name` or `owner/name@revision`.
-            device: Where it is to run.
+            device: Device of the network.
 
         Raises:
-            InputError: If it is missing, damaged, or of a version that this one does not read.
+            InputError: If it is missing, damaged, or of an unsupported version.
         """
         contract, network, ood_reference = storage.read(locate(Path(path)))
         return cls(contract, network, ood_reference=ood_reference, device=device)
 
     def save(self, folder: Path) -> None:
-        """Write a bundle folder; an interrupted write leaves none."""
+        """Write a bundle folder; an interrupted write leaves no loadable bundle."""
         storage.write(folder, self.contract, self.network, self.ood_reference)
 
     def save_pretrained(self, folder: Path | str, *, name: str | None = None) -> None:
-        """Write a folder that can be uploaded to the Hugging Face hub as it is: the bundle and a README.md.
+        """Write a folder for the Hugging Face hub: the bundle and README.md.
 
         Args:
-            folder: Where to; it may be a fresh clone of the repository.
-            name: `owner/name` in the README's example; by default the folder's name.
+            folder: Folder to write; may be a clone of an empty repository.
+            name: Repository `owner/name` in the usage example; by default the name of the folder.
         """
         self.save(Path(folder))
         write_card(Path(folder), self.contract, name)
@@ -126,7 +126,7 @@ class Bundle:
     def from_pretrained(
         cls, name_or_path: Path | str, *, revision: str | None = None, device: torch.device | str = "cpu"
     ) -> "Bundle":
-        """Load what `save_pretrained` wrote, from a folder or a repository; as `load`, with the revision apart."""
+        """Load a bundle from a folder or a repository, as `load`, with the revision as an argument."""
         return cls.load(f"{name_or_path}@{revision}" if revision else name_or_path, device=device)
 
     @torch.inference_mode()
@@ -137,15 +137,15 @@ class Bundle:
 
     @torch.inference_mode()
     def inputs_of(self, images: Images, *, exposure: Images | None = None, backend: Backend = "eager") -> Inputs:
-        """Return what the network takes of images: pre-processed images, or fits.
+        """Return the inputs of the network: pre-processed images, or features of fits.
 
         Args:
-            images: In any linear scale of brightness.
-            exposure: Relative exposure of each pixel, where images are counts divided by it; fits take it into account.
-            backend: How lenses are fitted, see `fit_hypotheses`.
+            images: Images in any linear scale.
+            exposure: Relative exposure of each pixel, if images are counts divided by exposure; used by fits.
+            backend: Backend of the fits, see `fit_hypotheses`.
 
         Raises:
-            ValueError: If images or exposure are not of the model's size.
+            ValueError: If images or exposure do not have the image size of the model.
         """
         raw = self._on_device(images)
         if self.fit_settings is not None:
@@ -155,7 +155,7 @@ class Bundle:
 
     @torch.inference_mode()
     def forward(self, inputs: Inputs) -> NetworkOutput:
-        """Return logits, and the features that the last layer receives, for what `inputs_of` returns."""
+        """Return the logits, and the features before the last layer, for inputs from `inputs_of`."""
         if isinstance(inputs, Tensor) and inputs.device.type == "cpu" and len(inputs) > MICRO_BATCH:
             parts = [self.forward(part) for part in torch.split(inputs, MICRO_BATCH)]
             return NetworkOutput(*map(torch.cat, zip(*parts, strict=True)))
@@ -163,11 +163,11 @@ class Bundle:
 
     @torch.inference_mode()
     def output(self, inputs: Inputs, network_output: NetworkOutput | None = None) -> Output:
-        """Return logits and OOD features of what `inputs_of` returns; each image's do not depend on the others.
+        """Return logits and OOD features for inputs from `inputs_of`; they do not depend on the batch.
 
         Args:
-            inputs: What the network takes.
-            network_output: The network's output, where it is known already.
+            inputs: Inputs of the network.
+            network_output: Output of the network, if computed already.
         """
         logits, last = network_output or self.forward(inputs)
         image = inputs.maps[:, :1] if isinstance(inputs, FitFeatures) else inputs
@@ -175,11 +175,11 @@ class Bundle:
         return Output(logits.double().cpu().numpy(), torch.cat(features, 1).cpu().numpy())
 
     def calibrated(self, logits: Float[np.ndarray, "b classes"]) -> Float[np.ndarray, "b classes"]:
-        """Return the probabilities of logits: the one place where a temperature is applied."""
+        """Return calibrated probabilities for logits; the temperature is applied only here."""
         return (self.contract.calibration or Calibration()).probabilities(logits)
 
     def probabilities(self, images: Images) -> Float[np.ndarray, "b classes"]:
-        """Return calibrated class probabilities of a batch; each image's do not depend on the others."""
+        """Return calibrated class probabilities of images; they do not depend on the batch."""
         return self.calibrated(self.output(self.inputs_of(images)).logits)
 
     def classify(
@@ -191,14 +191,14 @@ class Bundle:
         with_maps: bool = False,
         with_covariance: bool = False,
     ) -> Classification:
-        """Classify images: the one way of `predict`, its maps, and `serve`.
+        """Classify images; used by `predict`, its maps, and `serve`.
 
         Args:
-            images: In any linear scale of brightness.
-            backend: Runs `inputs_of` and `forward` in place of the bundle.
+            images: Images in any linear scale.
+            backend: Inference backend; by default the bundle itself.
             exposure: As for `inputs_of`.
-            with_maps: Whether to return the maps of `Bundle.maps`, of a system that has such.
-            with_covariance: Whether to return a `smooth_fit`, which takes about as long as the classification.
+            with_maps: Whether to return the maps of `Bundle.maps`, if the system has them.
+            with_covariance: Whether to return `smooth_fit`; doubles the time.
         """
         runner = backend or self
         inputs = runner.inputs_of(images, exposure=exposure)
@@ -215,8 +215,8 @@ class Bundle:
         """Return logits and OOD features of all images of a store.
 
         Args:
-            store: Fits are kept in the store's folder, and read from there the next time.
-            workers: Processes that fit.
+            store: The images. Fits are cached in the folder of the store.
+            workers: Number of processes for fits.
             advance: Called with the number of images just finished.
         """
         settings = self.fit_settings
@@ -239,10 +239,10 @@ class Bundle:
     def maps(self, images: Images) -> dict[str, Float[np.ndarray, "b m m"]]:
         """Return the maps of a system that predicts k(x, y): `image` as received, `k`, `alpha_x`, `alpha_y`, `source`.
 
-        k and alpha are in arcsec; `source` is the light in the source plane, its brightest pixel 1.
+        k and alpha are in arcsec; `source` is the brightness in the source plane, scaled to a maximum of 1.
 
         Raises:
-            InputError: If the system predicts no such maps; those of fits are in `Classification.maps`.
+            InputError: If the system does not predict k(x, y). Maps of fits are in `Classification.maps`.
         """
         if not has_k_network(self.contract.model):
             raise InputError(f"{self.contract.recipe} predicts no map k(x, y); see Bundle.classify for maps of fits.")
@@ -262,17 +262,17 @@ class Bundle:
 
     @property
     def has_maps(self) -> bool:
-        """Whether there are maps of each image: k(x, y) and deflection, or residuals and evidence of fits."""
+        """Whether the system has maps: k(x, y) and deflection, or residuals and evidence of fits."""
         return has_k_network(self.contract.model) or self.fit_settings is not None
 
     @property
     def fit_settings(self) -> FitSettings | None:
-        """How images become the `FitFeatures` that the network takes; None if it takes images."""
+        """Settings of the fits whose `FitFeatures` the network takes; None if it takes images."""
         return fit_settings_of(self.contract.model)
 
     @property
     def requires_fitting(self) -> bool:
-        """Whether a lens is fitted to each image before or inside the network, iteratively, so that ONNX cannot."""
+        """Whether an iterative fit runs for each image, before or in the network, which ONNX cannot express."""
         return requires_fitting(self.contract.model)
 
     @property
@@ -302,13 +302,13 @@ class Bundle:
         """Return images as float32 on the bundle's device.
 
         Raises:
-            ValueError: If they are not of the model's size.
+            ValueError: If they do not have the image size of the model.
         """
         side = self.contract.n_pixels
         if tuple(images.shape[1:]) != (1, side, side):
             raise ValueError(
                 f"this model takes images of shape (b, 1, {side}, {side}), got {tuple(images.shape)}; "
-                "add the axis of channels, or bring other sizes to its field and pixel scale by darklens.data.prepare"
+                "add the channel axis, or resample images with darklens.data.prepare"
             )
         return torch.as_tensor(images).float().to(self._device)
 

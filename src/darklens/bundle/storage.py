@@ -1,7 +1,7 @@
-"""Reading and writing bundle folders; nothing in them is executed.
+"""Reading and writing of bundle folders; nothing in them is executed.
 
 BUNDLE/model.safetensors    weights
-BUNDLE/ood.safetensors      reference of the out-of-distribution score; older bundles have none
+BUNDLE/ood.safetensors      reference of the out-of-distribution score; absent in older bundles
 BUNDLE/bundle.json          the contract: how to build the network, its inputs and classes, calibration, provenance
 """
 
@@ -42,7 +42,7 @@ def read(folder: Path) -> StoredBundle:
     """Return the contents of a bundle folder.
 
     Raises:
-        InputError: If a file is missing or damaged, or of a version that this one does not read.
+        InputError: If a file is missing or damaged, or of an unsupported version.
     """
     contract = _read_contract(folder / CONTRACT)
     weights = folder / WEIGHTS
@@ -90,7 +90,7 @@ def _check_digest(path: Path, sha256: str) -> None:
 
 
 def _check_shapes(weights: Path, contract: Contract) -> None:
-    """Refuse weights of other shapes than the contract implies, before memory is allocated for either."""
+    """Raise unless the shapes of the weights match the contract, before memory is allocated for them."""
     try:
         with torch.device("meta"):
             network = contract.build()
@@ -107,14 +107,14 @@ def _check_shapes(weights: Path, contract: Contract) -> None:
 
 
 def _with_current_names(stored: Mapping[str, T], network: nn.Module) -> dict[str, T]:
-    """Return what is stored under the names that the network has now."""
+    """Rename stored values to the current module names of the network."""
     expected = network.state_dict().keys()
     return {aliases.state_dict_name(name, expected): value for name, value in stored.items()}
 
 
 def _mismatch(weights: Path, reason: Exception | str) -> InputError:
     first_line = (str(reason).splitlines() or [type(reason).__name__])[0]
-    return InputError(f"{weights} does not fit the network its contract describes ({first_line}).")
+    return InputError(f"{weights} does not match the network in its contract ({first_line}).")
 
 
 def _read_ood_reference(folder: Path, contract: Contract) -> MahalanobisStats | None:
@@ -126,4 +126,4 @@ def _read_ood_reference(folder: Path, contract: Contract) -> MahalanobisStats | 
     try:
         return MahalanobisStats(**load_numpy(path))
     except (SafetensorError, TypeError):
-        raise InputError(f"{path} does not hold what its contract says; train or download it again.") from None
+        raise InputError(f"{path} does not match its contract; train or download it again.") from None

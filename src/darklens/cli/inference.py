@@ -175,11 +175,11 @@ def predict(
                 workers=workers,
                 executor=executor,
                 advance=advance,
-                say=print_error,
+                warn=print_error,
             )
         bad = summary.bad
-        if summary.kept:
-            print(f"{summary.kept} images were already classified before the interruption.")
+        if summary.resumed:
+            print(f"{summary.resumed} images were already classified before the interruption.")
     print(f"{len(paths) - bad} of {len(paths)} images classified, in {out}")
     listed = list(islice(problems_in(out), _MAX_LISTED)) if bad else []
     if bad > len(listed):
@@ -201,7 +201,9 @@ def _predict_with_maps(
     files = [Path(path) for path in paths]
     writer = MapWriter(bundle, maps, files)
     with progress("Predicting", len(paths)) as advance:
-        rows = predict(bundle, files, pixel_scale=pixel_scale, name=image, advance=advance, use=writer, with_maps=True)
+        rows = predict(
+            bundle, files, pixel_scale=pixel_scale, name=image, advance=advance, on_batch=writer, with_maps=True
+        )
     write_text(out, to_csv(rows, bundle.contract.classes))
     return sum(bool(row.message) for row in rows)
 
@@ -245,7 +247,9 @@ def explain(
         raise InputError(f"--label: the classes of the model are {', '.join(classes)}, not {label}.")
     writer = ExplanationWriter(bundle, out, paths, method=method, label=None if label is None else classes.index(label))
     with progress("Explaining", len(paths)) as advance:
-        rows = predict(bundle, paths, pixel_scale=pixel_scale, name=image, use=writer, advance=advance, with_maps=True)
+        rows = predict(
+            bundle, paths, pixel_scale=pixel_scale, name=image, on_batch=writer, advance=advance, with_maps=True
+        )
     write_text(out / "predictions.csv", to_csv(rows, classes))
     print(f"{sum(not row.message for row in rows)} of {len(rows)} images explained, in {out}")
     return print_problems([row.message for row in rows if row.message])

@@ -21,7 +21,7 @@ class EnsembleConfig(Frozen):
 
     @property
     def fit_settings(self) -> FitSettings | None:
-        """How images become the `FitFeatures` that all members take; None if they take images."""
+        """Settings of the fits whose `FitFeatures` all members take; None if they take images."""
         return fit_settings_of(self.members[0])
 
     @property
@@ -38,7 +38,7 @@ AnySystemConfig = Annotated[Any, OneOf(_settings_of, lambda: [*SYSTEMS, "ensembl
 
 
 class Ensemble(nn.Module):
-    """The members, each with the temperature that its logits are divided by."""
+    """The members of an ensemble, with their temperatures."""
 
     temperatures: Tensor
 
@@ -71,5 +71,5 @@ class Ensemble(nn.Module):
         return NetworkOutput(mean, features)
 
     def ood_features(self, inputs: Inputs) -> Tensor:
-        """Return those of the first member."""
+        """Return the OOD features of the first member."""
         return ood_features(self.members[0], inputs)

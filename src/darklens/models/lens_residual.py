@@ -1,4 +1,4 @@
-"""Fit the smooth lens, a line and some points in addition, and classify the residuals of each."""
+"""lens_residual: a classifier of the fits of a smooth lens, with a line mass and with point masses."""
 
 from typing import Literal
 
@@ -12,24 +12,24 @@ from darklens.fit.summary import N_SUMMARY_FEATURES, fit_succeeded, ood_features
 from darklens.models.base import NetworkOutput, OnPopulation, apply_head
 from darklens.models.conv_encoder import ConvEncoder
 
-# The image runs from 0 to 1, other maps are in standard deviations; divided by these, all are of order one.
+# Divisors that bring the maps to order one: the image has a maximum of 1, other maps are in standard deviations.
 _SCALES: dict[MapName, float] = {"image": 1.0, "residual": 3.0, "line_residual": 3.0, "point_residual": 3.0}
 _SCALES |= {"evidence": 5.0, "line_evidence": 5.0}
-_IMAGE_LOSS = 0.2  # weight of the loss of the branch that takes the image alone
+_IMAGE_LOSS = 0.2  # weight of the loss of the image branch
 
 
 class LensResidualConfig(OnPopulation):
-    """Fits smooth lens, line and points, classifies the residuals; uses the image alone where the fit fails."""
+    """Fits smooth lens, line and points, and classifies the residuals; uses the image alone if the fit fails."""
 
     kind: Literal["lens_residual"] = "lens_residual"
     inputs: Literal["all", "maps", "summary", "image", "image_and_residual"] = Field(
-        default="all", description="inputs of the classifier; less than all is for comparisons"
+        default="all", description="inputs of the classifier; subsets are for ablations"
     )
     width: int = Field(default=24, ge=4, description="channels of the first convolution")
 
 
 class LensResidual(nn.Module):
-    """A small network on the residual and evidence maps of the fits, and on their summary."""
+    """A small network on the residual and evidence maps of the fits and on their summary."""
 
     temperature: Tensor
 
@@ -45,40 +45,40 @@ class LensResidual(nn.Module):
         )
         both = ConvEncoder.features(w) + 64
         self.head = nn.Sequential(nn.Linear(both, 64), nn.ReLU(inplace=True), nn.Dropout(0.3), nn.Linear(64, n_classes))
-        # Likelihood ratios almost separate the classes; a linear layer on them learns from the fewest images.
+        # Likelihood ratios almost separate the classes; a linear layer on them needs the fewest training images.
         self.summary_linear = nn.Linear(N_SUMMARY_FEATURES, n_classes)
         self.image_branch = nn.Sequential(ConvEncoder(1, w // 2), nn.Linear(ConvEncoder.features(w // 2), n_classes))
-        # Always one since the bundle's calibration holds the temperature; weights of older bundles have theirs here.
+        # One for current models, whose temperature is in the calibration; older weights store theirs here.
         self.register_buffer("temperature", torch.ones(()))
 
     def encode(self, inputs: FitFeatures) -> Float[Tensor, "b f"]:
-        """Return the representations of the maps and of the summary, one after the other."""
+        """Return the concatenated representations of maps and summary."""
         return self._encode(self._scaled_maps(inputs), self._summary(inputs))
 
     def forward(self, inputs: FitFeatures) -> Float[Tensor, "b classes"]:
-        """Return logits; where the fit failed, those of the image alone."""
+        """Return logits; those of the image branch if the fit failed."""
         return self.forward_features(inputs).logits
 
     def forward_features(self, inputs: FitFeatures) -> NetworkOutput:
-        """Return logits, and the features that the last layer of the head receives."""
+        """Return logits, and the features before the last layer of the head."""
         of_fit, of_image, features = self._branches(inputs)
         logits = torch.where(fit_succeeded(inputs)[:, None], of_fit, of_image) / self.temperature
         return NetworkOutput(logits, features)
 
     def branches(self, inputs: FitFeatures) -> tuple[Float[Tensor, "b classes"], Float[Tensor, "b classes"]]:
-        """Return the logits of the fits, and of the image alone."""
+        """Return the logits of the fit branch and of the image branch."""
         of_fit, of_image, _ = self._branches(inputs)
         return of_fit, of_image
 
     def losses(self, inputs: FitFeatures, labels: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """Return each image's training loss: that of the fits, and a part of that of the image alone."""
+        """Return the training loss of each image: that of the fit branch plus 0.2 times that of the image branch."""
         of_fit, of_image = (
             nn.functional.cross_entropy(logits.float(), labels, reduction="none") for logits in self.branches(inputs)
         )
         return of_fit + _IMAGE_LOSS * of_image
 
     def ood_features(self, inputs: FitFeatures) -> Float[Tensor, "b u"]:
-        """Return summary numbers in which lenses of another population differ."""
+        """Return the OOD features of the fits, see `darklens.fit.summary.ood_features`."""
         return ood_features(inputs)
 
     def _branches(self, inputs: FitFeatures) -> tuple[Tensor, Tensor, Tensor]:

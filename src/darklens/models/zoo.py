@@ -1,4 +1,4 @@
-"""All systems by `kind`: their settings, and how to build them."""
+"""The registry of systems by `kind`: their configurations and networks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,15 +24,15 @@ Task = Literal["classify", "reconstruct"]
 
 @dataclass(frozen=True, kw_only=True)
 class SystemSpec:
-    """A sort of network that a recipe can name.
+    """A registered kind of system, for recipes.
 
     Args:
-        settings: Its settings; their `kind` is a literal, the name under which it is registered.
-        build: Makes it with fresh weights from the settings, `n_pixels` along a side of what it receives, their
-            `pixel_scale` in arcsec, and `n_classes`. A classifier takes images (b, 1, n, n) and returns logits
-            (b, classes); the layer that makes them is its `head`, an `nn.Linear` or an `nn.Sequential` that ends
+        settings: Configuration class. Its field `kind` is a literal, the registered name.
+        build: Builds the network with newly initialised weights from the configuration, `n_pixels` along a side of
+            its inputs, their `pixel_scale` in arcsec, and `n_classes`. A classifier takes images (b, 1, n, n) and
+            returns logits (b, classes). Its last layer is its `head`, an `nn.Linear` or an `nn.Sequential` that ends
             with one.
-        task: What its output is: logits of classes, or the image again.
+        task: `classify` if the output is logits, `reconstruct` if it is an image.
     """
 
     settings: type[Frozen]
@@ -75,35 +75,35 @@ SYSTEMS.add("unrolled_residual", SystemSpec(settings=UnrolledResidualConfig, bui
 
 
 def build(config: Any, *, n_pixels: int, pixel_scale: float, n_classes: int) -> nn.Module:
-    """Build a system with fresh weights.
+    """Build a system with newly initialised weights.
 
     Args:
-        config: The settings of one of `SYSTEMS`.
-        n_pixels: Pixels along a side of what the model receives.
-        pixel_scale: Pixel scale of what the model receives, arcsec.
+        config: Configuration of one of `SYSTEMS`.
+        n_pixels: Pixels along a side of the network inputs.
+        pixel_scale: Pixel scale of the network inputs, arcsec.
         n_classes: Number of classes.
     """
     return SYSTEMS[config.kind].build(config, n_pixels=n_pixels, pixel_scale=pixel_scale, n_classes=n_classes)
 
 
 def task_of(config: Any) -> Task:
-    """Return what a system's output is: logits of classes, or the image again."""
-    # An ensemble is no entry of its own: it is made of trained systems, and only of classifiers.
+    """Return the task of a system, `classify` or `reconstruct`."""
+    # Ensembles are not registered; they consist of trained classifiers.
     return SYSTEMS[config.kind].task if config.kind in SYSTEMS else "classify"
 
 
 def has_k_network(config: Any) -> bool:
-    """Return whether the system makes k with a network that can be trained on reconstruction first."""
+    """Return whether a network of the system predicts k(x, y) and can be pretrained on reconstruction."""
     return isinstance(config, SISAutoencoderConfig | SISAutoencoder2Config)
 
 
 def requires_fitting(config: Any) -> bool:
-    """Return whether a fit runs for each image: such systems take images as their population has them, and no ONNX."""
+    """Return whether a fit runs for each image. Such systems need raw images and cannot be exported to ONNX."""
     return bool(getattr(config, "requires_fitting", False)) or fit_settings_of(config) is not None
 
 
 def takes_any_size(config: Any) -> bool:
-    """Return whether one set of weights takes images of several sizes, so that training can begin on small ones."""
+    """Return whether the same weights accept several image sizes, so that training can start on small images."""
     return isinstance(config, ResNet18Config)
 
 
@@ -113,7 +113,7 @@ def kinds() -> list[str]:
 
 
 def descriptions(*, n_pixels: int = 150, n_classes: int = 3) -> dict[str, str]:
-    """Return a line on each system: its parameters at that size of image, what it takes and gives, what it is."""
+    """Return one line on each system: description, number of parameters, inputs and outputs."""
     lines = {}
     for kind in SYSTEMS:
         settings = SYSTEMS[kind].settings
@@ -129,5 +129,5 @@ def descriptions(*, n_pixels: int = 150, n_classes: int = 3) -> dict[str, str]:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of trainable numbers."""
+    """Return the number of trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

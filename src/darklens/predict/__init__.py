@@ -1,4 +1,4 @@
-"""A bundle applied to image files: a table with one row per file, including bad files."""
+"""Prediction on image files: a table with one row per file, bad files included."""
 
 from darklens.data.image_paths import find_images
 from darklens.predict.backends import BACKENDS, BackendChoice, backend_of, choose

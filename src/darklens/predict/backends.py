@@ -1,6 +1,6 @@
-"""How the arithmetic of a bundle is run: operation by operation, fused by torch.compile, or by ONNX Runtime.
+"""Inference backends: PyTorch eager, torch.compile, and ONNX Runtime in float32 or int8.
 
-All but `int8` give the same classes, and probabilities that agree to `TOLERANCE`.
+Probabilities agree to `TOLERANCE` between all backends except `int8`.
 """
 
 import logging
@@ -23,34 +23,35 @@ from darklens.models.base import Inputs, NetworkOutput, WithFeatures
 BackendChoice = Literal["auto", "eager", "compiled", "onnx", "int8"]
 BACKENDS: tuple[BackendChoice, ...] = get_args(BackendChoice)
 
-TOLERANCE = 1e-4  # of probabilities, between backends
-WORTH_IT = 4096  # images from which the half minute of preparation is made up for
-_LARGEST_SHIFT = 0.05  # of a probability by int8, in the mean over the images it was calibrated on
+TOLERANCE = 1e-4  # largest difference of probabilities between backends
+SMALLEST_ONNX_RUN = 4096  # images; from there, ONNX saves more than the half minute of its export
+_LARGEST_INT8_CHANGE = 0.05  # of probabilities, mean over the calibration images
 
 
-def choose(asked: BackendChoice, bundle: Bundle, n: int) -> BackendChoice:
-    """Return the backend to use for `n` images, after checking that it can be used.
+def choose(requested: BackendChoice, bundle: Bundle, n: int) -> BackendChoice:
+    """Return the backend to use for `n` images, after checking that it is available.
 
-    `auto` is `onnx` for many images where that is installed, else `eager`; also for systems that fit lenses, since a
-    compiled fit may, once in thousands of images, end elsewhere. It is never `int8`, which is less exact.
+    `auto` is `onnx` for many images on a CPU if ONNX Runtime is installed, otherwise `eager`. Systems that fit lenses
+    use `eager`: a compiled fit ends in another local minimum in one of some thousand images. `auto` is never `int8`,
+    which is less accurate.
 
     Raises:
-        ConfigError: If the system cannot run on the backend asked for, or what that needs is not installed.
+        ConfigError: If the system cannot run on the requested backend, or a package or the compiler is missing.
     """
-    if asked == "auto":
-        if n < WORTH_IT or bundle.requires_fitting or bundle.device.type != "cpu":
+    if requested == "auto":
+        if n < SMALLEST_ONNX_RUN or bundle.requires_fitting or bundle.device.type != "cpu":
             return "eager"
         return "onnx" if not missing_packages() else "eager"
-    if asked == "compiled":
+    if requested == "compiled":
         require_compiler("The compiled backend", "use backend eager")
-    if asked in ("onnx", "int8"):
+    if requested in ("onnx", "int8"):
         if bundle.requires_fitting:
             raise ConfigError(
-                f"{bundle.contract.recipe} fits lenses to each image step by step, which ONNX cannot say; use backend "
-                "eager or compiled."
+                f"{bundle.contract.recipe} fits lenses iteratively, which ONNX cannot express; use backend eager or "
+                "compiled."
             )
-        require_onnx("That backend")
-    return asked
+        require_onnx(f"The {requested} backend")
+    return requested
 
 
 def backend_of(name: BackendChoice, bundle: Bundle, model: Path | None = None) -> InferenceBackend:
@@ -58,8 +59,8 @@ def backend_of(name: BackendChoice, bundle: Bundle, model: Path | None = None) -
 
     Args:
         name: From `choose`.
-        bundle: Whose arithmetic is to be run.
-        model: For onnx and int8 the file that `write_model` wrote.
+        bundle: The bundle.
+        model: File written by `write_model`, for onnx and int8.
     """
     if name == "eager":
         return bundle
@@ -70,17 +71,17 @@ def backend_of(name: BackendChoice, bundle: Bundle, model: Path | None = None) -
 
 
 def write_model(name: BackendChoice, bundle: Bundle, path: Path, images: Float[np.ndarray, "b 1 n n"]) -> None:
-    """Write the file of a backend that needs one, after checking it against torch on some images.
+    """Write the ONNX file of a backend, after checking its probabilities against torch.
 
     Args:
         name: From `choose`; eager and compiled need no file.
-        bundle: Whose network it is.
+        bundle: The bundle.
         path: File to write.
-        images: Some of the images to come; int8 takes the range of each layer's values from them.
+        images: Example images. They calibrate the range of activations for int8.
 
     Raises:
-        ConfigError: If ONNX cannot say what the network does.
-        DarklensError: If probabilities differ by more than `TOLERANCE`, or for int8 by much in the mean.
+        ConfigError: If the network cannot be exported to ONNX.
+        DarklensError: If probabilities differ by more than `TOLERANCE`, or for int8 by more than 0.05 on average.
     """
     if name not in ("onnx", "int8"):
         return
@@ -89,14 +90,14 @@ def write_model(name: BackendChoice, bundle: Bundle, path: Path, images: Float[n
     exact = bundle.calibrated(bundle.output(inputs).logits)
     try:
         program = onnx_program(WithFeatures(bundle.network), torch.rand(2, *inputs.shape[1:]), ["logits", "features"])
-    except Exception as error:  # of many kinds, by what the network holds
+    except Exception as error:  # the type depends on the layers of the network
         raise ConfigError(
             f"{bundle.contract.recipe} cannot be written as ONNX ({type(error).__name__}); use backend eager."
         ) from None
     with atomic_path(path) as temporary:
         program.save(str(temporary), external_data=False)
 
-        def difference_now() -> Float[np.ndarray, "b classes"]:
+        def measure_difference() -> Float[np.ndarray, "b classes"]:
             network_output = _OnnxNetwork(bundle, temporary).forward(inputs)
             difference: Float[np.ndarray, "b classes"] = np.abs(
                 bundle.calibrated(bundle.output(inputs, network_output).logits) - exact
@@ -104,23 +105,23 @@ def write_model(name: BackendChoice, bundle: Bundle, path: Path, images: Float[n
             return difference
 
         if name == "int8":
-            difference = _quantised(program, temporary, inputs.contiguous().numpy(), difference_now)
+            difference = _quantised(program, temporary, inputs.contiguous().numpy(), measure_difference)
         else:
-            difference = difference_now()
+            difference = measure_difference()
         if name == "onnx" and not difference.max() <= TOLERANCE:
             raise DarklensError(
                 f"ONNX Runtime and torch differ by {difference.max():.2g} for {bundle.contract.recipe}, more than "
                 f"{TOLERANCE:g}; use backend eager, and please report it."
             )
-        if name == "int8" and not difference.mean() <= _LARGEST_SHIFT:
+        if name == "int8" and not difference.mean() <= _LARGEST_INT8_CHANGE:
             raise DarklensError(
-                f"8-bit numbers move the probabilities of {bundle.contract.recipe} by {difference.mean():.2g} in the "
-                "mean, which is too much to be of use; use another backend."
+                f"int8 changes the probabilities of {bundle.contract.recipe} by {difference.mean():.2g} on average, "
+                "which is too inaccurate; use another backend."
             )
 
 
 class _CompiledFits:
-    """Lenses are fitted by fused code; the network that looks at the fits is a small part of the work."""
+    """Fits compiled by torch.compile; the network on their features, a small part of the time, stays eager."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
@@ -133,7 +134,7 @@ class _CompiledFits:
 
 
 class _CompiledNetwork:
-    """A network as fused code for batches of one size, to which others are filled up."""
+    """A network compiled by torch.compile for one batch size; smaller batches are padded."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
@@ -146,7 +147,7 @@ class _CompiledNetwork:
     def forward(self, inputs: Inputs) -> NetworkOutput:
         assert isinstance(inputs, Tensor)
         try:
-            return _joined([self._network(batch) for batch in _filled(inputs)], len(inputs))
+            return _concatenate([self._network(batch) for batch in _padded(inputs)], len(inputs))
         except torch._dynamo.exc.TorchDynamoException as error:
             raise ConfigError(
                 f"{self._bundle.contract.recipe} cannot be compiled ({type(error).__name__}); use backend eager."
@@ -154,7 +155,7 @@ class _CompiledNetwork:
 
 
 class _OnnxNetwork:
-    """A network in ONNX Runtime."""
+    """A network run by ONNX Runtime."""
 
     def __init__(self, bundle: Bundle, path: Path) -> None:
         import onnxruntime
@@ -162,7 +163,7 @@ class _OnnxNetwork:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
-        # Threads that wait by spinning take the processor from those that read the next images.
+        # Spinning threads would take CPU time from those that read the next images.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._bundle = bundle
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -176,17 +177,17 @@ class _OnnxNetwork:
         for batch in torch.split(inputs, MICRO_BATCH):
             arrays = self._session.run(["logits", "features"], {"image": batch.contiguous().cpu().numpy()})
             parts.append(tuple(torch.from_numpy(np.asarray(value)) for value in arrays))
-        return _joined(parts, len(inputs))
+        return _concatenate(parts, len(inputs))
 
 
-def _filled(inputs: Tensor) -> Iterator[Tensor]:
+def _padded(inputs: Tensor) -> Iterator[Tensor]:
     for batch in torch.split(inputs, MICRO_BATCH):
         missing = MICRO_BATCH - len(batch)
-        filled = torch.cat([batch, batch[-1:].expand(missing, -1, -1, -1)]) if missing else batch
-        yield filled.contiguous(memory_format=torch.channels_last)
+        padded = torch.cat([batch, batch[-1:].expand(missing, -1, -1, -1)]) if missing else batch
+        yield padded.contiguous(memory_format=torch.channels_last)
 
 
-def _joined(parts: Any, n: int) -> NetworkOutput:
+def _concatenate(parts: Any, n: int) -> NetworkOutput:
     return NetworkOutput(*(torch.cat(list(each))[:n] for each in zip(*parts, strict=True)))
 
 
@@ -194,26 +195,27 @@ def _quantised(
     program: Any,
     path: Path,
     inputs: Float[np.ndarray, "b c m m"],
-    difference_now: Callable[[], Float[np.ndarray, "b classes"]],
+    measure_difference: Callable[[], Float[np.ndarray, "b classes"]],
 ) -> Float[np.ndarray, "b classes"]:
-    """Make the file's numbers 8-bit ones, and return by how much probabilities then differ.
+    """Quantise an ONNX file to int8, and return the differences of the probabilities.
 
-    Of networks with a lens step only the products are, since angles and places of light need more digits than 8 bits.
+    If the differences are too large, only convolutions and matrix products are quantised: the angles and positions of
+    a lens step need more than 8 bits.
     """
     try:
         _quantise(path, inputs, None)
-        difference = difference_now()
-    except Exception:  # of many kinds: ONNX Runtime's have no base of their own
+        difference = measure_difference()
+    except Exception:  # exceptions of ONNX Runtime have no common base class
         difference = np.full((len(inputs), 1), np.inf)
-    if difference.mean() <= _LARGEST_SHIFT:
+    if difference.mean() <= _LARGEST_INT8_CHANGE:
         return difference
     program.save(str(path), external_data=False)
     _quantise(path, inputs, ["Conv", "Gemm", "MatMul"])
-    return difference_now()
+    return measure_difference()
 
 
 def _quantise(path: Path, inputs: Float[np.ndarray, "b c m m"], only: list[str] | None) -> None:
-    """Turn the file of a network into one with 8-bit weights and activations, of `only` some sorts of layers."""
+    """Quantise weights and activations of an ONNX file to 8 bits, in layers of the types `only`; None for all."""
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -229,7 +231,7 @@ def _quantise(path: Path, inputs: Float[np.ndarray, "b c m m"], only: list[str] 
     logging.disable(logging.WARNING)
     try:
         quant_pre_process(str(path), str(path), skip_symbolic_shape=True)
-        # Weights keep 7 bits: without VNNI, sums of two products of 8 bits each overflow 16.
+        # Weights use 7 bits: without VNNI, the sum of two 8-bit products overflows 16 bits.
         quantization.quantize_static(
             str(path),
             str(path),

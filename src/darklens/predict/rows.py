@@ -1,4 +1,4 @@
-"""Image files to rows of a table, in order, bad files included."""
+"""Rows of predictions.csv for image files, in order, bad files included."""
 
 import csv
 import io
@@ -18,19 +18,19 @@ from darklens.evaluation.columns import prediction_columns
 from darklens.fit.features import no_features
 from darklens.fit.summary import findings
 
-Use = Callable[[Sequence[Path], Float[np.ndarray, "b 1 n n"], Classification], None]
+OnBatch = Callable[[Sequence[Path], Float[np.ndarray, "b 1 n n"], Classification], None]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of predictions.csv; an error has no probabilities and a message.
+    """One row of predictions.csv; a bad file has a message and no probabilities.
 
     Attributes:
-        path: As it was given.
+        path: Path as passed by the caller.
         probabilities: One for each class.
-        message: Why there are none.
-        findings: Further columns.
-        changes: What was done to the image before it was classified, in words.
+        message: Error message of a bad file.
+        findings: Other columns by name.
+        changes: Changes to the image before classification, such as resampling, in words.
     """
 
     path: str
@@ -46,29 +46,29 @@ def predict(
     *,
     pixel_scale: float | None = None,
     name: str | None = None,
-    use: Use = lambda _, __, ___: None,
+    on_batch: OnBatch = lambda _, __, ___: None,
     advance: Callable[[int], None] = lambda _: None,
     backend: InferenceBackend | None = None,
     with_maps: bool = False,
     folder: Path = Path(),
 ) -> list[Row]:
-    """Classify image files, one row each, in their order; a bad file becomes an error row and the others go on.
+    """Classify image files, one row each, in order; a bad file becomes an error row.
 
     Args:
         bundle: A classifier.
         paths: Files that `read_image` reads.
-        pixel_scale: Pixel scale of the images in arcsec, in place of what the files say. Images of another scale than
-            the model's are resampled; where neither says one, it is taken to be the model's.
-        name: Which image of files that hold several.
-        use: Called with the files of each batch that could be read, their images, and the result.
+        pixel_scale: Pixel scale of the images in arcsec; overrides that in the files. Images with a pixel scale other
+            than that of the model are resampled. If the scale is unknown, that of the model is assumed.
+        name: Name of the image in files with several images.
+        on_batch: Called with the readable files of each batch, their images, and the classification.
         advance: Called with the number of files just finished.
-        backend: Does the arithmetic in place of the bundle, see `backend_of`.
-        with_maps: Whether `use` needs the maps of systems that predict k(x, y); those of fits are always there.
-        folder: Where relative paths begin; by default the working folder.
+        backend: Inference backend, see `backend_of`; by default the bundle itself.
+        with_maps: Whether `on_batch` needs the maps of systems that predict k(x, y); maps of fits are always included.
+        folder: Folder of relative paths; by default the working folder.
 
     Raises:
-        InputError: If the bundle does not classify, or `pixel_scale` differs by more than a factor of 4 from the one it
-            was trained for.
+        InputError: If the bundle does not classify, or `pixel_scale` differs by more than a factor of 4 from that of
+            its training images.
     """
     require_usable(bundle, pixel_scale)
     rows: list[Row] = []
@@ -76,7 +76,7 @@ def predict(
         block = paths[start : start + BATCH_SIZE]
         read = {path: read_one(path, bundle, pixel_scale=pixel_scale, name=name, folder=folder) for path in block}
         good = {path: image for path, image in read.items() if isinstance(image, Prepared)}
-        by_path = _rows(bundle, good, use, backend, with_maps) if good else {}
+        by_path = _rows(bundle, good, on_batch, backend, with_maps) if good else {}
         rows += [
             by_path.get(path) or Row(str(path), message=str(read[path]), findings={"changes": ""}) for path in block
         ]
@@ -85,10 +85,10 @@ def predict(
 
 
 def require_usable(bundle: Bundle, pixel_scale: float | None) -> None:
-    """Check that a bundle classifies images of a pixel scale.
+    """Check that a bundle can classify images with a pixel scale.
 
     Raises:
-        InputError: If it does not.
+        InputError: If it cannot.
     """
     bundle.require_classifier("predict")
     if pixel_scale is not None:
@@ -98,7 +98,7 @@ def require_usable(bundle: Bundle, pixel_scale: float | None) -> None:
 def read_one(
     path: Path, bundle: Bundle, *, pixel_scale: float | None = None, name: str | None = None, folder: Path = Path()
 ) -> Prepared | str:
-    """Return the image of a file as the bundle takes it, or the sentence that says why there is none."""
+    """Read a file and prepare its image for the bundle; return an error message if that fails."""
     size, scale, whole = bundle.contract.n_pixels, bundle.contract.pixel_scale, folder / path
     try:
         image = read_image(whole, name=name)
@@ -108,11 +108,11 @@ def read_one(
 
 
 def _rows(
-    bundle: Bundle, prepared: dict[Path, Prepared], use: Use, backend: InferenceBackend | None, with_maps: bool
+    bundle: Bundle, prepared: dict[Path, Prepared], on_batch: OnBatch, backend: InferenceBackend | None, with_maps: bool
 ) -> dict[Path, Row]:
     paths, images = list(prepared), np.stack([image.pixels for image in prepared.values()])[:, None]
     classification = bundle.classify(images, backend, with_maps=with_maps)
-    use(paths, images, classification)
+    on_batch(paths, images, classification)
     further = prediction_columns(bundle, classification.probabilities, classification.ood_features) | _with_old_names(
         classification.findings
     )
@@ -128,7 +128,7 @@ def _rows(
 
 
 def columns_of(bundle: Bundle) -> list[str]:
-    """Return the names of the columns after `message` that a bundle's rows have."""
+    """Return the names of the columns after `message` in the rows of a bundle."""
     classes = len(bundle.contract.classes)
     features = 0 if bundle.ood_reference is None else len(bundle.ood_reference.centre)
     calibration = prediction_columns(bundle, np.zeros((0, classes)), np.zeros((0, features)))
@@ -137,7 +137,7 @@ def columns_of(bundle: Bundle) -> list[str]:
 
 
 def _with_old_names(columns: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Return the columns of the fits, and at their end those whose names changed under their deprecated names too."""
+    """Return the columns of the fits, followed by the renamed ones under their deprecated names."""
     return columns | {old: columns[new] for old, new in aliases.PREDICTIONS.items() if new in columns}
 
 
@@ -147,7 +147,7 @@ def header(classes: Sequence[str], further: Sequence[str]) -> str:
 
 
 def lines(rows: Sequence[Row], classes: Sequence[str], further: Sequence[Sequence[object]]) -> str:
-    """Return the lines of rows, each with its values of further columns at the end."""
+    """Return rows as CSV lines, each followed by its values of further columns."""
     text = []
     for row, values in zip(rows, further, strict=True):
         if row.message:
@@ -160,7 +160,7 @@ def lines(rows: Sequence[Row], classes: Sequence[str], further: Sequence[Sequenc
 
 
 def to_csv(rows: Sequence[Row], classes: Sequence[str], extra: dict[str, Sequence[object]] | None = None) -> str:
-    """Return the text of predictions.csv, with what was found and further columns at the end."""
+    """Return the text of predictions.csv, with findings and extra columns at the end."""
     names = dict.fromkeys(name for row in rows for name in row.findings)
     extra = extra or {}
     values = [

@@ -1,8 +1,8 @@
-"""Very many image files to one table: in blocks, on any number of processes, and an interrupted run goes on.
+"""Prediction tables of large archives: in blocks, on any number of processes, resumable after an interruption.
 
-TABLE.csv.unfinished/plan.json    all that decides the table: model, files, options
-TABLE.csv.unfinished/rows         finished blocks in the order in which they came, each after a line on it (`_Block`)
-TABLE.csv.unfinished/model.onnx   of backends that need it
+TABLE.csv.unfinished/plan.json    inputs of the run: model, files, options
+TABLE.csv.unfinished/rows         finished blocks in order of completion, each preceded by a header line (`_Block`)
+TABLE.csv.unfinished/model.onnx   for the ONNX backends
 TABLE.csv                         written last, in the order of the files; then the folder is removed
 """
 
@@ -38,38 +38,38 @@ from darklens.memory import keep_freed_memory
 from darklens.predict.backends import BackendChoice, backend_of, choose, write_model
 from darklens.predict.rows import columns_of, header, lines, predict, read_one, require_usable
 
-IN_FLIGHT = 512  # blocks handed to an executor at a time: their paths, and what waits to be written, are some MB
-_FITTED_AT_ONCE = 16  # images: some seconds, which Ctrl-C has to wait for
-_EXAMPLES = 64  # images that a backend's file is checked on
+IN_FLIGHT = 512  # blocks submitted to an executor at a time; their paths and pending rows take a few MB
+_FIT_BLOCK_SIZE = 16  # images; a few seconds of fits, for which Ctrl-C has to wait
+_EXAMPLES = 64  # images on which an ONNX file is checked
 _PLAN, _ROWS, _MODEL = "plan.json", "rows", "model.onnx"
-# torch's number of threads, which is set to one while images are classified, belongs to the process.
-_ONE_BLOCK_AT_A_TIME = threading.Lock()
+# Blocks set the number of torch threads, a setting of the whole process, to one.
+_THREADS_LOCK = threading.Lock()
 
 
 class Task(Frozen):
-    """All of a block's rows but the files: with them, any process that sees the model and the files can make it."""
+    """Settings with which any process that can read the model and the files classifies a block."""
 
     model: str = Field(description="bundle folder, absolute, or the name of a shipped model")
     bundle_sha256: str
     backend: BackendChoice
-    backend_file: str = Field(default="", description="of backends that need one")
+    backend_file: str = Field(default="", description="ONNX file of the backend, empty for others")
     pixel_scale: float | None = None
     image: str | None = None
-    folder: str = Field(description="where relative paths begin")
-    files: int = Field(default=0, description="of all blocks")
+    folder: str = Field(description="folder of relative paths")
+    files: int = Field(default=0, description="number of files in all blocks")
     version: str = darklens.__version__
 
 
 class Summary(NamedTuple):
-    """How many files there were, how many of them were bad, and how many an earlier run had done."""
+    """Number of files, of bad files, and of files classified before an interruption."""
 
     files: int
     bad: int
-    kept: int
+    resumed: int
 
 
 class Blocks:
-    """Files in blocks of a size; the last may be shorter. A block is classified as one batch."""
+    """Files in blocks of `size`; the last may be shorter. A block is classified as one batch."""
 
     def __init__(self, files: Sequence[str], size: int) -> None:
         self.files, self.size = files, size
@@ -82,13 +82,13 @@ class Blocks:
 
 
 class _Block(Frozen):
-    """The line before the rows of a block."""
+    """Header line before the rows of a block."""
 
     block: int
     bad: int
-    length: int = Field(description="bytes of the rows")
+    length: int = Field(description="bytes in the rows")
     crc: int = Field(description="CRC-32 of the rows")
-    stamp: str = Field(description="sizes and times of the files when they were read")
+    stamp: str = Field(description="digest of file sizes and modification times")
 
 
 def predict_table(
@@ -102,29 +102,29 @@ def predict_table(
     workers: int | None = None,
     executor: Executor | None = None,
     advance: Callable[[int], None] = lambda _: None,
-    say: Callable[[str], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> Summary:
-    """Classify files into a table with one row a file, in their order, or finish one that was interrupted.
+    """Write a table with one row per file, in order, or resume an interrupted run.
 
-    The table is the same bytes whatever the number of workers, and however often it was interrupted.
+    The bytes of the table do not depend on the number of workers or on interruptions.
 
     Args:
         model: A classifier: a run or bundle folder, or the name of a shipped model.
-        files: Paths; relative ones begin in the working folder.
+        files: Paths; relative ones start from the working folder.
         out: Table to write.
         pixel_scale: As for `predict`.
-        image: Which image of files that hold several.
+        image: Name of the image in files with several images.
         backend: See `darklens.predict.backends`.
-        workers: Processes; by default one a usable core, or fewer for few files. More than one needs a script guarded
-            by `if __name__ == "__main__"`, as they are spawned.
-        executor: Where to run instead: any executor whose workers see the model, the files and the folder of `out`.
+        workers: Number of processes; by default one per usable core, fewer for few files. Processes are spawned, so
+            scripts need `if __name__ == "__main__"`.
+        executor: Executor to use instead; its workers must see the model, the files and the folder of `out`.
         advance: Called with the number of files just finished.
-        say: Called with a sentence if an interrupted run cannot be gone on with, and why.
+        warn: Called with the reason if an interrupted run cannot be resumed.
 
     Raises:
         InputError: If the model does not classify, or the folder of `out` cannot be written to.
         ConfigError: If the backend cannot be used.
-        StoppedError: If workers were killed; what is finished is kept, and the same call goes on.
+        StoppedError: If workers were killed. Finished blocks are kept, and the same call resumes the run.
     """
     bundle = Bundle.load(model)
     require_usable(bundle, pixel_scale)
@@ -138,27 +138,27 @@ def predict_table(
         folder=str(Path.cwd()),
         files=len(files),
     )
-    blocks = Blocks(files, _FITTED_AT_ONCE if bundle.requires_fitting else BATCH_SIZE)
+    blocks = Blocks(files, _FIT_BLOCK_SIZE if bundle.requires_fitting else BATCH_SIZE)
     if workers is None:
-        # Starting a process takes as long as some blocks of a network, or one of fits.
+        # Starting a process takes as long as a few blocks without fits, or one with.
         workers = min(executors.usable_cores(), len(blocks) // (2 if bundle.requires_fitting else 8))
     work = out.with_name(out.name + ".unfinished")
     with writing(out):
         work.mkdir(parents=True, exist_ok=True)
-    with locked(work / "lock"), _kept_if_begun(work):
-        finished = _claim(work, task, blocks, say)
-        kept = sum(len(blocks[n]) for n in finished)
-        advance(kept)
-        task = _prepared(task, bundle, work / _MODEL, files, asked=backend)
+    with locked(work / "lock"), _removed_unless_started(work):
+        finished = _resume_or_start(work, task, blocks, warn)
+        resumed = sum(len(blocks[n]) for n in finished)
+        advance(resumed)
+        task = _with_backend_file(task, bundle, work / _MODEL, files, requested=backend)
         with writing(out):
             _make_blocks(work, task, blocks, finished, workers, executor, advance)
         bad = _assemble(work, out, bundle, finished)
         shutil.rmtree(work)
-    return Summary(len(files), bad, kept)
+    return Summary(len(files), bad, resumed)
 
 
 def problems_in(table: Path) -> Iterator[str]:
-    """Yield what was wrong with each bad file of a table."""
+    """Yield the error message of each bad file in a table."""
     with table.open(newline="", encoding="utf-8") as stream:
         for row in csv.DictReader(stream):
             if row["status"] == "error":
@@ -166,8 +166,8 @@ def problems_in(table: Path) -> Iterator[str]:
 
 
 @contextmanager
-def _kept_if_begun(work: Path) -> Iterator[None]:
-    """Remove the folder of a run that fails or is interrupted before it has finished anything."""
+def _removed_unless_started(work: Path) -> Iterator[None]:
+    """Remove the folder of a run that ends with an exception before its first block is finished."""
     try:
         yield
     except BaseException:
@@ -176,8 +176,10 @@ def _kept_if_begun(work: Path) -> Iterator[None]:
         raise
 
 
-def _claim(work: Path, task: Task, blocks: "Blocks", say: Callable[[str], None]) -> "dict[int, _FinishedBlock]":
-    """Make the folder this run's, and return what an interrupted one finished."""
+def _resume_or_start(
+    work: Path, task: Task, blocks: "Blocks", warn: Callable[[str], None]
+) -> "dict[int, _FinishedBlock]":
+    """Return the finished blocks of an interrupted run with the same plan; otherwise write a new plan."""
     digest = hashlib.sha256()
     for file in blocks.files:
         digest.update(os.fsencode(file) + b"\0")
@@ -194,7 +196,7 @@ def _claim(work: Path, task: Task, blocks: "Blocks", say: Callable[[str], None])
         if (work / _ROWS).exists():
             names = {"bundle_sha256": "model", "files_sha256": "list of files", "version": "version of darklens"}
             what = ", ".join(dict.fromkeys(names.get(key, key).replace("_", " ") for key in changed))
-            say(f"{work} is of an unfinished run that differs in: {what}; this one starts anew.")
+            warn(f"{work} belongs to an unfinished run that differs in: {what}; starting again.")
     for name in (_ROWS, _MODEL):
         (work / name).unlink(missing_ok=True)
     write_json(work / _PLAN, plan)
@@ -226,23 +228,23 @@ def _make_blocks(
 
 
 def make_block(task: str, number: int, files: Sequence[str]) -> tuple[dict[str, object], bytes]:
-    """Return what there is to know about a block, and its rows of the table."""
-    with _ONE_BLOCK_AT_A_TIME:
-        todo, threads = Task.model_validate_json(task), torch.get_num_threads()
+    """Classify a block; return its header and its rows."""
+    with _THREADS_LOCK:
+        settings, threads = Task.model_validate_json(task), torch.get_num_threads()
         torch.set_num_threads(1)
         try:
             bundle, backend = _loaded(task)
             keep_freed_memory()
             if bundle.requires_fitting:
-                load_for(todo.files)
-            stamp = _stamp(files, Path(todo.folder))
+                load_for(settings.files)
+            stamp = _stamp(files, Path(settings.folder))
             rows = predict(
                 bundle,
                 [Path(file) for file in files],
-                pixel_scale=todo.pixel_scale,
-                name=todo.image,
+                pixel_scale=settings.pixel_scale,
+                name=settings.image,
                 backend=backend,
-                folder=Path(todo.folder),
+                folder=Path(settings.folder),
             )
         finally:
             torch.set_num_threads(threads)
@@ -256,43 +258,50 @@ def make_block(task: str, number: int, files: Sequence[str]) -> tuple[dict[str, 
 
 @lru_cache(maxsize=1)
 def _loaded(task: str) -> tuple[Bundle, InferenceBackend]:
-    """Return the model and the backend of a task, made once in a process."""
-    todo, host = Task.model_validate_json(task), socket.gethostname()
-    if todo.version != darklens.__version__:
+    """Return the model and the backend of a task, cached in each process."""
+    settings, host = Task.model_validate_json(task), socket.gethostname()
+    if settings.version != darklens.__version__:
         raise InputError(
-            f"The worker on {host} has darklens {darklens.__version__}, not {todo.version}; install that one there."
+            f"The worker on {host} has darklens {darklens.__version__}, not {settings.version}; install "
+            "that version there."
         )
     try:
-        where = locate(Path(todo.model))
+        where = locate(Path(settings.model))
     except InputError:
         raise InputError(
-            f"The worker on {host} cannot see {todo.model}: the model, the images and the folder of --out must be on a "
-            "file system that all workers share."
+            f"The worker on {host} cannot see {settings.model}: the model, the images and the folder of --out must be on "
+            "a file system that all workers share."
         ) from None
-    if sha256_of_bundle(where) != todo.bundle_sha256:
-        raise InputError(f"The model {todo.model} of the worker on {host} is another one; give a folder that both see.")
+    if sha256_of_bundle(where) != settings.bundle_sha256:
+        raise InputError(
+            f"The model {settings.model} on the worker {host} differs; pass a folder that all workers share."
+        )
     bundle = Bundle.load(where)
-    if todo.backend_file and not Path(todo.backend_file).exists():
-        raise InputError(f"The worker on {host} cannot see {todo.backend_file}: put --out on a file system they share.")
-    return bundle, backend_of(todo.backend, bundle, Path(todo.backend_file) if todo.backend_file else None)
+    if settings.backend_file and not Path(settings.backend_file).exists():
+        raise InputError(
+            f"The worker on {host} cannot see {settings.backend_file}: put --out on a file system they share."
+        )
+    return bundle, backend_of(settings.backend, bundle, Path(settings.backend_file) if settings.backend_file else None)
 
 
-def _prepared(task: Task, bundle: Bundle, file: Path, files: Sequence[str], *, asked: BackendChoice) -> Task:
-    """Write the file that a backend needs; where that cannot be and nobody asked for the backend, take another."""
+def _with_backend_file(
+    task: Task, bundle: Bundle, file: Path, files: Sequence[str], *, requested: BackendChoice
+) -> Task:
+    """Write the file of an ONNX backend; if that fails and the backend was chosen by `auto`, use eager."""
     if task.backend not in ("onnx", "int8"):
         return task
     try:
         if not file.exists():
             write_model(task.backend, bundle, file, _examples(bundle, task, files))
     except DarklensError:
-        if asked != "auto":
+        if requested != "auto":
             raise
         return task.model_copy(update={"backend": "eager"})
     return task.model_copy(update={"backend_file": str(file.resolve())})
 
 
 def _examples(bundle: Bundle, task: Task, files: Sequence[str]) -> np.ndarray:
-    """Return the first images that can be read."""
+    """Return the first readable images."""
     examples: list[np.ndarray] = []
     for file in files:
         read = read_one(Path(file), bundle, pixel_scale=task.pixel_scale, name=task.image)
@@ -301,19 +310,19 @@ def _examples(bundle: Bundle, task: Task, files: Sequence[str]) -> np.ndarray:
         if len(examples) == _EXAMPLES:
             break
     if len(examples) < 2:
-        raise ConfigError(f"Backend {task.backend} needs two images that can be read; use backend eager.")
+        raise ConfigError(f"Backend {task.backend} needs two readable images; use backend eager.")
     return np.stack(examples)[:, None]
 
 
 class _FinishedBlock(NamedTuple):
-    """A finished block, and where its rows start, in bytes."""
+    """A finished block, and the offset of its rows in bytes."""
 
     about: _Block
     start: int
 
 
 def _finished(path: Path) -> Iterator[tuple[int, _FinishedBlock]]:
-    """Yield the whole blocks of an unfinished table, and cut off what was being written when it was killed."""
+    """Yield the complete blocks of an unfinished table, and truncate an incomplete one at the end."""
     if not path.exists():
         return
     with path.open("r+b") as stream:
@@ -347,7 +356,7 @@ def _read(stream: BinaryIO, finished_block: _FinishedBlock) -> bytes:
 
 
 def _stamp(files: Sequence[str], folder: Path = Path()) -> str:
-    """Return a digest of the sizes and times of files, from which it is seen that one was mended in between."""
+    """Return a digest of file sizes and modification times, which changes if a file is replaced."""
     digest = hashlib.blake2b(digest_size=8)
     for file in files:
         try:

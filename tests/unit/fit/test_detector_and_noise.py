@@ -106,7 +106,7 @@ def test_extra_variance_is_that_of_rounding_and_read_noise_and_zero_for_counts()
     for name, image in images.items():
         pixels, noise = fitter.on_fine(image, None)
         model = fitter.fine.combine(expected)
-        # Between 0 and 1, as `quantisation_steps` takes them; the step is told in the image's own units.
+        # `quantisation_steps` takes images scaled to 0..1; `with_extra` takes the step in image units.
         low, high = image.amin((1, 2), keepdim=True), image.amax((1, 2), keepdim=True)
         step = quantisation_steps((image - low) / (high - low)) * (high - low)[:, 0, 0]
         extra = noise.with_extra(pixels, model, gain, step).extra

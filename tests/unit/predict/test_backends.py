@@ -1,4 +1,4 @@
-"""Every backend gives what torch gives image by image; which one is chosen; what is refused."""
+"""Inference backends agree with torch eager; the choice of a backend; errors."""
 
 import os
 import subprocess
@@ -22,69 +22,69 @@ from darklens.predict.backends import TOLERANCE, backend_of, choose, write_model
 
 @pytest.fixture(scope="module")
 def program():
-    """Exported once: that takes longer than all else."""
+    """The exported network; the export is the slowest step of these tests."""
     bundle = small_bundle()
     return backends.onnx_program(WithFeatures(bundle.network), torch.rand(2, 1, PIXELS, PIXELS), ["logits", "features"])
 
 
 def check(bundle, backend, images, atol):
-    exact, found = bundle.classify(images), bundle.classify(images, backend)
-    np.testing.assert_allclose(found.probabilities, exact.probabilities, atol=atol)
-    assert (found.probabilities.argmax(1) == exact.probabilities.argmax(1)).all()
-    return exact, found
+    exact, result = bundle.classify(images), bundle.classify(images, backend)
+    np.testing.assert_allclose(result.probabilities, exact.probabilities, atol=atol)
+    assert (result.probabilities.argmax(1) == exact.probabilities.argmax(1)).all()
+    return exact, result
 
 
 def test_onnx_gives_the_same_probabilities_and_features(tmp_path):
     bundle = small_bundle(EnsembleConfig(members=(ResNetSimpleConfig(), ResNetSimpleConfig())))
-    images = rings(19)  # more than go at once, and not a multiple
+    images = rings(19)  # more than one micro-batch, and no multiple of it
     write_model("onnx", bundle, tmp_path / "m.onnx", images[:3])
-    exact, found = check(bundle, backend_of("onnx", bundle, tmp_path / "m.onnx"), images, TOLERANCE)
+    exact, result = check(bundle, backend_of("onnx", bundle, tmp_path / "m.onnx"), images, TOLERANCE)
     assert np.ptp(exact.probabilities, axis=0).max() > 1e-3  # the images differ
     np.testing.assert_allclose(
-        found.ood_features, exact.ood_features, rtol=1e-3, atol=1e-4 * np.abs(exact.ood_features).max()
+        result.ood_features, exact.ood_features, rtol=1e-3, atol=1e-4 * np.abs(exact.ood_features).max()
     )
 
 
 @pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
 def test_compiled_gives_the_same_probabilities_and_features(tmp_path):
-    # In a process of its own: compilers do not take functions whose types pytest has put under watch.
+    # In a separate process: torch.compile rejects functions with the type checks of pytest.
     script = f"""
 import numpy as np
 from archives import rings, small_bundle
 from darklens.predict.backends import backend_of
 bundle, images = small_bundle(), rings(19)
 exact = bundle.classify(images)
-found = bundle.classify(images, backend_of("compiled", bundle))
-assert [h for m in bundle.network.modules() for h in m._forward_pre_hooks] == []  # left as it was
-answers = {{"p": found.probabilities, "f": found.ood_features, "q": exact.probabilities, "g": exact.ood_features}}
-np.savez({str(tmp_path / "found.npz")!r}, **answers)
+result = bundle.classify(images, backend_of("compiled", bundle))
+assert [h for m in bundle.network.modules() for h in m._forward_pre_hooks] == []  # the hooks are removed
+arrays = {{"p": result.probabilities, "f": result.ood_features, "q": exact.probabilities, "g": exact.ood_features}}
+np.savez({str(tmp_path / "result.npz")!r}, **arrays)
 """
     path = os.pathsep.join(sys.path)
     subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path}, check=True)
-    found = np.load(tmp_path / "found.npz")
-    np.testing.assert_allclose(found["p"], found["q"], atol=TOLERANCE)
-    np.testing.assert_allclose(found["f"], found["g"], rtol=1e-3, atol=1e-4 * np.abs(found["g"]).max())
-    assert np.ptp(found["q"], axis=0).max() > 1e-3  # the images differ
+    arrays = np.load(tmp_path / "result.npz")
+    np.testing.assert_allclose(arrays["p"], arrays["q"], atol=TOLERANCE)
+    np.testing.assert_allclose(arrays["f"], arrays["g"], rtol=1e-3, atol=1e-4 * np.abs(arrays["g"]).max())
+    assert np.ptp(arrays["q"], axis=0).max() > 1e-3  # the images differ
 
 
-def test_int8_is_close_and_a_network_that_it_ruins_is_refused(program, tmp_path, monkeypatch):
+def test_int8_is_close_and_too_large_a_change_raises(program, tmp_path, monkeypatch):
     monkeypatch.setattr(backends, "onnx_program", lambda *_: program)
     bundle, images = small_bundle(), rings(40)
     write_model("int8", bundle, tmp_path / "m.onnx", images)
-    exact, found = bundle.classify(images), bundle.classify(images, backend_of("int8", bundle, tmp_path / "m.onnx"))
-    difference = np.abs(found.probabilities - exact.probabilities)
+    exact, result = bundle.classify(images), bundle.classify(images, backend_of("int8", bundle, tmp_path / "m.onnx"))
+    difference = np.abs(result.probabilities - exact.probabilities)
     assert 0 < difference.max() < 0.1 and difference.mean() < 0.02
-    monkeypatch.setattr(backends, "_LARGEST_SHIFT", 0.0)
-    with pytest.raises(DarklensError, match="too much to be of use"):
+    monkeypatch.setattr(backends, "_LARGEST_INT8_CHANGE", 0.0)
+    with pytest.raises(DarklensError, match="too inaccurate"):
         write_model("int8", bundle, tmp_path / "n.onnx", images)
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
-def test_of_a_network_with_a_lens_step_int8_takes_the_products_alone(tmp_path):
+def test_int8_quantises_only_products_of_networks_with_a_lens_step(tmp_path):
     bundle, images = small_bundle(SISAutoencoder2Config(), n_pixels=64), rings(24, 64)
     write_model("int8", bundle, tmp_path / "m.onnx", images)
-    exact, found = bundle.classify(images), bundle.classify(images, backend_of("int8", bundle, tmp_path / "m.onnx"))
-    difference = np.abs(found.probabilities - exact.probabilities)
+    exact, result = bundle.classify(images), bundle.classify(images, backend_of("int8", bundle, tmp_path / "m.onnx"))
+    difference = np.abs(result.probabilities - exact.probabilities)
     assert 0 < difference.max() < 0.1 and difference.mean() < 0.02
     assert b"QLinearConv" in (tmp_path / "m.onnx").read_bytes()
 
@@ -97,8 +97,8 @@ def test_an_onnx_file_that_differs_is_not_written(program, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_auto_prepares_only_what_is_made_up_for(monkeypatch):
-    bundle, few, many = small_bundle(), backends.WORTH_IT - 1, backends.WORTH_IT
+def test_auto_chooses_onnx_only_for_many_images(monkeypatch):
+    bundle, few, many = small_bundle(), backends.SMALLEST_ONNX_RUN - 1, backends.SMALLEST_ONNX_RUN
     assert choose("auto", bundle, few) == "eager" and choose("auto", bundle, many) == "onnx"
     assert choose("eager", bundle, many) == "eager"
     monkeypatch.setattr("darklens.export.find_spec", lambda _: None)
@@ -108,9 +108,9 @@ def test_auto_prepares_only_what_is_made_up_for(monkeypatch):
         choose("compiled", bundle, 1)
 
 
-def test_a_network_that_cannot_be_exported_is_refused_or_left_to_torch(tmp_path, monkeypatch):
+def test_a_network_that_cannot_be_exported_raises_or_falls_back_to_eager(tmp_path, monkeypatch):
     monkeypatch.setattr(backends, "onnx_program", lambda *_: 1 / 0)
-    monkeypatch.setattr(backends, "WORTH_IT", 3)
+    monkeypatch.setattr(backends, "SMALLEST_ONNX_RUN", 3)
     bundle = small_bundle()
     bundle.save(tmp_path / "model")
     fill(tmp_path / "files", 3)
@@ -123,12 +123,12 @@ def test_a_network_that_cannot_be_exported_is_refused_or_left_to_torch(tmp_path,
     assert (tmp_path / "t.csv").read_bytes() == (tmp_path / "e.csv").read_bytes()
 
 
-def test_what_a_backend_lacks_is_said(monkeypatch):
+def test_a_backend_that_cannot_run_raises(monkeypatch):
     fits = small_bundle(LensResidualConfig(population="common-test-i"), n_pixels=150)
     assert choose("auto", fits, 10**6) == "eager"
     for name in ("onnx", "int8"):
-        with pytest.raises(ConfigError, match="ONNX cannot say"):
+        with pytest.raises(ConfigError, match="ONNX cannot express"):
             choose(name, fits, 1)
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    with pytest.raises(ConfigError, match=r"That backend needs onnxruntime; install it"):
+    with pytest.raises(ConfigError, match=r"The onnx backend needs onnxruntime; install it"):
         choose("onnx", small_bundle(), 1)
