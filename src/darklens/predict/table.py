@@ -269,8 +269,8 @@ def _loaded(task: str) -> tuple[Bundle, InferenceBackend]:
         where = locate(Path(settings.model))
     except InputError:
         raise InputError(
-            f"The worker on {host} cannot see {settings.model}: the model, the images and the folder of --out must be on "
-            "a file system that all workers share."
+            f"The worker on {host} cannot see {settings.model}: the model, the images and the folder of --out must be "
+            "on a file system that all workers share."
         ) from None
     if sha256_of_bundle(where) != settings.bundle_sha256:
         raise InputError(
