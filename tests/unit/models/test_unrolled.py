@@ -103,8 +103,8 @@ def test_images_of_another_size_are_refused():
 def test_it_is_neither_exported_nor_run_by_onnx(tmp_path):
     contract = Bundle.load("lens_residual").contract.model_copy(update={"model": CONFIG, "recipe": "unrolled_residual"})
     bundle = Bundle(contract, make())
-    with pytest.raises(ConfigError, match="fits lenses to each image step by step"):
+    with pytest.raises(ConfigError, match="fits lenses iteratively"):
         export_onnx(bundle, tmp_path / "x.onnx")
-    with pytest.raises(ConfigError, match="fits lenses to each image step by step"):
+    with pytest.raises(ConfigError, match="fits lenses iteratively"):
         choose("onnx", bundle, 3)
     assert choose("auto", bundle, 10**6) == "eager"
