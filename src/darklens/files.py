@@ -17,23 +17,29 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]  # a module on other systems
 
 from darklens.errors import InputError
+from darklens.targets import regular_file
 
 # None: numpy.save raises an OSError without a number if the disk is full.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None}
-_FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+_FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EBUSY, errno.EISDIR, errno.ENAMETOOLONG}
 _RANDOM = "[a-z0-9_]" * 8  # the random part of a temporary name
+_MAX_PREFIX = 30  # characters of a name that its temporary file repeats
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder that replaces `path` on success and is removed on failure.
 
+    A link is followed: the file that it leads to is replaced.
+
     Raises:
-        InputError: If the folder is not writable, or the disk is full.
+        InputError: If `path` is a device, FIFO, folder or the like, its folder is not writable, or the disk is full.
     """
+    path = regular_file(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        prefix = f".{path.name[:_MAX_PREFIX]}."  # a longer name would not leave room for the random part
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix[:_MAX_PREFIX], dir=path.parent)
     except OSError as error:
         raise _unwritable(path, error) from None
     os.close(handle)

@@ -29,18 +29,23 @@ def is_model(path: Path) -> bool:
     return True
 
 
+def local_bundle(path: Path) -> Path | None:
+    """Return the bundle folder that `path` is, holds, or is the name of, without asking the hub; None if it is none."""
+    folders = [path, path / "bundle"]
+    if str(path) == path.name:  # a bare name
+        folders.append(Path(str(SHIPPED)) / path.name)
+    return next((folder for folder in folders if (folder / CONTRACT).exists()), None)
+
+
 def locate(path: Path) -> Path:
     """Return the bundle folder that `path` is, holds, or is the name of; a repository's is fetched from the hub.
 
     Raises:
         InputError: If there is none.
     """
-    folders = [path, path / "bundle"]
-    if str(path) == path.name:  # a bare name
-        folders.append(Path(str(SHIPPED)) / path.name)
-    for folder in folders:
-        if (folder / CONTRACT).exists():
-            return folder
+    folder = local_bundle(path)
+    if folder is not None:
+        return folder
     if hub.is_repository(path):
         fetched = hub.fetch(path.as_posix())
         if (fetched / CONTRACT).exists():

@@ -27,6 +27,7 @@ from darklens.files import atomic_path, read_json, sha256_of, write_json
 from darklens.locate import CONTRACT
 
 WEIGHTS, OOD_REFERENCE = "model.safetensors", "ood.safetensors"
+FILES = (WEIGHTS, OOD_REFERENCE, CONTRACT)
 T = TypeVar("T")
 
 

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from darklens.cli.root import PARTIAL_SUCCESS, Population, Positive, StorePath, app, print_problems, progress
+from darklens.cli.root import (
+    PARTIAL_SUCCESS,
+    Population,
+    Positive,
+    StorePath,
+    app,
+    check_outputs,
+    print_problems,
+    progress,
+)
 from darklens.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -61,6 +70,9 @@ def simulate(
     from darklens import executors, populations
     from darklens.simulate.generate import SHARD_SIZE, generate
 
+    in_store = [out / "store.json", out / "unfinished" / "plan.json"]
+    scratch = [] if format == "store" else [_scratch(out)]
+    check_outputs(folders=[out, *scratch], files=[] if scratch else in_store, inputs=[population])
     specification = populations.get(population, overrides)
     n = n_per_class * len(specification.classes)
     if cluster and workers:
@@ -88,6 +100,10 @@ def simulate(
     return 0
 
 
+def _scratch(out: Path) -> Path:
+    return out.parent / f".{out.name}.unfinished"
+
+
 def _simulate_folder(population: "PopulationModel", n: int, out: Path, simulate_to: "Callable[..., Store]") -> None:
     """Simulate a store next to `out` and convert it to folders of DeepLense; both steps can be interrupted."""
     import shutil
@@ -98,7 +114,7 @@ def _simulate_folder(population: "PopulationModel", n: int, out: Path, simulate_
     from darklens.simulate.generate import bytes_needed
 
     prepare_folder(out)
-    scratch = out.parent / f".{out.name}.unfinished"
+    scratch = _scratch(out)
     if not scratch.exists():
         require_space(out, 3 * bytes_needed(population, n))  # a float32 store and float64 files
     with progress("Simulating", n) as advance:
@@ -131,10 +147,12 @@ def import_(
 
     Example: `darklens import data/Common_Test_I/train --out stores/train`
     """
-    from darklens.data.importers import IMPORTERS, import_images, list_entries
+    from darklens.data.importers import IMPORTERS, import_images, list_entries, require_new
 
     if pixel_scale is not None and not 0 < pixel_scale < math.inf:
         raise InputError(f"--pixel-scale must be positive (arcsec), got {pixel_scale}.")
+    check_outputs(folders=[out], inputs=[source])
+    require_new(out)
     importer = IMPORTERS[format]
     entries = list_entries(importer, source)
     with progress("Importing", len(entries)) as advance:
@@ -201,6 +219,7 @@ def doctor(
     from darklens.data.store import Store
     from darklens.doctor.examine import examine
 
+    check_outputs(files=[out] if out else [], stores=[store, *(against or [])])
     contents, others = Store(store), [Store(path) for path in against or []]
     with progress("Reading", sum(map(len, [contents, *others]))) as advance:
         findings = examine(contents, others, seed=seed, advance=advance)

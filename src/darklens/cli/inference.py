@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from darklens.cli.root import Model, Positive, StorePath, app, print_error, print_problems, progress
+from darklens.cli.root import Model, Positive, StorePath, app, check_outputs, print_error, print_problems, progress
 from darklens.errors import ConfigError, InputError
 
 _MAX_LISTED = 1000  # unusable files to print; the table lists them all
@@ -48,8 +48,9 @@ def evaluate(
     from darklens.evaluation.evaluate import evaluate as evaluate_model
     from darklens.executors import usable_cores
     from darklens.locate import locate
-    from darklens.report.evaluation import write_evaluation
+    from darklens.report.evaluation import FILES, write_evaluation
 
+    check_outputs(folders=[out], files=[out / name for name in FILES], stores=[store], models=[model])
     images, bundle = Store(store), Bundle.load(model)
     with progress("Evaluating", len(images)) as advance:
         result = evaluate_model(bundle, locate(model), images, seed=seed, workers=usable_cores(), advance=advance)
@@ -76,8 +77,10 @@ def compare(
 
     Example: `darklens compare results/resnet results/sis --out results/comparison`
     """
-    from darklens.report.comparison import write_comparison
+    from darklens.report.comparison import FILES, write_comparison
 
+    read = [path for folder in evaluations for path in folder.glob("*")]
+    check_outputs(folders=[out], files=[out / name for name in FILES], inputs=[*read, *filter(None, [predictions])])
     write_comparison(out, evaluations, predictions=predictions)
     print(f"Report in {out / 'report.html'}")
     return 0
@@ -158,6 +161,9 @@ def predict(
     if maps is not None and (cluster or (workers or 1) > 1 or backend not in ("auto", "eager")):
         raise ConfigError("--maps needs one process and the eager backend; omit --workers, --cluster and --backend.")
     paths = [str(path) for path in find_images(arguments)]
+    lists = [str(argument)[1:] for argument in arguments if str(argument).startswith("@")]
+    unfinished = [] if maps else [out.with_name(f"{out.name}.unfinished")]
+    check_outputs(files=[out], folders=[*unfinished, *filter(None, [maps])], inputs=[*paths, *lists], models=[model])
     if maps is not None:
         bad = _predict_with_maps(model, paths, out, maps, pixel_scale=pixel_scale, image=image)
     else:
@@ -241,7 +247,9 @@ def explain(
     from darklens.predict import find_images, predict, to_csv
     from darklens.report.explanations import ExplanationWriter
 
-    bundle, paths = Bundle.load(model), find_images(files)
+    paths = find_images(files)
+    check_outputs(folders=[out], inputs=paths, models=[model])
+    bundle = Bundle.load(model)
     classes = bundle.contract.classes
     if label is not None and label not in classes:
         raise InputError(f"--label: the classes of the model are {', '.join(classes)}, not {label}.")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from darklens.cli.root import Model, Recipe, StorePath, app, progress
+from darklens.cli.root import Model, Recipe, StorePath, app, check_outputs, progress
 
 
 @app.command
@@ -40,6 +40,7 @@ def train(
     from darklens.training.run import train as run
 
     with process_group() as processes:
+        processes.run_on_main(lambda: _check_run(out, resume, recipe, data))
         chosen_recipe, store = processes.run_on_all(
             lambda: (recipes.get(recipe, overrides), Store(data) if data else None)
         )
@@ -61,6 +62,13 @@ def train(
     return 0
 
 
+def _check_run(out: Path, resume: bool, recipe: str, data: Path | None) -> None:
+    from darklens.training.run import require_new_run
+
+    check_outputs(folders=[out], inputs=[recipe], stores=[data])
+    require_new_run(out, resume=resume)
+
+
 @app.command
 def ensemble(
     models: Annotated[list[Path], Parameter(help="Two or more run folders, bundle folders or shipped models.")],
@@ -75,7 +83,9 @@ def ensemble(
     """
     from darklens.bundle import Bundle
     from darklens.bundle.combine import ensemble as average
+    from darklens.bundle.storage import FILES
 
+    check_outputs(folders=[out], files=[out / name for name in FILES], models=models)
     average([Bundle.load(model) for model in models]).save(out)
     print(f"Bundle of {len(models)} members in {out}")
     return 0
@@ -104,10 +114,12 @@ def calibrate(
     Example: `darklens calibrate runs/ensemble stores/held-out --out runs/ensemble-calibrated`
     """
     from darklens.bundle import Bundle
+    from darklens.bundle.storage import FILES
     from darklens.data.store import Store
     from darklens.evaluation.calibrate import calibrate_on
     from darklens.executors import usable_cores
 
+    check_outputs(folders=[out], files=[out / name for name in FILES], stores=[store], models=[model])
     images = Store(store)
     with progress("Calibrating", len(images)) as advance:
         bundle = calibrate_on(
@@ -136,6 +148,7 @@ def export(
     from darklens.bundle import Bundle
     from darklens.export import export_onnx
 
+    check_outputs(files=[onnx], models=[model])
     difference = export_onnx(Bundle.load(model), onnx)
     print(f"{onnx}: {onnx.stat().st_size / 1e6:.1f} MB, probabilities within {difference:.1g} of PyTorch")
     return 0

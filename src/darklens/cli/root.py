@@ -1,7 +1,7 @@
 """The application and what its commands share: types of arguments, progress bars, and the printing of errors."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -50,6 +50,38 @@ def print_problems(problems: list[str]) -> int:
     for problem in problems:
         print_error(problem)
     return PARTIAL_SUCCESS if problems else 0
+
+
+def check_outputs(
+    *,
+    files: Iterable[Path] = (),
+    folders: Iterable[Path] = (),
+    inputs: Iterable[Path | str] = (),
+    stores: Iterable[Path | None] = (),
+    models: Iterable[Path] = (),
+) -> None:
+    """Check the files and folders that a command is to write, before any work; see `targets.check_targets`.
+
+    Args:
+        files: Files to write.
+        folders: Folders to write.
+        inputs: Files that the command reads.
+        stores: Stores that it reads.
+        models: Models that it reads: bundle folders, run folders or names.
+    """
+    from darklens.locate import local_bundle
+    from darklens.targets import check_targets
+
+    models = list(models)
+    runs = [path / name for path in models for name in ("config.yaml", "state.json", "metrics.csv")]
+    bundles = [bundle for path in models if (bundle := local_bundle(path)) is not None]
+    checkpoints = [path / "checkpoints" for path in models]
+    check_targets(
+        files=files,
+        folders=folders,
+        inputs=[*inputs, *runs],
+        input_folders=[*(store for store in stores if store is not None), *bundles, *checkpoints],
+    )
 
 
 def print_described(rows: Iterator[tuple[str, str]]) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from darklens.cli.root import PARTIAL_SUCCESS, Positive, Recipe, app, print_error
+from darklens.cli.root import PARTIAL_SUCCESS, Positive, Recipe, app, check_outputs, print_error
 
 
 @app.command
@@ -53,6 +53,13 @@ def tune(
     from darklens.training.trials import Trial
     from darklens.training.tune import tune as search
 
+    written = ("study.json", "study.sqlite3", "trials.csv", "best.yaml", "tune.png", "lock")
+    check_outputs(
+        folders=[out],
+        files=[out / name for name in written],
+        inputs=[recipe, *filter(None, [space_file])],
+        stores=[data],
+    )
     search_space, overrides = parse(space, space_file)
 
     def report(trial: Trial, best: Trial | None) -> None:

@@ -173,10 +173,19 @@ def _require_scale(image: Image, scale: float, location: str) -> None:
 
 def _clear(out: Path) -> None:
     """Prepare the folder of a store: remove the shards of an interrupted import, reject any other content."""
+    if require_new(out):
+        shutil.rmtree(out / "shards")
+        with suppress(OSError):
+            out.rmdir()
+
+
+def require_new(out: Path) -> bool:
+    """Check that an import can write the store `out`; return whether it holds shards of an interrupted import.
+
+    Raises:
+        InputError: If it holds anything else.
+    """
     shards = out / "shards"
     interrupted = shards.is_dir() and not (out / INDEX).exists() and all(is_shard(path) for path in shards.iterdir())
     prepare_folder(out, except_for=shards.name if interrupted else "")
-    if interrupted:
-        shutil.rmtree(shards)
-        with suppress(OSError):
-            out.rmdir()
+    return interrupted

@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError
 from darklens.config import Frozen
 from darklens.errors import InputError
 from darklens.files import atomic_path, is_temporary, read_json, sha256_of, write_json
+from darklens.targets import check_targets
 
 INDEX = "store.json"
 IMAGES, TRUTH = "images.npy", "truth.npz"
@@ -280,7 +281,8 @@ def prepare_folder(path: Path, *, except_for: str = "") -> None:
     An entry named `except_for` and temporary files of killed processes are allowed.
 
     Raises:
-        InputError: If `path` is a file, or a folder that is not empty.
+        InputError: If `path` is no folder, is not empty, or cannot be written.
     """
-    if path.is_file() or (path.is_dir() and any(p.name != except_for and not is_temporary(p) for p in path.iterdir())):
+    check_targets(folders=[path])
+    if path.is_dir() and any(p.name != except_for and not is_temporary(p) for p in path.iterdir()):
         raise InputError(f"{path} already exists and is not empty; choose another folder or remove it.")

@@ -20,6 +20,8 @@ from darklens.report import charts, figures
 from darklens.report.html import Picture, Section, Table, page
 from darklens.report.sections import confusion_picture, provenance, roc_picture, write_bytes
 
+FILES = ("compare.json", "compare.md", "compare.png", "report.html")
+
 
 def write_comparison(out: Path, folders: Sequence[Path], *, predictions: Path | None = None) -> None:
     """Compare evaluation folders; trainings of one recipe that differ only in their seed form one system.

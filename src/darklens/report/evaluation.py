@@ -14,6 +14,7 @@ from darklens.report import charts, classification, figures, maps, reconstructio
 from darklens.report.html import Picture, Section, page
 from darklens.report.sections import provenance, roc_picture, write_bytes
 
+FILES = ("report.html", "eval.json", "curves.json", "predictions.csv", "roc.png", "calibration.png")
 _HISTORY = "metrics.csv"
 
 

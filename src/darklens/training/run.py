@@ -35,6 +35,7 @@ from darklens.fit.features import FitFeatures
 from darklens.kernels.library import library
 from darklens.memory import keep_freed_memory
 from darklens.models.zoo import build, count_parameters
+from darklens.targets import check_targets
 from darklens.training.ema import WeightEMA
 from darklens.training.epoch_metrics import EpochMetrics, MetricsWriter, read_rows
 from darklens.training.learner import Learner
@@ -76,6 +77,7 @@ def train(
     with process_group() as processes:
         _silence_lightning()
         keep_freed_memory()
+        processes.run_on_main(lambda: require_new_run(out, resume=resume))
         library()  # before the first step, so that a resumed run uses the same code
         fits = processes.run_main_first(lambda: fits_for(recipe, store))
         source, network = processes.run_on_all(lambda: _prepare(recipe, store, fits, seed, processes))
@@ -312,10 +314,7 @@ def _claim(out: Path, recipe: Recipe, source: Source, seed: int, resume: bool) -
     """Create the run folder, or check that it is that of the run to resume. Record the commit of each start."""
     state = {"data_sha256": source.identity()["sha256"], "seed": seed, "version": darklens.__version__}
     text = config.dump(recipe)
-    if not resume or not (out / _STATE).exists():
-        if (out / "config.yaml").exists():
-            raise InputError(f"{out} already contains a run; add --resume to continue it, or choose another --out.")
-        prepare_folder(out)
+    if require_new_run(out, resume=resume):
         write_text(out / "config.yaml", text)
         write_json(out / _STATE, state | {"commits": [provenance.commit()]})
         return
@@ -332,6 +331,21 @@ def _claim(out: Path, recipe: Recipe, source: Source, seed: int, resume: bool) -
         raise InputError(f"{out} contains a run with other data, seed or version; choose another --out.")
     commits = dict.fromkeys([*recorded.get("commits", []), provenance.commit()])
     write_json(out / _STATE, state | {"commits": list(commits)})
+
+
+def require_new_run(out: Path, *, resume: bool) -> bool:
+    """Check that a training can write the run folder `out`; return whether the run is new.
+
+    Raises:
+        InputError: If `out` contains a run and `resume` is not set, contains something else, or cannot be written.
+    """
+    check_targets(folders=[out], files=[out / name for name in ("config.yaml", _STATE, "metrics.csv")])
+    if resume and (out / _STATE).exists():
+        return False
+    if (out / "config.yaml").exists():
+        raise InputError(f"{out} already contains a run; add --resume to continue it, or choose another --out.")
+    prepare_folder(out)
+    return True
 
 
 def _recipe_of_run(path: Path) -> Recipe | None:
