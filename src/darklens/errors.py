@@ -16,6 +16,10 @@ class InputError(DarklensError):
     """A file or folder cannot be used; the message names it."""
 
 
+class DivergedError(DarklensError):
+    """A training was stopped because its loss is not finite; the message says where, and what to try."""
+
+
 class StoppedError(DarklensError):
     """The work was stopped from outside, for example by a killed worker; the message says how to continue."""
 

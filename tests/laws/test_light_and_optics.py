@@ -278,3 +278,9 @@ class TestCosmology:
     def test_impossible_haloes_are_refused(self, mass, concentration, z_lens, z_source):
         with pytest.raises(ValueError, match=r"behind|positive"):
             nfw_angles(mass=mass, concentration=concentration, z_lens=z_lens, z_source=z_source)
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 9), (2, 7, 7), (1, 1, 1)])
+def test_pixels_of_a_size_that_is_no_multiple_lose_no_rows_unsaid(shape):
+    with pytest.raises(ValueError, match="cannot be divided"):
+        optics.integrate_pixels(torch.ones(shape), 2)

@@ -1,5 +1,6 @@
 """Laws that every mass profile obeys, found through the registry, and those of single profiles."""
 
+import itertools
 import math
 
 import mpmath
@@ -131,6 +132,34 @@ def test_the_origin_has_a_finite_value_and_gradient(name):
     assert all(float(a.detach()) == 0 for a in alpha)
     gradients = torch.autograd.grad(alpha[0].sum() + alpha[1].sum(), [zero, *p.values()], allow_unused=True)
     assert all(torch.isfinite(g).all() for g in gradients if g is not None)
+
+
+MASSES, SIZES = {"theta_E", "mass", "alpha_Rs", "a", "b", "gamma1", "gamma2"}, {"R_s", "r_t", "length", "R_a"}
+GRID = Grid(n_pixels=5, pixel_scale=0.05).coordinates()  # with a pixel at the centre
+
+
+def subsets(names):
+    return [set(chosen) for k in range(len(names) + 1) for chosen in itertools.combinations(sorted(names), k)]
+
+
+@pytest.mark.parametrize("law", ["potential", "deflection", "convergence"])
+@pytest.mark.parametrize("name", ALL)
+def test_no_law_is_nan_for_zero_mass_or_zero_size_with_a_pixel_at_the_centre(name, law):
+    symbols = {parameter.symbol for parameter in PROFILES[name].parameters}
+    for massless, round_ in itertools.product((True, False), repeat=2):
+        for zero in subsets(symbols & SIZES):
+            zero |= (symbols & MASSES if massless else set()) | ({"e1", "e2"} if round_ else set())
+            values = {s: 0.0 if s in zero else {"slope": 2.3, "e1": 0.1, "e2": 0.1}.get(s, 0.5) for s in symbols}
+            p = {symbol: torch.tensor(value, requires_grad=True) for symbol, value in values.items()}
+            x, y = (c.float().requires_grad_() for c in GRID)
+            result = getattr(PROFILES[name], law)(x, y, **p)
+            result = result if isinstance(result, tuple) else (result,)
+            assert all(torch.isfinite(value).all() for value in result), values
+            assert not massless or all((value == 0).all() for value in result), values
+            total = sum(value.sum() for value in result)
+            if total.requires_grad:
+                gradients = torch.autograd.grad(total, [x, y, *p.values()], allow_unused=True)
+                assert all(torch.isfinite(g).all() for g in gradients if g is not None), values
 
 
 @given(e=st.floats(0, 1e-2), phi=angle, polar=positions)

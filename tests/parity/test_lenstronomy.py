@@ -37,6 +37,7 @@ PROFILE_ARCSEC = 1e-8  # lenstronomy's SIE has a core of 1e-10 arcsec
 WIDE_ARCSEC = 1e-6  # deflections reach 1e5 arcsec where these are compared
 KAPPA = 2e-5  # lenstronomy differentiates its SIE's deflection numerically, with a step of 1e-10 arcsec
 LENSTRONOMY_CORE = 1e-4  # arcsec: its Sersic profile is flat within this radius
+PSF_TRUNCATION = 4  # standard deviations, at which lenstronomy 1.9.2, which made the originals, cuts in images
 PER_CLASS = 5
 SEED = 11
 
@@ -125,7 +126,7 @@ def lenstronomy_image(population, row):
         psf_type="GAUSSIAN",
         fwhm=population.psf.sigma * FWHM_PER_SIGMA,
         pixel_size=scale,
-        truncation=population.psf.truncate,
+        truncation=PSF_TRUNCATION,
     )
     names, kwargs_lens, lines = lenses(population, row)
     model = LensModel(names)

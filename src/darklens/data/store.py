@@ -94,8 +94,28 @@ class Store:
 
     @cached_property
     def labels(self) -> Int[np.ndarray, " n"]:
-        """Labels of all images."""
-        return self.truth("label").astype(np.int64)
+        """Labels of all images.
+
+        Raises:
+            InputError: If one is not the number of a class.
+        """
+        labels = self.truth("label").astype(np.int64)
+        if labels.min() < 0 or labels.max() >= len(self.classes):
+            raise InputError(f"{self.path} has labels that are no class; `darklens inspect --verify` lists them.")
+        return labels
+
+    def require_all_classes(self, purpose: str) -> None:
+        """Check that there are images of every class.
+
+        Raises:
+            InputError: If there are none of one; `purpose` needs them.
+        """
+        absent = [name for i, name in enumerate(self.classes) if not (self.labels == i).any()]
+        if absent:
+            raise InputError(
+                f"{self.path} has no images of {' and '.join(absent)}; {purpose} needs images of each of its classes "
+                f"({', '.join(self.classes)})."
+            )
 
     @cached_property
     def sha256(self) -> str:

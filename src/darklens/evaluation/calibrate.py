@@ -137,6 +137,7 @@ def calibrate_on(
             f"{store.path} holds images that the model was trained on, for which it is overconfident; "
             "calibrate on others, for example a simulation of another seed."
         )
+    store.require_all_classes("a calibration")
     if min(np.bincount(store.labels, minlength=len(store.classes))) < 4:
         raise InputError(
             f"{store.path} has a class of fewer than 4 images; calibrate on several hundred of each class."

@@ -63,9 +63,12 @@ def evaluate(
         advance: Called with the number of images just finished.
 
     Raises:
-        InputError: If the classes, size or pixel scale of the images differ from those of the bundle.
+        InputError: If the classes, size or pixel scale of the images differ from those of the bundle, or a class has
+            no images.
     """
     check_compatible(bundle, store)
+    if bundle.contract.task == "classify":
+        store.require_all_classes("an evaluation")
     labels, columns, probabilities = store.labels, {}, None
     if bundle.contract.task == "classify":
         logits, features = bundle.outputs_of(store, workers=workers, advance=advance)

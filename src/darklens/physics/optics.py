@@ -19,13 +19,20 @@ _SMALL_RATE, _FAR_BELOW, _FAR_ABOVE, _MAX_SUMMED_COUNTS = 4.0, 1.0, 2.4, 80
 
 
 def integrate_pixels(image: Float[Tensor, "b m m"], supersample: int) -> Float[Tensor, "b n n"]:
-    """Return the mean brightness in each pixel: the average of supersample x supersample sub-pixels."""
+    """Return the mean brightness in each pixel: the average of supersample x supersample sub-pixels.
+
+    Raises:
+        ValueError: If a side is not a multiple of `supersample`.
+    """
+    if any(side % supersample for side in image.shape[-2:]):
+        raise ValueError(f"{tuple(image.shape[-2:])} sub-pixels cannot be divided into pixels of {supersample} a side")
     if supersample == 1:
         return image
     return F.avg_pool2d(image[:, None], supersample)[:, 0]
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # cached tensors must also serve in training
 def gaussian_psf(*, sigma: float, truncate: float = 4.0) -> Float[Tensor, " taps"]:
     """Return exp(-i^2 / (2 sigma^2)) at whole pixels i, normalised to a sum of 1, in float64.
 
@@ -195,6 +202,7 @@ def _summed_quantile(rate: Numbers, normal: Numbers) -> Numbers:
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # cached tensors must also serve in training
 def convolution_matrix(
     n: int, taps: tuple[float, ...], dtype: torch.dtype, device: torch.device
 ) -> Float[Tensor, "n n"]:

@@ -55,6 +55,7 @@ def with_digest(spec: ImageLight) -> ImageLight:
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)  # cached tensors must also serve in training
 def galaxy(path: Path) -> Float[Tensor, "m m"]:
     """Return one galaxy, sky and noise removed, with a total brightness of 1.
 

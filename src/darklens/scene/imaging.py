@@ -69,11 +69,12 @@ class Detector:
         size = [_fast_length(n) for n in planes.shape[-2:]]
         key = planes.dtype, planes.device
         if key not in self._transfers:
-            self._transfers[key] = (
-                torch.fft.rfft2(self.psf.kernel, s=size)
-                .to(torch.complex128 if planes.dtype == torch.float64 else torch.complex64)
-                .to(planes.device)
-            )
+            with torch.inference_mode(False):  # cached tensors must also serve in training
+                self._transfers[key] = (
+                    torch.fft.rfft2(self.psf.kernel, s=size)
+                    .to(torch.complex128 if planes.dtype == torch.float64 else torch.complex64)
+                    .to(planes.device)
+                )
         spectrum = torch.fft.rfft2(planes, s=size) * self._transfers[key]
         image: Tensor = torch.fft.irfft2(spectrum, s=size)
         return image[..., taps[0] - 1 : planes.shape[-2], taps[1] - 1 : planes.shape[-1]]

@@ -251,6 +251,7 @@ _SUBSTRUCTURE = {"point": (_point_terms, _points), "halo": (_halo_terms, _haloes
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # cached tensors must also serve in training
 def axes(field: Field2D, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return x (1, n) and y (n, 1) in arcsec; terms of x or y alone are then one-dimensional."""
     return field.grid.axes(supersample=field.supersample, dtype=dtype, device=device)

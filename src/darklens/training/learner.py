@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from darklens import rng
 from darklens.data.preprocess import BatchRandom, Dihedral
+from darklens.errors import DivergedError
 from darklens.evaluation.metrics import macro_auc
 from darklens.fit.cache import FitSettings
 from darklens.fit.features import FitFeatures
@@ -97,8 +98,18 @@ class Learner(pl.LightningModule):
         losses = system_losses(images, labels) if system_losses else self._losses(self.network(images), images, labels)
         # Gradients and logged values are averaged over processes, whose shares may differ by one image.
         loss = losses.mean() * (len(labels) * self._processes.rank.world_size / self._batch_size)
+        if not torch.isfinite(loss):
+            raise self._diverged(f"loss is {loss.item()} in epoch {self.current_epoch + 1}, step {batch_idx + 1}")
         self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=self._batch_size, sync_dist=True)
         return loss
+
+    def _diverged(self, what: str) -> DivergedError:
+        stage = f"stages.{self._stage_index}"
+        return DivergedError(
+            f"The {what} of stage {self._stage_index + 1} ({self._stage.task}), so the training has stopped without a "
+            f"bundle; lower {stage}.optimiser.lr, set {stage}.gradient_clip, and check the images with `darklens "
+            "inspect --verify`."
+        )
 
     def _seed_device(self, seed: int) -> None:
         """Seed the generators in use. torch.manual_seed also formats a stack trace for each absent kind of device."""
@@ -123,6 +134,8 @@ class Learner(pl.LightningModule):
         self._validation_batches.clear()
         # Not logged per batch: Lightning would average over processes, which may have different numbers of images.
         losses, labels, *p = (np.concatenate(parts) for parts in zip(*self._processes.gather(columns), strict=True))
+        if not np.isfinite(losses).all():
+            raise self._diverged(f"validation loss is not finite in epoch {self.current_epoch + 1}")
         self.log("val_loss", losses.mean(dtype=np.float64))
         if p:
             self.log("val_auc", macro_auc(labels, p[0]))

@@ -171,7 +171,12 @@ def fits_for(
         recipe: The recipe.
         store: The images. Their fits are cached in its folder.
         advance: Called with the number of newly fitted images.
+
+    Raises:
+        ConfigError: If the recipe and the images do not fit together.
+        InputError: If a class has too few images.
     """
+    recipe.check_sizes(source_of(recipe.data, recipe.stages, store, seed=0).n_pixels)
     settings = fit_settings_of(recipe.model)
     if settings is None or store is None or recipe.data.kind != "store":
         return None

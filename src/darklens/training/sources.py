@@ -96,6 +96,10 @@ class StreamSource:
         self.n_pixels, self.pixel_scale = self._population.field.n_pixels, self._population.field.pixel_scale
         self.train_images = sum(stage.epochs * self._per_epoch(stage) for stage in stages)
         self.validation_images = data.validation_images
+        if any(stage.task == "classify" for stage in stages) and self.validation_images < len(self.classes):
+            raise ConfigError(
+                f"data.validation_images: {self.validation_images} images cannot hold all {len(self.classes)} classes."
+            )
         self._validation_loaders: dict[tuple[tuple[str, ...], float, int, BatchSlice], Loader] = {}
         for i, stage in enumerate(stages):
             self._check(stage, i)
@@ -186,7 +190,8 @@ def source_of(
     """Return the source of the images of a recipe.
 
     Raises:
-        ConfigError: If the recipe needs a store and there is none, or the reverse.
+        ConfigError: If the recipe needs a store and there is none, or the reverse, or a setting is wrong.
+        InputError: If a class has too few images.
     """
     if data.kind == "stream":
         if store is not None:
@@ -194,4 +199,6 @@ def source_of(
         return StreamSource(data, stages, seed)
     if store is None:
         raise ConfigError("Pass a store with --data, or set data.kind=stream and data.population.")
+    if any(stage.task == "classify" for stage in stages):
+        store.require_all_classes("a training")
     return StoreSource(store, data, seed, fits)

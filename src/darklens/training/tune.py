@@ -17,7 +17,7 @@ from typing import Any, Literal
 from darklens import config, rng
 from darklens.bundle.contract import Contract
 from darklens.data.store import Store, prepare_folder
-from darklens.errors import ConfigError, InputError
+from darklens.errors import ConfigError, DivergedError, InputError
 from darklens.files import locked, read_json, write_json, write_text
 from darklens.training import search_space
 from darklens.training.epoch_metrics import EpochMetrics, read_rows
@@ -143,8 +143,6 @@ def _value(recipe: Recipe, trial: Any, store: Store | None, folder: Path, metric
     reported: set[int] = set()
 
     def report(metrics: EpochMetrics) -> None:
-        if not math.isfinite(metrics.train_loss) or not math.isfinite(metrics.val_loss):
-            raise _Pruned(f"the loss was not finite in epoch {metrics.epoch + 1}")
         if metrics.stage != last or metrics.epoch in reported:
             return
         reported.add(metrics.epoch)
@@ -157,7 +155,10 @@ def _value(recipe: Recipe, trial: Any, store: Store | None, folder: Path, metric
     for row in read_rows(folder / "metrics.csv"):
         report(EpochMetrics.from_row(row))
     if not (folder / "bundle" / "bundle.json").exists():
-        train(recipe, store, folder, seed=seed, resume=True, on_epoch=report)
+        try:
+            train(recipe, store, folder, seed=seed, resume=True, on_epoch=report)
+        except DivergedError as error:
+            raise _Pruned(str(error)) from None
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     validation = Contract.model_validate(read_json(folder / "bundle" / "bundle.json")).validation
     return validation[metric]

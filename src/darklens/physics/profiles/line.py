@@ -16,14 +16,15 @@ from darklens.physics.profiles.card import Parameter
 
 Field = Float[Tensor, "*#shape"]
 
+_SMALLEST_SQUARE = 1e-24  # arcsec^2
+_SHORTEST = 1e-6  # arcsec; a shorter line is one of this length, which is a point to every pixel
+
 PARAMETERS = (
     Parameter(symbol="mass", unit="arcsec^2", low=0.0, high=10.0, meaning="theta_E^2 of the same mass as a point"),
-    Parameter(symbol="length", unit="arcsec", low=1e-6, high=20.0, meaning="full length"),
+    Parameter(symbol="length", unit="arcsec", low=_SHORTEST, high=20.0, meaning="full length"),
     Parameter(symbol="angle", unit="radian", low=-3.1416, high=3.1416, meaning="direction, from x towards y"),
 )
 REFERENCE = "docs/physics.md, 'Uniform line mass'"
-
-_SMALLEST_SQUARE = 1e-24  # arcsec^2
 
 
 class LineTerms(NamedTuple):
@@ -37,6 +38,7 @@ class LineTerms(NamedTuple):
 
 def terms(*, mass: Field, length: Field, angle: Field) -> LineTerms:
     """Return the terms of `deflection` that do not depend on the position; arguments as there."""
+    length = length.clamp_min(_SHORTEST)
     return LineTerms(torch.cos(angle), torch.sin(angle), length / 2, mass / length)
 
 
@@ -46,12 +48,13 @@ def _frame(x: Tensor, y: Tensor, line: LineTerms) -> tuple[Tensor, Tensor, Tenso
 
 def potential(x: Field, y: Field, *, mass: Field, length: Field, angle: Field) -> Tensor:
     """Return psi in arcsec^2; x, y, length in arcsec, mass in arcsec^2, angle in radians from x towards y."""
-    u, v, h = _frame(x, y, terms(mass=mass, length=length, angle=angle))
+    line = terms(mass=mass, length=length, angle=angle)
+    u, v, h = _frame(x, y, line)
     ahead, behind = u + h, u - h
     to_start, to_end = ((part**2 + v * v).clamp_min(_SMALLEST_SQUARE) for part in (ahead, behind))
     logs = ahead * torch.log(to_start) - behind * torch.log(to_end)
     opening = torch.atan2(2 * h * v, u * u + v * v - h * h)
-    return mass / length * (logs / 2 - 2 * h + v * opening)
+    return line.density * (logs / 2 - 2 * h + v * opening)
 
 
 def deflection(x: Field, y: Field, *, mass: Field, length: Field, angle: Field) -> tuple[Tensor, Tensor]:

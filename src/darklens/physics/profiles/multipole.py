@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from darklens.physics.profiles.card import Parameter
+from darklens.physics.profiles.sis import radius
 
 Field = Float[Tensor, "*#shape"]
 
@@ -109,7 +110,7 @@ def potential(x: Field, y: Field, *, a: Field, b: Field, e1: Field, e2: Field, m
     for k, real, imaginary, cos, sin in harmonics:
         value = real * cos - imaginary * sin
         total = total + value * (log_r / 2 if abs(k) == 1 else 1 / (1 - k * k))
-    return (x * x + y * y).sqrt() * total
+    return radius(x, y) * total
 
 
 def deflection(x: Field, y: Field, *, a: Field, b: Field, e1: Field, e2: Field, m: int) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,8 @@ from darklens.physics.profiles.card import Parameter
 
 Field = Float[Tensor, "*#shape"]
 
-SCALE_RADIUS = Parameter(symbol="R_s", unit="arcsec", low=1e-6, high=100.0, meaning="scale radius")
+SMALLEST_RADIUS = 1e-6  # arcsec; smaller scale and truncation radii count as this one
+SCALE_RADIUS = Parameter(symbol="R_s", unit="arcsec", low=SMALLEST_RADIUS, high=100.0, meaning="scale radius")
 PARAMETERS = (
     Parameter(symbol="alpha_Rs", unit="arcsec", low=0.0, high=10.0, meaning="deflection at R_s"),
     SCALE_RADIUS,
@@ -80,11 +81,13 @@ def projected(u: Tensor, F: Tensor) -> Tensor:
 
 def potential(x: Field, y: Field, *, alpha_Rs: Field, R_s: Field) -> Tensor:
     """Return psi = k R_s h / 2 in arcsec^2, zero at the origin; all arguments in arcsec, broadcast together."""
+    R_s = R_s.clamp_min(SMALLEST_RADIUS)
     return alpha_Rs * R_s / (2 * DEFLECTION_AT_R_S) * h(scaled_square(x, y, R_s))
 
 
 def deflection(x: Field, y: Field, *, alpha_Rs: Field, R_s: Field) -> tuple[Tensor, Tensor]:
     """Return alpha in arcsec, k g / x along theta (Wright & Brainerd 2000, eq. 13, times x); zero at the origin."""
+    R_s = R_s.clamp_min(SMALLEST_RADIUS)
     _, g = f_and_g(scaled_square(x, y, R_s))
     scale = alpha_Rs / (R_s * DEFLECTION_AT_R_S) * g
     return scale * x, scale * y
@@ -92,6 +95,7 @@ def deflection(x: Field, y: Field, *, alpha_Rs: Field, R_s: Field) -> tuple[Tens
 
 def convergence(x: Field, y: Field, *, alpha_Rs: Field, R_s: Field) -> Tensor:
     """Return kappa = k / (2 R_s) (F - 1) / (1 - x^2) (Wright & Brainerd 2000, eq. 11); grows as -ln x inside R_s."""
+    R_s = R_s.clamp_min(SMALLEST_RADIUS)
     u = scaled_square(x, y, R_s)
     F, _ = f_and_g(u)
     return alpha_Rs / (2 * R_s * DEFLECTION_AT_R_S) * projected(u, F)

@@ -15,8 +15,11 @@ SMALLEST_SQUARE = 1e-24  # arcsec^2
 
 
 def potential(x: Field, y: Field, *, theta_E: Field) -> Tensor:
-    """Return psi = theta_E^2 ln |theta| in arcsec^2 (the zero is at |theta| = 1 arcsec); arguments in arcsec."""
-    return theta_E**2 * torch.log(x * x + y * y) / 2
+    """Return psi = theta_E^2 ln |theta| in arcsec^2 (the zero is at |theta| = 1 arcsec); arguments in arcsec.
+
+    It is kept finite on the mass itself.
+    """
+    return theta_E**2 * torch.log((x * x + y * y).clamp_min(SMALLEST_SQUARE)) / 2
 
 
 def deflection(x: Field, y: Field, *, theta_E: Field) -> tuple[Tensor, Tensor]:

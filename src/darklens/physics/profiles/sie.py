@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from darklens.physics.profiles.card import Parameter
-from darklens.physics.profiles.sis import isothermal_hessian
+from darklens.physics.profiles.sis import SMALLEST_SQUARE, isothermal_hessian
 
 Field = Float[Tensor, "*#shape"]
 
@@ -67,10 +67,10 @@ def potential(x: Field, y: Field, *, theta_E: Field, e1: Field, e2: Field) -> Te
 
 
 def convergence(x: Field, y: Field, *, theta_E: Field, e1: Field, e2: Field) -> Tensor:
-    """Return kappa = theta_E / (2 sqrt(q u^2 + v^2 / q)), dimensionless; infinite at the origin."""
+    """Return kappa = theta_E / (2 sqrt(q u^2 + v^2 / q)), dimensionless; kept finite at the origin."""
     q, cos, sin = _axes(e1, e2)
     u, v = x * cos + y * sin, y * cos - x * sin
-    return theta_E / (2 * torch.sqrt(q * u * u + v * v / q))
+    return theta_E / (2 * (q * u * u + v * v / q).clamp_min(SMALLEST_SQUARE).sqrt())
 
 
 def hessian(x: Field, y: Field, *, theta_E: Field, e1: Field, e2: Field) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,7 +12,10 @@ PARAMETERS = (Parameter(symbol="theta_E", unit="arcsec", low=0.0, high=10.0, mea
 REFERENCE = "Schneider, Ehlers & Falco 1992, sec. 8.1.4"
 
 
-def _radius(x: Tensor, y: Tensor) -> Tensor:
+SMALLEST_SQUARE = 1e-24  # arcsec^2; of much less, the gradient of the convergence overflows in float32
+
+
+def radius(x: Tensor, y: Tensor) -> Tensor:
     """|theta| with a zero, not NaN, gradient at the origin."""
     squared = x * x + y * y
     return torch.where(squared > 0, torch.where(squared > 0, squared, 1.0).sqrt(), 0.0)
@@ -20,7 +23,7 @@ def _radius(x: Tensor, y: Tensor) -> Tensor:
 
 def potential(x: Field, y: Field, *, theta_E: Field) -> Tensor:
     """Return psi = theta_E |theta| in arcsec^2; all arguments in arcsec, broadcast together."""
-    return theta_E * _radius(x, y)
+    return theta_E * radius(x, y)
 
 
 def deflection(x: Field, y: Field, *, theta_E: Field) -> tuple[Tensor, Tensor]:
@@ -32,8 +35,8 @@ def deflection(x: Field, y: Field, *, theta_E: Field) -> tuple[Tensor, Tensor]:
 
 
 def convergence(x: Field, y: Field, *, theta_E: Field) -> Tensor:
-    """Return kappa = theta_E / (2 |theta|), dimensionless; infinite at the origin."""
-    return theta_E / (2 * _radius(x, y))
+    """Return kappa = theta_E / (2 |theta|), dimensionless; kept finite at the origin, where it diverges."""
+    return theta_E / (2 * (x * x + y * y).clamp_min(SMALLEST_SQUARE).sqrt())
 
 
 def hessian(x: Field, y: Field, *, theta_E: Field) -> tuple[Tensor, Tensor, Tensor]:

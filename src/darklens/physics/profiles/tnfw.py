@@ -28,7 +28,7 @@ Field = Float[Tensor, "*#shape"]
 PARAMETERS = (
     Parameter(symbol="alpha_Rs", unit="arcsec", low=0.0, high=10.0, meaning="deflection at R_s before truncation"),
     nfw.SCALE_RADIUS,
-    Parameter(symbol="r_t", unit="arcsec", low=1e-6, high=1000.0, meaning="truncation radius"),
+    Parameter(symbol="r_t", unit="arcsec", low=nfw.SMALLEST_RADIUS, high=1000.0, meaning="truncation radius"),
 )
 REFERENCE = "Baltz, Marshall & Oguri 2009, JCAP 01, 015"
 
@@ -47,6 +47,7 @@ def _weights(tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def potential(x: Field, y: Field, *, alpha_Rs: Field, R_s: Field, r_t: Field) -> Tensor:
     """Return psi = k R_s h_t / 2 in arcsec^2, zero at the origin; all arguments in arcsec, broadcast together."""
+    R_s, r_t = R_s.clamp_min(nfw.SMALLEST_RADIUS), r_t.clamp_min(nfw.SMALLEST_RADIUS)
     u, tau = nfw.scaled_square(x, y, R_s), r_t / R_s
     F, g = nfw.f_and_g(u)
     _, L, p = _truncation(u, tau)
@@ -59,6 +60,7 @@ def potential(x: Field, y: Field, *, alpha_Rs: Field, R_s: Field, r_t: Field) ->
 
 def deflection(x: Field, y: Field, *, alpha_Rs: Field, R_s: Field, r_t: Field) -> tuple[Tensor, Tensor]:
     """Return alpha in arcsec, k g_t / x along theta (Baltz et al. 2009, eq. A.11); zero at the origin."""
+    R_s, r_t = R_s.clamp_min(nfw.SMALLEST_RADIUS), r_t.clamp_min(nfw.SMALLEST_RADIUS)
     u, tau = nfw.scaled_square(x, y, R_s), r_t / R_s
     F, g = nfw.f_and_g(u)
     S, L, p = _truncation(u, tau)
@@ -71,6 +73,7 @@ def deflection(x: Field, y: Field, *, alpha_Rs: Field, R_s: Field, r_t: Field) -
 
 def convergence(x: Field, y: Field, *, alpha_Rs: Field, R_s: Field, r_t: Field) -> Tensor:
     """Return kappa, dimensionless (Baltz et al. 2009, eq. A.8); as -ln x inside R_s, as x^-4 outside r_t."""
+    R_s, r_t = R_s.clamp_min(nfw.SMALLEST_RADIUS), r_t.clamp_min(nfw.SMALLEST_RADIUS)
     u, tau = nfw.scaled_square(x, y, R_s), r_t / R_s
     F, _ = nfw.f_and_g(u)
     S, L, _ = _truncation(u, tau)
