@@ -1,4 +1,4 @@
-"""Calibration error and coverage of prediction sets on fresh images, before and after calibration."""
+"""Calibration error and coverage of prediction sets on new images, before and after calibration."""
 
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def evaluated(config: Config, bundle: Bundle, calibrating: Store, fresh: Store) 
 
 def page(config: Config, result: dict[str, Any]) -> str:
     """Return a table of the models."""
-    head = ["system", "population", "calibration, fresh images", "macro AUC", "temperature", "ECE without", "ECE"]
+    head = ["system", "population", "calibration, new images", "macro AUC", "temperature", "ECE without", "ECE"]
     rows = [[*head, "isotonic", "if perfect", "coverage: LAC", "by class", "APS"]]
     for r in result["rows"]:
         errors = [r[key] for key in ("ece_without", "ece", "ece_isotonic", "ece_if_perfect")]

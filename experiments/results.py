@@ -26,18 +26,19 @@ COLUMNS = ["recipe", "seed", "parameters", "macro AUC", "no", "sphere", "vort", 
 COLUMNS += ["training", "where"]
 HEAD = """# Results
 
-Made by `python -m experiments.results` from the eval.json files below this folder. AUC is one-vs-rest from
-probabilities, brackets are 95 % bootstrap intervals over test images, each row is one training of one seed. Only rows
-of one table share the number of training images and the test images. Legacy AUC is the 2024 study's metric, on which
-probabilities drawn at random score 0.87."""
-# ../docs/legacy.md; the estimates of the honest AUC are from a toy curve of AUC against accuracy.
+Use these tables to compare systems. Compare only rows of the same table: they have the same number of training images
+and the same test images. Each row is one training with one seed. AUC is one-vs-rest, and brackets are 95 % bootstrap
+intervals over test images. Legacy AUC is the metric of the 2024 study, for which random probabilities score 0.87.
+
+Made by `python -m experiments.results` from the eval.json files below this folder."""
+# ../docs/explanations/the-studys-numbers.md derives the estimates of the one-vs-rest AUC.
 STUDY = """## The 2024 study, as published
 
-Common Test I, 10,000 training and 2,500 test images per class. The published AUC counts misclassified members of a
-class as negatives ([faults](../docs/legacy.md)), so compare it with our legacy AUC and not with our AUC. The accuracies
-are those that its notebooks print; the honest macro AUC is an estimate from them.
+Common Test I, 10,000 training and 2,500 test images per class. The published AUC counts misclassified images of a class
+as negatives ([explanation](../docs/explanations/the-studys-numbers.md)), so compare it with our legacy AUC. The
+accuracies are printed in its notebooks. We estimated the one-vs-rest macro AUC from them.
 
-| system | no | sphere | vort | mean | accuracy | honest macro AUC, estimated |
+| system | no | sphere | vort | mean | accuracy | one-vs-rest macro AUC, estimated |
 | --- | --- | --- | --- | --- | --- | --- |
 | Resnet_simple | 0.951 | 0.999 | 0.995 | 0.982 | 0.773 | 0.92 |
 | Resnet_18 | 0.981 | 1.000 | 0.998 | 0.993 | 0.858 | 0.965 |

@@ -202,7 +202,7 @@ def difference(pair: Sequence[str], all_trainings: list[Training]) -> dict[str, 
     n_seeds = min(map(len, sides))
     probabilities = [[evaluation.probabilities for evaluation in side[:n_seeds]] for side in sides]
     metrics = difference_of_means(sides[0][0].labels, *probabilities)
-    first, second = (member.replace("@", ", ") + (" a class" if "@" in member else "") for member in pair)
+    first, second = (member.replace("@", ", ") + (" per class" if "@" in member else "") for member in pair)
     return {"first": first, "second": second, "seeds": n_seeds, **metrics}
 
 

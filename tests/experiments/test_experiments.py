@@ -96,7 +96,7 @@ def test_curves_have_a_row_for_each_size_and_one_without_a_network(quick, untrai
     systems = ["lens_residual", "fit summary alone", "logistic regression on five chi2 differences"]
     assert [(row["system"], row["n_per_class"]) for row in result["rows"]] == [(name, 4) for name in systems]
     assert result["rows"][2]["parameters"] == 18
-    assert result["differences"][0]["first"] == "lens_residual, 4 a class"
+    assert result["differences"][0]["first"] == "lens_residual, 4 per class"
     assert untrained == [("lens_residual", True)] * 2
 
 

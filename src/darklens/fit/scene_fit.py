@@ -1,8 +1,10 @@
 """Fit a scene to an observation: `fit(observation, scene)`.
 
-The light of the lens is fitted first, alone. Lenses drawn around the scene's defaults are then compared with a coarse
-image, with their amplitudes solved for; the best start Levenberg-Marquardt fits on the coarse image, and the best of
-these end on the image's own pixels.
+1. The lens light is fitted without lens and source.
+2. Lens and source parameters are drawn at random around the defaults of the scene. For each draw the linear amplitudes
+   are solved for, and the deviance of a binned image is computed.
+3. The best draws start Levenberg-Marquardt fits of the binned image.
+4. The best of these fits is continued on the full-resolution image.
 """
 
 import math
@@ -20,7 +22,7 @@ from darklens.scene.observation import Observation
 from darklens.scene.profiles import Profile
 from darklens.scene.scene import Scene
 
-_COARSE_ARCSEC, _COARSE_SIDE = 0.11, 72  # coarse pixels are at most so large, and so many along a side
+_COARSE_ARCSEC, _COARSE_SIDE = 0.11, 72  # maximum size of a coarse pixel, target number along a side
 _DRAWS, _STARTS, _KEPT = 600, 8, 2
 _FIRST_STEPS, _COARSE_STEPS, _FINE_STEPS = 10, 40, 80
 _LENSES = ("epl", "sie", "sis")
@@ -31,17 +33,17 @@ class FitResult:
     """A fit of one scene to one observation.
 
     Attributes:
-        scene: What was fitted.
-        observation: To what.
-        parameters: Values by name.
-        errors: Their standard deviations from the curvature of the deviance.
+        scene: The fitted scene.
+        observation: The observation to which it was fitted.
+        parameters: Best-fitting values by name.
+        errors: Standard deviations by name, from the curvature of the deviance.
         amplitudes: Linear amplitudes by name, in the unit of the image.
-        model: Best image (rows, columns), without noise.
-        chi2: Sum of squared residuals over the noise, over the pixels that were fitted.
-        n_pixels: Number of these.
-        converged: Whether an undamped step is predicted to lower the deviance by less than 0.1.
-        at_bounds: Parameters that ended at a bound.
-        steps: Evaluations of the model on the image's own pixels.
+        model: Best-fitting noise-free image (rows, columns).
+        chi2: Sum of squared residuals in units of the noise, over the fitted pixels.
+        n_pixels: Number of fitted pixels.
+        converged: Whether the predicted reduction of the deviance by an undamped step is below 0.1.
+        at_bounds: Names of the parameters at a bound.
+        steps: Number of model evaluations at full resolution.
         seconds: Processor time.
     """
 
@@ -60,23 +62,23 @@ class FitResult:
 
     @property
     def chi2_per_pixel(self) -> float:
-        """chi2 over the number of fitted pixels less the number of parameters: near 1 for a right model and noise."""
+        """Reduced chi2: chi2 per degree of freedom, close to 1 if the model and the noise map are correct."""
         return self.chi2 / max(self.n_pixels - len(self.parameters) - len(self.amplitudes), 1)
 
     @property
     def chi2_excess(self) -> float:
-        """How far chi2 lies above its expectation, in standard deviations sqrt(2 n) of its scatter."""
+        """(chi2 - n) / sqrt(2 n) for n degrees of freedom: the excess of chi2 in standard deviations."""
         freedom = max(self.n_pixels - len(self.parameters) - len(self.amplitudes), 1)
         return (self.chi2 - freedom) / math.sqrt(2 * freedom)
 
     @cached_property
     def residual(self) -> Float[np.ndarray, "rows columns"]:
-        """(image - model) / noise, zero where a pixel was left out."""
+        """(image - model) / noise; zero for excluded pixels."""
         return np.asarray((self.observation.image - self.model) * np.sqrt(self.observation.weights))
 
     @property
     def theta_E(self) -> float:
-        """Effective Einstein radius of the main lens, arcsec: of the circle with the area of the critical ellipse."""
+        """Einstein radius of the main lens, arcsec: the radius of the circle with the area of its critical ellipse."""
         return self.parameters[f"{main_lens(self.scene)}.theta_E"]
 
 
@@ -84,12 +86,12 @@ def fit(observation: Observation, scene: Scene, *, seed: int = 0) -> FitResult:
     """Fit a scene to an observation.
 
     Args:
-        observation: Image, noise, mask and PSF.
-        scene: What to fit; its defaults, bounds and priors say where.
-        seed: Of the drawn starts.
+        observation: Image, noise map, mask and PSF.
+        scene: Model to fit, with the starts, bounds and priors of its parameters.
+        seed: Seed of the random starts.
 
     Returns:
-        The fit with the lowest deviance. Look at `converged`, `chi2_excess` and `at_bounds` before using it.
+        The fit with the lowest deviance. Check `converged`, `chi2_excess` and `at_bounds` before you use it.
     """
     started = time.process_time()
     side = _binning(observation)
@@ -106,7 +108,7 @@ def fit(observation: Observation, scene: Scene, *, seed: int = 0) -> FitResult:
 
 
 def main_lens(scene: Scene) -> str:
-    """Return the name of the component whose Einstein radius is the scene's: the first isothermal or power-law lens."""
+    """Return the name of the main lens: the first isothermal or power-law component."""
     return next(name for name, profile in scene.profiles.items() if profile.kind in _LENSES)
 
 
@@ -128,7 +130,7 @@ def _repeated(data: Data, n: int) -> Data:
 def _starts(
     scene: Scene, observation: Observation, solver: Solver, data: Data, generator: torch.Generator
 ) -> Float[Tensor, "s p"]:
-    """Return internal parameters of the drawn lenses whose images are nearest to the observed one."""
+    """Return the internal parameters of the random draws with the lowest deviance."""
     columns = {name: torch.full((_DRAWS,), p.start) for name, p in zip(scene.names, scene.free, strict=True)}
     for name, value in _lens_light(scene, observation).items():
         columns[name] = torch.full((_DRAWS,), value)
@@ -156,7 +158,7 @@ def _starts(
 
 
 def _lens_light(scene: Scene, observation: Observation) -> dict[str, float]:
-    """Return parameters of the lens light, fitted without lens and source."""
+    """Fit the lens light without lens and source and return its parameters."""
     profiles: list[Profile] = list(scene.lens_light.profiles)
     if not profiles:
         return {}

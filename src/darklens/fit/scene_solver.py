@@ -1,8 +1,8 @@
-"""Levenberg-Marquardt fits of scenes to batches of images: linear amplitudes are solved inside each step.
+"""Levenberg-Marquardt fits of scenes to batches of images, with linear amplitudes solved for in each step.
 
-The deviance that is lowered is chi2 plus the priors' penalty. A step solves the normal equations of amplitudes and
-parameters together (Kaufman 1975: the amplitudes' own part is solved exactly at the next position), so the parameters
-move as if the amplitudes had been eliminated (variable projection, Golub & Pereyra 1973).
+The deviance is chi2 plus the penalty of the Gaussian priors. The amplitudes are eliminated by variable projection
+(Golub & Pereyra 1973) in the approximation of Kaufman (1975): a step solves the normal equations of parameters and
+amplitudes together, and the amplitudes are then solved for exactly at the new parameters.
 """
 
 from dataclasses import dataclass, fields
@@ -15,47 +15,47 @@ from darklens.scene.imaging import Detector
 from darklens.scene.scene import Scene
 
 CONVERGED = 0.1
-"""A fit has converged when an undamped step within the bounds is predicted to lower the deviance by less than this."""
+"""A fit has converged if an undamped step within the bounds is predicted to lower the deviance by less than this."""
 
 DAMPING_START, DAMPING_DECREASE, DAMPING_INCREASE = 1e-2, 0.2, 5.0
 _SMALLEST_DAMPING, _LARGEST_DAMPING = 1e-9, 1e8
 _BOUND_ROUNDS = 6
-_LONGEST_STEP = 3.0  # of a parameter's scale, in one step
-_UNDAMPED = 1e-6  # of a diagonal element: what float32 planes leave undetermined
-_RIDGE = 1e-10  # of a diagonal element, so that degenerate amplitudes have a solution
+_LONGEST_STEP = 3.0  # maximum change in one step, in units of `Parameter.step`
+_UNDAMPED = 1e-6  # relative to a diagonal element: the precision of the float32 derivatives
+_RIDGE = 1e-10  # relative to a diagonal element; makes degenerate amplitudes solvable
 
 
 @dataclass
 class Data:
-    """b images with their noise.
+    """A batch of b images and their inverse variances.
 
     Attributes:
-        images: (b, rows, columns), without sky.
-        weights: Inverse variances (b, rows, columns), zero where a pixel is left out.
+        images: Sky-subtracted images (b, rows, columns).
+        weights: Inverse variances (b, rows, columns); zero for excluded pixels.
     """
 
     images: Float[Tensor, "b rows columns"]
     weights: Float[Tensor, "b rows columns"]
 
     def rows(self, rows: Tensor) -> "Data":
-        """Return some of the images."""
+        """Return a subset of the batch."""
         return Data(self.images[rows], self.weights[rows])
 
 
 @dataclass
 class State:
-    """Where the fits of b images are.
+    """Current state of the fits of b images.
 
     Attributes:
-        internal: Parameters (b, p), as the fit works with them.
+        internal: Internal parameters (b, p).
         amplitudes: Linear amplitudes (b, l).
-        model: The image that they give (b, rows, columns).
+        model: Model images (b, rows, columns).
         chi2: Weighted sum of squared residuals (b,).
-        deviance: chi2 and the priors' penalty (b,).
+        deviance: chi2 plus the penalty of the priors (b,).
         curvature: Normal matrix of parameters and amplitudes (b, p + l, p + l), float64.
         rhs: Right-hand side of the normal equations for the parameters (b, p), float64.
-        predicted_reduction: What an undamped step within the bounds would still lower the deviance by (b,).
-        steps: Steps taken (b,).
+        predicted_reduction: Predicted reduction of the deviance by an undamped step within the bounds (b,).
+        steps: Number of steps taken (b,).
     """
 
     internal: Float[Tensor, "b p"]
@@ -69,28 +69,28 @@ class State:
     steps: Float[Tensor, " b"]
 
     def rows(self, rows: Tensor) -> "State":
-        """Return some of the fits."""
+        """Return a subset of the fits."""
         return State(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
     def put(self, rows: Tensor, other: "State") -> None:
-        """Replace some of the fits."""
+        """Replace a subset of the fits."""
         for f in fields(self):
             getattr(self, f.name)[rows] = getattr(other, f.name)
 
     @property
     def converged(self) -> Bool[Tensor, " b"]:
-        """Whether each fit has converged, see `CONVERGED`."""
+        """Whether each fit has converged (`CONVERGED`)."""
         return self.predicted_reduction < CONVERGED
 
 
 class Solver:
-    """Fits one scene, seen by one detector, to images.
+    """Fits of one scene to images from one detector.
 
     Args:
-        scene: What is fitted.
+        scene: Model to fit.
         detector: Pixels and PSF.
-        regularisation: Inverse variance of a Gaussian prior about zero on amplitudes that may be negative, relative to
-            the diagonal of the normal matrix; keeps many shapelets from fitting noise.
+        regularisation: Inverse variance of a Gaussian prior with mean zero on amplitudes that may be negative, relative
+            to the diagonal of the normal matrix; prevents shapelets from fitting noise.
     """
 
     def __init__(self, scene: Scene, detector: Detector, *, regularisation: float = 1e-3) -> None:
@@ -99,7 +99,7 @@ class Solver:
         self._positive = torch.tensor(scene.positive)
 
     def state(self, internal: Float[Tensor, "b p"], data: Data) -> State:
-        """Return the model, its deviance and normal equations at some parameters, with the best amplitudes."""
+        """Return model, deviance and normal equations at the given parameters, with the best-fitting amplitudes."""
         scene, detector = self.scene, self.detector
         basis, gram, projected = self._linear(internal, data)
         weights = data.weights.flatten(1)
@@ -133,7 +133,7 @@ class Solver:
 
     @torch.no_grad()
     def deviance(self, internal: Float[Tensor, "b p"], data: Data) -> Float[Tensor, " b"]:
-        """Return the deviance at some parameters, with the best amplitudes."""
+        """Return the deviance at the given parameters, with the best-fitting amplitudes."""
         basis, gram, projected = self._linear(internal, data)
         amplitudes = self._amplitudes(gram, projected).to(internal)
         residual = data.images.flatten(1) - (basis * amplitudes[:, :, None]).sum(1)
@@ -144,7 +144,7 @@ class Solver:
     def _linear(
         self, internal: Float[Tensor, "b p"], data: Data
     ) -> tuple[Float[Tensor, "b l n"], Float[Tensor, "b l l"], Float[Tensor, "b l"]]:
-        """Return the images of unit amplitudes, and the normal equations of the amplitudes."""
+        """Return the model images for unit amplitudes, and the normal equations of the amplitudes."""
         x, y = self.detector.x.to(internal), self.detector.y.to(internal)
         basis = self.detector.observe(self.scene.basis(self.scene.external(internal), x, y)).flatten(2)
         weighted = basis * data.weights.flatten(1)[:, None]
@@ -155,7 +155,7 @@ class Solver:
         )
 
     def _amplitudes(self, gram: Float[Tensor, "b l l"], projected: Float[Tensor, "b l"]) -> Float[Tensor, "b l"]:
-        """Solve for the amplitudes; those that must be positive and are not become zero, one after the other."""
+        """Solve for the amplitudes; set negative ones that must be positive to zero and solve again."""
         positive, ridge = self._positive.to(gram.device), self._ridge.double().to(gram.device)
         diagonal = gram.diagonal(dim1=1, dim2=2)
         scale = diagonal.clamp_min(1e-300).rsqrt()
@@ -174,18 +174,18 @@ class Solver:
         return amplitudes
 
     def step(self, state: State, damping: Float[Tensor, " b"]) -> tuple[Float[Tensor, "b p"], Float[Tensor, " b"]]:
-        """Return the damped step of the internal parameters, and what an undamped one would lower the deviance by."""
+        """Return the damped step of the internal parameters, and the predicted reduction of the deviance (`State`)."""
         curvature = self._reduced(state)
         undamped = self._bounded_step(state, curvature, torch.full_like(damping, _UNDAMPED))
         damped = self._bounded_step(state, curvature, damping)
-        # Where a bound cuts the undamped step it may gain less than the damped one, or nothing.
+        # If a bound limits the undamped step, its reduction can be smaller than that of the damped step, or zero.
         gains = [(2 * state.rhs * s).sum(1) - torch.einsum("bi,bij,bj->b", s, curvature, s) for s in (undamped, damped)]
         return damped, torch.maximum(*gains)
 
     def _bounded_step(
         self, state: State, curvature: Float[Tensor, "b p p"], damping: Float[Tensor, " b"]
     ) -> Float[Tensor, "b p"]:
-        """Return the damped step; parameters that it would take beyond a bound go to the bound, the others adapt."""
+        """Return the damped step; parameters that would cross a bound are set to it, and the others are recomputed."""
         at = state.internal.double()
         low, high = (bound - at for bound in self.scene.bounds(at))
         longest = _LONGEST_STEP * torch.tensor([p.step for p in self.scene.free], dtype=at.dtype, device=at.device)
@@ -210,7 +210,7 @@ class Solver:
         return step
 
     def _reduced(self, state: State) -> Float[Tensor, "b p p"]:
-        """Return the normal matrix of the parameters with the amplitudes eliminated."""
+        """Return the normal matrix of the parameters after elimination of the amplitudes."""
         p = state.rhs.shape[1]
         matrix = state.curvature
         cross, inner = matrix[:, :p, p:], matrix[:, p:, p:]
@@ -223,12 +223,12 @@ class Solver:
 
     @torch.no_grad()
     def minimise(self, internal: Float[Tensor, "b p"], data: Data, *, steps: int = 60) -> State:
-        """Lower the deviance from some start until all fits have converged or `steps` are taken.
+        """Minimise the deviance until all fits have converged or the maximum number of steps is reached.
 
         Args:
-            internal: Where to start (b, p).
+            internal: Start (b, p), internal parameters.
             data: One image for each start.
-            steps: At most so many evaluations of the model.
+            steps: Maximum number of steps.
         """
         low, high = self.scene.bounds(internal)
         ended = self.state(internal.clamp(low, high), data)
@@ -259,6 +259,6 @@ class Solver:
         return ended
 
     def covariance(self, state: State) -> Float[Tensor, "b p p"]:
-        """Return the covariance of the internal parameters, amplitudes marginalised."""
+        """Return the covariance of the internal parameters, marginalised over the amplitudes."""
         covariance: Tensor = torch.linalg.pinv(self._reduced(state), hermitian=True)
         return covariance

@@ -1,12 +1,12 @@
-"""Forward-mode derivatives by several variables in one pass over a law: tensors that carry their slopes.
+"""Dual numbers: tensors with forward-mode derivatives with respect to several variables, computed in one pass.
 
-PyTorch's own forward mode carries one slope a pass, and in eager mode takes about a millisecond for each product with a
-constant: an elliptical power law on 135 x 135 positions takes 40 ms a derivative, and 3 ms without derivatives. A
-`Dual` carries a slope for each variable that it depends on, and none for the others, so a law is passed once, and what
-comes before a variable enters costs nothing more.
+PyTorch's own forward mode computes one derivative per pass. In eager mode it takes about a millisecond for each product
+with a constant: one derivative of an elliptical power law on 135 x 135 positions takes 40 ms, the function itself 3 ms.
+A `Dual` carries one derivative (a slope) for each variable on which it depends. One evaluation of a function therefore
+gives all derivatives, and operations that do not depend on a variable have no extra cost.
 
-Laws need no change: a `Dual` is a tensor, and the operations in `_RULES` pass on its slopes. Any other operation is an
-error, never a lost derivative.
+The functions of `darklens.physics` need no change: a `Dual` is a tensor, and the operations in `_RULES` propagate its
+slopes. Any other operation raises an error, so no derivative is lost silently.
 """
 
 import math
@@ -20,12 +20,12 @@ Number = Any  # Tensor, float or Dual
 
 
 class Dual(Tensor):
-    """A tensor with its derivatives by named variables.
+    """A tensor with its derivatives with respect to named variables.
 
     Attributes:
         value: The plain tensor.
-        slopes: Derivative by each variable that it depends on, of a shape that broadcasts with `value`; the number 1.0
-            for the variable itself.
+        slopes: Derivative with respect to each variable on which it depends, broadcastable with `value`; for a variable
+            itself the number 1.0.
     """
 
     value: Tensor
@@ -33,7 +33,7 @@ class Dual(Tensor):
 
     @staticmethod
     def of(value: Tensor, slopes: Mapping[str, Any]) -> "Dual":
-        """Return a tensor with slopes."""
+        """Return a dual number with these slopes."""
         dual = Tensor._make_subclass(Dual, value)
         dual.value, dual.slopes = value, dict(slopes)
         return dual
@@ -42,7 +42,7 @@ class Dual(Tensor):
     def __torch_function__(
         cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Apply the rule of an operation; attributes such as the shape are those of the value."""
+        """Apply the derivative rule of an operation. Attributes, such as the shape, are those of the value."""
         name = function.__name__.strip("_")
         if name in _RULES:
             return _RULES[name](*args, **(kwargs or {}))
@@ -52,22 +52,22 @@ class Dual(Tensor):
 
 
 def variable(name: str, value: Tensor) -> Dual:
-    """Return a variable, whose derivative by itself is one."""
+    """Return an independent variable: its derivative with respect to itself is one."""
     return Dual.of(value, {name: 1.0})
 
 
 def value_of(number: Number) -> Any:
-    """Return a number without its slopes."""
+    """Return the value without its slopes."""
     return number.value if isinstance(number, Dual) else number
 
 
 def slopes_of(number: Number) -> dict[str, Any]:
-    """Return the slopes of a number; none of a constant."""
+    """Return the slopes of a number; empty for a constant."""
     return number.slopes if isinstance(number, Dual) else {}
 
 
 def _combined(value: Tensor, *parts: tuple[Number, Any]) -> Dual:
-    """Return a value whose slopes are the sums of those of numbers, each times a factor."""
+    """Return a dual number by the chain rule: its slopes are the sum over `parts` of slope times factor."""
     slopes: dict[str, Any] = {}
     for number, factor in parts:
         for name, slope in slopes_of(number).items():

@@ -24,7 +24,7 @@ _TITLES = {
     "line_residual": "residual, line",
     "point_residual": "residual, points",
     "evidence": "evidence for a point",
-    "line_evidence": "the same, given the line",
+    "line_evidence": "point, given the line",
 }
 _TOP = 99.8  # percentile of the attributions at which colours saturate
 

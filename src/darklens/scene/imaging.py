@@ -1,4 +1,4 @@
-"""From surface brightness to the pixels of an image: sampling, PSF, integration over pixels."""
+"""The detector of a scene: sampling positions, convolution with the PSF, integration over pixels."""
 
 import torch
 from jaxtyping import Float
@@ -8,24 +8,23 @@ from darklens.scene.psf import PSF
 
 
 class Detector:
-    """Square pixels that see the sky through a PSF.
+    """A grid of square pixels, and the PSF of the telescope.
 
-    Light is sampled on sub-pixels that reach beyond the image by half the PSF on each side, so the convolution needs no
+    The light is sampled on sub-pixels, up to half the PSF beyond each edge of the image, so the convolution needs no
     assumption about light outside the image.
 
     Args:
         shape: Rows and columns of the image.
-        pixel_scale: Side of its pixels, arcsec.
-        psf: Its PSF; none for a perfect telescope.
-        supersample: Sub-pixels along a side of a pixel over which light is averaged; a multiple of the PSF's
-            oversampling.
+        pixel_scale: Side of a pixel, arcsec.
+        psf: Point-spread function; None for no blurring.
+        supersample: Number of sub-pixels along each side of a pixel; a multiple of the oversampling of the PSF.
 
     Attributes:
-        x: Positions of the samples (1, width'), arcsec from the centre of the image.
-        y: The same (height', 1).
+        x: Sampling positions (1, width'), arcsec from the centre of the image.
+        y: Sampling positions (height', 1).
 
     Raises:
-        ValueError: If the supersampling is no multiple of the PSF's oversampling, or the PSF has other pixels.
+        ValueError: If `supersample` is not a multiple of the oversampling of the PSF, or the pixel scales do not match.
     """
 
     def __init__(
@@ -39,7 +38,7 @@ class Detector:
                 f"the PSF is for pixels of {psf.pixel_scale * oversampling:.4g} arcsec, the image has {pixel_scale:.4g}"
             )
         self.shape, self.pixel_scale, self.psf, self.supersample = shape, pixel_scale, psf, supersample
-        self._before = supersample // oversampling  # samples averaged before the PSF, in its pixels
+        self._before = supersample // oversampling  # samples per PSF pixel side, averaged before the convolution
         self._after = oversampling
         height, width = psf.kernel.shape if psf else (1, 1)
         origin = psf.origin if psf else (0.0, 0.0)
@@ -48,7 +47,7 @@ class Detector:
         self._transfers: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
     def _axis(self, n: int, taps: int, origin: float) -> Float[Tensor, " s"]:
-        """Return positions of the samples along an axis of n pixels, arcsec, in float64."""
+        """Return the sampling positions along an axis of n pixels, arcsec, float64."""
         kernel_pixels = n * self._after + taps - 1
         scale = self.pixel_scale / self._after
         samples = kernel_pixels * self._before
@@ -56,14 +55,14 @@ class Detector:
         return offset + origin * scale
 
     def observe(self, light: Float[Tensor, "*planes height width"]) -> Float[Tensor, "*planes rows columns"]:
-        """Return what the pixels record of light sampled at `x` and `y`: the mean surface brightness in each pixel."""
+        """Return the mean surface brightness in each pixel, from the brightness sampled at `x` and `y`."""
         planes = _block_mean(light, self._before)
         if self.psf is not None:
             planes = self._convolve(planes)
         return _block_mean(planes, self._after)
 
     def _convolve(self, planes: Tensor) -> Tensor:
-        """Return the part of the convolution in which the kernel lies within the planes."""
+        """Return the convolution with the PSF where the kernel lies entirely within the planes."""
         assert self.psf is not None
         taps = self.psf.kernel.shape
         size = [_fast_length(n) for n in planes.shape[-2:]]

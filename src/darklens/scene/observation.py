@@ -1,4 +1,4 @@
-"""An image as a telescope delivers it: pixels, noise, mask and PSF, checked before anything is fitted."""
+"""An observed image with its noise map, mask and PSF, validated before a fit."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,23 +10,23 @@ from darklens.errors import InputError
 from darklens.scene.imaging import Detector
 from darklens.scene.psf import PSF
 
-_MASKED_NOISE = 1e6  # of the median; pipelines write such noise into pixels that are to be left out
+_MASKED_NOISE = 1e6  # of the median; pipelines set the noise of masked pixels to such values
 _FEWEST_PIXELS = 100
-_WRONG_NOISE, _RIGHT_NOISE = 5.0, 2.0  # ratio to the scatter of the image at which a noise map is doubted, or accepted
+_WRONG_NOISE, _RIGHT_NOISE = 5.0, 2.0  # ratios of noise map and image scatter: rejected above, accepted below
 
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """One image and what is known of its noise and optics.
+    """An image with its noise map, pixel mask and PSF.
 
     Attributes:
-        image: Surface brightness (rows, columns), any linear unit, row 0 at the bottom.
-        noise_map: Standard deviation of each pixel in the image's unit.
+        image: Surface brightness (rows, columns) in any linear unit, row 0 at the bottom.
+        noise_map: Standard deviation of each pixel, in the unit of the image.
         pixel_scale: arcsec.
-        psf: For the image's pixels; none for a perfect telescope.
-        used: Which pixels are fitted: not masked, finite, with a noise that is finite, positive and at most 1e6 times
-            its median.
-        changes: What was done to the inputs or assumed of them, one phrase each.
+        psf: Point-spread function; None for no blurring.
+        used: True for pixels that are fitted: not masked, finite, and with a finite, positive noise of at most 1e6
+            times its median.
+        changes: Changes to the inputs and assumptions about them, one phrase each.
     """
 
     image: Float[np.ndarray, "rows columns"]
@@ -47,19 +47,19 @@ class Observation:
         mask: Any = None,
         flip_rows: bool = False,
     ) -> "Observation":
-        """Return a checked observation.
+        """Validate the inputs and return an observation.
 
         Args:
             image: (rows, columns), sky subtracted.
             noise_map: Standard deviation of each pixel, or one number for all.
             pixel_scale: arcsec.
-            psf: A `PSF`, or an array on the image's pixels.
-            mask: True (or not zero) where a pixel is to be left out.
+            psf: A `PSF`, or an array with the pixel scale of the image.
+            mask: True (or non-zero) for pixels to exclude.
             flip_rows: Whether row 0 is at the top, as PyAutoLens writes FITS files; applies to all arrays.
 
         Raises:
-            InputError: If shapes differ, no pixel is left, the PSF is larger than the image, or the noise map is a
-                variance or a weight.
+            InputError: If shapes differ, fewer than 100 pixels remain, the PSF is larger than the image, or the noise
+                map looks like a variance or a weight map.
         """
         pixels = _plane(image, "image")
         if not pixel_scale > 0:
@@ -101,18 +101,18 @@ class Observation:
 
     @property
     def weights(self) -> Float[np.ndarray, "rows columns"]:
-        """Inverse variances, zero where a pixel is left out."""
+        """Inverse variances; zero for excluded pixels."""
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(self.used, 1 / self.noise_map**2, 0.0)
 
     def detector(self, *, supersample: int | None = None) -> Detector:
-        """Return the pixels and PSF that a scene is seen by; `supersample` is by default the PSF's oversampling."""
+        """Return the detector of this observation; `supersample` defaults to the oversampling of the PSF."""
         samples = supersample or (self.psf.oversampling if self.psf else 1)
         rows, columns = self.image.shape
         return Detector((rows, columns), self.pixel_scale, self.psf, supersample=samples)
 
     def cut(self, half_width: float) -> "Observation":
-        """Return the central square of up to `half_width` arcsec on each side, its centre that of the image."""
+        """Return the central cut-out that extends `half_width` arcsec from the centre, or to the edge of the image."""
         keep = []
         for n in self.image.shape:
             side = min(n, 2 * round(half_width / self.pixel_scale) + n % 2)
@@ -129,9 +129,10 @@ class Observation:
         )
 
     def binned(self, side: int) -> "Observation":
-        """Return it on blocks of side x side pixels, weighted by inverse variance; the PSF keeps its own pixels.
+        """Return the observation binned into blocks of side x side pixels, weighted by inverse variance.
 
-        Rows and columns at the upper and right edge that fill no block are left out, so sizes should be multiples.
+        The PSF is not binned: its oversampling increases. Rows at the upper edge and columns at the right edge that do
+        not fill a block are dropped.
         """
         if side == 1:
             return self
@@ -161,9 +162,9 @@ def _blocks(array: Float[np.ndarray, "rows columns"], side: int) -> Float[np.nda
 
 
 def _require_deviation(image: np.ndarray, noise: np.ndarray, used: np.ndarray) -> None:
-    """Raise InputError if the noise map fits the image's scatter as a variance or a weight, and not as a deviation.
+    """Raise InputError if the noise map agrees with the scatter of the image only as a variance or an inverse variance.
 
-    The scatter is that of second differences along rows, whose median is robust against light.
+    The scatter is the median absolute second difference along rows, which is insensitive to smooth light.
     """
     triple = used[:, :-2] & used[:, 1:-1] & used[:, 2:]
     if triple.sum() < _FEWEST_PIXELS:

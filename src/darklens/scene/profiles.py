@@ -1,4 +1,4 @@
-"""The parts that a scene is composed of: mass profiles and light profiles with the settings of their parameters."""
+"""Mass profiles and light profiles of a scene, with default bounds, priors and starts of their parameters."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,16 +15,17 @@ from darklens.physics.profiles import epl, line, multipole, nfw, point, pseudo_j
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """What a fit knows of a parameter before it has seen an image.
+    """Default bounds, start and prior of a parameter.
 
     Attributes:
-        unit: Its unit; empty for pure numbers.
+        unit: Unit; empty for dimensionless parameters.
         low: Lower bound.
         high: Upper bound.
-        start: Where a fit starts.
-        step: Its scale: how far apart starts of several fits lie, in the parameter, or in its logarithm if `log`.
-        log: Whether the fit works in the logarithm; for positive quantities without a scale.
-        prior: Mean and standard deviation of a Gaussian prior; none for a flat one.
+        start: Initial value.
+        step: Standard deviation of random starts about `start`, of the parameter or, if `log`, of its logarithm.
+        log: Whether the fit uses the natural logarithm; for positive parameters whose order of magnitude is unknown.
+        prior: Mean and standard deviation of a Gaussian prior on the parameter or, if `log`, on its logarithm; None for
+            a flat prior.
     """
 
     unit: str = ""
@@ -38,10 +39,10 @@ class Parameter:
 
 @dataclass(frozen=True, kw_only=True)
 class Free:
-    """A parameter that is fitted, with what differs from its default.
+    """A fitted parameter with non-default settings; None keeps the default.
 
     Attributes:
-        start: Where the fit starts.
+        start: Initial value.
         low: Lower bound.
         high: Upper bound.
         prior: Mean and standard deviation of a Gaussian prior.
@@ -54,7 +55,7 @@ class Free:
 
 
 Setting = float | str | Free
-"""A number holds a parameter, "component.parameter" shares that of another component, `Free` changes what is fitted."""
+"""A number fixes a parameter, "component.parameter" ties it to that of another component, `Free` changes defaults."""
 
 _CENTRE = Parameter(unit="arcsec", low=-1.0, high=1.0, start=0.0, step=0.05)
 _ELLIPTICITY = Parameter(low=-0.5, high=0.5, start=0.0, step=0.1, prior=(0.0, 0.2))
@@ -67,11 +68,11 @@ class Profile:
     """One component of a scene.
 
     Args:
-        name: By which other components and the table of a fit refer to it; by default its kind.
-        settings: Parameters by name, see `Setting`; those that are not named are fitted from their defaults.
+        name: Name of the component, used to tie parameters and in the results of a fit; by default its kind.
+        settings: Settings by parameter name, see `Setting`; all other parameters are free, with their defaults.
 
     Raises:
-        ConfigError: If there is no such parameter.
+        ConfigError: If a setting names an unknown parameter.
     """
 
     kind: ClassVar[str]
@@ -92,40 +93,41 @@ class Profile:
 
 
 class MassProfile(Profile):
-    """A profile that deflects light, about its own centre.
+    """A profile that deflects light. Positions are relative to its centre.
 
     Attributes:
-        physics: The module of its laws in `darklens.physics.profiles`.
+        physics: Its module in `darklens.physics.profiles`.
     """
 
     physics: ClassVar[Any]
 
     @property
     def law(self) -> Callable[..., tuple[Tensor, Tensor]]:
-        """The deflection."""
+        """Function that returns the deflection."""
         deflection: Callable[..., tuple[Tensor, Tensor]] = self.physics.deflection
         return deflection
 
     @property
     def hessian(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]] | None:
-        """The second derivatives of the potential, where they are in closed form."""
+        """Function that returns the second derivatives of the potential; None if there is no closed form."""
         hessian: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = getattr(self.physics, "hessian", None)
         return hessian
 
 
 class LightProfile(Profile):
-    """A profile that has light: `basis(x, y, **parameters)` is its surface brightness for unit amplitude(s).
+    """A profile of surface brightness, linear in its `n_basis` amplitudes, for which a fit solves.
 
-    The amplitudes are linear, so a fit solves for them; `n_basis` of them, each at least zero if `positive`.
+    The brightness is the sum of the amplitudes times the functions of `basis`. If `positive`, amplitudes are at least
+    zero.
     """
 
     n_basis: int = 1
     positive: bool = True
 
     def basis(self, x: Any, y: Any, **values: Any) -> Any:
-        """Return brightness (b, n_basis, rows, columns) for amplitudes of one at x, y (b, rows, columns).
+        """Return the brightness (b, n_basis, rows, columns) for unit amplitudes at x, y (b, rows, columns).
 
-        Positions and values are tensors, or `darklens.physics.duals.Dual` where derivatives are wanted.
+        To obtain derivatives, pass `darklens.physics.duals.Dual` instead of tensors.
         """
         raise NotImplementedError
 
@@ -139,7 +141,7 @@ class SIS(MassProfile):
 
 
 class SIE(MassProfile):
-    """Singular isothermal ellipsoid; theta_E is the product average."""
+    """Singular isothermal ellipsoid; theta_E is the geometric mean of the semi-axes of the critical curve."""
 
     kind = "sie"
     parameters: ClassVar[Mapping[str, Parameter]] = {**SIS.parameters, "e1": _ELLIPTICITY, "e2": _ELLIPTICITY}
@@ -147,7 +149,7 @@ class SIE(MassProfile):
 
 
 class EPL(MassProfile):
-    """Elliptical power law; `slope` is that of the density in space, 2 is isothermal."""
+    """Elliptical power law; `slope` is the slope of the three-dimensional density, 2 for isothermal."""
 
     kind = "epl"
     parameters: ClassVar[Mapping[str, Parameter]] = {
@@ -167,13 +169,14 @@ class Shear(MassProfile):
 
 
 class Multipole(MassProfile):
-    """Elliptical multipole of order m (1, 3 or 4) in the frame of a lens, whose e1, e2 and centre it usually shares.
+    """Elliptical multipole of order m (1, 3 or 4), by default with the ellipticity and centre of the main lens.
 
     Args:
         m: Order.
-        lens: Name of the component whose ellipticity and centre it shares; None leaves them to `settings`.
-        name: By default `multipole` and m.
-        settings: Parameters; `a` and `b` are m-fold amplitudes in arcsec (`darklens.physics.profiles.multipole`).
+        lens: Component to whose ellipticity and centre those of the multipole are tied; None for none.
+        name: By default `multipole` followed by m.
+        settings: Settings by parameter name; `a` and `b` are the cosine and sine amplitudes in arcsec
+            (`darklens.physics.profiles.multipole`).
     """
 
     kind = "multipole"
@@ -198,7 +201,7 @@ class Multipole(MassProfile):
 
     @property
     def law(self) -> Callable[..., tuple[Tensor, Tensor]]:
-        """The deflection of its order."""
+        """Function that returns the deflection for order m."""
         return partial(multipole.deflection, m=self.m)
 
 
@@ -224,7 +227,7 @@ class TNFW(MassProfile):
 
 
 class PseudoJaffe(MassProfile):
-    """Isothermal sphere with a core R_a, truncated at R_s."""
+    """Isothermal sphere with core radius R_a and truncation radius R_s."""
 
     kind = "pseudo_jaffe"
     parameters: ClassVar[Mapping[str, Parameter]] = {
@@ -250,7 +253,7 @@ class PointMass(MassProfile):
 
 
 class LineMass(MassProfile):
-    """Uniform line of mass; `mass` is theta_E^2 of the same mass as a point."""
+    """Uniform line of mass; `mass` is the theta_E^2 of a point with the same mass."""
 
     kind = "line"
     parameters: ClassVar[Mapping[str, Parameter]] = {
@@ -264,12 +267,12 @@ class LineMass(MassProfile):
 
 
 class Sersic(LightProfile):
-    """Elliptical Sersic profile; the amplitude is the brightness at R_e and is solved for.
+    """Elliptical Sersic profile; its amplitude is the surface brightness at R_e.
 
     Args:
-        b_n: "exact", or "linear" for parity with lenstronomy (`darklens.physics.light.sersic_b_linear`).
-        name: By default that of its role in the scene.
-        settings: Parameters by name.
+        b_n: "exact", or "linear" for agreement with lenstronomy (`darklens.physics.light.sersic_b_linear`).
+        name: By default `source` or `light`, according to its role in the scene.
+        settings: Settings by parameter name.
     """
 
     kind = "sersic"
@@ -299,8 +302,8 @@ class Shapelets(LightProfile):
 
     Args:
         n_max: Highest order.
-        name: By default `shapelets`.
-        settings: `beta` is the scale in arcsec.
+        name: By default `source` or `light`, according to its role in the scene.
+        settings: Settings by parameter name; `beta` is the scale in arcsec.
     """
 
     kind = "shapelets"
@@ -317,5 +320,5 @@ class Shapelets(LightProfile):
         self.n_basis = (n_max + 1) * (n_max + 2) // 2
 
     def basis(self, x: Any, y: Any, **values: Any) -> Any:
-        """Return the basis functions (b, n_basis, rows, columns), by total order, then by order along y."""
+        """Return the basis functions (b, n_basis, rows, columns), sorted by total order, then by order along y."""
         return light.shapelets(x, y, beta=values["beta"], n_max=self.n_max)

@@ -1,4 +1,4 @@
-"""Point-spread functions: a Gaussian, or an image of any size, centred or not, oversampled or not."""
+"""Point-spread functions: a Gaussian, or an image of any size, optionally oversampled or off-centre."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +12,7 @@ from darklens.errors import InputError
 from darklens.physics import optics
 
 _FWHM_PER_SIGMA = 2.3548200450309493
-_CENTRED_TO = 0.05  # pixels; a centroid further from the array's centre is stated
+_CENTRED_TO = 0.05  # pixels; a larger offset of the centroid from the centre of the array is noted
 _NORMALISED_TO = 1e-3
 _LARGEST_NEGATIVE = 0.05  # of the peak, in a wing
 
@@ -21,17 +21,17 @@ _LARGEST_NEGATIVE = 0.05  # of the peak, in a wing
 class PSF:
     """A point-spread function sampled on square pixels.
 
-    The origin is the centre of the array, (width - 1)/2 and (height - 1)/2: the centre of a pixel where the size is
-    odd, the corner of four where it is even. In both cases light is sampled so that the convolved image lies on the
-    pixels of the image, without interpolation.
+    By default the origin is the centre of the array, ((width - 1)/2, (height - 1)/2): the centre of a pixel if the size
+    is odd, the common corner of four pixels if it is even. In both cases the detector chooses the sampling positions so
+    that no interpolation is necessary.
 
     Attributes:
         kernel: Values (height, width) in float64, row 0 at the bottom.
-        pixel_scale: Side of its pixels, arcsec.
-        oversampling: How many of its pixels lie along a side of an image pixel.
-        origin: Position (x, y) of the source's image relative to the centre of the array, in kernel pixels; (0, 0)
-            unless `recentred`.
-        notes: What is unusual about it, and what was done about it, one sentence each.
+        pixel_scale: Side of a kernel pixel, arcsec.
+        oversampling: Number of kernel pixels along a side of an image pixel.
+        origin: Position (x, y) of the point source relative to the centre of the array, in kernel pixels; (0, 0) unless
+            recentred.
+        notes: Anomalies of the input and how they were treated, one phrase each.
     """
 
     kernel: Float[Tensor, "h w"]
@@ -46,9 +46,9 @@ class PSF:
 
         Args:
             fwhm: Full width at half maximum, arcsec.
-            pixel_scale: Side of the image's pixels, arcsec.
-            oversampling: Kernel pixels along a side of an image pixel.
-            truncate: Radius in standard deviations beyond which it is zero.
+            pixel_scale: Side of an image pixel, arcsec.
+            oversampling: Number of kernel pixels along a side of an image pixel.
+            truncate: Truncation radius in standard deviations.
         """
         scale = pixel_scale / oversampling
         row = optics.gaussian_psf(sigma=fwhm / _FWHM_PER_SIGMA / scale, truncate=truncate)
@@ -64,17 +64,17 @@ class PSF:
         normalise: bool = False,
         recentre: bool = False,
     ) -> "PSF":
-        """Return the PSF of a measured or modelled image.
+        """Return a PSF from a measured or simulated image of a point source.
 
         Args:
             values: Array (height, width), each side odd or even.
-            pixel_scale: Side of the image's pixels, arcsec; the kernel's are `oversampling` times smaller.
-            oversampling: Kernel pixels along a side of an image pixel.
-            normalise: Divide by the sum of the values. Without it, light is lost or gained where they do not sum to 1.
-            recentre: Take the centroid of the core for the origin. Without it an off-centre PSF shifts the image.
+            pixel_scale: Side of an image pixel, arcsec; kernel pixels are `oversampling` times smaller.
+            oversampling: Number of kernel pixels along a side of an image pixel.
+            normalise: Divide by the sum of the values. Otherwise a sum other than 1 changes the flux.
+            recentre: Use the centroid of the core as the origin. Otherwise an off-centre PSF shifts the image.
 
         Raises:
-            InputError: If it is not two-dimensional, not finite, or has no light.
+            InputError: If the array is not two-dimensional, has non-finite values, or its sum is not positive.
         """
         kernel = torch.as_tensor(np.array(values, dtype=np.float64))
         if kernel.ndim != 2 or min(kernel.shape) < 1:
@@ -111,6 +111,6 @@ class PSF:
 
     @property
     def fwhm(self) -> float:
-        """Full width at half maximum of the circle with as many pixels above half the peak, arcsec."""
+        """Full width at half maximum, arcsec: diameter of the circle with the area of pixels above half the peak."""
         area = int((self.kernel > self.kernel.max() / 2).sum())
         return 2 * float(np.sqrt(area / np.pi)) * self.pixel_scale

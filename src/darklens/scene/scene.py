@@ -1,7 +1,7 @@
-"""A scene: mass profiles, sources behind them, light of the lens, and the one function that renders them.
+"""Scenes: mass profiles, source light and lens light, and the functions that render them.
 
-Parameters of a batch are a tensor (b, p) in the order of `Scene.names`, "component.parameter". A fit works with their
-`internal` values: logarithms of those without a scale.
+The parameters of a batch are a tensor (b, p), in the order of `Scene.names` ("component.parameter"). A fit uses their
+`internal` values, in which parameters with `log` are replaced by their natural logarithms.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,7 +40,7 @@ class LightModel:
 
     @property
     def n_amplitudes(self) -> int:
-        """The number of linear amplitudes."""
+        """Number of linear amplitudes."""
         return sum(profile.n_basis for profile in self.profiles)
 
     def __repr__(self) -> str:
@@ -49,27 +49,28 @@ class LightModel:
 
 @dataclass(frozen=True)
 class _Reference:
-    """Where a profile's parameter comes from: a column of the parameters, or a number."""
+    """The source of a profile parameter: a column of the parameter tensor, or a fixed value."""
 
     column: int | None
     value: float = 0.0
 
 
 class Scene:
-    """What a telescope looks at.
+    """A lens, its source and its light.
 
     Args:
-        mass: The lens.
-        source: Light in the source plane.
-        lens_light: Light in the plane of the lens.
+        mass: Mass profiles.
+        source: Light profiles in the source plane.
+        lens_light: Light profiles in the lens plane.
 
     Attributes:
-        names: The p parameters that are free.
-        free: Their defaults, bounds and priors.
-        amplitude_names: The linear amplitudes, sources first.
+        names: Names of the p free parameters.
+        free: Starts, bounds and priors of the free parameters.
+        amplitude_names: Names of the linear amplitudes, source before lens light.
+        positive: Whether each amplitude must be at least zero.
 
     Raises:
-        ConfigError: If two components share a name, or a shared parameter does not exist.
+        ConfigError: If two components have the same name, or a parameter is tied to one that does not exist.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class Scene:
         ]
 
     def _add(self, profiles: Sequence[Profile], role: str | None) -> None:
-        """Name components: light without a name of its own by its role, and a number from the second on."""
+        """Register components by name. Unnamed light is named after its role, with a number from the second one on."""
         for profile in profiles:
             name = profile.name
             if role and name == profile.kind:
@@ -121,7 +122,7 @@ class Scene:
             self.profiles[name] = profile
 
     def _resolve(self, path: str, visited: tuple[str, ...] = ()) -> _Reference:
-        """Follow shared parameters to a free one or a number."""
+        """Follow tied parameters to a free parameter or a number."""
         if path in visited:
             raise ConfigError(f"Shared parameters refer to each other in a circle: {' -> '.join([*visited, path])}.")
         if path in self.names:
@@ -138,7 +139,7 @@ class Scene:
 
     # ------------------------------------------------------------------ parameters
     def start(self, **changes: float) -> Parameters:
-        """Return the default start (1, p); `changes` by name with `.` written `__`, as `epl__theta_E=1.3`."""
+        """Return the default start (1, p). `changes` replaces values; write `epl__theta_E=1.3` for `epl.theta_E`."""
         values = {name: parameter.start for name, parameter in zip(self.names, self.free, strict=True)}
         for key, value in changes.items():
             name = key.replace("__", ".")
@@ -148,10 +149,10 @@ class Scene:
         return torch.tensor([list(values.values())])
 
     def pack(self, values: Mapping[str, Any]) -> Parameters:
-        """Return parameters (b, p) from values by name, numbers or tensors (b,).
+        """Return the parameter tensor (b, p) from values by name, each a number or a tensor (b,).
 
         Raises:
-            ConfigError: If one is missing.
+            ConfigError: If a value is missing.
         """
         missing = [name for name in self.names if name not in values]
         if missing:
@@ -161,7 +162,7 @@ class Scene:
         return torch.stack([column.expand(n) for column in columns], 1) if columns else torch.zeros(1, 0)
 
     def internal(self, parameters: Parameters) -> Parameters:
-        """Return what a fit works with: the logarithm where `log`."""
+        """Return the internal values: the natural logarithm where `log`."""
         columns = [
             column.clamp_min(1e-12).log() if p.log else column
             for p, column in zip(self.free, parameters.unbind(1), strict=True)
@@ -169,7 +170,7 @@ class Scene:
         return torch.stack(columns, 1)
 
     def external(self, internal: Parameters) -> Parameters:
-        """Return parameters from their internal values."""
+        """Return the parameters for internal values."""
         columns = [column.exp() if p.log else column for p, column in zip(self.free, internal.unbind(1), strict=True)]
         return torch.stack(columns, 1)
 
@@ -180,13 +181,13 @@ class Scene:
         return low.to(like), high.to(like)
 
     def prior(self, like: Tensor) -> tuple[Float[Tensor, " p"], Float[Tensor, " p"]]:
-        """Return mean and inverse variance of the Gaussian priors on the internal values; zero where flat."""
+        """Return mean and inverse variance of the Gaussian priors on the internal values; zero for flat priors."""
         mean = torch.tensor([p.prior[0] if p.prior else 0.0 for p in self.free], dtype=torch.float64)
         weight = torch.tensor([p.prior[1] ** -2 if p.prior else 0.0 for p in self.free], dtype=torch.float64)
         return mean.to(like), weight.to(like)
 
     def _values(self, name: str, parameters: Parameters) -> dict[str, Tensor]:
-        """Return a component's parameters (b, 1, 1), or (1, 1, 1) where they are held."""
+        """Return the parameters of a component, (b, 1, 1), or (1, 1, 1) if fixed."""
         values = {}
         for symbol, reference in self._references[name].items():
             if reference.column is None:
@@ -196,7 +197,7 @@ class Scene:
         return values
 
     def _variables(self, name: str, parameters: Parameters) -> tuple[dict[str, Any], dict[str, int]]:
-        """Return a component's parameters, those that are free as variables, and the columns of these."""
+        """Return the parameters of a component, with free ones as dual variables, and the columns of these."""
         value: dict[str, Any] = self._values(name, parameters)
         references = self._references[name].items()
         columns = {symbol: reference.column for symbol, reference in references if reference.column is not None}
@@ -204,7 +205,7 @@ class Scene:
 
     # ------------------------------------------------------------------ rendering
     def deflection(self, parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return alpha in arcsec of all mass profiles at x and y, broadcast with (b, rows, columns)."""
+        """Return the total deflection at x and y, arcsec, broadcast with (b, rows, columns)."""
         alpha_x, alpha_y = torch.zeros_like(x + y), torch.zeros_like(x + y)
         for name, profile in self.profiles.items():
             if isinstance(profile, MassProfile):
@@ -214,7 +215,7 @@ class Scene:
         return alpha_x, alpha_y
 
     def basis(self, parameters: Parameters, x: Tensor, y: Tensor) -> Planes:
-        """Return the brightness of all light profiles at x and y for amplitudes of one."""
+        """Return the surface brightness of all light profiles at x and y, for unit amplitudes."""
         alpha_x, alpha_y = self.deflection(parameters, x, y)
         planes = []
         for name, profile in self.profiles.items():
@@ -241,15 +242,15 @@ class Scene:
     def image(
         self, values: Mapping[str, float], amplitudes: Mapping[str, float], detector: Detector
     ) -> Float[np.ndarray, "rows columns"]:
-        """Return one image as an array, from values by name; arguments as for `pack` and `render`."""
+        """Return one noise-free image as an array, from parameter values and amplitudes by name."""
         weights = torch.tensor([[float(amplitudes[name]) for name in self.amplitude_names]], dtype=torch.float64)
         return self.render(self.pack(values), weights, detector)[0].numpy()
 
     def slopes(self, internal: Parameters, amplitudes: Float[Tensor, "b l"], detector: Detector) -> Planes:
-        """Return the derivatives of the sampled brightness by the internal parameters, (b, p, rows, columns).
+        """Return derivatives of the sampled brightness with respect to internal parameters, (b, p, rows, columns).
 
-        Forward-mode derivatives of the laws, chained through the source plane: a mass profile moves the position in
-        the source plane, and the gradient of the source's light there is shared by all of them.
+        Forward-mode derivatives, chained through the source plane: the derivative with respect to a mass parameter is
+        minus the gradient of the source brightness times the derivative of the deflection.
         """
         parameters = self.external(internal)
         x, y = detector.x.to(internal), detector.y.to(internal)
@@ -320,6 +321,6 @@ def _full(x: Tensor, y: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]
 
 
 def _centred(x: Tensor, y: Tensor, value: dict[str, Any]) -> tuple[Any, Any]:
-    """Return positions relative to a component's centre, which is taken out of its parameters."""
+    """Return positions relative to the centre of a component; its centre is removed from `value`."""
     centre_x, centre_y = value.pop("centre_x", None), value.pop("centre_y", None)
     return (x if centre_x is None else x - centre_x), (y if centre_y is None else y - centre_y)

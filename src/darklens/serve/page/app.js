@@ -410,7 +410,7 @@ async function load() {
   const option = ({ name }) => make("option", { value: name, text: name });
   byId("model").replaceChildren(...available.models.map(option));
   byId("model").value = available.default;
-  byId("second").replaceChildren(make("option", { value: "", text: "no second model" }), ...available.models.map(option));
+  byId("second").replaceChildren(make("option", { value: "", text: "none" }), ...available.models.map(option));
   describeModel();
   state.panel = new LensPanel(byId("sliders"), settings, { onChange: simulateLens, onSweep: sweep });
   const button = (example) => make("button", { type: "button", text: example.label, on: { click: () => takeExample(example) } });

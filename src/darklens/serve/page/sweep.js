@@ -35,7 +35,7 @@ export function sweepSentence(points, kind) {
   if (lastMissed === -1) return `The model finds the ${perturber} at every mass.`;
   const lastDetected = points.findLastIndex(({ detected }) => detected);
   if (lastDetected === -1) {
-    return `The model finds the ${perturber} at no mass: it is too far from the ring, or the exposure is too short.`;
+    return `The model does not find the ${perturber} at any mass: it is too far from the ring, or the exposure is too short.`;
   }
   if (lastMissed === points.length - 1) {
     const allOod = points.slice(lastDetected + 1).every(({ ood }) => ood);
@@ -43,7 +43,7 @@ export function sweepSentence(points, kind) {
     const smallest = points.find(({ detected }) => detected);
     return `The model finds the ${perturber} from ${massText(smallest)} to ${massText(points[lastDetected])}; ${cause}.`;
   }
-  return `At this position and exposure, for this draw of the noise, the model finds the ${perturber} from ${massText(points[lastMissed + 1])} upwards.`;
+  return `At this position and exposure, for this noise realisation, the model finds the ${perturber} from ${massText(points[lastMissed + 1])} upwards.`;
 }
 
 /** Return the sweep as a card: sentence, chart, table. */
