@@ -12,7 +12,7 @@ from darklens.scene.psf import PSF
 
 _MASKED_NOISE = 1e6  # of the median; pipelines set the noise of masked pixels to such values
 _FEWEST_PIXELS = 100
-_WRONG_NOISE, _RIGHT_NOISE = 5.0, 2.0  # ratios of noise map and image scatter: rejected above, accepted below
+_WRONG_NOISE, _RIGHT_NOISE = 5.0, 2.0  # factor from the image scatter: doubted above, plausible below
 
 
 @dataclass(frozen=True, eq=False)
