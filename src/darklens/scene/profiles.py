@@ -22,7 +22,8 @@ class Parameter:
         low: Lower bound.
         high: Upper bound.
         start: Initial value.
-        step: Scale of the parameter or, if `log`, of its logarithm: the scatter of random starts; limits the step of a fit.
+        step: Scale of the parameter or, if `log`, of its logarithm: the scatter of random starts. It also limits the
+            steps of a fit.
         log: Whether the fit uses the natural logarithm; for positive parameters whose order of magnitude is unknown.
         prior: Mean and standard deviation of a Gaussian prior on the parameter or, if `log`, on its logarithm; None for
             a flat prior.
