@@ -127,7 +127,7 @@ def fit_maps(
         "line_residual": "residual, line (sigma)",
         "point_residual": "residual, points (sigma)",
         "evidence": "evidence for a point (sigma)",
-        "line_evidence": "the same, given the line",
+        "line_evidence": "point, given the line (sigma)",
     }
     figure, _ = new_figure(2.7 * len(panels), 2.7 * len(maps) + 0.3, columns=len(panels), rows=len(maps))
     grid = np.array(figure.axes).reshape(len(maps), len(panels))
