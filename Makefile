@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test bench reproduce docs lint release-check setup setup-test constraints clean
+.PHONY: help demo test test-sweep bench reproduce docs lint release-check setup setup-test constraints clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -9,9 +9,13 @@ help:  ## list these targets
 demo: setup  ## simulate, train two systems, evaluate, compare, open the report (5 to 8 minutes on 2 cores)
 	$(BIN)/python tools/demo.py
 
-test: setup-test lint  ## set-up, then all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/laws tests/parity
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/e2e tests/web tests/docs tests/experiments tests/realdata
+test: setup-test lint  ## set-up, lint, then all tests but the sweeps (about 8 minutes on 2 cores)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not sweep" tests/unit tests/laws
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not sweep" \
+		tests/e2e tests/web tests/docs tests/experiments tests/parity tests/realdata
+
+test-sweep: setup-test  ## long statistical sweeps (about a minute)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m sweep
 
 bench: setup-test  ## side-by-side speed and memory (about 40 minutes); prints one table, writes results/bench.json
 	@$(PYTHON) tools/setup_venv.py dev parity bench
@@ -31,7 +35,7 @@ lint: setup-test  ## style, types, direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-release-check: setup-test  ## wheel and sdist in clean environments, without extras, with the lowest versions
+release-check: setup-test  ## wheel and sdist in clean environments, without and with an extra, with the lowest versions
 	$(BIN)/python tools/release_check.py
 
 setup:  ## .venv with darklens

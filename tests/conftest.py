@@ -1,5 +1,6 @@
 """Fixtures, run-time shape checks, and the rules for tests that need data which does not travel with the repository."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 
 TESTS = Path(__file__).resolve().parent
 REALDATA = TESTS.parent.parent / "shared" / "realdata"
-# Whole commands, trainings and pages. They call what unit tests call, and run twice as long with every call checked.
-WITHOUT_SHAPE_CHECKS = tuple(TESTS / name for name in ("docs", "e2e", "experiments", "realdata", "web"))
+# Whole commands, trainings and pages, and comparisons with other packages. They call what unit tests call, and run
+# twice as long with every call checked.
+WITHOUT_SHAPE_CHECKS = tuple(TESTS / name for name in ("docs", "e2e", "experiments", "parity", "realdata", "web"))
 SHAPE_CHECKS = pytest.StashKey[bool]()
 
 
@@ -47,6 +49,11 @@ def _one_thread_each() -> None:
 
 @pytest.fixture(autouse=True)
 def _global_state_is_left_alone() -> object:
-    before = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
+    before = _global_state()
     yield
-    assert (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()) == before
+    assert _global_state() == before
+
+
+def _global_state() -> tuple[object, ...]:
+    variables = {name: value for name, value in os.environ.items() if name.startswith(("DARKLENS", "HOME", "XDG"))}
+    return torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(), Path.cwd(), variables

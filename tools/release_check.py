@@ -1,9 +1,9 @@
-"""Check what a user gets: `python tools/release_check.py [wheel] [bare] [lowest]`; all three where none is named.
+"""Check what a user gets: `python tools/release_check.py [wheel] [lowest]`; both at once where none is named.
 
-wheel   builds the sdist, the wheel from the sdist, checks their contents, and installs `darklens[serve]` from the wheel
-        into an empty environment, where it lists models, classifies an image that it simulates, and finds the page
-bare    installs the wheel without extras: every module that needs none can be imported, npy images are classified,
-        and each absent extra is told of in one sentence
+The sdist is built first, then the wheel from the sdist, and their contents are checked.
+
+wheel   installs the wheel without extras into an empty environment: every module that needs none can be imported, an
+        npy image is classified, and each absent extra is named in one sentence; then adds the extra `serve`
 lowest  installs the lowest versions that pyproject.toml allows and runs a quick part of the tests with them
 
 Environments are made in a temporary folder and removed. torch is not installed anew, as that of an index brings
@@ -24,6 +24,7 @@ import tomllib
 import venv
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from importlib.metadata import distribution
 from pathlib import Path
@@ -60,10 +61,15 @@ def main() -> None:
         work = Path(folder)
         wheel, sdist = build(work / "dist")
         check_contents(wheel, sdist)
-        for job in chosen:
-            began = time.monotonic()
-            JOBS[job](wheel, work)
-            print(f"{job}: passed in {time.monotonic() - began:.0f} s", flush=True)
+        with ThreadPoolExecutor(len(chosen)) as pool:
+            for done in as_completed([pool.submit(timed, job, wheel, work) for job in chosen]):
+                done.result()
+
+
+def timed(job: str, wheel: Path, work: Path) -> None:
+    began = time.monotonic()
+    JOBS[job](wheel, work)
+    print(f"{job}: passed in {time.monotonic() - began:.0f} s", flush=True)
 
 
 def build(out: Path) -> tuple[Path, Path]:
@@ -102,50 +108,46 @@ def check_contents(wheel: Path, sdist: Path) -> None:
 
 
 def job_wheel(wheel: Path, work: Path) -> None:
+    constraints = ["--constraint", str(ROOT / "constraints.txt")]
     with environment(work / "wheel") as python:
-        install(python, f"darklens[serve] @ {wheel.as_uri()}", "--constraint", str(ROOT / "constraints.txt"))
+        install(python, str(wheel), *constraints)
         darklens = [str(python), "-m", "darklens.cli"]
         entry = python.parent / ("darklens.exe" if os.name == "nt" else "darklens")
         require(
             run([str(entry), "--version"], cwd=work).strip() in wheel.name.replace("_", "-"), "--version is the wheel's"
         )
+        location = "import darklens, pathlib; print(pathlib.Path(darklens.__file__).parent)"
+        inside = run([str(python), "-c", location], cwd=work)
+        require(str(ROOT) not in inside, "the installed package is used, not the source tree")
         require("lens_residual" in run([*darklens, "models"], cwd=work), "models lists the shipped model")
         require("common-test-i" in run([*darklens, "populations"], cwd=work), "populations are there")
         require("sis_autoencoder2" in run([*darklens, "recipes"], cwd=work), "recipes are there")
-        classify(darklens, work / "wheel-predict")
-        inside = run(
-            [str(python), "-c", "import darklens, pathlib; print(pathlib.Path(darklens.__file__).parent)"], cwd=work
-        )
-        require(str(ROOT) not in inside, "the installed package is used, not the source tree")
+        check_without_extras(python, darklens, work)
+        install(python, f"darklens[serve] @ {wheel.as_uri()}", *constraints)
         run([str(python), "-c", "import darklens.serve, fastapi, uvicorn, multipart"], cwd=work)
 
 
-def job_bare(wheel: Path, work: Path) -> None:
-    with environment(work / "bare") as python:
-        install(python, str(wheel), "--constraint", str(ROOT / "constraints.txt"))
-        darklens = [str(python), "-m", "darklens.cli"]
-        found = json.loads(run([str(python), "-c", _IMPORT_ALL], cwd=work))
-        strays = {m: missing for m, missing in found["failed"].items() if missing.split(".")[0] not in EXTRAS}
-        require(not strays, f"what modules need and core dependencies lack is an extra's: {strays}")
-        require(found["imported"] > 100, f"only {found['imported']} modules could be imported without extras")
-        print(f"bare: {found['imported']} modules imported, {len(found['failed'])} need an extra", flush=True)
-        lens, known = classify(darklens, work / "bare-predict"), run([*darklens, "--help"], cwd=work)
-        for extra, words in {
-            "onnx": ["export", str(untrained(python, work)), "--onnx", "x.onnx"],
-            "hub": ["predict", "owner/name", str(lens), "--out", "x.csv"],
-            "explain": ["explain", "lens_residual", str(lens), "--out", "why"],
-            "cluster": ["simulate", "common-test-i", "--out", "s", "--cluster", "tcp://localhost:1"],
-            "hdf5": ["predict", str(hdf5(work)), "--out", "x.csv"],
-            "serve": ["serve", "--port", "1"],
-            "tune": ["tune", "resnet_simple", "--data", str(simulated(darklens, work)), "--out", "t", "--trials", "1"],
-        }.items():
-            require(words[0] in known, f"there is a command {words[0]}")
-            code, text = outcome([*darklens, *words], work)
-            said = text.strip().splitlines()
-            require(
-                code in (2, 3), f"{words[0]} without the extra {extra} exits with 2 or 3, not {code}: {text[-300:]}"
-            )
-            require(f"darklens[{extra}]" in said[-1], f"{words[0]} names the extra {extra}: {text[-300:]}")
+def check_without_extras(python: Path, darklens: list[str], work: Path) -> None:
+    found = json.loads(run([str(python), "-c", _IMPORT_ALL], cwd=work))
+    strays = {m: missing for m, missing in found["failed"].items() if missing.split(".")[0] not in EXTRAS}
+    require(not strays, f"what modules need and core dependencies lack is an extra's: {strays}")
+    require(found["imported"] > 100, f"only {found['imported']} modules could be imported without extras")
+    print(f"wheel: {found['imported']} modules imported, {len(found['failed'])} need an extra", flush=True)
+    lens, known = classify(darklens, work / "predict"), run([*darklens, "--help"], cwd=work)
+    for extra, words in {
+        "onnx": ["export", str(untrained(python, work)), "--onnx", "x.onnx"],
+        "hub": ["predict", "owner/name", str(lens), "--out", "x.csv"],
+        "explain": ["explain", "lens_residual", str(lens), "--out", "why"],
+        "cluster": ["simulate", "common-test-i", "--out", "s", "--cluster", "tcp://localhost:1"],
+        "hdf5": ["predict", str(hdf5(work)), "--out", "x.csv"],
+        "serve": ["serve", "--port", "1"],
+        "tune": ["tune", "resnet_simple", "--data", str(simulated(darklens, work)), "--out", "t", "--trials", "1"],
+    }.items():
+        require(words[0] in known, f"there is a command {words[0]}")
+        code, text = outcome([*darklens, *words], work)
+        said = text.strip().splitlines()
+        require(code in (2, 3), f"{words[0]} without the extra {extra} exits with 2 or 3, not {code}: {text[-300:]}")
+        require(f"darklens[{extra}]" in said[-1], f"{words[0]} names the extra {extra}: {text[-300:]}")
 
 
 def job_lowest(_: Path, work: Path) -> None:
@@ -164,7 +166,7 @@ def job_lowest(_: Path, work: Path) -> None:
         )
 
 
-JOBS = {"wheel": job_wheel, "bare": job_bare, "lowest": job_lowest}
+JOBS = {"wheel": job_wheel, "lowest": job_lowest}
 
 
 def classify(darklens: list[str], work: Path) -> Path:
@@ -229,7 +231,8 @@ def lend_torch(python: Path) -> None:
 
 
 def install(python: Path, *words: str, check: bool = True) -> int:
-    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *words]
+    # Python compiles what it imports, a small part of what is installed.
+    command = [str(python), "-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check", *words]
     code, text = outcome(command, ROOT)
     if code and check:
         sys.exit(f"Installing {' '.join(words)} failed:\n{text}")

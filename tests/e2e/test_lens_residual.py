@@ -11,22 +11,22 @@ from darklens.bundle import Bundle
 from darklens.fit.features import MAP_NAMES
 from darklens.locate import DEFAULT_MODEL, shipped
 
-SMALL = ["field.n_pixels=100", "--n-per-class", "8"]
+SMALL = ["field.n_pixels=100", "--n-per-class"]
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "common-test-i"
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     work = tmp_path_factory.mktemp("work")
-    assert darklens("simulate", "common-test-i", "--out", work / "train", *SMALL, "--seed", 1) == 0
-    assert darklens("simulate", "common-test-i", "--out", work / "files", *SMALL, "--format", "deeplense") == 0
+    assert darklens("simulate", "common-test-i", "--out", work / "train", *SMALL, 8, "--seed", 1) == 0
+    assert darklens("simulate", "common-test-i", "--out", work / "files", *SMALL, 1, "--format", "deeplense") == 0
     few = ["model.overrides=[field.n_pixels=100]", "model.width=8", "stages.0.epochs=20", "stages.0.batch_size=8"]
     assert darklens("train", "lens_residual", *few, "--data", work / "train", "--out", work / "run") == 0
     return work
 
 
 def test_it_is_trained_judged_and_reported(work):
-    assert darklens("simulate", "common-test-i", "--out", work / "test", *SMALL, "--seed", 2) == 0
+    assert darklens("simulate", "common-test-i", "--out", work / "test", *SMALL, 5, "--seed", 2) == 0
     assert darklens("evaluate", work / "run", work / "test", "--out", work / "judged") == 0
     found = json.loads((work / "judged" / "eval.json").read_text())
     assert found["auc"]["macro"]["value"] > 0.9  # 21 images of training

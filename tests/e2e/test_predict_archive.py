@@ -145,7 +145,7 @@ def test_an_incomplete_block_is_classified_again(work, tmp_path, monkeypatch, da
 
 
 def test_another_model_list_or_option_starts_again_with_a_warning(work, tmp_path, monkeypatch):
-    out, files, warnings = tmp_path / "t.csv", files_of(work)[:300], []
+    out, files, warnings = tmp_path / "t.csv", files_of(work)[:160], []
     small_bundle(seed=1).save(tmp_path / "other")
     for change, reason in (
         ({"model": tmp_path / "other"}, "model"),

@@ -81,6 +81,7 @@ def test_delong_and_the_bootstrap_agree_on_classes_and_on_the_mean():
     assert exact[3]["se"] < means  # an image's contributions to different classes differ
 
 
+@pytest.mark.sweep
 def test_delong_rejects_equal_systems_at_the_stated_rate():
     rejected = 0
     for seed in range(400):

@@ -3,9 +3,11 @@
 import contextlib
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
+from spawning import prepared_processes
 
 from darklens.bundle import Bundle
 from darklens.bundle.contract import Contract
@@ -14,12 +16,12 @@ from darklens.serve.http import create_app
 from darklens.serve.limits import Settings
 from darklens.serve.server import create_server
 
-N, SCALE = 44, 0.15
+N, SCALE = 50, 0.15  # as wide as simulated images, in which no lens is then searched
 
 
 @pytest.fixture(scope="session")
 def tiny():
-    """A classifier of images of 44 x 44 pixels of 0.15 arcsec."""
+    """A classifier of images of 50 x 50 pixels of 0.15 arcsec."""
     metadata = {"parameters": 7, "data": {"population": "common-test-i"}}
     contract = Contract.untrained(ResNetSimpleConfig(), n_pixels=N, pixel_scale=SCALE, **metadata)
     with torch.random.fork_rng(devices=[]):
@@ -48,10 +50,13 @@ def running(tiny):
         app = create_app({"tiny": tiny}, {"tiny": "0" * 64}, settings)
         server = create_server(app, settings, 0)
         thread = threading.Thread(target=server.run)
-        thread.start()
         try:
-            service = app.state.service
-            _wait(lambda: (server.started and service.is_ready) or not thread.is_alive())
+            with pytest.MonkeyPatch.context() as patch:  # TestReaders starts readers as the server does
+                prepared = SimpleNamespace(get_context=lambda _: prepared_processes())
+                patch.setattr("darklens.serve.reader_processes.multiprocessing", prepared)
+                thread.start()
+                service = app.state.service
+                _wait(lambda: (server.started and service.is_ready) or not thread.is_alive())
             yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", service
         finally:
             server.should_exit = True

@@ -25,7 +25,7 @@ from darklens.serve.limits import Settings
 from darklens.serve.reader_processes import ReaderPool, ReadRequest
 from darklens.serve.simulated_lens import LensRequest, simulate
 
-N, SCALE = 44, 0.15
+N, SCALE = 50, 0.15
 PATIENCE = 120.0
 
 

@@ -66,7 +66,8 @@ def test_the_change_states_the_position_of_the_lens(lenses):
     ],
 )
 def test_no_lens_is_found_without_light(image):
-    assert find_lens(image, 0.05) is None or np.isfinite(find_lens(image, 0.05)).all()
+    position = find_lens(image, 0.05)
+    assert position is None or np.isfinite(position).all()
 
 
 def test_the_crop_about_a_lens_at_the_edge_stays_inside_the_image():

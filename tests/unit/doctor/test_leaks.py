@@ -22,6 +22,7 @@ def significant(values, labels, names=NAMES, **settings):
     return [leak for leak in leaks(values, names, labels, **settings) if leak.is_significant]
 
 
+@pytest.mark.sweep
 def test_the_false_alarm_rate_is_that_of_alpha():
     alarms = sum(bool(significant(*clean(150, seed), permutations=199)) for seed in range(100))
     assert alarms <= 4  # 1 is expected; 5 or more have a probability of 0.3 %

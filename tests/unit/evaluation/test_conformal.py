@@ -97,6 +97,7 @@ def true_risks(thresholds):
     return np.array([1 - correct[confidence >= threshold].mean() for threshold in thresholds])
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("risk", [0.05, 0.1])
 def test_the_risk_is_kept_in_19_of_20_samples_and_most_samples_give_a_threshold(risk):
     violated, guaranteed, runs = 0, 0, 300

@@ -55,6 +55,7 @@ def test_unweighted_scalars_are_the_plain_metrics():
     assert scalars["ece"] == pytest.approx(metrics.calibration_error(labels, p), abs=1e-12)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("skill", [1.0, 3.0])
 def test_intervals_have_the_stated_coverage(skill):
     """At skill 3 percentile intervals cover the AUC in about 83 % (`python -m experiments coverage`)."""
@@ -69,6 +70,7 @@ def test_intervals_have_the_stated_coverage(skill):
     assert all(covered[name] >= 87 for name in names), covered  # 95 expected, 2.2 the standard deviation
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("sharpness", [1.0, 2.0])
 def test_the_interval_of_the_calibration_error_covers_zero_and_large_errors(sharpness):
     """Bootstrap percentiles never cover an error of zero."""

@@ -58,6 +58,7 @@ def test_a_limit_outside_the_masses_of_the_images_is_none(limit, reached):
     assert all(limit["value"] is None for limit in stratum["limits"])
 
 
+@pytest.mark.sweep
 def test_intervals_of_the_limit_have_the_stated_coverage():
     mass, n = 10.0 ** np.arange(6, 11), np.full(5, 100)
     truth = np.array([0.1, 0.3, 0.7, 0.9, 1.0])  # crosses a half between 1e7 and 1e8, in the centre of the logarithm

@@ -178,13 +178,13 @@ def test_fits_of_lenses_that_are_held_are_kept_apart_from_others(tmp_path):
 
 def test_a_lens_off_the_middle_is_told_as_one_in_the_middle():
     images, truth = simulate_batch(
-        populations.get("common-test-i", ["stored=counts", "field.n_pixels=160"]), 5, range(15)
+        populations.get("common-test-i", ["stored=counts", "field.n_pixels=160"]), 5, range(9)
     )
     bundle = Bundle.load("lens_residual")
     assert bundle.contract.model.centred is False
     judged = [bundle.probabilities(images[:, :, 5 - up : 155 - up, 5:155]).argmax(1) for up in (0, 1, 3)]
     for found in judged:
-        assert (found == truth["label"]).mean() >= 14 / 15
+        assert (found == truth["label"]).mean() >= 8 / 9
 
 
 def test_what_a_population_fixes_is_told_with_what_is_fitted():
@@ -215,7 +215,7 @@ def test_a_recipe_names_its_population_and_keeps_its_pixels():
 
 
 def test_a_point_mass_and_a_line_are_told_apart_by_their_numbers():
-    images, truth = simulate_batch(CONFIG.population, 9, range(30))
+    images, truth = simulate_batch(CONFIG.population, 9, range(15))
     features = extract_features(torch.from_numpy(images)[:, 0], CONFIG.population)
     beside, label = features.column("delta_chi2_point_given_line").numpy(), truth["label"]
     assert np.median(beside[label == 2]) < 20 < np.median(beside[label == 1])

@@ -21,10 +21,11 @@ from darklens.predict.backends import TOLERANCE, backend_of, choose, write_model
 
 
 @pytest.fixture(scope="module")
-def program():
-    """The exported network; the export is the slowest step of these tests."""
-    bundle = small_bundle()
-    return backends.onnx_program(WithFeatures(bundle.network), torch.rand(2, 1, PIXELS, PIXELS), ["logits", "features"])
+def exported():
+    """An ensemble of two and its ONNX program, exported once; the export is the slowest step of these tests."""
+    bundle = small_bundle(EnsembleConfig(members=(ResNetSimpleConfig(), ResNetSimpleConfig())))
+    images = torch.rand(2, 1, PIXELS, PIXELS)
+    return bundle, backends.onnx_program(WithFeatures(bundle.network), images, ["logits", "features"])
 
 
 def check(bundle, backend, images, atol):
@@ -34,8 +35,9 @@ def check(bundle, backend, images, atol):
     return exact, result
 
 
-def test_onnx_gives_the_same_probabilities_and_features(tmp_path):
-    bundle = small_bundle(EnsembleConfig(members=(ResNetSimpleConfig(), ResNetSimpleConfig())))
+def test_onnx_gives_the_same_probabilities_and_features(exported, tmp_path, monkeypatch):
+    bundle, program = exported
+    monkeypatch.setattr(backends, "onnx_program", lambda *_: program)
     images = rings(19)  # more than one micro-batch, and no multiple of it
     write_model("onnx", bundle, tmp_path / "m.onnx", images[:3])
     exact, result = check(bundle, backend_of("onnx", bundle, tmp_path / "m.onnx"), images, TOLERANCE)
@@ -67,9 +69,10 @@ np.savez({str(tmp_path / "result.npz")!r}, **arrays)
     assert np.ptp(arrays["q"], axis=0).max() > 1e-3  # the images differ
 
 
-def test_int8_is_close_and_too_large_a_change_raises(program, tmp_path, monkeypatch):
+def test_int8_is_close_and_too_large_a_change_raises(exported, tmp_path, monkeypatch):
+    bundle, program = exported
     monkeypatch.setattr(backends, "onnx_program", lambda *_: program)
-    bundle, images = small_bundle(), rings(40)
+    images = rings(40)
     write_model("int8", bundle, tmp_path / "m.onnx", images)
     exact, result = bundle.classify(images), bundle.classify(images, backend_of("int8", bundle, tmp_path / "m.onnx"))
     difference = np.abs(result.probabilities - exact.probabilities)
@@ -89,11 +92,12 @@ def test_int8_quantises_only_products_of_networks_with_a_lens_step(tmp_path):
     assert b"QLinearConv" in (tmp_path / "m.onnx").read_bytes()
 
 
-def test_an_onnx_file_that_differs_is_not_written(program, tmp_path, monkeypatch):
+def test_an_onnx_file_that_differs_is_not_written(exported, tmp_path, monkeypatch):
+    bundle, program = exported
     monkeypatch.setattr(backends, "onnx_program", lambda *_: program)
     monkeypatch.setattr(backends, "TOLERANCE", -1.0)
     with pytest.raises(DarklensError, match="use backend eager"):
-        write_model("onnx", small_bundle(), tmp_path / "m.onnx", rings(2))
+        write_model("onnx", bundle, tmp_path / "m.onnx", rings(2))
     assert list(tmp_path.iterdir()) == []
 
 

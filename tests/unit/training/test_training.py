@@ -135,25 +135,10 @@ STREAM = [
 ]
 
 
-def test_a_stream_needs_no_store_and_resumes_to_the_same_weights(tmp_path, monkeypatch):
-    recipe = get("resnet_simple", STREAM)
-    uninterrupted = train(recipe, None, tmp_path / "whole", seed=4)
-    contract = uninterrupted.contract
+def test_a_stream_needs_no_store(tmp_path):
+    contract = train(get("resnet_simple", STREAM), None, tmp_path / "r", seed=4).contract
     assert contract.data["population"] == "common-test-i" and contract.n_pixels == 44
-    assert contract.provenance["train_images"] == 72 and len(rows(tmp_path / "whole")) == 3
-
-    original = Learner.training_step
-
-    def stop_in_the_last_epoch(self, batch, batch_idx):
-        if self.current_epoch == 2 and batch_idx == 1:
-            raise KeyboardInterrupt
-        return original(self, batch, batch_idx)
-
-    monkeypatch.setattr(Learner, "training_step", stop_in_the_last_epoch)
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
-        train(recipe, None, tmp_path / "cut", seed=4)
-    monkeypatch.setattr(Learner, "training_step", original)
-    assert same(weights(train(recipe, None, tmp_path / "cut", seed=4, resume=True)), weights(uninterrupted))
+    assert contract.provenance["train_images"] == 72 and len(rows(tmp_path / "r")) == 3
 
 
 def test_a_stage_can_override_the_population():
