@@ -1,6 +1,6 @@
 """Change one line at a time in a copy of the sources and name the test that fails: `python tools/mutate.py [n ...]`.
 
-Each line is of another part of the package. A mutant that no test catches ends with "NOT CAUGHT". Ten minutes on 2 cores.
+Each line is of another part of the package. A mutant that no test catches ends with "NOT CAUGHT". Ten minutes.
 """
 
 import os

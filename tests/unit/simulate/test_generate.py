@@ -175,7 +175,7 @@ def test_the_disk_is_looked_at_before_anything_is_written(tmp_path, monkeypatch)
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match=r"plan\.json cannot be written \(not a directory\): choose another folder"):
+    with pytest.raises(InputError, match=r"cannot be written: \S+/file is a file, not a folder"):
         generate(POPULATION, tmp_path / "file" / "s", n_per_class=5, seed=1)
 
     def read_only(**_):
