@@ -17,7 +17,7 @@ MUTANTS = [
     ("physics/profiles/sis.py", "return scale * x, scale * y", "return scale * x, -scale * y", "tests/laws"),
     ("physics/raytrace.py", "beta_y - alpha_y", "beta_y + alpha_y", "tests/parity"),
     ("physics/splat.py", "return total / weight.clamp_min(1e-3)", "return total", "tests/laws/test_splat.py"),
-    ("simulate/detection.py", "rate + noise.sky)", "rate)", "tests/parity/test_lenstronomy.py tests/unit/simulate"),
+    ("simulate/detection.py", "rate + noise.sky)", "rate)", "tests/unit/simulate tests/unit/fit"),
     ("fit/levenberg.py", "trial_deviance < state.deviance", "trial_deviance > 0", "tests/unit/fit"),
     ("export.py", "output / self._temperature", "output", "tests/unit/evaluation/test_calibrate.py"),
     ("evaluation/conformal.py", "(len(scores) + 1) * level", "len(scores) * level", "tests/unit/evaluation"),
