@@ -16,10 +16,10 @@ _MAX_LIST_BYTES = 100_000_000
 def find_images(arguments: Sequence[Path | str]) -> list[Path]:
     """Return the files that the arguments name.
 
-    A folder stands for all files in it and its subfolders with the suffix of an image. Links to folders are not
+    A folder means all files in it and its subfolders with the suffix of an image. Links to folders are not
     followed, and PNG and TIFF files next to other image files are skipped as previews.
     `*`, `?`, `[...]` and `**` are patterns. `@list.txt` is a text file with one argument per line, and `-` or `@-`
-    stands for such lines on standard input. An existing file with such a name takes precedence.
+    means such lines on standard input. An existing file with such a name takes precedence.
 
     Raises:
         InputError: If a folder or list is empty, no file matches a pattern, or none of the files exists.

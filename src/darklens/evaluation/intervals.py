@@ -132,8 +132,8 @@ def bootstrap_logit_interval(
     """Return the interval that is normal in ln(v / (maximum - v)), or in ln v for a metric without a maximum.
 
     The standard error is the bootstrap's, with Student's t for the size of the smallest class and the factor
-    n / (n - 1) for the variance of a resample of n images. A metric at the end of its range, or one that no resample
-    changes, is its own interval.
+    n / (n - 1) for the variance of a resample of n images. For a metric at the end of its range, or one that no
+    resample changes, both limits equal the metric.
     """
     from scipy.stats import t
 

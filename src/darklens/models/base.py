@@ -81,7 +81,7 @@ def forward_features(network: nn.Module, inputs: Inputs) -> NetworkOutput:
 
 
 def ood_features(network: nn.Module, inputs: Inputs) -> Float[Tensor, "b u"]:
-    """Return the `ood_features` of a network, which the OOD score takes beside its last features; (b, 0) without."""
+    """Return the `ood_features` of a network, which the OOD score adds to the last features; (b, 0) without them."""
     method = getattr(network, "ood_features", None)
     if method is not None:
         features: Tensor = method(inputs)
@@ -151,5 +151,5 @@ class OnPopulation(Frozen):
 
     @property
     def fit_settings(self) -> FitSettings | None:
-        """How images become the `FitFeatures` that the network takes; None if it takes images."""
+        """Settings of the fits whose `FitFeatures` the network takes; None if it takes images."""
         return FitSettings(self.population, self.centred)

@@ -67,7 +67,7 @@ class TwoStage(nn.Module):
     def losses(self, images: Float[Tensor, "b 1 n n"], labels: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
         """Return the training loss of each image: the classifier's plus the mean over the specialists of its class.
 
-        Each network learns from all images of its classes, so that each is calibrated by itself.
+        Each network learns from all images of its classes, so that each is calibrated separately.
         """
         first, pairwise, _ = self.stages(images)
         is_label = self.pairs == labels[:, None, None]

@@ -154,7 +154,7 @@ def population() -> Population:
 
 
 def population_at(exposure: float) -> Population:
-    """Return the population with the sky counts of an exposure, relative to its own."""
+    """Return the population with the sky counts of an exposure, relative to the exposure of the population."""
     reference = population()
     assert isinstance(reference.noise, PoissonNoise)
     return reference.model_copy(update={"noise": PoissonNoise(sky=reference.noise.sky * exposure)})

@@ -49,7 +49,7 @@ class Renderer:
 
 
 def check(backend: Backend) -> None:
-    """Raise ConfigError if "compiled" is asked for where there is no C++ compiler."""
+    """Raise ConfigError if the backend is "compiled" and there is no C++ compiler."""
     if backend == "compiled":
         require_compiler("The compiled backend", "use backend eager")
 
@@ -83,7 +83,7 @@ def _make(backend: Backend, population: Population, present: Present, device: to
         )
     convolve = partial(optics.convolve_by_shifts, add=_fused(optics.shifted_sum))
     expand = _fused(optics.settled_counts)
-    # The number of haloes varies, and galaxies are files: each would need a compilation of its own. The profile of a
+    # The number of haloes varies, and galaxies are files: each would need a separate compilation. The profile of a
     # plug-in may not compile at all.
     if (
         "halo" in present
