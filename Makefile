@@ -15,7 +15,7 @@ test: setup-test lint  ## set-up, lint, then all tests but the sweeps (about 8 m
 		tests/e2e tests/web tests/docs tests/experiments tests/parity tests/realdata
 
 test-sweep: setup-test  ## long statistical sweeps (about a minute)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m sweep
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m sweep tests/unit tests/parity
 
 bench: setup-test  ## side-by-side speed and memory (about 40 minutes); prints one table, writes results/bench.json
 	@$(PYTHON) tools/setup_venv.py dev parity bench
