@@ -17,9 +17,13 @@ from darklens.populations.population import PoissonNoise, Population
 from darklens.simulate.batch import simulate_batch
 from darklens.simulate.render import render
 from darklens.simulate.truth import draw, label_of
+from experiments import composed, contaminants
 from experiments.engine import ROOT, Experiment, Overrides
 
-HST = ROOT.parent / "shared" / "realdata" / "hst-lenses"
+REAL_DATA = ROOT.parent / "shared" / "realdata"
+HST = REAL_DATA / "hst-lenses"
+SLACS = REAL_DATA / "slacs"
+FOLDERS = {"HST": HST, "SLACS": SLACS}
 PEAK = 800  # counts of the brightest pixel of a scaled image of common-test-i, about
 SKY = 10  # counts per pixel
 
@@ -41,18 +45,28 @@ class ImageSet(Frozen):
         population: Simulated, with `overrides`; default: that of the experiment.
         label: Only images of this class.
         change: How the simulated images are changed.
+        contaminant: A contaminant that is added, of `contaminants.CONTAMINANTS`.
         source: What takes the place of a simulation.
+        composed: A smooth scene that takes the place of a simulation, of `composed.SCENES`.
+        is_lens: Whether the scene is a lens, so that its class is known.
     """
 
     population: str = ""
     overrides: Overrides = []
     label: int | None = None
     change: Literal["none", "8 bits", "sub-count noise", "float32 flux", "rotated", "shuffled pixels"] = "none"
-    source: Literal["simulation", "flux with exposure map", "white noise", "blank sky", "HST"] = "simulation"
+    contaminant: str = ""
+    source: Literal["simulation", "flux with exposure map", "white noise", "blank sky", "HST", "SLACS"] = "simulation"
+    composed: str = ""
+    is_lens: bool = True
 
     def make(self, default: str, seed: int, n: int) -> Labelled:
         """Return n images, as large as the population's."""
-        population = populations.get(self.population or default, self.overrides)
+        counts = ["stored=counts"] if self.contaminant else []
+        population = populations.get(self.population or default, [*self.overrides, *counts])
+        if self.composed:
+            images = composed.images_of(self.composed, seed, n, population)
+            return Labelled(images, np.full(n, 0 if self.is_lens else -1))
         if self.source == "flux with exposure map":
             return with_exposure_map(population, seed, n)
         if self.source != "simulation":
@@ -60,6 +74,8 @@ class ImageSet(Frozen):
             return Labelled(images, np.full(len(images), -1))
         rows = range(n) if self.label is None else range(self.label, 3 * n, 3)
         images, truth = simulate_batch(population, seed, rows)
+        if self.contaminant:
+            images = contaminants.contaminate(images, self.contaminant, seed)
         return Labelled(CHANGES[self.change](images, seed), truth["label"].astype(np.int64))
 
 
@@ -79,7 +95,9 @@ class Config(Experiment):
 
     def names(self) -> list[str]:
         """Return the names of all sets that are available."""
-        return self.only or [name for name, made in self.sets.items() if made.source != "HST" or HST.is_dir()]
+        return self.only or [
+            name for name, made in self.sets.items() if made.source not in FOLDERS or FOLDERS[made.source].is_dir()
+        ]
 
 
 def in_batches(bundle: Bundle, images: Images) -> list[Any]:
@@ -140,6 +158,18 @@ def hst_lenses(seed: int, n: int, population: Population) -> Images:
     return np.stack(canvases)[:n, None].astype(np.float32)
 
 
+def slacs_lenses(seed: int, n: int, population: Population) -> Images:
+    """Return the central part of HST images of SLACS lenses, whose pixels have the scale of the population."""
+    from astropy.io import fits
+
+    size, cutouts = population.field.n_pixels, []
+    for path in sorted(SLACS.glob("*/image.fits")):
+        image = fits.getdata(path)
+        start = (len(image) - size) // 2
+        cutouts.append(image[start : start + size, start : start + size])
+    return np.stack(cutouts)[:n, None].astype(np.float32)
+
+
 def shape(n: int, population: Population) -> tuple[int, int, int, int]:
     return n, 1, population.field.n_pixels, population.field.n_pixels
 
@@ -148,4 +178,5 @@ OTHERS: dict[str, Callable[[int, int, Population], Images]] = {
     "white noise": lambda seed, n, p: rng.generator(seed, "noise").normal(size=shape(n, p)).astype(np.float32),
     "blank sky": lambda seed, n, p: rng.generator(seed, "sky").poisson(SKY, shape(n, p)).astype(np.float32),
     "HST": hst_lenses,
+    "SLACS": slacs_lenses,
 }

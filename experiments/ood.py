@@ -7,7 +7,6 @@ import torch
 
 from darklens.bundle import Bundle
 from darklens.errors import ConfigError
-from darklens.evaluation import ood
 from darklens.evaluation.metrics import binary_auc
 from experiments import engine, images
 from experiments.engine import Work
@@ -46,7 +45,7 @@ def scored(bundle: Bundle, pixels: images.Images) -> dict[str, np.ndarray]:
     """Return the score of each image and, where lenses are fitted, chi2 per pixel of the best hypothesis."""
     assert bundle.ood_reference is not None
     parts = images.in_batches(bundle, pixels)
-    values = {"score": np.concatenate([ood.scores(bundle.ood_reference, part.ood_features) for part in parts])}
+    values = {"score": np.concatenate([bundle.ood_reference.scores(part.ood_features) for part in parts])}
     if "chi2_per_pixel" in parts[0].findings:
         columns = {name: np.concatenate([part.findings[name] for part in parts]) for name in parts[0].findings}
         chi2 = [columns[f"chi2_per_pixel_{name}"].astype(float) for name in ("line", "points")]

@@ -1,5 +1,6 @@
 """Calibration of a trained classifier, saved with its bundle; fitted in `evaluation`."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,8 @@ from pydantic import Field, model_validator
 
 from darklens.config import Frozen
 from darklens.errors import InputError
+
+MAX_SCORE = 1e6  # out-of-distribution score, also of features that overflow
 
 
 class ConformalThresholds(Frozen):
@@ -87,6 +90,16 @@ def softmax(logits: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:
     return np.asarray(powers / powers.sum(1, keepdims=True))
 
 
+def widened(probabilities: Float[np.ndarray, "n c"], doubtful: Sequence[bool]) -> Float[np.ndarray, "n c"]:
+    """Return the mean of probabilities and equal probabilities for doubtful images; the order of classes stays.
+
+    Where the model does not describe the image, about half of its confident classes are wrong
+    (`experiments/confidence.yaml`).
+    """
+    mean = (probabilities + 1 / probabilities.shape[1]) / 2
+    return np.where(np.asarray(doubtful, dtype=bool)[:, None], mean, probabilities)
+
+
 class MahalanobisStats(NamedTuple):
     """Reference of the out-of-distribution score: class means and covariance of f features and c classes.
 
@@ -101,3 +114,11 @@ class MahalanobisStats(NamedTuple):
     scale: Float[np.ndarray, " f"]
     means: Float[np.ndarray, "c f"]
     whiten: Float[np.ndarray, "f f"]
+
+    def scores(self, features: Float[np.ndarray, "n f"]) -> Float[np.ndarray, " n"]:
+        """Return the out-of-distribution score of each image, at most `MAX_SCORE`; see `evaluation.ood`."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            z = (features.astype(np.float64) - self.centre) / self.scale
+            white = (z[:, None] - self.means) @ self.whiten.T
+            distance = np.sqrt((white**2).mean(2).min(1))
+        return np.asarray(np.nan_to_num(distance, nan=MAX_SCORE, posinf=MAX_SCORE).clip(max=MAX_SCORE))

@@ -4,6 +4,7 @@ from darklens.bundle.contract import Contract
 from darklens.bundle.predictor import (
     BATCH_SIZE,
     MICRO_BATCH,
+    UNFAMILIAR,
     Bundle,
     Classification,
     Images,
@@ -17,6 +18,7 @@ from darklens.bundle.storage import sha256_of_bundle
 __all__ = [
     "BATCH_SIZE",
     "MICRO_BATCH",
+    "UNFAMILIAR",
     "Bundle",
     "Classification",
     "Contract",

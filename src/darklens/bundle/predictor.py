@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from darklens.bundle import storage
 from darklens.bundle.contract import Contract
 from darklens.bundle.hub_card import summary_line, write_card
-from darklens.calibration import Calibration, MahalanobisStats
+from darklens.calibration import Calibration, MahalanobisStats, widened
 from darklens.data.ring_statistics import ring_statistics
 from darklens.data.store import Store
 from darklens.errors import InputError
 from darklens.fit.cache import FitSettings, cached_fits, fit_settings_of
+from darklens.fit.checks import doubts, hypothesis_of
 from darklens.fit.evidence import Evidence, evidence_maps
 from darklens.fit.features import MAP_NAMES, FitFeatures
 from darklens.fit.fitter import fitter_of
@@ -28,6 +29,7 @@ from darklens.models.zoo import has_k_network, requires_fitting
 from darklens.simulate.backend import Backend
 
 BATCH_SIZE = 64
+UNFAMILIAR = "the image is unlike the training images (ood)"
 MICRO_BATCH = 16  # images per forward pass on a CPU, so that activations stay in its cache
 
 Images = Float[np.ndarray, "b 1 n n"] | Float[Tensor, "b 1 n n"]
@@ -57,6 +59,7 @@ class Classification(NamedTuple):
         ood_features: Features for `evaluation.ood` (b, f).
         inputs: Inputs of the network, from `Bundle.inputs_of`.
         smooth_fit: Fit with covariances, if requested, for systems that take fits.
+        doubts: Reasons not to trust the class of each image; empty if there are none. Probabilities are then widened.
     """
 
     probabilities: np.ndarray
@@ -65,6 +68,7 @@ class Classification(NamedTuple):
     ood_features: np.ndarray
     inputs: Inputs
     smooth_fit: SmoothFit | None = None
+    doubts: Sequence[tuple[str, ...]] = ()
 
 
 @runtime_checkable
@@ -204,12 +208,35 @@ class Bundle:
         inputs = runner.inputs_of(images, exposure=exposure)
         logits, features = self.output(inputs, runner.forward(inputs))
         probabilities = self.calibrated(logits)
+        of_fit, unfamiliar = self._doubts_of_fit(inputs, probabilities), self._is_unfamiliar(features)
+        all_doubts = [
+            (*reasons, *([UNFAMILIAR] if far else [])) for reasons, far in zip(of_fit, unfamiliar, strict=True)
+        ]
+        probabilities = widened(probabilities, [bool(reasons) for reasons in all_doubts])
         if not isinstance(inputs, FitFeatures):
             maps = self.maps(images) if with_maps and self.has_maps else {}
-            return Classification(probabilities, {}, maps, features, inputs)
+            return Classification(probabilities, {}, maps, features, inputs, doubts=all_doubts)
         maps = dict(zip(MAP_NAMES, inputs.maps.cpu().numpy().swapaxes(0, 1), strict=True))
         smooth_fit = self._smooth_fit(images, exposure) if with_covariance else None
-        return Classification(probabilities, findings(inputs), maps, features, inputs, smooth_fit)
+        columns = findings(inputs) | {"fit": ["; ".join(reasons) or "ok" for reasons in of_fit]}
+        return Classification(probabilities, columns, maps, features, inputs, smooth_fit, all_doubts)
+
+    def _doubts_of_fit(
+        self, inputs: Inputs, probabilities: Float[np.ndarray, "b classes"]
+    ) -> Sequence[tuple[str, ...]]:
+        """Return the reasons not to trust the fits of the most probable classes; none for systems that take images."""
+        settings = self.fit_settings
+        if settings is None or not isinstance(inputs, FitFeatures):
+            return [()] * len(probabilities)
+        predicted = [self.contract.classes[k] for k in probabilities.argmax(1)]
+        return doubts(inputs, [hypothesis_of(settings.population, name) for name in predicted])
+
+    def _is_unfamiliar(self, features: Float[np.ndarray, "b f"]) -> list[bool]:
+        """Return whether the out-of-distribution score of each image is above the 99 % quantile of held-out images."""
+        calibration = self.contract.calibration
+        if calibration is None or calibration.ood is None or self.ood_reference is None:
+            return [False] * len(features)
+        return [bool(score > calibration.ood.p99) for score in self.ood_reference.scores(features)]
 
     def outputs_of(self, store: Store, *, workers: int = 1, advance: Callable[[int], None] = lambda _: None) -> Output:
         """Return logits and OOD features of all images of a store.

@@ -98,7 +98,7 @@ def calibrate(
                 conformal.fit_sets(testing, second.labels, level, seed=seed) for level in conformal.LEVELS
             ),
             "selective": tuple(selective_threshold(risk) for risk in conformal.RISKS),
-            "ood": ood.thresholds(ood.scores(ood_reference, second.output.ood_features)),
+            "ood": ood.thresholds(ood_reference.scores(second.output.ood_features)),
         }
     )
     contract = bundle.contract.model_copy(update={"calibration": record})

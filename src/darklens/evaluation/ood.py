@@ -12,8 +12,6 @@ from jaxtyping import Float, Int
 
 from darklens.calibration import MahalanobisStats, OODThresholds
 
-MAX_SCORE = 1e6  # also that of features which overflow
-
 
 def fit(features: Float[np.ndarray, "n f"], labels: Int[np.ndarray, " n"], n_classes: int) -> MahalanobisStats:
     """Return the class means and the covariance of the features of training images.
@@ -48,15 +46,6 @@ def ledoit_wolf(residuals: Float[np.ndarray, "n f"]) -> Float[np.ndarray, "f f"]
     weight = 1.0 if dispersion <= 0 else min(error / dispersion, 1.0)
     floor = 1e-6 * max(mean, 1e-6)  # equal images have no scatter at all
     return np.asarray((1 - weight) * sample + (weight * mean + floor) * np.eye(f))
-
-
-def scores(reference: MahalanobisStats, features: Float[np.ndarray, "n f"]) -> Float[np.ndarray, " n"]:
-    """Return the out-of-distribution score of each image."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        z = (features.astype(np.float64) - reference.centre) / reference.scale
-        white = (z[:, None] - reference.means) @ reference.whiten.T
-        distance = np.sqrt((white**2).mean(2).min(1))
-    return np.asarray(np.nan_to_num(distance, nan=MAX_SCORE, posinf=MAX_SCORE).clip(max=MAX_SCORE))
 
 
 def thresholds(held_out: Float[np.ndarray, " n"]) -> OODThresholds:

@@ -29,7 +29,7 @@ from darklens.memory import keep_freed_memory
 from darklens.populations.population import Population
 from darklens.simulate.backend import Backend
 
-VERSION = 2  # of the fits; cached fits of other versions are ignored
+VERSION = 3  # of the fits; cached fits of other versions are ignored
 
 
 class FitSettings(NamedTuple):

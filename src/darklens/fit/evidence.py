@@ -202,13 +202,23 @@ class Templates:
         scaled += 1e-9 * torch.eye(len(scaled[0]), dtype=scaled.dtype, device=scaled.device)
         rhs = ((slopes @ (difference * weight)[:, :, None])[..., 0] * unit).double()
         # Marginalised information, from the factor of the inverse; single precision is enough.
-        factor = torch.linalg.inv(torch.linalg.cholesky(scaled)).to(overlap)
+        factor = torch.linalg.inv(_cholesky(scaled)).to(overlap)
         projection = overlap[..., 1:] * unit[:, None] @ factor.mT  # b z q
         score = overlap[..., 0] - (projection @ (factor.double() @ rhs[:, :, None]).to(overlap))[..., 0]
         total = norm.T
         information = (total - (projection * projection).sum(2)).maximum(1e-4 * total).clamp_min(1e-30)
         mass = score / information
         return score * mass.abs(), mass, information
+
+
+def _cholesky(matrices: Float[Tensor, "b q q"]) -> Float[Tensor, "b q q"]:
+    """Return the Cholesky factors of scaled curvatures; of the identity for one that is singular or not finite.
+
+    An image without contrast has such a curvature, and must not stop the fits of the others in its batch.
+    """
+    factor, failed = torch.linalg.cholesky_ex(matrices.nan_to_num())
+    identity = torch.eye(len(factor[0]), dtype=factor.dtype, device=factor.device)
+    return torch.where((failed > 0)[:, None, None], identity, factor)
 
 
 @lru_cache(maxsize=4)

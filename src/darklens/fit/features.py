@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from darklens.fit import misfit
 from darklens.fit.fitter import Images
-from darklens.fit.hypotheses import N_POINTS, HypothesisFits, fit_hypotheses
+from darklens.fit.hypotheses import HYPOTHESES, N_POINTS, HypothesisFits, fit_hypotheses
 from darklens.populations.population import Population
 from darklens.simulate.backend import Backend
 
@@ -22,6 +23,7 @@ SUMMARY_NAMES = (
     "delta_chi2_point_given_points",
     *("line_mass", "line_x", "line_y", "line_angle", "line_length"),
     *(f"point_{k + 1}_{name}" for k in range(N_POINTS) for name in ("mass", "x", "y")),
+    *(f"{name}_{hypothesis}" for hypothesis in HYPOTHESES for name in misfit.NAMES),
 )
 """Columns of the summary, units as in `HypothesisFits`; `evidence_peak` is the largest value of `evidence`."""
 
@@ -91,6 +93,7 @@ def to_tensors(fits: HypothesisFits) -> FitFeatures:
         fits.delta_chi2_point_given_points,
         *fits.line.unbind(1),
         *fits.points.flatten(1).unbind(1),
+        *fits.misfit.flatten(1).unbind(1),
     ]
     finite = {"nan": 0.0, "posinf": _CLIP, "neginf": -_CLIP}
     table = torch.stack(summary, 1).nan_to_num(nan=0.0, posinf=1e9, neginf=-1e9)

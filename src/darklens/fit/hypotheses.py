@@ -4,6 +4,7 @@ The evidence maps of the smooth fit give the starting values of a joint fit of l
 image refer to the same counts, so their differences are twice the logarithms of likelihood ratios.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from darklens.fit import masses
+from darklens.fit import masses, misfit
 from darklens.fit.evidence import Templates, line_centres, shape_of, templates_of
 from darklens.fit.fitter import Fitter, Images, fitter_of
 from darklens.fit.levenberg import FitState, minimise
@@ -22,6 +23,7 @@ from darklens.kernels.smooth_fit import load_for
 from darklens.populations.population import Population
 from darklens.simulate.backend import Backend
 
+HYPOTHESES = ("smooth", "line", "points")
 N_POINTS = 3
 _LINE_STARTS, _LINE_STARTS_FREE_CENTRE = 3, 6  # with fixed centres, and with free ones, which have more local minima
 _LINE_SEPARATION = 0.45  # arcsec, smallest distance between the centres of starting lines
@@ -64,6 +66,7 @@ class HypothesisFits:
         point_residual: The same for the model with k point masses (b, n, n).
         evidence: Delta chi2 of a point mass at each position, with the sign of the mass (b, n, n).
         line_evidence: The same in addition to the line (b, n, n).
+        misfit: Score tests `misfit.NAMES` of the fits `HYPOTHESES` (b, 3, t).
         pixel_scale: Side of a fitted pixel, arcsec.
     """
 
@@ -88,6 +91,7 @@ class HypothesisFits:
     point_residual: Maps
     evidence: Maps
     line_evidence: Maps
+    misfit: Float[Tensor, "b 3 t"]
     pixel_scale: float
 
 
@@ -196,8 +200,23 @@ def _fit_block(images: Images, fitter: Fitter, exposure: Images | None) -> Hypot
         point_residual=residual(with_points),
         evidence=evidence,
         line_evidence=line_evidence,
+        misfit=_misfit(prepared, (fit, with_line, with_points)),
         pixel_scale=templates.grid.pixel_scale,
     )
+
+
+def _misfit(prepared: _PreparedImages, fits: Sequence[FitState]) -> Float[Tensor, "b 3 t"]:
+    """Return the score tests of the fits of the hypotheses, the smooth lens first."""
+    lens, cut, smooth = prepared.fitter.lens, prepared.templates.cut, fits[0]
+    value = {name: torch.full_like(smooth.deviance, float(fixed)) for name, fixed in lens.fixed.items()}
+    value |= dict(zip(lens.names, smooth.parameters.unbind(1), strict=False))
+    x, y = prepared.templates.grid.axes(dtype=smooth.model.dtype, device=smooth.model.device)
+    templates = misfit.Templates.of(x, y, theta_E=value["theta_E"], centre=(value["centre_x"], value["centre_y"]))
+    source = (lens.names.index("source_x"), lens.names.index("source_y"))
+    parts = [
+        (cut(prepared.pixels - fit.model), cut(fit.model), cut(prepared.weight(fit)), cut(fit.slopes)) for fit in fits
+    ]
+    return torch.stack([misfit.score_tests(templates, *part, source=source) for part in parts], 1)
 
 
 def _line(prepared: _PreparedImages, fit: FitState) -> tuple[FitState, Float[Tensor, "b n n"]]:

@@ -27,9 +27,9 @@ _N_DRAWS = 256  # lenses drawn to determine which parameters a population varies
 _SMALLEST_ELLIPTICITY = 1e-6  # below, the direction of the major axis is undefined
 _LARGEST_ELLIPTICITY = 0.8
 _STEP = 2e-3  # in ellipticity, of finite differences; accurate to 1e-5, and torch.compile accepts them
-_SMALLEST_THETA_E = 0.05  # arcsec
+SMALLEST_THETA_E = 0.05  # arcsec
 CENTRE = ("centre_x", "centre_y")
-_CENTRE_SPREAD, _LARGEST_CENTRE = 0.05, 0.3  # arcsec, of the lens position: expected spread, and limit
+_CENTRE_SPREAD, LARGEST_CENTRE = 0.05, 0.3  # arcsec, of the lens position: expected spread, and limit
 PSF = "psf_ln_width"
 _PSF_SPREAD, _LARGEST_PSF_LN_WIDTH = 0.1, 0.35  # of ln width: expected spread, and limit
 _RANGE_MARGIN = math.log(2)  # by which logarithms may exceed the range of the population
@@ -98,7 +98,7 @@ class SmoothLens:
         if not centred:
             self.names += CENTRE
             self.spread = torch.cat([self.spread, torch.full((2,), _CENTRE_SPREAD)])
-            self._range |= dict.fromkeys(CENTRE, (-_LARGEST_CENTRE, _LARGEST_CENTRE))
+            self._range |= dict.fromkeys(CENTRE, (-LARGEST_CENTRE, LARGEST_CENTRE))
         if not population.psf.known:
             self.names.append(PSF)
             self.spread = torch.cat([self.spread, torch.tensor([_PSF_SPREAD])])
@@ -264,7 +264,7 @@ class SmoothLens:
         for name, (low, high) in self._range.items():
             column[name] = column[name].clamp(low, high)
         if "theta_E" in column:
-            column["theta_E"] = column["theta_E"].clamp_min(_SMALLEST_THETA_E)
+            column["theta_E"] = column["theta_E"].clamp_min(SMALLEST_THETA_E)
         for prefix in ("", *(f"{prefix}_" for prefix in self._lights)):
             if f"{prefix}e1" in column and f"{prefix}e2" in column:
                 e1, e2 = column[f"{prefix}e1"], column[f"{prefix}e2"]
@@ -282,7 +282,7 @@ class SmoothLens:
         other_side = parameters.clone()
         for centre, source in zip(CENTRE, ("source_x", "source_y"), strict=True):
             c, s = self.names.index(centre), self.names.index(source)
-            other_side[:, c] = (parameters[:, c] + 2 * parameters[:, s]).clamp(-_LARGEST_CENTRE, _LARGEST_CENTRE)
+            other_side[:, c] = (parameters[:, c] + 2 * parameters[:, s]).clamp(-LARGEST_CENTRE, LARGEST_CENTRE)
             other_side[:, s] += parameters[:, c] - other_side[:, c]
         return other_side
 

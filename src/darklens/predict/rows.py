@@ -113,9 +113,9 @@ def _rows(
     paths, images = list(prepared), np.stack([image.pixels for image in prepared.values()])[:, None]
     classification = bundle.classify(images, backend, with_maps=with_maps)
     on_batch(paths, images, classification)
-    further = prediction_columns(bundle, classification.probabilities, classification.ood_features) | _with_old_names(
-        classification.findings
-    )
+    further = prediction_columns(
+        bundle, classification.probabilities, classification.ood_features, classification.doubts
+    ) | _with_old_names(classification.findings)
     return {
         path: Row(
             str(path),
@@ -131,7 +131,7 @@ def columns_of(bundle: Bundle) -> list[str]:
     """Return the names of the columns after `message` in the rows of a bundle."""
     classes = len(bundle.contract.classes)
     features = 0 if bundle.ood_reference is None else len(bundle.ood_reference.centre)
-    calibration = prediction_columns(bundle, np.zeros((0, classes)), np.zeros((0, features)))
+    calibration = prediction_columns(bundle, np.zeros((0, classes)), np.zeros((0, features)), [])
     fits = {} if bundle.fit_settings is None else _with_old_names(findings(no_features()))
     return ["changes", *calibration, *fits]
 

@@ -63,18 +63,20 @@ class Classifier:
             with_maps=with_maps,
             with_covariance=with_maps,
         )
-        columns = prediction_columns(self._bundle, classification.probabilities, classification.ood_features)
+        columns = prediction_columns(
+            self._bundle, classification.probabilities, classification.ood_features, classification.doubts
+        )
         results = []
         for i, job in enumerate(jobs):
-            result = self._result(job, classification.probabilities[i], {name: v[i] for name, v in columns.items()})
+            result = self._result(job, classification, i, {name: v[i] for name, v in columns.items()})
             more = self._fit_results(classification, i, str(result.predicted))
             if with_maps:
                 more["maps"] = self._maps(images[i, 0], classification, i)
             results.append(result.model_copy(update=more))
         return results
 
-    def _result(self, job: Job, probabilities: Float[np.ndarray, " c"], columns: Mapping[str, str]) -> ImageResult:
-        contract = self._bundle.contract
+    def _result(self, job: Job, classification: Classification, i: int, columns: Mapping[str, str]) -> ImageResult:
+        contract, probabilities = self._bundle.contract, classification.probabilities[i]
         calibration = contract.calibration
         has_sets = calibration is not None and bool(calibration.conformal)
         members = columns["set"].split("|") if columns["set"] else []
@@ -90,7 +92,9 @@ class Classifier:
             probabilities=dict(zip(contract.classes, map(float, probabilities), strict=True)),
             set=members,
             coverage=calibration.conformal[0].level if has_sets and calibration is not None else None,
-            dont_know=has_sets and len(members) != 1,
+            dont_know=columns["verdict"] == "unknown" or (has_sets and len(members) != 1),
+            verdict=columns["verdict"],
+            reasons=list(classification.doubts[i]),
             ood=ood,
             changes=list(job.changes),
         )

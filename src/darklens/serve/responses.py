@@ -82,7 +82,14 @@ class ImageResult(BaseModel):
     probabilities: dict[str, float] = Field(default={}, description="calibrated probability of each class")
     set: list[str] = Field(default=[], description="conformal prediction set")
     coverage: float | None = Field(default=None, description="coverage of the prediction set, such as 0.9")
-    dont_know: bool = Field(default=False, description="whether the prediction set does not hold exactly one class")
+    dont_know: bool = Field(
+        default=False,
+        description="whether the verdict is unknown, or the prediction set does not have exactly one class",
+    )
+    verdict: str | None = Field(
+        default=None, description="predicted class, or `unknown` if there are reasons to doubt it"
+    )
+    reasons: list[str] = Field(default=[], description="reasons not to trust the class; probabilities are then widened")
     ood: OutOfDistribution | None = None
     changes: list[str] = Field(default=[], description="changes made to the image to fit the model's pixel grid")
     fit: Fit | None = None

@@ -5,6 +5,7 @@ import pytest
 import torch
 from sklearn.covariance import LedoitWolf
 
+from darklens.calibration import MAX_SCORE
 from darklens.data.ring_statistics import ring_statistics
 from darklens.evaluation import ood
 from darklens.evaluation.metrics import binary_auc
@@ -25,15 +26,15 @@ def test_the_covariance_equals_that_of_scikit_learn():
 
 def test_images_of_the_distribution_score_about_one_and_shifted_images_more():
     reference = ood.fit(*features_of(2000, 0), 3)
-    same, shifted = (ood.scores(reference, features_of(1000, 1, shift=s)[0]) for s in (0, 2))
+    same, shifted = (reference.scores(features_of(1000, 1, shift=s)[0]) for s in (0, 2))
     assert np.median(same) == pytest.approx(1, abs=0.1)
     assert binary_auc(np.repeat([False, True], 1000), np.concatenate([same, shifted])) > 0.99
 
 
 def test_thresholds_are_exceeded_by_five_and_one_per_cent():
     reference = ood.fit(*features_of(2000, 0), 3)
-    limits = ood.thresholds(ood.scores(reference, features_of(2000, 1)[0]))
-    summary = ood.summarise(ood.scores(reference, features_of(4000, 2)[0]), limits)
+    limits = ood.thresholds(reference.scores(features_of(2000, 1)[0]))
+    summary = ood.summarise(reference.scores(features_of(4000, 2)[0]), limits)
     assert summary["beyond_p95"] == pytest.approx(0.05, abs=0.015)
     assert summary["beyond_p99"] == pytest.approx(0.01, abs=0.008)
     few = np.array([3.0, 1.0, 2.0])
@@ -44,9 +45,9 @@ def test_few_images_constant_features_and_infinite_features_give_finite_scores()
     features = np.random.default_rng(0).normal(size=(6, 30))
     features[:, 3] = 7
     reference = ood.fit(features, np.array([0, 0, 1, 1, 0, 1]), 3)
-    assert np.isfinite(ood.scores(reference, features)).all()
+    assert np.isfinite(reference.scores(features)).all()
     invalid = np.full((3, 30), [[1e300], [np.inf], [np.nan]])
-    assert (ood.scores(reference, invalid) == ood.MAX_SCORE).all()
+    assert (reference.scores(invalid) == MAX_SCORE).all()
 
 
 def test_ring_statistics_measure_radius_orientation_and_noise():

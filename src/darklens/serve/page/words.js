@@ -50,6 +50,13 @@ export function verdict(result) {
       text: `The model was not trained on images like this one. ${best}, but such a probability is not reliable.`,
     };
   }
+  if (result.verdict === "unknown") {
+    return {
+      tone: "uncertain",
+      headline: "Don't know: the model does not describe this image",
+      text: `Reasons: ${result.reasons.join("; ")}. ${best}, widened for these reasons.`,
+    };
+  }
   if (result.dont_know) {
     const n = result.set.length;
     return {

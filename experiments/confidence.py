@@ -1,0 +1,76 @@
+"""How often a trained classifier is confident, wrong and not flagged on images unlike its training images."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from darklens.bundle import UNFAMILIAR, Bundle
+from darklens.evaluation import conformal
+from darklens.fit.summary import FAILED
+from experiments import engine, images
+from experiments.engine import Work
+
+Config = images.Config
+CONFIDENT = 0.9
+
+
+def run(config: Config, work: Work) -> dict[str, Any]:
+    """Classify each set, and count confident errors without and with the checks of the fits."""
+    torch.set_num_threads(1)
+    bundle, rows = Bundle.load(config.model), []
+    for name in config.names():
+        labelled = config.make(name)
+        rows.append({"name": name, **row(bundle, labelled.images, labelled.labels)})
+        print(f"{name}: {rows[-1]['before']:.3f} -> {rows[-1]['now']:.3f}", flush=True)
+    model = {"recipe": bundle.contract.recipe, "data": bundle.contract.data}
+    about = {"schema": 1, "population": config.population, "model": model, "n": config.n}
+    return {**about, "rows": rows, "provenance": engine.made_by()}
+
+
+def row(bundle: Bundle, pixels: images.Images, labels: Int[np.ndarray, " b"]) -> dict[str, Any]:
+    """Return the rates of one set; each class is wrong for an image without a label."""
+    parts = images.in_batches(bundle, pixels)
+    now = np.concatenate([part.probabilities for part in parts])
+    before = np.concatenate([bundle.calibrated(bundle.output(part.inputs).logits) for part in parts])
+    doubts = [reasons for part in parts for reasons in part.doubts]
+    known = [any(reason in (FAILED, UNFAMILIAR) for reason in reasons) for reasons in doubts]
+    flagged = np.array([bool(reasons) for reasons in doubts])
+    wrong = before.argmax(1) != labels
+    covered = sets_of(bundle, before, np.zeros(len(labels), dtype=bool)), sets_of(bundle, now, flagged)
+    inside = labels >= 0
+    rows = np.flatnonzero(inside)
+    return {
+        "n": len(labels),
+        "accuracy": float((~wrong[inside]).mean()) if inside.any() else None,
+        "before": confident_errors(before, wrong, np.array(known)),
+        "now": confident_errors(now, wrong, flagged),
+        "flagged": float(flagged.mean()),
+        "coverage": [float(sets[rows, labels[rows]].mean()) if inside.any() else None for sets in covered],
+    }
+
+
+def confident_errors(probabilities: Float[np.ndarray, "b c"], wrong: np.ndarray, flagged: np.ndarray) -> float:
+    """Return the fraction of images that are wrong, confident, and not flagged."""
+    return float((wrong & (probabilities.max(1) > CONFIDENT) & ~flagged).mean())
+
+
+def sets_of(bundle: Bundle, probabilities: Float[np.ndarray, "b c"], flagged: np.ndarray) -> np.ndarray:
+    """Return the prediction sets (b, c), all classes if flagged."""
+    assert bundle.contract.calibration is not None
+    sets = conformal.lac_sets(probabilities, bundle.contract.calibration.conformal[0])
+    sets[np.arange(len(sets)), probabilities.argmax(1)] = True
+    sets[flagged] = True
+    return np.asarray(sets)
+
+
+def page(config: Config, result: dict[str, Any]) -> str:
+    """Return the table of sets."""
+    rows = [["images", "n", "accuracy", "wrong, before", "wrong, now", "flagged", "90 % sets cover, before", "now"]]
+    for r in result["rows"]:
+        accuracy, *coverage = ("-" if value is None else f"{value:.2f}" for value in (r["accuracy"], *r["coverage"]))
+        rates = (f"{r[name]:.1%}" for name in ("before", "now"))
+        rows.append([r["name"], str(r["n"]), accuracy, *rates, f"{r['flagged']:.0%}", *coverage])
+    model = {"recipe": result["model"]["recipe"], "trained_on": result["model"]["data"]["population"]}
+    return engine.page(config, {**result["provenance"], **model, "n": result["n"]}, rows)

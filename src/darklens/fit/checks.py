@@ -1,0 +1,111 @@
+"""Checks of fits: the reasons not to trust a class, in words.
+
+A class is supported if the fit of its hypothesis (smooth lens, line, points) describes the image: chi2 within its
+scatter, no residual that the score tests of `misfit` attribute to something else, parameters within their bounds. The
+limits are above the values of 99 % of 900 images of common-test-i, per hypothesis; `experiments/confidence.yaml`
+measures what they flag. Limits for points are wider, because three points describe 25 subhaloes incompletely.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from darklens.fit.features import FitFeatures
+from darklens.fit.hypotheses import N_POINTS
+from darklens.fit.smooth import LARGEST_CENTRE, SMALLEST_THETA_E
+from darklens.fit.summary import FAILED, fit_succeeded
+from darklens.populations.population import Population
+from darklens.populations.substructure_models import LineMass, NoSubstructure
+
+Hypothesis = Literal["smooth", "line", "points"]
+
+
+class _Limits(NamedTuple):
+    """Largest values in a fit that describes its image.
+
+    Attributes:
+        chi2_excess: Deviance above its expectation, in units of its standard deviation.
+        psf: Delta chi2 of a PSF of another width; the others likewise.
+        lens_shape: Of another slope, ellipticity, or multipoles.
+        sky_slope: Of a sloped sky.
+        lens_light: Of light about the centre of the lens.
+        pixel: Residual of a pixel, standard deviations.
+        spot: Residual of 3 x 3 pixels, standard deviations.
+    """
+
+    chi2_excess: float
+    psf: float
+    lens_shape: float
+    sky_slope: float
+    lens_light: float
+    pixel: float
+    spot: float
+
+
+_LIMITS: dict[Hypothesis, _Limits] = {
+    "smooth": _Limits(5, 15, 30, 20, 20, 6, 6.5),
+    "line": _Limits(6, 15, 30, 20, 20, 6, 8.5),
+    "points": _Limits(18, 60, 350, 35, 90, 9, 14.5),
+}
+_LARGEST_SHARE = 0.8  # of delta chi2 of the perturbers, that a smooth lens with another effect may reach
+_NOISE_DEFICIT = 5.0  # standard deviations of the deviance below its expectation, with excess noise in the sky
+_AT_BOUND = 0.01  # arcsec, distance from a bound
+_EFFECTS = {
+    "psf": "a PSF of another width",
+    "lens_shape": "an elliptical lens, another slope or multipoles",
+    "sky_slope": "a sloped sky",
+    "lens_light": "light of the lens galaxy, or its imperfect subtraction",
+}
+
+
+def hypothesis_of(population: Population, name: str) -> Hypothesis:
+    """Return the hypothesis that represents a class of a population."""
+    spec = population.classes.get(name)
+    if isinstance(spec, NoSubstructure):
+        return "smooth"
+    return "line" if isinstance(spec, LineMass) else "points"
+
+
+def doubts(features: FitFeatures, hypotheses: Sequence[Hypothesis]) -> list[tuple[str, ...]]:
+    """Return for each image the reasons not to trust that a hypothesis describes it; none for a good fit.
+
+    Args:
+        features: Fits of b images.
+        hypotheses: Hypothesis of the predicted class of each image.
+    """
+    columns = {name: column.tolist() for name, column in features.columns().items()}
+    succeeded = fit_succeeded(features).tolist()
+    return [
+        _doubts({name: column[i] for name, column in columns.items()}, hypothesis) if succeeded[i] else (FAILED,)
+        for i, hypothesis in enumerate(hypotheses)
+    ]
+
+
+def _doubts(value: dict[str, float], hypothesis: Hypothesis) -> tuple[str, ...]:
+    limits, reasons = _LIMITS[hypothesis], []
+    delta_chi2 = {"smooth": 0.0, "line": value["delta_chi2_line"], "points": value[f"delta_chi2_points_{N_POINTS}"]}
+    n_pixels, deviance = value["n_pixels_fitted"], value["deviance"] - delta_chi2[hypothesis]
+    excess = (deviance - n_pixels) / (2 * n_pixels) ** 0.5
+    if excess > limits.chi2_excess:
+        reasons.append(f"chi2 is {excess:.0f} standard deviations above its expectation")
+    if excess < -_NOISE_DEFICIT and value["extra_variance"] > 0:
+        reasons.append("the noise of the sky is not that of the image")
+    if not value["converged"]:
+        reasons.append("the fit of the smooth lens did not converge")
+    if max(abs(value["centre_x"]), abs(value["centre_y"])) > LARGEST_CENTRE - _AT_BOUND:
+        reasons.append(f"the lens is more than {LARGEST_CENTRE:g} arcsec from the centre")
+    if value["theta_E"] < SMALLEST_THETA_E + _AT_BOUND:
+        reasons.append("the Einstein radius is at its lower bound")
+    for group, effect in _EFFECTS.items():
+        if value[f"misfit_{group}_{hypothesis}"] > getattr(limits, group):
+            reasons.append(f"the residuals suggest {effect}")
+        elif hypothesis != "smooth" and value[f"misfit_{group}_smooth"] > _LARGEST_SHARE * delta_chi2[hypothesis]:
+            reasons.append(f"{effect} may explain the image without substructure")
+    if value[f"misfit_pixel_{hypothesis}"] > limits.pixel:
+        reasons.append(
+            f"a pixel is {value[f'misfit_pixel_{hypothesis}']:.0f} standard deviations from the model "
+            "(cosmic ray, dead or saturated pixel)"
+        )
+    if (spot := value[f"misfit_spot_{hypothesis}"]) > limits.spot:
+        x, y = (value[f"misfit_spot_{axis}_{hypothesis}"] for axis in "xy")
+        reasons.append(f"there is a residual of {spot:.0f} standard deviations at ({x:.2f}, {y:.2f}) arcsec")
+    return tuple(reasons)

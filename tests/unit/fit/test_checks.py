@@ -1,0 +1,111 @@
+"""The reasons not to trust a class: none for lenses of the population, one for each kind of other image."""
+
+import numpy as np
+import pytest
+import torch
+
+from darklens import populations
+from darklens.calibration import widened
+from darklens.fit.checks import doubts, hypothesis_of
+from darklens.fit.features import extract_features
+from darklens.fit.summary import FAILED
+from darklens.simulate.batch import simulate_batch
+
+N = 4
+HYPOTHESES = ["smooth", "points", "line"]
+
+
+def star(image, g):
+    y, x = np.indices(image.shape)
+    angle = g.uniform(0, 2 * np.pi)
+    distance = (x - 74.5 - 40 * np.cos(angle)) ** 2 + (y - 74.5 - 40 * np.sin(angle)) ** 2
+    return image + g.poisson(150 * np.exp(-distance / 2 / 1.74**2))
+
+
+def sloped_sky(image, g):
+    return image + g.poisson(np.linspace(0, 12, 150) * np.ones((150, 1)))
+
+
+def dead_column(image, _):
+    image = image.copy()
+    image[:, 60] = 0
+    return image
+
+
+def cosmic_ray(image, _):
+    image = image.copy()
+    image[88, 90:94] += 400
+    return image
+
+
+def badly_subtracted_lens_light(image, g):
+    y, x = np.indices(image.shape)
+    return image + 20 * np.exp(-np.hypot(x - 74.5, y - 74.5) / 4)
+
+
+EFFECTS = {
+    star: "residual of",
+    sloped_sky: "sloped sky",
+    dead_column: "dead",
+    cosmic_ray: "cosmic ray",
+    badly_subtracted_lens_light: "light of the lens galaxy",
+}
+OVERRIDES = {"PSF of another width": ["psf.sigma=0.105"], "elliptical lens": ["lens.e1=0.1"]}
+
+
+@pytest.fixture(scope="module")
+def fits():
+    """Return fits of N smooth lenses without and with each effect, by name, and of images without a lens."""
+    smooth = simulated([])
+    sets = {"clean": smooth}
+    for effect in EFFECTS:
+        g = np.random.default_rng(1)
+        sets[effect] = np.stack([effect(image, g) for image in smooth])
+    sets |= {name: simulated(changes) for name, changes in OVERRIDES.items()}
+    sets["blank sky"] = np.random.default_rng(0).poisson(10.0, smooth.shape)
+    images = torch.from_numpy(np.concatenate(list(sets.values())).astype(np.float32))
+    features = extract_features(images, "common-test-i", centred=False)
+    return {name: features.rows(slice(N * i, N * (i + 1))) for i, name in enumerate(sets)}
+
+
+def simulated(overrides, rows=range(0, 3 * N, 3)):
+    population = populations.get("common-test-i", ["stored=counts", *overrides])
+    return np.asarray(simulate_batch(population, 77, rows)[0])[:, 0].astype(np.float64)
+
+
+def test_smooth_lenses_of_the_population_raise_no_doubt(fits):
+    assert doubts(fits["clean"], ["smooth"] * N) == [()] * N
+
+
+@pytest.mark.parametrize("effect", EFFECTS)
+@pytest.mark.parametrize("hypothesis", HYPOTHESES)
+def test_a_contaminant_raises_doubts_whatever_the_class(fits, effect, hypothesis):
+    """A faint star beside the lens, which points explain, is otherwise a confident `sphere`."""
+    reasons = doubts(fits[effect], [hypothesis] * N)
+    assert all(reasons)
+    if hypothesis == "smooth":
+        assert all(any(EFFECTS[effect] in reason for reason in of_image) for of_image in reasons)
+
+
+@pytest.mark.parametrize("effect", OVERRIDES)
+def test_a_smooth_lens_of_another_kind_is_no_substructure(fits, effect):
+    for hypothesis in HYPOTHESES:
+        reasons = doubts(fits[effect], [hypothesis] * N)
+        assert sum(any(effect in reason for reason in of_image) for of_image in reasons) >= N - 1, hypothesis
+
+
+def test_images_without_contrast_fail_alone_and_not_the_batch(fits):
+    """A singular curvature once ended the fits of all images of a batch with a LinAlgError."""
+    assert doubts(fits["blank sky"], ["points"] * N) == [(FAILED,)] * N
+
+
+def test_each_class_has_the_hypothesis_of_its_substructure():
+    population = populations.get("common-test-i")
+    assert [hypothesis_of(population, name) for name in ("no", "sphere", "vort")] == HYPOTHESES
+
+
+def test_widened_probabilities_keep_the_order_and_are_never_confident():
+    p = np.array([[0.999, 0.001, 0.0], [0.2, 0.5, 0.3], [1.0, 0.0, 0.0]])
+    wide = widened(p, [True, True, False])
+    assert wide.sum(1) == pytest.approx(1) and wide.max(1)[:2].max() < 0.67
+    assert (wide.argsort(1) == p.argsort(1)).all() and (wide[2] == p[2]).all()
