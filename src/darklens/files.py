@@ -1,12 +1,16 @@
 """Atomic writes, locks and checksums of files. A file is written under a temporary name, then renamed."""
 
+import codecs
+import csv
 import errno
 import hashlib
+import io
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,7 @@ from darklens.targets import regular_file
 # None: numpy.save raises an OSError without a number if the disk is full.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EBUSY, errno.EISDIR, errno.ENAMETOOLONG}
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # also in full width
 _RANDOM = "[a-z0-9_]" * 8  # the random part of a temporary name
 _MAX_PREFIX = 30  # characters of a name that its temporary file repeats
 
@@ -136,10 +141,54 @@ def require_space(path: Path, needed: int) -> None:
         )
 
 
+def printable(text: object) -> str:
+    """Return a text, such as a file name, with bytes that are not UTF-8 escaped as Python does."""
+    escaped = re.sub("[\udc80-\udcff]", lambda match: f"\\x{ord(match[0]) - 0xDC00:02x}", str(text))
+    return escaped.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def csv_line(values: Iterable[object]) -> str:
+    """Return a line of a CSV table in UTF-8, with its line break.
+
+    A text that a spreadsheet would evaluate as a formula gets an apostrophe in front; numbers stay as they are.
+    """
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerow([_csv_cell(value) for value in values])
+    return stream.getvalue()
+
+
+def _csv_cell(value: object) -> str:
+    text = printable(value)
+    if not text.startswith(_FORMULA):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text if text[0] in "+-" else f"'{text}"
+
+
+def decode_text(content: bytes) -> str:
+    """Return the text of a file: UTF-8 with or without a byte-order mark, or UTF-16 with one.
+
+    Bytes that are not UTF-8, as in names of files, are kept as `os.fsdecode` keeps them.
+
+    Raises:
+        ValueError: If it is not a text.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = content.decode("utf-16")
+    else:
+        text = content.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
+    if "\0" in text:
+        raise ValueError("not a text")
+    return text
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write text to a file atomically."""
+    """Write text to a file in UTF-8, atomically; bytes of file names that are not UTF-8 are escaped as Python does."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(printable(text), encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -154,7 +203,7 @@ def read_json(path: Path) -> Any:
         InputError: If the file is missing or not valid JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist.") from None
     except (

@@ -55,7 +55,7 @@ def test_every_kind_of_file_gets_its_row(run, folder, tmp_path, capsys, monkeypa
     probabilities = [float(rows[name]["p_vort"]) for name in ("a.fits.gz", "b.h5", "c.npz")]
     assert probabilities == pytest.approx([probabilities[0]] * 3, abs=1e-6)
     assert all(rows[name]["changes"].endswith(RESAMPLED) for name in ("a.fits.gz", "b.h5", "c.npz"))
-    assert rows["d.npy"]["changes"] == "" and rows["d.npy"]["status"] == "ok"
+    assert rows["d.npy"]["changes"] == "pixel scale of 0.05 arcsec assumed" and rows["d.npy"]["status"] == "ok"
     assert "is a PNG image" in rows["e.npy"]["message"] and "symbolic links" in rows["f.fits"]["message"]
     assert len([line for line in capsys.readouterr().err.splitlines() if line.startswith("darklens: ")]) == 2
 

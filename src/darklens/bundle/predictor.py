@@ -13,6 +13,7 @@ from darklens.bundle import storage
 from darklens.bundle.contract import Contract
 from darklens.bundle.hub_card import summary_line, write_card
 from darklens.calibration import Calibration, MahalanobisStats, widened
+from darklens.data.arrays import float32_tensor
 from darklens.data.ring_statistics import ring_statistics
 from darklens.data.store import Store
 from darklens.errors import InputError
@@ -329,15 +330,15 @@ class Bundle:
         """Return images as float32 on the bundle's device.
 
         Raises:
-            ValueError: If they do not have the image size of the model.
+            ValueError: If they do not have the image size of the model, or are not real numbers.
         """
         side = self.contract.n_pixels
-        if tuple(images.shape[1:]) != (1, side, side):
+        if tuple(np.shape(images))[1:] != (1, side, side):
             raise ValueError(
-                f"this model takes images of shape (b, 1, {side}, {side}), got {tuple(images.shape)}; "
+                f"this model takes images of shape (b, 1, {side}, {side}), got {tuple(np.shape(images))}; "
                 "add the channel axis, or resample images with darklens.data.prepare"
             )
-        return torch.as_tensor(images).float().to(self._device)
+        return float32_tensor(images).to(self._device)
 
     def _smooth_fit(self, images: Images, exposure: Images | None) -> SmoothFit:
         assert self.fit_settings is not None

@@ -1,5 +1,6 @@
 """The command line. Each command imports what it needs when it runs, so that --help is fast."""
 
+import io
 import os
 import sys
 
@@ -21,6 +22,8 @@ def main(arguments: list[str] | None = None) -> None:
     if "LOCAL_RANK" in os.environ or "SLURM_STEP_NUM_TASKS" in os.environ:
         # In distributed training torch warns about every system whose stages all train all parameters.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     # The parser would take a single "-" for an option without a name.

@@ -154,7 +154,7 @@ def import_(
     check_outputs(folders=[out], inputs=[source])
     require_new(out)
     importer = IMPORTERS[format]
-    entries = list_entries(importer, source)
+    entries = list_entries(importer, source, pixel_scale=pixel_scale)
     with progress("Importing", len(entries)) as advance:
         report = import_images(importer, source, out, pixel_scale=pixel_scale, entries=entries, advance=advance)
     for warning in report.warnings:

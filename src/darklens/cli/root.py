@@ -9,6 +9,7 @@ from typing import Annotated
 from cyclopts import App, Parameter, validators
 
 import darklens
+from darklens.files import printable
 
 app = App(
     name="darklens",
@@ -42,7 +43,7 @@ Model = Annotated[
 
 def print_error(message: str) -> None:
     """Print a message to standard error."""
-    print(f"darklens: {message}", file=sys.stderr)
+    print(f"darklens: {printable(message)}", file=sys.stderr)
 
 
 def print_problems(problems: list[str]) -> int:

@@ -4,10 +4,13 @@ The import also accepts other file types and single files with labelled arrays.
 """
 
 import csv
+import io
+import os
 import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,7 +21,10 @@ from darklens.data.labelled_arrays import open_labelled_arrays
 from darklens.data.readers import read_image, require_file
 from darklens.data.store import Store, prepare_folder
 from darklens.errors import InputError
-from darklens.files import atomic_path, write_text
+from darklens.files import atomic_path, decode_text, write_text
+
+if TYPE_CHECKING:
+    from darklens.data.importers import ImportReport
 
 
 def _entries(source: Path) -> list[Entry]:
@@ -74,7 +80,33 @@ def list_images(source: Path) -> list[tuple[Path, int]]:
         raise InputError(
             f"{source}: the folder {unknown[0]!r} has images but is not a class; the classes are {', '.join(CLASSES)}."
         )
+    labels: dict[str, tuple[Path, int]] = {}  # by file, links followed
+    for path, label in entries:
+        other, expected = labels.setdefault(os.path.realpath(path), (path, label))
+        if label != expected:
+            raise InputError(f"{other} and {path} are one file, but of two classes; remove one of them.")
     return sorted(entries, key=lambda entry: (entry[1], _natural(entry[0].name)))
+
+
+def import_folder(
+    source: Path, out: Path, *, pixel_scale: float | None = None, advance: Callable[[int], None] = lambda _: None
+) -> "ImportReport":
+    """Import labelled images; images that cannot be used are skipped and listed.
+
+    Args:
+        source: Folder with class folders (no, sphere, vort or their DeepLenseSim names), with an index.csv of files and
+            labels, or with images.npy and labels.npy; or npz or HDF5 file with `images` (k, n, n) or (k, 1, n, n) and
+            `labels` (k,).
+        out: Store to write.
+        pixel_scale: Pixel scale of the images, arcsec; by default that of the files, or 0.05 if they have none.
+        advance: Called with the number of files just processed.
+
+    Raises:
+        InputError: If there is nothing to import, a label is not a class, or `out` is not empty; nothing is written.
+    """
+    from darklens.data.importers import import_images  # it imports this module for its registry
+
+    return import_images(DEEPLENSE, source, out, pixel_scale=pixel_scale, advance=advance)
 
 
 def export_folder(store: Store, out: Path, *, advance: Callable[[int], None] = lambda _: None) -> None:
@@ -100,24 +132,27 @@ def export_folder(store: Store, out: Path, *, advance: Callable[[int], None] = l
 def _from_index(source: Path) -> list[tuple[Path, int]]:
     index = source / "index.csv"
     require_file(index)
-    entries = []
+    entries: list[tuple[Path, int]] = []
+    lines: dict[str, int] = {}  # by file, links followed
     try:
-        with index.open(newline="", encoding="utf-8") as stream:
-            for number, row in enumerate(csv.reader(stream), start=1):
-                if not row:
-                    continue
-                label = label_of(row[1]) if len(row) == 2 else None
-                if number == 1 and len(row) == 2 and label is None and not (source / row[0].strip()).exists():
-                    continue  # the header
-                if label is None:
-                    raise InputError(
-                        f"{index}, line {number}: expected `folder/N.npy,label` with a label from 0 to 2, or "
-                        f"{', '.join(CLASSES)}."
-                    )
-                path = source / row[0].strip()
-                if not path.resolve().is_relative_to(source.resolve()):
-                    raise InputError(f"{index}, line {number}: {row[0]} is outside the folder.")
-                entries.append((path, label))
+        reader = csv.reader(io.StringIO(decode_text(index.read_bytes()), newline=""))
+        for row in reader:
+            if not row:
+                continue
+            number, label = reader.line_num, label_of(row[1]) if len(row) == 2 else None
+            if number == 1 and len(row) == 2 and label is None and not (source / row[0].strip()).exists():
+                continue  # the header
+            if label is None:
+                raise _malformed(index, number)
+            path = _in_folder(source, row[0] if (source / row[0]).exists() else row[0].strip())
+            if path is None:
+                raise InputError(f"{index}, line {number}: {row[0]} is outside the folder.")
+            first = lines.setdefault(os.path.realpath(path), number)
+            if first != number:
+                raise InputError(
+                    f"{index}, lines {first} and {number}: both list {row[0].strip()}; keep the line with its label."
+                )
+            entries.append((path, label))
     except (csv.Error, ValueError, OSError, RuntimeError):
         raise InputError(
             f"{index} is not a table of files and labels; write one `folder/N.npy,label` per line."
@@ -125,6 +160,25 @@ def _from_index(source: Path) -> list[tuple[Path, int]]:
     if not entries:
         raise InputError(f"{index} lists no images.")
     return entries
+
+
+def _malformed(index: Path, number: int) -> InputError:
+    return InputError(
+        f"{index}, line {number}: expected `folder/N.npy,label` with a label from 0 to 2, or {', '.join(CLASSES)}."
+    )
+
+
+def _in_folder(source: Path, name: str) -> Path | None:
+    """Return the path of a file below a folder, as `source` / relative path; None if it is outside."""
+    path, folder = source / name, source.resolve()
+    if not path.resolve().is_relative_to(folder):
+        return None
+    if not os.path.isabs(name):
+        return path
+    for parent, child in ((source.absolute(), path), (folder, path), (folder, path.resolve())):
+        if child.is_relative_to(parent):
+            return source / child.relative_to(parent)
+    return None
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -2,12 +2,14 @@
 
 import glob
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from darklens.data.readers import MEASUREMENTS, SUFFIXES
 from darklens.errors import InputError
+from darklens.files import decode_text
 
 _STANDARD_INPUT = ("-", "@-")
 _MAX_LIST_BYTES = 100_000_000
@@ -19,7 +21,8 @@ def find_images(arguments: Sequence[Path | str]) -> list[Path]:
     A folder means all files in it and its subfolders with the suffix of an image. Links to folders are not
     followed, and PNG and TIFF files next to other image files are skipped as previews.
     `*`, `?`, `[...]` and `**` are patterns. `@list.txt` is a text file with one argument per line, and `-` or `@-`
-    means such lines on standard input. An existing file with such a name takes precedence.
+    means such lines on standard input; a line that starts with `#` is a comment. An existing file with such a name takes
+    precedence.
 
     Raises:
         InputError: If a folder or list is empty, no file matches a pattern, or none of the files exists.
@@ -43,7 +46,7 @@ def _files(argument: str, *, in_list: bool) -> Iterator[Path]:
     elif _exists(argument):
         yield Path(argument)
     elif argument in _STANDARD_INPUT and not in_list:
-        yield from _lines(sys.stdin.read(_MAX_LIST_BYTES), "Standard input")
+        yield from _lines(_standard_input(), "Standard input")
     elif argument.startswith("@") and not in_list:
         yield from _lines(_text(Path(argument[1:])), argument[1:])
     elif glob.has_magic(argument):
@@ -94,8 +97,8 @@ def _inside(folder: str) -> list[Path]:
 
 
 def _lines(text: str, name: str) -> Iterator[Path]:
-    lines = [line.strip() for line in text.splitlines()]
-    arguments = [line for line in lines if line and not line.startswith("#")]
+    lines = [line if _exists(line) else line.strip() for line in re.split(r"\r\n|\r|\n", text)]
+    arguments = [line for line in lines if line and (not line.startswith("#") or _exists(line))]
     if not arguments:
         raise InputError(f"{name}: lists no files; write one path per line.")
     for argument in arguments:
@@ -106,10 +109,20 @@ def _text(path: Path) -> str:
     try:
         if not path.is_file():
             raise InputError(f"{path}: no such list of files.")
-        with path.open(encoding="utf-8") as stream:
-            return stream.read(_MAX_LIST_BYTES)
+        with path.open("rb") as stream:
+            return decode_text(stream.read(_MAX_LIST_BYTES))
     except (OSError, ValueError):
         raise InputError(f"{path}: is not a text file with one path per line.") from None
+
+
+def _standard_input() -> str:
+    binary = getattr(sys.stdin, "buffer", None)
+    if binary is None:
+        return sys.stdin.read(_MAX_LIST_BYTES)
+    try:
+        return decode_text(binary.read(_MAX_LIST_BYTES))
+    except ValueError:
+        raise InputError("Standard input: is not a text with one path per line.") from None
 
 
 def _exists(argument: str) -> bool:

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 import darklens
-from darklens.data.deeplense import DEEPLENSE
+from darklens.data.deeplense import DEEPLENSE, import_folder
 from darklens.data.entries import Entry, Importer
 from darklens.data.prepare import SAME_SCALE
 from darklens.data.readers import Image, check_pixels
-from darklens.data.readers.image import reject_damaged
+from darklens.data.readers.image import as_float64, reject_damaged
+from darklens.data.readers.pixel_scale import replacing_unreadable
 from darklens.data.store import INDEX, Shard, Store, StoreIndex, is_shard, prepare_folder, write_index, write_shard
 from darklens.errors import DarklensError, InputError
 from darklens.registry import Registry
@@ -64,7 +65,7 @@ def import_images(
     Raises:
         InputError: If there is nothing to import or `out` is not empty; nothing is written.
     """
-    entries = list_entries(importer, source) if entries is None else entries
+    entries = list_entries(importer, source, pixel_scale=pixel_scale) if entries is None else entries
     _clear(out)
     problems: list[str] = []
     shards: list[Shard] = []
@@ -74,6 +75,7 @@ def import_images(
     n_changed: dict[str, int] = {}
     size: int | None = None
     scale = pixel_scale
+    n_assumed = 0
 
     def flush() -> None:
         truth = {"label": np.array(labels, dtype=np.int64), "path": np.array(names)}
@@ -83,9 +85,11 @@ def import_images(
 
     for entry in entries:
         try:
-            image = _read(entry, importer, size)
+            with replacing_unreadable(pixel_scale):
+                image = _read(entry, importer, size)
             size, scale = size or image.pixels.shape[0], scale or image.pixel_scale
             _require_scale(image, scale or DEFAULT_PIXEL_SCALE, entry.location or entry.name)
+            n_assumed += image.pixel_scale is None and pixel_scale is None
             for change in image.changes:
                 n_changed[change] = n_changed.get(change, 0) + 1
             images.append(image.pixels)
@@ -112,35 +116,24 @@ def import_images(
             shards=shards,
         ),
     )
+    if n_assumed:
+        assumption = f"pixel scale of {scale or DEFAULT_PIXEL_SCALE:g} arcsec assumed; --pixel-scale gives another"
+        n_changed[assumption] = n_assumed
     return ImportReport(Store(out), problems, [f"{n} of the images: {change}." for change, n in n_changed.items()])
 
 
-def import_folder(
-    source: Path, out: Path, *, pixel_scale: float | None = None, advance: Callable[[int], None] = lambda _: None
-) -> ImportReport:
-    """Import labelled images; images that cannot be used are skipped and listed.
+def list_entries(importer: Importer, source: Path, *, pixel_scale: float | None = None) -> Sequence[Entry]:
+    """Return the entries of a source.
 
     Args:
-        source: Folder with class folders (no, sphere, vort or their DeepLenseSim names), with an index.csv of files and
-            labels, or with images.npy and labels.npy; or npz or HDF5 file with `images` (k, n, n) or (k, 1, n, n) and
-            `labels` (k,).
-        out: Store to write.
-        pixel_scale: Pixel scale of the images, arcsec; by default that of the files, or 0.05 if they have none.
-        advance: Called with the number of files just processed.
-
-    Raises:
-        InputError: If there is nothing to import, a label is not a class, or `out` is not empty; nothing is written.
-    """
-    return import_images(IMPORTERS["deeplense"], source, out, pixel_scale=pixel_scale, advance=advance)
-
-
-def list_entries(importer: Importer, source: Path) -> Sequence[Entry]:
-    """Return the entries of a source.
+        importer: Layout of the source.
+        source: File or folder.
+        pixel_scale: Pixel scale in arcsec that replaces one that cannot be read.
 
     Raises:
         InputError: If there are none, or the source cannot be read.
     """
-    with reject_damaged(source, "imported"):
+    with reject_damaged(source, "imported"), replacing_unreadable(pixel_scale):
         entries = importer.entries(source)
     if not entries:
         raise InputError(f"{source}: contains no images in this format.")
@@ -151,7 +144,7 @@ def _read(entry: Entry, importer: Importer, size: int | None) -> Image:
     location = entry.location or entry.name
     with reject_damaged(Path(location), "image"), np.errstate(over="ignore"):
         content = entry.read()
-        image = content if isinstance(content, Image) else Image(np.asarray(content, dtype=np.float64))
+        image = content if isinstance(content, Image) else Image(as_float64(np.asanyarray(content)))
         pixels = image.pixels.astype(np.float32)
     if pixels.ndim != 2 or pixels.shape != ((size or pixels.shape[0]),) * 2:
         expected = f"the others have {size} x {size}" if size else "but a square image is expected"

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -12,8 +11,11 @@ from jaxtyping import Int
 from darklens.data.classes import CLASSES, label_of
 from darklens.data.readers import require_file
 from darklens.data.readers.hdf5 import datasets_of, require_readable
-from darklens.data.readers.image import Image, reject_damaged, require_image, valid_pixel_scale
+from darklens.data.readers.hdf5 import stated_scale as hdf5_scale
+from darklens.data.readers.image import Image, plane_shape, reject_damaged, require_image
 from darklens.data.readers.npy import Readable, open_archive, read_header
+from darklens.data.readers.npy import stated_scale as npz_scale
+from darklens.data.readers.pixel_scale import unless_replaced
 from darklens.errors import InputError
 
 IMAGES, LABELS = "images", "labels"
@@ -88,10 +90,7 @@ def _open_npz(path: Path) -> LabelledArrays:
                 numbers = _label_numbers(path, *_read_small_array(stream, path))
             with archive.open(members[IMAGES]) as stream:
                 header = read_header(stream)
-            scale = None
-            if "pixel_scale" in members:
-                with archive.open(members["pixel_scale"]) as stream:
-                    scale = valid_pixel_scale(_read_small_array(stream, path)[0])
+            scale = unless_replaced(None, lambda: npz_scale(path, archive, members))
         _require_shapes(path, header[0], header[2], len(numbers))
     except BaseException:
         archive.close()
@@ -124,7 +123,7 @@ def _open_hdf5(path: Path) -> LabelledArrays:
             text = labels.dtype.kind == "O" and h5py.check_string_dtype(labels.dtype) is not None
             values = labels.asstr()[()] if text else labels[()]
             numbers = _label_numbers(path, np.asarray(values, dtype=str if text else None))
-            scale = _scale(images) or _scale(file)
+            scale = unless_replaced(None, lambda: hdf5_scale(path, images, datasets))
     except BaseException:
         file.close()
         raise
@@ -133,16 +132,10 @@ def _open_hdf5(path: Path) -> LabelledArrays:
         with file:
             for i in range(images.shape[0]):
                 with reject_damaged(path, "HDF5"):
-                    plane = np.asarray(images[i]).reshape(images.shape[-2:]).astype(np.float64)
+                    plane = np.asarray(images[i]).reshape(plane_shape(images.shape[1:]) or ()).astype(np.float64)
                 yield Image(plane, scale)
 
     return LabelledArrays(path, numbers, read)
-
-
-def _scale(holder: Any) -> float | None:
-    if "pixel_scale" not in holder.attrs or holder.attrs.get_id("pixel_scale").shape not in ((), (1,)):
-        return None
-    return valid_pixel_scale(holder.attrs["pixel_scale"])
 
 
 def _missing_array(path: Path, name: str, names: list[str]) -> InputError:
@@ -151,11 +144,11 @@ def _missing_array(path: Path, name: str, names: list[str]) -> InputError:
 
 
 def _require_shapes(path: Path, shape: tuple[int, ...], dtype: np.dtype, n_labels: int) -> None:
-    if len(shape) not in (3, 4) or (len(shape) == 4 and shape[1] != 1):
+    if len(shape) not in (3, 4) or plane_shape(shape[1:]) is None:
         raise InputError(f"{path}: {IMAGES} has shape {shape}; (k, n, n) or (k, 1, n, n) is expected.")
     if shape[0] != n_labels:
         raise InputError(f"{path}: has {shape[0]} {IMAGES} and {n_labels} {LABELS}.")
-    require_image(path, shape[-2:], dtype)
+    require_image(path, shape[1:], dtype)
     if not 0 < n_labels <= MAX_IMAGES:
         raise InputError(f"{path}: has {n_labels} images; an import takes 1 to {MAX_IMAGES:,}.")
 
@@ -169,7 +162,7 @@ def _read_images(path: Path, stream: Readable, kind: str, scale: float | None) -
     for _ in range(shape[0]):
         with reject_damaged(path, kind):
             plane = np.frombuffer(stream.read(n_bytes), dtype=dtype, count=math.prod(shape[1:]))
-        yield Image(plane.reshape(shape[-2:]).astype(np.float64), scale)
+        yield Image(plane.reshape(plane_shape(shape[1:]) or ()).astype(np.float64), scale)
 
 
 def _read_small_array(stream: Readable, path: Path) -> tuple[np.ndarray]:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32
 
 from darklens.data.centre import find_lens
-from darklens.data.readers.image import Image, check_pixels
+from darklens.data.readers.image import Image, as_float64, check_pixels
 from darklens.errors import InputError
 
 SAME_SCALE = 0.005  # relative difference below which two pixel scales count as equal
@@ -26,10 +26,13 @@ class Prepared:
     Attributes:
         pixels: The image.
         changes: The changes that were made, in words.
+        offset: Position (x to the right, y up) of the centre of `pixels` relative to the centre of the original image,
+            arcsec. Added to a position in `pixels`, it gives the position in the original image.
     """
 
     pixels: Float32[np.ndarray, "n n"]
     changes: tuple[str, ...]
+    offset: tuple[float, float] = (0.0, 0.0)
 
 
 def prepare(
@@ -39,7 +42,7 @@ def prepare(
 
     An image with the size and pixel scale of the model does not change. An image that is larger than the field of the
     model and at least 4 arcsec wide is cropped about the lens if the lens lies more than 0.1 arcsec from the centre.
-    Without a pixel scale from the file or the caller, that of the model is assumed.
+    Without a pixel scale from the file or the caller, that of the model is assumed, and `changes` says so.
 
     Args:
         image: Image from a reader.
@@ -53,11 +56,15 @@ def prepare(
             of the model's field, more than isolated pixels are NaN, or pixels are infinite or all equal.
     """
     changes = list(image.changes)
-    scale = next(value for value in (image_pixel_scale, image.pixel_scale, pixel_scale) if value is not None)
+    scale = image.pixel_scale if image_pixel_scale is None else image_pixel_scale
+    if scale is None:
+        scale = pixel_scale
+        changes.append(f"pixel scale of {scale:g} arcsec assumed")
     require_similar_scale(scale, pixel_scale, name)
     factor = pixel_scale / scale
     same = abs(factor - 1) <= SAME_SCALE
-    shape = image.pixels.shape
+    pixels = as_float64(image.pixels)
+    shape = pixels.shape
     needed = (n_pixels, n_pixels) if same else (_side(shape[0], n_pixels * factor), _side(shape[1], n_pixels * factor))
     if min(shape[i] / needed[i] for i in (0, 1)) < MIN_COVERAGE:
         raise InputError(
@@ -65,25 +72,29 @@ def prepare(
             + ("" if same else f" of {pixel_scale:g} arcsec, which is {needed[0]} x {needed[1]} pixels of this image")
             + "; give a wider cut-out."
         )
-    offset = _lens_offset(image.pixels, needed, scale)
-    pixels = _cropped(image.pixels, needed, offset)
+    corner = _crop_corner(pixels, needed, scale)
+    centre = tuple(at + (m - 1) / 2 - (n - 1) / 2 for at, m, n in zip(corner, needed, shape, strict=True))
+    pixels = pixels[max(0, corner[0]) :, max(0, corner[1]) :][: needed[0], : needed[1]]
     if pixels.shape != shape:
-        centre = f" about the lens, {_in_words(offset)} of the centre" if any(offset) else ""
-        changes.append(f"cropped from {_size(shape)} to {_size(pixels.shape)} pixels{centre}")
+        changes.append(f"cropped from {_size(shape)} to {_size(pixels.shape)} pixels{_in_words(centre)}")
     pixels, n_filled = fill_isolated(pixels, name)
     if n_filled:
         changes.append(f"{n_filled} NaN pixel{'s' * (n_filled > 1)} replaced by the mean of the neighbours")
     with np.errstate(over="ignore"):
         check_pixels(pixels.astype(np.float32), name)
     if pixels.shape != needed:
-        changes.append(f"padded from {_size(pixels.shape)} to {_size(needed)} pixels with the median of the border")
+        moved = "" if pixels.shape != shape else _in_words(centre)
+        changes.append(
+            f"padded from {_size(pixels.shape)} to {_size(needed)} pixels with the median of the border{moved}"
+        )
         pixels = _padded(pixels, needed)
     if not same:
         changes.append(f"resampled from {scale:.4g} to {pixel_scale:g} arcsec per pixel")
         pixels = resample(pixels, n_pixels=n_pixels, factor=factor)
-    result = pixels.astype(np.float32)
+    with np.errstate(over="ignore"):
+        result = pixels.astype(np.float32)
     check_pixels(result, name)
-    return Prepared(result, tuple(changes))
+    return Prepared(result, tuple(changes), (centre[1] * scale, centre[0] * scale))
 
 
 def require_similar_scale(scale: float, target: float, name: str) -> None:
@@ -156,28 +167,30 @@ def _side(n_in: int, length: float) -> int:
     return side + (side - n_in) % 2
 
 
-def _lens_offset(pixels: Float[np.ndarray, "h w"], target: tuple[int, int], scale: float) -> tuple[int, int]:
-    """Return by how many pixels, up and to the right, to shift the crop so that the lens is at its centre."""
-    spare = [max(0, n - m) for n, m in zip(pixels.shape, target, strict=True)]
+def _crop_corner(pixels: Float[np.ndarray, "h w"], target: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Return row and column of the lower left pixel of the crop, about the lens if that is off centre.
+
+    They are negative where the image is smaller than the target and will be padded.
+    """
+    spare = [n - m for n, m in zip(pixels.shape, target, strict=True)]
+    corner = [n // 2 if n >= 0 else -((-n) // 2) for n in spare]
     centre = find_lens(pixels, scale) if max(spare) > 1 and min(pixels.shape) * scale >= MIN_FIELD else None
-    if centre is None or math.hypot(*centre) * scale <= CENTRE_TOLERANCE:
-        return 0, 0
-    up, right = (max(-(n // 2), min(n - n // 2, round(at))) for n, at in zip(spare, centre, strict=True))
-    return up, right
+    if centre is not None and math.hypot(*centre) * scale > CENTRE_TOLERANCE:
+        for i, n in enumerate(spare):
+            corner[i] += max(-(n // 2), min(n - n // 2, round(centre[i]))) if n > 0 else 0
+    return corner[0], corner[1]
 
 
-def _in_words(offset: tuple[int, int]) -> str:
-    up, right = offset
-    parts = [f"{abs(up)} pixels {'above' if up > 0 else 'below'}"] * (up != 0)
-    parts += [f"{abs(right)} pixels to the {'right' if right > 0 else 'left'}"] * (right != 0)
-    return " and ".join(parts)
-
-
-def _cropped(
-    pixels: Float[np.ndarray, "h w"], target: tuple[int, int], offset: tuple[int, int]
-) -> Float[np.ndarray, "h2 w2"]:
-    y, x = (max(0, (n - m) // 2 + shift) for n, m, shift in zip(pixels.shape, target, offset, strict=True))
-    return pixels[y : y + target[0], x : x + target[1]]
+def _in_words(centre: tuple[float, ...]) -> str:
+    """Return where the centre of the crop lies (up and right, pixels), if that is not the centre of the image."""
+    parts = []
+    for n, (positive, negative) in zip(centre, (("above", "below"), ("to the right", "to the left")), strict=True):
+        length = "half a pixel" if abs(n) == 0.5 else f"{abs(n):g} pixel{'s' * (abs(n) != 1)}"
+        parts += [f"{length} {positive if n > 0 else negative}"] * (n != 0)
+    if not parts:
+        return ""
+    subject = "the lens," if max(map(abs, centre)) > 0.5 else "a point"
+    return f" about {subject} {' and '.join(parts)} {'of ' * (centre[1] != 0)}the centre"
 
 
 def _padded(pixels: Float[np.ndarray, "h w"], target: tuple[int, int]) -> Float[np.ndarray, "h2 w2"]:

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from darklens.bundle import Bundle
+from darklens.data.arrays import float32_tensor
 from darklens.errors import ConfigError
 from darklens.fit.features import MAP_NAMES, SUMMARY_NAMES, FitFeatures
 from darklens.fit.summary import fit_succeeded
@@ -149,7 +150,7 @@ def _inputs_and_baseline(
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Callable[..., Tensor]]:
     """Return the inputs of the network, the baseline, and the function from either to logits."""
     network = bundle.network
-    raw = torch.from_numpy(images).to(next(network.parameters()).device)
+    raw = float32_tensor(images).to(next(network.parameters()).device)
     if bundle.fit_settings is None:
         prepare = bundle.contract.preprocess
         scaled = prepare.normalise(raw)

@@ -110,5 +110,5 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """
     if not path.exists():
         raise InputError(f"{path} does not exist.")
-    with path.open(newline="", encoding="utf-8") as stream:
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
         return list(csv.DictReader(stream))

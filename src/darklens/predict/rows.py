@@ -1,13 +1,10 @@
 """Rows of predictions.csv for image files, in order, bad files included."""
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
 
 from darklens import aliases
 from darklens.bundle import BATCH_SIZE, Bundle, Classification, InferenceBackend
@@ -15,10 +12,12 @@ from darklens.data.prepare import Prepared, prepare, require_similar_scale
 from darklens.data.readers import read_image
 from darklens.errors import DarklensError
 from darklens.evaluation.columns import prediction_columns
+from darklens.files import csv_line
 from darklens.fit.features import no_features
 from darklens.fit.summary import findings
 
-OnBatch = Callable[[Sequence[Path], Float[np.ndarray, "b 1 n n"], Classification], None]
+OnBatch = Callable[[Sequence[Path], Sequence[Prepared], Classification], None]
+_POSITIONS = ("centre", "line", "point")  # prefixes of columns of positions, relative to the centre of the image
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,8 @@ class Row:
         path: Path as passed by the caller.
         probabilities: One for each class.
         message: Error message of a bad file.
-        findings: Other columns by name.
+        findings: Other columns by name. Positions are relative to the centre of the image in the file, arcsec;
+            `offset_x` and `offset_y` are those of the centre of the cut-out that was classified.
         changes: Changes to the image before classification, such as resampling, in words.
     """
 
@@ -101,7 +101,7 @@ def read_one(
     """Read a file and prepare its image for the bundle; return an error message if that fails."""
     size, scale, whole = bundle.contract.n_pixels, bundle.contract.pixel_scale, folder / path
     try:
-        image = read_image(whole, name=name)
+        image = read_image(whole, name=name, pixel_scale=pixel_scale)
         return prepare(image, n_pixels=size, pixel_scale=scale, image_pixel_scale=pixel_scale, name=str(path))
     except DarklensError as error:
         return str(error).replace(str(whole), str(path))
@@ -110,9 +110,9 @@ def read_one(
 def _rows(
     bundle: Bundle, prepared: dict[Path, Prepared], on_batch: OnBatch, backend: InferenceBackend | None, with_maps: bool
 ) -> dict[Path, Row]:
-    paths, images = list(prepared), np.stack([image.pixels for image in prepared.values()])[:, None]
+    images = np.stack([image.pixels for image in prepared.values()])[:, None]
     classification = bundle.classify(images, backend, with_maps=with_maps)
-    on_batch(paths, images, classification)
+    on_batch(list(prepared), list(prepared.values()), classification)
     further = prediction_columns(
         bundle, classification.probabilities, classification.ood_features, classification.doubts
     ) | _with_old_names(classification.findings)
@@ -120,11 +120,22 @@ def _rows(
         path: Row(
             str(path),
             probabilities=[float(p) for p in classification.probabilities[i]],
-            findings={"changes": "; ".join(image.changes)} | {name: column[i] for name, column in further.items()},
+            findings={"changes": "; ".join(image.changes)}
+            | {f"offset_{axis}": f"{value:.5g}" for axis, value in zip("xy", image.offset, strict=True)}
+            | _in_original({name: column[i] for name, column in further.items()}, image.offset),
             changes=image.changes,
         )
         for i, (path, image) in enumerate(prepared.items())
     }
+
+
+def _in_original(columns: dict[str, str], offset: tuple[float, float]) -> dict[str, str]:
+    """Return the columns of an image with positions relative to the centre of the image in the file, arcsec."""
+    names = {f"{prefix}_{axis}": value for prefix in _POSITIONS for axis, value in zip("xy", offset, strict=True)}
+    moved = {
+        name: f"{float(columns[name]) + value:.5g}" for name, value in names.items() if value and columns.get(name)
+    }
+    return columns | moved
 
 
 def columns_of(bundle: Bundle) -> list[str]:
@@ -133,7 +144,7 @@ def columns_of(bundle: Bundle) -> list[str]:
     features = 0 if bundle.ood_reference is None else len(bundle.ood_reference.centre)
     calibration = prediction_columns(bundle, np.zeros((0, classes)), np.zeros((0, features)), [])
     fits = {} if bundle.fit_settings is None else _with_old_names(findings(no_features()))
-    return ["changes", *calibration, *fits]
+    return ["changes", "offset_x", "offset_y", *calibration, *fits]
 
 
 def _with_old_names(columns: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -143,7 +154,7 @@ def _with_old_names(columns: dict[str, list[str]]) -> dict[str, list[str]]:
 
 def header(classes: Sequence[str], further: Sequence[str]) -> str:
     """Return the first line of predictions.csv."""
-    return _line(["path", "status", "predicted", *(f"p_{name}" for name in classes), "message", *further])
+    return csv_line(["path", "status", "predicted", *(f"p_{name}" for name in classes), "message", *further])
 
 
 def lines(rows: Sequence[Row], classes: Sequence[str], further: Sequence[Sequence[object]]) -> str:
@@ -151,11 +162,11 @@ def lines(rows: Sequence[Row], classes: Sequence[str], further: Sequence[Sequenc
     text = []
     for row, values in zip(rows, further, strict=True):
         if row.message:
-            text.append(_line([row.path, "error", "", *[""] * len(classes), row.message, *values]))
+            text.append(csv_line([row.path, "error", "", *[""] * len(classes), row.message, *values]))
         else:
             predicted = classes[int(np.argmax(row.probabilities))]
             numbers = [f"{p:.9g}" for p in row.probabilities]
-            text.append(_line([row.path, "ok", predicted, *numbers, "", *values]))
+            text.append(csv_line([row.path, "ok", predicted, *numbers, "", *values]))
     return "".join(text)
 
 
@@ -168,9 +179,3 @@ def to_csv(rows: Sequence[Row], classes: Sequence[str], extra: dict[str, Sequenc
         for i, row in enumerate(rows)
     ]
     return header(classes, [*names, *extra]) + lines(rows, classes, values)
-
-
-def _line(values: Sequence[object]) -> str:
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerow(values)
-    return stream.getvalue()

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import threading
@@ -20,6 +21,7 @@ from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import numpy as np
 import torch
@@ -49,15 +51,25 @@ _THREADS_LOCK = threading.Lock()
 class Task(Frozen):
     """Settings with which any process that can read the model and the files classifies a block."""
 
-    model: str = Field(description="bundle folder, absolute, or the name of a shipped model")
+    model: str = Field(description="bundle folder, absolute, or the name of a shipped model, `quoted`")
     bundle_sha256: str
     backend: BackendChoice
     backend_file: str = Field(default="", description="ONNX file of the backend, empty for others")
     pixel_scale: float | None = None
     image: str | None = None
-    folder: str = Field(description="folder of relative paths")
+    folder: str = Field(description="folder of relative paths, `quoted`")
     files: int = Field(default=0, description="number of files in all blocks")
     version: str = darklens.__version__
+
+
+def quoted(path: Path) -> str:
+    """Return a path as text for JSON: a percent sign and bytes that are not UTF-8 are written as in a URL."""
+    return re.sub("[%\udc80-\udcff]", lambda match: quote_from_bytes(os.fsencode(match[0])), str(path))
+
+
+def unquoted(text: str) -> Path:
+    """Return the path of which `quoted` made a text."""
+    return Path(os.fsdecode(unquote_to_bytes(text)))
 
 
 class Summary(NamedTuple):
@@ -130,12 +142,12 @@ def predict_table(
     require_usable(bundle, pixel_scale)
     where = locate(model)
     task = Task(
-        model=model.name if where == Path(str(SHIPPED)) / model.name else str(where.resolve()),
+        model=model.name if where == Path(str(SHIPPED)) / model.name else quoted(where.resolve()),
         bundle_sha256=sha256_of_bundle(where),
         backend=choose(backend, bundle, len(files)),
         pixel_scale=pixel_scale,
         image=image,
-        folder=str(Path.cwd()),
+        folder=quoted(Path.cwd()),
         files=len(files),
     )
     blocks = Blocks(files, _FIT_BLOCK_SIZE if bundle.requires_fitting else BATCH_SIZE)
@@ -237,20 +249,20 @@ def make_block(task: str, number: int, files: Sequence[str]) -> tuple[dict[str, 
             keep_freed_memory()
             if bundle.requires_fitting:
                 load_for(settings.files)
-            stamp = _stamp(files, Path(settings.folder))
+            stamp = _stamp(files, unquoted(settings.folder))
             rows = predict(
                 bundle,
                 [Path(file) for file in files],
                 pixel_scale=settings.pixel_scale,
                 name=settings.image,
                 backend=backend,
-                folder=Path(settings.folder),
+                folder=unquoted(settings.folder),
             )
         finally:
             torch.set_num_threads(threads)
     names = columns_of(bundle)
     values = [[row.findings.get(name, "") for name in names] for row in rows]
-    text = lines(rows, bundle.contract.classes, values).encode("utf-8", "surrogateescape")
+    text = lines(rows, bundle.contract.classes, values).encode()
     bad = sum(bool(row.message) for row in rows)
     about = _Block(block=number, bad=bad, length=len(text), crc=zlib.crc32(text), stamp=stamp)
     return about.model_dump(), text
@@ -266,7 +278,7 @@ def _loaded(task: str) -> tuple[Bundle, InferenceBackend]:
             "that version there."
         )
     try:
-        where = locate(Path(settings.model))
+        where = locate(unquoted(settings.model))
     except InputError:
         raise InputError(
             f"The worker on {host} cannot see {settings.model}: the model, the images and the folder of --out must be "
@@ -277,11 +289,10 @@ def _loaded(task: str) -> tuple[Bundle, InferenceBackend]:
             f"The model {settings.model} on the worker {host} differs; pass a folder that all workers share."
         )
     bundle = Bundle.load(where)
-    if settings.backend_file and not Path(settings.backend_file).exists():
-        raise InputError(
-            f"The worker on {host} cannot see {settings.backend_file}: put --out on a file system they share."
-        )
-    return bundle, backend_of(settings.backend, bundle, Path(settings.backend_file) if settings.backend_file else None)
+    file = unquoted(settings.backend_file) if settings.backend_file else None
+    if file is not None and not file.exists():
+        raise InputError(f"The worker on {host} cannot see {file}: put --out on a file system they share.")
+    return bundle, backend_of(settings.backend, bundle, file)
 
 
 def _with_backend_file(
@@ -297,7 +308,7 @@ def _with_backend_file(
         if requested != "auto":
             raise
         return task.model_copy(update={"backend": "eager"})
-    return task.model_copy(update={"backend_file": str(file.resolve())})
+    return task.model_copy(update={"backend_file": quoted(file.resolve())})
 
 
 def _examples(bundle: Bundle, task: Task, files: Sequence[str]) -> np.ndarray:

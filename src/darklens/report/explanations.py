@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
 
 from darklens.bundle import Bundle, Classification
+from darklens.data.prepare import Prepared
 from darklens.data.store import prepare_folder
 from darklens.evaluation.explain import Explanation, Method, explain
-from darklens.files import atomic_path
+from darklens.files import atomic_path, printable
 from darklens.fit.features import FitFeatures
 from darklens.report import figures
 from darklens.report.maps import MapWriter, UniqueNames
@@ -55,22 +55,27 @@ class ExplanationWriter:
         with_k = bundle.has_maps and bundle.fit_settings is None
         self._maps = MapWriter(bundle, folder / "maps", files) if with_k else None
 
-    def __call__(
-        self, paths: Sequence[Path], images: Float[np.ndarray, "b 1 n n"], classification: Classification
-    ) -> None:
+    def __call__(self, paths: Sequence[Path], images: Sequence[Prepared], classification: Classification) -> None:
         """Explain a batch one image at a time, because an explanation needs many times the memory of a prediction."""
         for i, path in enumerate(paths):
             inputs, rows = classification.inputs, slice(i, i + 1)
             features = inputs.rows(rows) if isinstance(inputs, FitFeatures) else None
-            explanation = explain(self._bundle, images[rows], method=self._method, label=self._label, features=features)
+            pixels = images[i].pixels[None, None]
+            explanation = explain(self._bundle, pixels, method=self._method, label=self._label, features=features)
             name = self._names.of(path)
             classes = self._bundle.contract.classes
             probabilities = classification.probabilities[i]
             with atomic_path(self._folder / f"{name}.npz") as temporary:
                 arrays: dict[str, Any] = columns(explanation)
-                np.savez(temporary, **arrays, classes=np.array(classes), probabilities=probabilities)
+                np.savez(
+                    temporary,
+                    **arrays,
+                    classes=np.array(classes),
+                    probabilities=probabilities,
+                    offset=np.array(images[i].offset),
+                )
             label = int(explanation.label[0])
-            title = f"{name}: {classes[label]}, probability {probabilities[label]:.3f}"
+            title = f"{printable(name)}: {classes[label]}, probability {probabilities[label]:.3f}"
             with atomic_path(self._folder / f"{name}.png") as temporary:
                 temporary.write_bytes(figures.to_png(picture(explanation, title)))
         if self._maps is not None:

@@ -10,9 +10,10 @@ from jaxtyping import Float
 from pydantic import ValidationError
 
 from darklens.bundle import Bundle, Classification
+from darklens.data.prepare import Prepared
 from darklens.data.store import Store, prepare_folder
 from darklens.errors import InputError
-from darklens.files import atomic_path
+from darklens.files import atomic_path, printable
 from darklens.populations.population import Field2D, Population
 from darklens.report import figures
 from darklens.report.html import Picture, Section, Table
@@ -61,21 +62,19 @@ class MapWriter:
         self._bundle, self._folder = bundle, folder
         self._names = UniqueNames(files)
 
-    def __call__(
-        self, paths: Sequence[Path], images: Float[np.ndarray, "b 1 n n"], classification: Classification
-    ) -> None:
-        """Write the maps of a batch."""
+    def __call__(self, paths: Sequence[Path], images: Sequence[Prepared], classification: Classification) -> None:
+        """Write the maps of a batch; `offset` is the position (x, y) of their centre in the original image, arcsec."""
         scale = self._bundle.map_pixel_scale
         for i, path in enumerate(paths):
             name = self._names.of(path)
             maps = {key: value[i] for key, value in classification.maps.items()}
             with atomic_path(self._folder / f"{name}.npz") as temporary:
-                np.savez(temporary, **maps, pixel_scale=np.float64(scale))
+                np.savez(temporary, **maps, pixel_scale=np.float64(scale), offset=np.array(images[i].offset))
             if classification.findings:
                 fitted = {key: column[i] for key, column in classification.findings.items()}
-                picture = figures.fit_maps([maps], [name], [fitted], pixel_scale=scale)
+                picture = figures.fit_maps([maps], [printable(name)], [fitted], pixel_scale=scale)
             else:
-                picture = figures.lens_maps([maps], [name], pixel_scale=scale)
+                picture = figures.lens_maps([maps], [printable(name)], pixel_scale=scale)
             with atomic_path(self._folder / f"{name}.png") as temporary:
                 temporary.write_bytes(figures.to_png(picture))
 

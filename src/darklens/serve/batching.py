@@ -21,6 +21,7 @@ class Job:
         name: Name of the image.
         pixels: The image on the model's pixel grid.
         changes: Changes made to put it on that grid, in words.
+        offset: Position (x, y) of its centre relative to the centre of the original image, arcsec.
         maps: Whether to compute maps.
         exposure: Exposure relative to that of the population.
         deadline: Time of `time.monotonic` after which no client waits for the result.
@@ -30,6 +31,7 @@ class Job:
     name: str
     pixels: Float32[np.ndarray, "n n"]
     changes: tuple[str, ...] = ()
+    offset: tuple[float, float] = (0.0, 0.0)
     maps: bool = False
     exposure: float = 1.0
     deadline: float = float("inf")

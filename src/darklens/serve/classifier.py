@@ -97,6 +97,7 @@ class Classifier:
             reasons=list(classification.doubts[i]),
             ood=ood,
             changes=list(job.changes),
+            offset=list(job.offset),
         )
 
     def _fit_results(self, classification: Classification, i: int, predicted: str) -> dict[str, object]:

@@ -142,7 +142,9 @@ class _Reader:
             raise _ReaderLostError(
                 "cannot be read: it crashed the process that read it; save the image again."
             ) from None
-        return Prepared(pixels.reshape(request.n_pixels, request.n_pixels), tuple(reply["changes"]))
+        return Prepared(
+            pixels.reshape(request.n_pixels, request.n_pixels), tuple(reply["changes"]), tuple(reply["offset"])
+        )
 
     def restart(self) -> None:
         self.close()
@@ -167,7 +169,7 @@ def read_files(connection: Connection, path: str) -> None:
 
     Args:
         connection: Receives pairs of messages: a `ReadRequest` as JSON, then the bytes of the file. Sends JSON with
-            `message`, or with `changes` followed by the pixels.
+            `message`, or with `changes` and `offset` followed by the pixels.
         path: Temporary path of the file while it is read.
     """
     # The parent ends this process; a signal that stops the server reaches the whole process group.
@@ -195,7 +197,7 @@ def _read_file(file: Path, request: ReadRequest, data: bytes) -> tuple[dict[str,
     try:
         with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
             stream.write(data)
-        image = read_image(file, name=request.image)
+        image = read_image(file, name=request.image, pixel_scale=request.image_pixel_scale)
         n = image.pixels.size
         if n > request.max_pixels:
             message = f"{name}: has {n} pixels, and this server takes at most {request.max_pixels}; cut out the lens."
@@ -215,7 +217,7 @@ def _read_file(file: Path, request: ReadRequest, data: bytes) -> tuple[dict[str,
         return {"message": f"{name}: cannot be read ({type(error).__name__}); save the image again."}, None
     finally:
         file.unlink(missing_ok=True)
-    return {"changes": list(prepared.changes)}, prepared.pixels.astype("<f4")
+    return {"changes": list(prepared.changes), "offset": prepared.offset}, prepared.pixels.astype("<f4")
 
 
 def _reworded(message: str, path: str, name: str) -> str:

@@ -92,6 +92,11 @@ class ImageResult(BaseModel):
     reasons: list[str] = Field(default=[], description="reasons not to trust the class; probabilities are then widened")
     ood: OutOfDistribution | None = None
     changes: list[str] = Field(default=[], description="changes made to the image to fit the model's pixel grid")
+    offset: list[float] = Field(
+        default=[0.0, 0.0],
+        description="position (x, y) of the centre of the classified image relative to the centre of the uploaded one, "
+        "arcsec; positions and maps are relative to the former",
+    )
     fit: Fit | None = None
     hypotheses: dict[str, float] | None = Field(
         default=None, description="chi2 (deviance) of the best fit under the hypothesis of each class"

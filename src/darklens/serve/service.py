@@ -180,7 +180,8 @@ class Service:
         if isinstance(prepared, str):
             self.metrics.bad_images.inc()
             return ImageResult(name=name, status="error", message=prepared)
-        return await self._classify(model, Job(name, prepared.pixels, prepared.changes, maps=maps, deadline=deadline))
+        job = Job(name, prepared.pixels, prepared.changes, prepared.offset, maps=maps, deadline=deadline)
+        return await self._classify(model, job)
 
     async def _classify(self, model: Model, job: Job) -> ImageResult:
         model.batcher.submit(job)

@@ -1,13 +1,11 @@
 """The trials of a hyperparameter search: their table, and the best of them."""
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from darklens.files import write_text
+from darklens.files import csv_line, write_text
 
 Metric = Literal["val_loss", "val_auc"]
 
@@ -46,11 +44,10 @@ def best_of(trials: Sequence[Trial], metric: Metric) -> Trial | None:
 def write_table(path: Path, trials: Sequence[Trial], metric: Metric) -> None:
     """Write trials.csv."""
     keys = list(dict.fromkeys(key for trial in trials for key in trial.settings))
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["trial", "state", metric, "epochs", "seconds", *keys, "problem"])
+    lines = [csv_line(["trial", "state", metric, "epochs", "seconds", *keys, "problem"])]
     for trial in trials:
         value = "" if trial.value is None else f"{trial.value:.6g}"
         settings = [trial.settings.get(key, "") for key in keys]
-        writer.writerow([trial.number, trial.state, value, trial.epochs, trial.seconds, *settings, trial.problem])
-    write_text(path, stream.getvalue())
+        row = [trial.number, trial.state, value, trial.epochs, trial.seconds, *settings, trial.problem]
+        lines.append(csv_line(row))
+    write_text(path, "".join(lines))

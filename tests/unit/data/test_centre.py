@@ -31,7 +31,7 @@ def test_lenses_are_found_to_a_pixel_or_so(lenses, number, monkeypatch):
     row, column = find_lens(wide, 0.05)
     assert np.hypot(row - up, column - right) < 2.0
     monkeypatch.setattr("darklens.data.prepare.find_lens", lambda *_: (row, column))  # the search takes a second
-    made = prepare(Image(wide), n_pixels=N, pixel_scale=0.05)
+    made = prepare(Image(wide, 0.05), n_pixels=N, pixel_scale=0.05)
     assert len(made.changes) == 1 and made.changes[0].startswith("cropped from 210 x 230 to 150 x 150 pixels")
     cut = made.pixels - SKY
     shifted = [np.sum(cut * np.roll(lenses[number] - SKY, by, axis)) for axis in (0, 1) for by in (-4, 4)]
@@ -41,7 +41,7 @@ def test_lenses_are_found_to_a_pixel_or_so(lenses, number, monkeypatch):
 def test_a_centred_lens_is_not_shifted(lenses):
     wide = sky(1, N + 60, N + 60)
     wide[30 : 30 + N, 30 : 30 + N] = lenses[0]
-    made = prepare(Image(wide), n_pixels=N, pixel_scale=0.05)
+    made = prepare(Image(wide, 0.05), n_pixels=N, pixel_scale=0.05)
     np.testing.assert_array_equal(made.pixels, lenses[0])
     assert made.changes == ("cropped from 210 x 210 to 150 x 150 pixels",)
 
@@ -49,7 +49,7 @@ def test_a_centred_lens_is_not_shifted(lenses):
 def test_the_change_states_the_position_of_the_lens(lenses):
     wide = sky(1, N + 60, N + 60)
     wide[48 : 48 + N, 10 : 10 + N] = lenses[0]
-    (change,) = prepare(Image(wide), n_pixels=N, pixel_scale=0.05).changes
+    (change,) = prepare(Image(wide, 0.05), n_pixels=N, pixel_scale=0.05).changes
     words = change.split(" about the lens, ")[1]
     up, right = (int(part.split()[0]) for part in words.split(" and "))
     assert "above" in words and "to the left of the centre" in words
@@ -74,6 +74,6 @@ def test_no_lens_is_found_without_light(image):
 def test_the_crop_about_a_lens_at_the_edge_stays_inside_the_image():
     wide = sky(4, 100, 100)
     wide[2:8, 90:96] += 200
-    made = prepare(Image(wide), n_pixels=60, pixel_scale=0.05)
+    made = prepare(Image(wide, 0.05), n_pixels=60, pixel_scale=0.05)
     np.testing.assert_array_equal(made.pixels, wide[:60, 40:].astype(np.float32))
     assert "20 pixels below and 20 pixels to the right of the centre" in made.changes[0]

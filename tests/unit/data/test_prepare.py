@@ -69,7 +69,7 @@ def test_a_resampled_lens_equals_one_simulated_on_the_new_grid(label):
 
 def test_an_image_on_the_grid_of_the_model_is_unchanged():
     pixels = noise(20, 20)
-    for scale in (None, 0.05, 0.0501):
+    for scale in (0.05, 0.0501):
         prepared = prepare(Image(pixels, scale), n_pixels=20, pixel_scale=0.05)
         assert prepared.changes == () and prepared.pixels.dtype == np.float32
         np.testing.assert_array_equal(prepared.pixels, pixels.astype(np.float32))
@@ -77,14 +77,17 @@ def test_an_image_on_the_grid_of_the_model_is_unchanged():
 
 def test_cropping_and_padding_keep_the_centre():
     pixels = noise(31, 24)
-    prepared = prepare(Image(pixels), n_pixels=21, pixel_scale=0.05)
+    prepared = prepare(Image(pixels, 0.05), n_pixels=21, pixel_scale=0.05)
     np.testing.assert_array_equal(prepared.pixels, pixels[5:26, 1:22].astype(np.float32))
-    assert prepared.changes == ("cropped from 31 x 24 to 21 x 21 pixels",)
-    prepared = prepare(Image(pixels), n_pixels=26, pixel_scale=0.05)
+    assert prepared.changes == (
+        "cropped from 31 x 24 to 21 x 21 pixels about a point half a pixel to the left of the centre",
+    )
+    assert prepared.offset == (-0.025, 0.0)
+    prepared = prepare(Image(pixels, 0.05), n_pixels=26, pixel_scale=0.05)
     np.testing.assert_array_equal(prepared.pixels[:, 1:25], pixels[2:28].astype(np.float32))
     assert prepared.pixels[0, 0] == prepared.pixels[20, 25] == pytest.approx(10, abs=1)
     assert prepared.changes == (
-        "cropped from 31 x 24 to 26 x 24 pixels",
+        "cropped from 31 x 24 to 26 x 24 pixels about a point half a pixel below the centre",
         "padded from 26 x 24 to 26 x 26 pixels with the median of the border",
     )
 
@@ -106,7 +109,7 @@ def test_the_caller_overrides_the_pixel_scale_of_the_file():
 def test_isolated_nan_pixels_are_filled_after_cropping():
     pixels = np.add.outer(np.arange(60.0), np.arange(60.0))
     pixels[0], pixels[30, 30] = np.nan, np.nan
-    prepared = prepare(Image(pixels), n_pixels=50, pixel_scale=0.05)
+    prepared = prepare(Image(pixels, 0.05), n_pixels=50, pixel_scale=0.05)
     assert prepared.pixels[25, 25] == pytest.approx(60.0)
     assert prepared.changes[1] == "1 NaN pixel replaced by the mean of the neighbours"
     corner = np.add.outer(np.arange(40.0), np.arange(40.0))

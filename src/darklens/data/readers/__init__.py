@@ -28,12 +28,19 @@ __all__ = [
     "require_file",
 ]
 
+Reader = Callable[[Path, str | None, float | None], Image]
 _FITS = (".fits", ".fit", ".fts")
-MEASUREMENTS = (".npy", ".npz", *(f"{s}{packed}" for packed in ("", ".gz", ".bz2") for s in _FITS), ".h5", ".hdf5")
+MEASUREMENTS = (
+    ".npy",
+    ".npz",
+    *(f"{s}{packed}" for packed in ("", ".gz", ".bz2", ".fz") for s in _FITS),
+    ".h5",
+    ".hdf5",
+)
 PICTURES = (".png", ".tif", ".tiff")
 SUFFIXES = MEASUREMENTS + PICTURES
-_MAGIC: dict[bytes, Callable[[Path, str | None], Image]] = {
-    b"\x93NUMPY": lambda path, _: read_npy(path),
+_MAGIC: dict[bytes, Reader] = {
+    b"\x93NUMPY": read_npy,
     b"PK\x03\x04": read_npz,
     b"SIMPLE  =": read_fits,
     b"\x1f\x8b": read_fits,
@@ -50,8 +57,8 @@ _UNSUPPORTED = {
 _warnings_lock = threading.Lock()  # warnings.catch_warnings changes the state of all threads
 
 
-def read_image(path: Path, *, name: str | None = None) -> Image:
-    """Read an image file: npy, npz, FITS (plain, gzip or bzip2), HDF5, or a greyscale PNG or TIFF.
+def read_image(path: Path, *, name: str | None = None, pixel_scale: float | None = None) -> Image:
+    """Read an image file: npy, npz, FITS (plain, gzip, bzip2 or tile-compressed), HDF5, or a greyscale PNG or TIFF.
 
     The reader executes nothing in the file, reads nothing outside it, and allocates no memory for the sizes in a header
     before it has checked them. NaN pixels remain; `prepare` fills or rejects them. Only one thread reads at a time.
@@ -59,6 +66,7 @@ def read_image(path: Path, *, name: str | None = None) -> Image:
     Args:
         path: The file.
         name: Array, FITS extension (name or number) or HDF5 dataset to read from a file with several images.
+        pixel_scale: Pixel scale in arcsec that replaces that of the file, even if that cannot be read.
 
     Raises:
         InputError: If the file cannot be used; one sentence says why and what to do.
@@ -66,10 +74,10 @@ def read_image(path: Path, *, name: str | None = None) -> Image:
     read = _reader(path, require_file(path))
     with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return read(path, name)
+        return read(path, name, pixel_scale)
 
 
-def _reader(path: Path, head: bytes) -> Callable[[Path, str | None], Image]:
+def _reader(path: Path, head: bytes) -> Reader:
     for magic, read in _MAGIC.items():
         if head.startswith(magic):
             return read

@@ -1,7 +1,6 @@
 """The image that a reader returns, and the limits and checks that all readers share."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from darklens.data.readers.roles import is_science, science_names
 from darklens.errors import DarklensError, InputError
 
 MAX_PIXELS = 16_000_000  # far more than any cut-out of a lens needs
@@ -55,56 +55,70 @@ def require_image(path: Path, shape: Sequence[int], dtype: np.dtype) -> tuple[in
         raise InputError(f"{path}: holds pickled Python objects, which are never loaded; save a plain number array.")
     if dtype.kind not in "fiub":
         raise InputError(f"{path}: holds {dtype} values; save a real-valued number array.")
-    if not is_plane(shape):
+    plane = plane_shape(shape)
+    if plane is None:
         raise InputError(f"{path}: has shape {tuple(shape)}; one image of shape (n, n) or (1, n, n) is expected.")
-    if math.prod(shape) == 0:
+    height, width = plane
+    if height * width == 0:
         raise InputError(f"{path}: the image has no pixels.")
-    height, width = int(shape[-2]), int(shape[-1])
     if height * width > MAX_PIXELS:
         raise InputError(f"{path}: has {height} x {width} pixels; cut out the lens first.")
     return height, width
 
 
-def is_plane(shape: Sequence[int]) -> bool:
-    """Return whether a shape is that of one image: two axes, preceded only by axes of length 1."""
-    return len(shape) >= 2 and all(n >= 0 for n in shape) and all(n == 1 for n in shape[:-2])
+def plane_shape(shape: Sequence[int]) -> tuple[int, int] | None:
+    """Return height and width of an array that is one image: two axes, and others of length 1 before or after them."""
+    sides = [int(n) for n in shape]
+    while len(sides) > 2 and sides[0] == 1:
+        sides.pop(0)
+    while len(sides) > 2 and sides[-1] == 1:
+        sides.pop()
+    return (sides[0], sides[1]) if len(sides) == 2 and min(sides) >= 0 else None
 
 
-def choose_image(path: Path, candidates: Sequence[str], name: str | None, defaults: Sequence[str], kind: str) -> str:
-    """Return the name of the image to read from a file.
+def choose_image(path: Path, arrays: Mapping[str, tuple[Sequence[int], np.dtype]], name: str | None, kind: str) -> str:
+    """Return the name of the array to read from a file: the one requested, or else the science image.
 
     Args:
         path: The file, for messages.
-        candidates: Names of all images in the file.
+        arrays: Shape and type of all arrays in the file.
         name: Name that the user requested, if any.
-        defaults: Names to choose if the file has several images.
-        kind: What the file format calls an image.
+        kind: What the file format calls an array.
 
     Raises:
-        InputError: If the file has no image, not the requested one, or several without a default name.
+        InputError: If the file has no image, not the requested one, several that may be the science image, a science
+            image that is a cube, or only weight maps, masks and the like.
     """
+    planes = {key: plane for key, (shape, _) in arrays.items() if (plane := plane_shape(shape)) is not None}
+    candidates = [key for key, plane in planes.items() if min(plane) > 2] or list(planes)
+    if name is not None:
+        if name in planes:
+            return name
+        raise InputError(f"{path}: has no {kind} {name!r} with an image; it has {_listed(list(planes)) or 'none'}.")
+    cubes = [key for key, (shape, _) in arrays.items() if len(shape) > 2 and key not in planes]
+    for key in cubes:  # no other array is read in place of a cube
+        if is_science(key) or not candidates:
+            require_image(path, *arrays[key])
     if not candidates:
         raise InputError(f"{path}: holds no two-dimensional image.")
-    listed = ", ".join(candidates[:8]) + (", ..." if len(candidates) > 8 else "")
-    if name is not None:
-        if name in candidates:
-            return name
-        raise InputError(f"{path}: has no {kind} {name!r} with an image; it has {listed}.")
-    if len(candidates) == 1:
-        return candidates[0]
-    for default in defaults:
-        if default in candidates:
-            return default
-    raise InputError(f"{path}: holds several images ({listed}); select one with --image NAME.")
+    science = science_names(candidates)
+    if not science:
+        raise InputError(
+            f"{path}: holds no science image, only {_listed(candidates)}; select one with --image NAME if it is."
+        )
+    if len(science) > 1:
+        raise InputError(f"{path}: holds several images ({_listed(candidates)}); select one with --image NAME.")
+    return science[0]
 
 
-def valid_pixel_scale(value: object) -> float | None:
-    """Return a pixel scale in arcsec, or None if the value cannot be one."""
-    try:
-        scale = float(np.asarray(value, dtype=np.float64).reshape(()))
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return scale if 1e-6 < scale < 1e6 else None
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+
+def as_float64(array: np.ndarray) -> Float[np.ndarray, "..."]:
+    """Return an array of real numbers of any type, byte order and strides as float64, with NaN where it is masked."""
+    values = np.ma.asanyarray(array).astype(np.float64)
+    return np.asarray(np.ma.filled(values, np.nan))
 
 
 def check_pixels(image: Float[np.ndarray, "n m"], name: str) -> None:

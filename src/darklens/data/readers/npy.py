@@ -1,6 +1,8 @@
 """Readers of NumPy's `.npy` and `.npz` files."""
 
+import math
 import zipfile
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -13,12 +15,20 @@ from darklens.data.readers.image import (
     MAX_PIXELS,
     Image,
     choose_image,
-    is_plane,
     reject_damaged,
     require_image,
-    valid_pixel_scale,
 )
 from darklens.data.readers.object_arrays import only_image
+from darklens.data.readers.pixel_scale import (
+    MAX_VALUES,
+    TRANSFORM,
+    PixelScaleError,
+    combine,
+    is_name,
+    parse,
+    unit_named,
+    unless_replaced,
+)
 from darklens.errors import InputError
 
 MAX_MEMBERS, MAX_DIRECTORY = 1000, 1_000_000  # bytes: enough for a thousand members with long names
@@ -37,7 +47,7 @@ class Readable(Protocol):
         """Return up to `size` bytes."""
 
 
-def read_npy(path: Path) -> Image:
+def read_npy(path: Path, _: str | None = None, pixel_scale: float | None = None) -> Image:
     """Read a `.npy` file without executing anything in it.
 
     Of pickled object arrays it reads only those of DeepLenseSim, which hold an image and a mass.
@@ -46,20 +56,21 @@ def read_npy(path: Path) -> Image:
         InputError: If the file is damaged or is not a two-dimensional array of real numbers.
     """
     with reject_damaged(path, ".npy"), path.open("rb") as stream:
-        shape, _, dtype = read_header(stream)
+        shape, _order, dtype = read_header(stream)
         if dtype.hasobject and len(shape) == 1:
             try:
-                return Image(only_image(stream.read(MAX_PIXELS * 8 + MAX_DIRECTORY)))
+                return Image(only_image(stream.read(MAX_PIXELS * 8 + MAX_DIRECTORY)), pixel_scale)
             except Exception:
                 require_image(path, shape, dtype)
         stream.seek(0)
-        return Image(_plane(path, stream))
+        return Image(_plane(path, stream), pixel_scale)
 
 
-def read_npz(path: Path, name: str | None = None) -> Image:
-    """Read the array `name` of a `.npz` file, or its only image, or the one called `image`.
+def read_npz(path: Path, name: str | None = None, pixel_scale: float | None = None) -> Image:
+    """Read the array `name` of a `.npz` file, or its science image.
 
-    The number `pixel_scale`, if present, is the side of a pixel in arcsec.
+    That is the array `image`, `sci`, `data` or the like, or else the only one that is no weight map, mask or PSF. The
+    pixel scale is `pixel_scale` or the like: a number, a pair or a text, in arcsec unless it states a unit.
 
     Raises:
         InputError: If the file is damaged, decompresses to more than 1 GB, or has no such image.
@@ -68,19 +79,55 @@ def read_npz(path: Path, name: str | None = None) -> Image:
     with reject_damaged(path, ".npz"), archive:
         if sum(member.file_size for member in members.values()) > MAX_BYTES:
             raise InputError(f"{path}: decompresses to more than 1 GB; save only the image with numpy.savez.")
-        planes, rejected = [], None
+        arrays = {}
         for key, member in members.items():
             with archive.open(member) as stream:
                 shape, _, dtype = read_header(stream)
-            if is_plane(shape):
-                planes.append(key)
-            elif dtype.kind != "O" and len(shape) > 0:
-                rejected = shape, dtype
-        if not planes and name is None and rejected is not None:
-            require_image(path, *rejected)
-        with archive.open(members[choose_image(path, planes, name, ("image",), "array")]) as stream:
+            if key == name or not (key == TRANSFORM or is_scale(key, shape)):
+                arrays[key] = shape, dtype
+        with archive.open(members[choose_image(path, arrays, name, "array")]) as stream:
             pixels = _plane(path, stream)
-        return Image(pixels, _scale(archive, members.get("pixel_scale")))
+        return Image(pixels, unless_replaced(pixel_scale, lambda: stated_scale(path, archive, members)))
+
+
+def is_scale(name: str, shape: Sequence[int]) -> bool:
+    """Return whether an array states the pixel scale."""
+    return is_name(name) and (len(shape) < 2 or math.prod(shape) <= 4)
+
+
+def stated_scale(path: Path, archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) -> float | None:
+    """Return the pixel scale that the arrays of an npz file state, arcsec; None without any.
+
+    Raises:
+        PixelScaleError: If one cannot be read.
+        InputError: If pixels are oblong or slanted.
+    """
+    scales = {}
+    for key, member in members.items():
+        with archive.open(member) as stream:
+            shape, fortran_order, dtype = read_header(stream)
+            if is_scale(key, shape):
+                if dtype.hasobject or dtype.itemsize > 1024 or math.prod(shape) > MAX_VALUES:
+                    raise PixelScaleError(f"{path}: states {key} as {dtype} values; give --pixel-scale.")
+                values = np.frombuffer(stream.read(math.prod(shape) * dtype.itemsize), dtype=dtype)
+                values = values.reshape(shape, order="F" if fortran_order else "C")
+                unit = _text(archive, members, f"{key}_unit") or _text(archive, members, f"{key}_units")
+                scales[key] = parse(path, key, values, unit_named(path, key, unit) if unit else None)
+            elif key == TRANSFORM and shape == (2, 2) and dtype.kind == "f":
+                values = np.frombuffer(stream.read(4 * dtype.itemsize), dtype=dtype).reshape(shape)
+                scales.setdefault(key, parse(path, key, values))
+    return combine(path, scales)
+
+
+def _text(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], name: str) -> str | None:
+    if name not in members:
+        return None
+    with archive.open(members[name]) as stream:
+        shape, _, dtype = read_header(stream)
+        if math.prod(shape) != 1 or dtype.kind not in "US" or dtype.itemsize > 1024:
+            return None
+        value = np.frombuffer(stream.read(dtype.itemsize), dtype=dtype).item(0)
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 
 def open_archive(path: Path) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
@@ -106,16 +153,6 @@ def _plane(path: Path, stream: Readable) -> Float[np.ndarray, "n m"]:
     data = stream.read(height * width * dtype.itemsize)
     array = np.frombuffer(data, dtype=dtype, count=height * width)
     return array.reshape(shape, order="F" if fortran_order else "C").reshape(height, width).astype(np.float64)
-
-
-def _scale(archive: zipfile.ZipFile, member: zipfile.ZipInfo | None) -> float | None:
-    if member is None:
-        return None
-    with archive.open(member) as stream:
-        shape, _, dtype = read_header(stream)
-        if shape not in ((), (1,)) or dtype.kind not in "fiu":
-            return None
-        return valid_pixel_scale(np.frombuffer(stream.read(dtype.itemsize), dtype=dtype, count=1))
 
 
 def read_header(stream: Readable) -> tuple[tuple[int, ...], bool, np.dtype]:

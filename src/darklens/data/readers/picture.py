@@ -18,7 +18,7 @@ _MAX_BYTES = 8 * MAX_PIXELS
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 
 
-def read_picture(path: Path, _: str | None = None) -> Image:
+def read_picture(path: Path, _: str | None = None, pixel_scale: float | None = None) -> Image:
     """Read a greyscale PNG or TIFF: 8 or 16 bits, 32-bit integers or floats.
 
     The top row is the first in the file and the last in the result, as in FITS. Colour images are accepted if all
@@ -47,7 +47,7 @@ def read_picture(path: Path, _: str | None = None) -> Image:
             require_image(path, (height, width), np.dtype(np.float32))
             _require_supported(path, picture)
             pixels = _grey_values(path, picture)
-            return Image(pixels[::-1].astype(np.float64), changes=(WARNING.format(kind=kind),))
+            return Image(pixels[::-1].astype(np.float64), pixel_scale, (WARNING.format(kind=kind),))
 
 
 def _require_supported(path: Path, picture: Any) -> None:

@@ -1,0 +1,28 @@
+"""Arrays of any type, byte order and strides as tensors."""
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+
+def float32_tensor(values: object) -> Float32[Tensor, "..."]:
+    """Return real numbers as float32: of a tensor, or an array of any type, byte order and strides.
+
+    Arrays of native float32 are not copied. Masked pixels become NaN, and numbers beyond the range of float32 infinite.
+
+    Raises:
+        ValueError: If the values are not real numbers.
+    """
+    if isinstance(values, Tensor):
+        if values.is_complex():
+            raise ValueError("the images are complex; give real numbers")
+        return values.float()
+    array = np.ma.asanyarray(values) if np.ma.isMaskedArray(values) else np.asarray(values)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"the images are {array.dtype} values; give real numbers")
+    with np.errstate(over="ignore"):
+        if np.ma.isMaskedArray(array):
+            array = np.asarray(np.ma.filled(array.astype(np.float32), np.nan))
+        array = np.ascontiguousarray(array, dtype=np.float32)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
