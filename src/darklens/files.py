@@ -153,8 +153,9 @@ def csv_line(values: Iterable[object]) -> str:
     A text that a spreadsheet would evaluate as a formula gets an apostrophe in front; numbers stay as they are.
     """
     stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerow([_csv_cell(value) for value in values])
-    return stream.getvalue()
+    # Python quotes a carriage return in a cell only if the line ends in one.
+    csv.writer(stream, lineterminator="\r\n").writerow([_csv_cell(value) for value in values])
+    return stream.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _csv_cell(value: object) -> str:

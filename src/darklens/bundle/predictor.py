@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from darklens.bundle import storage
@@ -33,7 +33,7 @@ BATCH_SIZE = 64
 UNFAMILIAR = "the image is unlike the training images (ood)"
 MICRO_BATCH = 16  # images per forward pass on a CPU, so that activations stay in its cache
 
-Images = Float[np.ndarray, "b 1 n n"] | Float[Tensor, "b 1 n n"]
+Images = Shaped[np.ndarray, "b 1 n n"] | Shaped[Tensor, "b 1 n n"]  # real numbers of any type
 
 
 class Output(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from darklens.bundle import Bundle
@@ -66,7 +66,7 @@ class Explanation:
 
 def explain(
     bundle: Bundle,
-    images: Float[np.ndarray, "b 1 n n"],
+    images: Shaped[np.ndarray, "b 1 n n"],
     *,
     method: Method = "integrated_gradients",
     label: int | None = None,
@@ -146,7 +146,7 @@ def agreement(first: Explanation, second: Explanation) -> Float[np.ndarray, " b"
 
 
 def _inputs_and_baseline(
-    bundle: Bundle, images: Float[np.ndarray, "b 1 n n"], features: FitFeatures | None
+    bundle: Bundle, images: Shaped[np.ndarray, "b 1 n n"], features: FitFeatures | None
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Callable[..., Tensor]]:
     """Return the inputs of the network, the baseline, and the function from either to logits."""
     network = bundle.network

@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -88,3 +91,44 @@ def test_existing_results_are_never_overwritten(folder, tmp_path):
         import_folder(folder, tmp_path / "s")
     with pytest.raises(InputError, match="already exists"):
         export_folder(import_folder(folder, tmp_path / "s2").store, folder)
+
+
+@pytest.mark.parametrize("second", ["no/1.npy,2", "no/1.npy,0", "./no/1.npy,1", "link.npy,1", "{folder}/no/1.npy,2"])
+def test_a_file_that_an_index_lists_twice_is_an_error_that_names_both_lines(folder, second):
+    (folder / "link.npy").symlink_to(folder / "no" / "1.npy")
+    (folder / "index.csv").write_text(f"no/1.npy,0\nvort/3.npy,2\n{second.format(folder=folder)}\n")
+    with pytest.raises(InputError, match="lines 1 and 3: both list"):
+        list_images(folder)
+
+
+def test_a_file_in_the_folders_of_two_classes_is_an_error_that_names_both(folder):
+    (folder / "vort" / "99.npy").symlink_to(folder / "no" / "1.npy")
+    with pytest.raises(InputError, match=r"no/1\.npy and .*vort/99\.npy are one file"):
+        list_images(folder)
+
+
+@pytest.mark.parametrize("through", ["relative", "absolute", "link"])
+def test_absolute_paths_in_an_index_are_not_called_damage(folder, tmp_path, monkeypatch, through):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(folder)
+    source = {"relative": Path("d"), "absolute": folder, "link": Path("link")}[through]
+    lines = [f"{folder}/{name}/1.npy,{label}\n" for label, name in enumerate(("no", "sphere", "vort"))]
+    (folder / "index.csv").write_text("".join(lines))
+    report = import_folder(source, tmp_path / "s")
+    assert report.store.truth("path").tolist() == ["no/1.npy", "sphere/1.npy", "vort/1.npy"]
+    (folder / "index.csv").write_text(f"{tmp_path}/other.npy,0\n")
+    with pytest.raises(InputError, match="outside the folder"):
+        list_images(source)
+
+
+@pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", "utf-16"], ids=["UTF-8", "UTF-16"])
+def test_a_byte_order_mark_does_not_lose_the_first_line_of_an_index(folder, mark):
+    text = "no/1.npy,no\nvort/3.npy,vort\n"
+    (folder / "index.csv").write_bytes(text.encode(mark) if isinstance(mark, str) else mark + text.encode())
+    assert [label for _, label in list_images(folder)] == [0, 2]
+
+
+def test_an_index_names_files_that_are_not_utf8(folder, tmp_path):
+    (folder / "no" / "1.npy").rename(folder / "no" / os.fsdecode(b"caf\xe9.npy"))
+    (folder / "index.csv").write_bytes(b"no/caf\xe9.npy,0\nvort/3.npy,2\n")
+    assert len(import_folder(folder, tmp_path / "s").store) == 2

@@ -87,3 +87,33 @@ def test_arguments_without_files_are_errors(files, monkeypatch, argument, senten
 def test_patterns_and_lists_are_listings(files):
     listings = {word: is_listing(Path(word)) for word in ("-", "@list", "*.npy", "@h.npy", "x", "a.npy")}
     assert [word for word, listing in listings.items() if listing] == ["-", "@list", "*.npy"]
+
+
+BOM = {"UTF-8": b"\xef\xbb\xbf" + b"a.npy\nb.FITS\n", "UTF-16": "a.npy\r\nb.FITS\r\n".encode("utf-16")}
+
+
+class Binary:
+    """Standard input with bytes."""
+
+    def __init__(self, content):
+        self.buffer = io.BytesIO(content)
+
+
+@pytest.mark.parametrize("source", ["list", "standard input"])
+@pytest.mark.parametrize("encoding", BOM)
+def test_a_byte_order_mark_does_not_lose_the_first_entry_of_a_list(files, monkeypatch, encoding, source):
+    (files / "list.txt").write_bytes(BOM[encoding])
+    monkeypatch.setattr("sys.stdin", Binary(BOM[encoding]))
+    assert [str(path) for path in find_images(["@list.txt" if source == "list" else "-"])] == ["a.npy", "b.FITS"]
+
+
+@pytest.mark.parametrize("source", ["list", "standard input"])
+def test_files_with_names_that_are_not_utf8_or_like_comments_are_not_lost(files, monkeypatch, source):
+    names = [b"caf\xe9.npy", b"#1.npy", b" space.npy", b"line\xc2\x85separator.npy", b"[1].npy"]
+    for name in names:
+        (files / os.fsdecode(name)).write_bytes(b"x")
+    content = b"# a comment\n" + b"\n".join(names) + b"\r\n#absent.npy\n"
+    (files / "list.txt").write_bytes(content)
+    monkeypatch.setattr("sys.stdin", Binary(content))
+    found = find_images(["@list.txt" if source == "list" else "-"])
+    assert [os.fsencode(path) for path in found] == names

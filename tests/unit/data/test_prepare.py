@@ -139,3 +139,18 @@ def test_unusable_images_are_errors(change, sentence):
 def test_too_different_scales_and_fields_are_errors(scale, sentence):
     with pytest.raises(InputError, match=sentence):
         prepare(Image(noise(44, 44), scale), n_pixels=60, pixel_scale=0.05)
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (41, 41), (41, 44), (36, 37), (35, 60), (90, 100)])
+def test_offset_places_the_cut_out_in_the_original_image(shape):
+    """Cropped by an odd number of pixels, padded, or about an off-centre lens: no hidden frame."""
+    axes = [np.arange(n) - (n - 1) / 2 for n in shape]
+    up, right = (9.0, -14.0) if min(shape) > 80 else (2.0, -3.0)
+    image = 5 + 100 * np.exp(-((axes[0][:, None] - up) ** 2 + (axes[1] - right) ** 2) / 8)
+    prepared = prepare(Image(image, 0.05), n_pixels=40, pixel_scale=0.05)
+    light, axis = prepared.pixels - 5, (np.arange(40) - 19.5) * 0.05
+    y, x = (light * axis[:, None]).sum() / light.sum(), (light * axis).sum() / light.sum()
+    assert x + prepared.offset[0] == pytest.approx(right * 0.05, abs=2e-3)
+    assert y + prepared.offset[1] == pytest.approx(up * 0.05, abs=2e-3)
+    halves = sum("half a pixel" in change or ".5 pixels" in change for change in prepared.changes)
+    assert halves == any((n - 40) % 2 for n in shape)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from darklens.data.readers.roles import is_science, science_names
 from darklens.errors import DarklensError, InputError
@@ -20,12 +20,12 @@ class Image:
     """An image as it is stored in a file.
 
     Attributes:
-        pixels: Pixel values, NaN where there is no measurement; row 0 is at the bottom.
+        pixels: Pixel values, real numbers of any type, NaN where there is no measurement; row 0 is at the bottom.
         pixel_scale: Side of a pixel in arcsec, if the file states it.
         changes: Changes that the reader made, and warnings about the file, in words.
     """
 
-    pixels: Float[np.ndarray, "n m"]
+    pixels: Shaped[np.ndarray, "n m"]
     pixel_scale: float | None = None
     changes: tuple[str, ...] = ()
 
@@ -115,7 +115,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
-def as_float64(array: np.ndarray) -> Float[np.ndarray, "..."]:
+def as_float64(array: Shaped[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """Return an array of real numbers of any type, byte order and strides as float64, with NaN where it is masked."""
     values = np.ma.asanyarray(array).astype(np.float64)
     return np.asarray(np.ma.filled(values, np.nan))
