@@ -71,6 +71,16 @@ def seeds():
     counts = fits.ImageHDU(IMAGE.astype(np.int16), name="CTS")
     counts.header["BLANK"], counts.header["BSCALE"] = 99, 0.5
     plain = [saved(primary.writeto), saved(fits.HDUList([fits.PrimaryHDU(), table, counts]).writeto)]
+    packed = [
+        saved(fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(IMAGE.astype(kind), **options)]).writeto)
+        for kind, options in (
+            (np.int16, {"compression_type": "RICE_1"}),
+            (np.float32, {"compression_type": "GZIP_2", "quantize_level": 0}),
+            (np.float32, {"compression_type": "RICE_1", "tile_shape": (4, 4)}),
+            (np.int32, {"compression_type": "HCOMPRESS_1", "tile_shape": (8, 8)}),
+            (np.int16, {"compression_type": "PLIO_1"}),
+        )
+    ]
     pair = np.empty(2, dtype=object)
     pair[0], pair[1] = IMAGE, 1e-23
     return {
@@ -85,6 +95,7 @@ def seeds():
             saved(np.savez_compressed, image=IMAGE, other=IMAGE[:4]),
         ],
         "fits": plain,
+        "fits.fz": packed,
         "fits.gz": [gzip.compress(content) for content in plain],
         "fits.bz2": [bz2.compress(content) for content in plain],
         "hdf5": [
@@ -92,6 +103,7 @@ def seeds():
             hdf5("latest"),
             hdf5(chunks=(4, 4), compression="gzip", shuffle=True),
             hdf5("latest", chunks=(4, 8), compression="gzip", fletcher32=True),
+            hdf5(chunks=(4, 8), compression="lzf", shuffle=True),
         ],
         "png": [
             picture(IMAGE.astype(np.uint8), "PNG"),
@@ -221,6 +233,7 @@ def fits_cards(content, files, g):
     blocks = bytearray(content)
     cards = [i for i in range(0, len(blocks) - 79, 80) if blocks[i : i + 8].strip() and blocks[i + 8 : i + 10] == b"= "]
     keywords = "NAXIS NAXIS1 NAXIS2 NAXIS3 BITPIX BSCALE BZERO BLANK PCOUNT GCOUNT CDELT1 CD1_1 CTYPE1 CUNIT1".split()
+    keywords += "ZIMAGE ZCMPTYPE ZNAXIS1 ZTILE1 ZBITPIX ZVAL1 TFORM1 THEAP PIXSCALE SECPIX1 INHERIT".split()
     keywords += "XTENSION EXTNAME ZIMAGE SIMPLE END CONTINUE HIERARCH PC1_1".split()
     for _ in range(g.integers(1, 4)):
         at, how = cards[g.integers(len(cards))], g.random()
@@ -299,12 +312,13 @@ BY_KIND = {
     "objects": pickle_steps,
     "npz": zip_members,
     "fits": fits_cards,
+    "fits.fz": fits_cards,
     "fits.gz": packed_fits(lambda data: gzip.compress(data, 1), gzip.decompress),
     "fits.bz2": packed_fits(bz2.compress, bz2.decompress),
     "png": png_chunks,
     "tiff": tiff_fields,
 }
-KINDS = ["npy", "objects", "npz", "fits", "fits.gz", "fits.bz2", "hdf5", "png", "tiff"]
+KINDS = ["npy", "objects", "npz", "fits", "fits.fz", "fits.gz", "fits.bz2", "hdf5", "png", "tiff"]
 
 
 def input_of(seed, i, files):
