@@ -21,8 +21,8 @@ def find_images(arguments: Sequence[Path | str]) -> list[Path]:
     A folder means all files in it and its subfolders with the suffix of an image. Links to folders are not
     followed, and PNG and TIFF files next to other image files are skipped as previews.
     `*`, `?`, `[...]` and `**` are patterns. `@list.txt` is a text file with one argument per line, and `-` or `@-`
-    means such lines on standard input; a line that starts with `#` is a comment. An existing file with such a name takes
-    precedence.
+    means such lines on standard input; a line that starts with `#` is a comment. An existing file with such a name
+    takes precedence.
 
     Raises:
         InputError: If a folder or list is empty, no file matches a pattern, or none of the files exists.
