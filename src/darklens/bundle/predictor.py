@@ -14,6 +14,7 @@ from darklens.bundle.contract import Contract
 from darklens.bundle.hub_card import summary_line, write_card
 from darklens.calibration import Calibration, MahalanobisStats, widened
 from darklens.data.arrays import float32_tensor
+from darklens.data.contrast import contrast_problem
 from darklens.data.ring_statistics import ring_statistics
 from darklens.data.store import Store
 from darklens.errors import InputError
@@ -185,6 +186,7 @@ class Bundle:
 
     def probabilities(self, images: Images) -> Float[np.ndarray, "b classes"]:
         """Return calibrated class probabilities of images; they do not depend on the batch."""
+        self._require_contrast(images)
         return self.calibrated(self.output(self.inputs_of(images)).logits)
 
     def classify(
@@ -204,7 +206,12 @@ class Bundle:
             exposure: As for `inputs_of`.
             with_maps: Whether to return the maps of `Bundle.maps`, if the system has them.
             with_covariance: Whether to return `smooth_fit`; doubles the time.
+
+        Raises:
+            ValueError: If images do not have the image size of the model, are not finite, or have no contrast at their
+                centre.
         """
+        self._require_contrast(images)
         runner = backend or self
         inputs = runner.inputs_of(images, exposure=exposure)
         logits, features = self.output(inputs, runner.forward(inputs))
@@ -325,6 +332,14 @@ class Bundle:
             raise InputError(
                 f"{self.contract.recipe} reconstructs images, it does not classify; {purpose} needs a classifier."
             )
+
+    def _require_contrast(self, images: Images) -> None:
+        """Raise ValueError if an image is not finite, or has no contrast at its centre."""
+        for i, image in enumerate(self._on_device(images)[:, 0].cpu().numpy()):
+            problem = "" if np.isfinite(image).all() else "it has NaN or infinite pixels"
+            problem = problem or contrast_problem(image, self.contract.pixel_scale)
+            if problem:
+                raise ValueError(f"image {i} cannot be classified: {problem}")
 
     def _on_device(self, images: Images) -> Float[Tensor, "b 1 n n"]:
         """Return images as float32 on the bundle's device.

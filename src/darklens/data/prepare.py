@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32
 
 from darklens.data.centre import find_lens
+from darklens.data.contrast import require_contrast
 from darklens.data.readers.image import Image, as_float64, check_pixels
 from darklens.errors import InputError
 
@@ -82,6 +83,8 @@ def prepare(
         changes.append(f"{n_filled} NaN pixel{'s' * (n_filled > 1)} replaced by the mean of the neighbours")
     with np.errstate(over="ignore"):
         check_pixels(pixels.astype(np.float32), name)
+    if not same:  # one bad pixel would spread
+        require_contrast(pixels, scale, name)
     if pixels.shape != needed:
         moved = "" if pixels.shape != shape else _in_words(centre)
         changes.append(
@@ -94,6 +97,7 @@ def prepare(
     with np.errstate(over="ignore"):
         result = pixels.astype(np.float32)
     check_pixels(result, name)
+    require_contrast(result, pixel_scale, name)
     return Prepared(result, tuple(changes), (centre[1] * scale, centre[0] * scale))
 
 

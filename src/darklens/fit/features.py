@@ -87,7 +87,7 @@ def to_tensors(fits: HypothesisFits) -> FitFeatures:
     smooth |= dict(zip(fits.names, fits.smooth.unbind(1), strict=True))
     summary = [
         *(smooth[name] for name in _SMOOTH_NAMES),
-        *(fits.n_pixels_fitted, fits.deviance, fits.converged.float(), fits.extra_variance),
+        *(fits.n_pixels_fitted, fits.deviance.nan_to_num(nan=torch.inf), fits.converged.float(), fits.extra_variance),
         *(fits.delta_chi2_line, fits.delta_chi2_point_given_line, fits.evidence.amax((1, 2))),
         *fits.delta_chi2_points.unbind(1),
         fits.delta_chi2_point_given_points,

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from darklens.data.contrast import contrast_problem
 from darklens.fit import masses, misfit
 from darklens.fit.evidence import Templates, line_centres, shape_of, templates_of
 from darklens.fit.fitter import Fitter, Images, fitter_of
@@ -53,7 +54,8 @@ class HypothesisFits:
         extra_variance: Variance in excess of photon noise, counts^2 per detector pixel (b,).
         converged: Whether the smooth fit converged (b,).
         n_pixels_fitted: Number of fitted pixels (b,).
-        deviance: Deviance of the smooth lens (b,); its expectation for a smooth lens is `n_pixels_fitted`.
+        deviance: Deviance of the smooth lens (b,); its expectation for a smooth lens is `n_pixels_fitted`. Infinite
+            for an image without contrast.
         delta_chi2_line: Delta chi2 of one line mass (b,).
         line: Mass, x, y, angle (radians from x towards y) and length of the line (b, 5).
         delta_chi2_point_given_line: Delta chi2 of a point mass in addition to the line (b,).
@@ -187,7 +189,7 @@ def _fit_block(images: Images, fitter: Fitter, exposure: Images | None) -> Hypot
         extra_variance=noise.extra,
         converged=fit.predicted_reduction < CONVERGED,
         n_pixels_fitted=torch.full_like(deviance, prepared.pixels[0].numel()),
-        deviance=deviance,
+        deviance=torch.where(_has_contrast(images, fitter), deviance, torch.inf),
         delta_chi2_line=deviance - with_line.deviance,
         line=line,
         delta_chi2_point_given_line=line_evidence.amax((1, 2)),
@@ -217,6 +219,12 @@ def _misfit(prepared: _PreparedImages, fits: Sequence[FitState]) -> Float[Tensor
         (cut(prepared.pixels - fit.model), cut(fit.model), cut(prepared.weight(fit)), cut(fit.slopes)) for fit in fits
     ]
     return torch.stack([misfit.score_tests(templates, *part, source=source) for part in parts], 1)
+
+
+def _has_contrast(images: Images, fitter: Fitter) -> Bool[Tensor, " b"]:
+    """Return whether there is anything to fit in each image; every lens without light fits one without contrast."""
+    scale = fitter.population.field.pixel_scale
+    return torch.tensor([not contrast_problem(image, scale) for image in images.cpu().numpy()], device=images.device)
 
 
 def _line(prepared: _PreparedImages, fit: FitState) -> tuple[FitState, Float[Tensor, "b n n"]]:

@@ -20,6 +20,9 @@ _SMALLEST_RATE = 0.05  # counts per block, lower limit of the expected counts
 _SIGNIFICANCE = 2.0  # standard errors above zero from which an extra variance is included
 _LARGEST_COUNT_STEP = 1.4  # counts; a larger step between pixel values is due to rounding
 _STEP_TOLERANCE = 0.01  # of a step, largest distance of a pixel from a multiple
+# Deviance per block and counts per block that the difference of terms gives to a few per cent.
+_SMALLEST_PRECISE, _LARGEST_PRECISE = 0.1, 1e5
+_SERIES_BELOW, _SERIES_TERMS = 0.02, 8  # of (counts - rate) / rate; exact in float64
 _N_SAMPLED = 2500  # number of pixels that determine the step
 
 
@@ -77,9 +80,37 @@ class Noise:
         return replace(self, exposure=self.exposure[rows], extra=self.extra[rows], variance=self.variance[rows])
 
     def deviance(self, images: Maps, model: Maps, gain: Gain) -> Float[Tensor, " b"]:
-        """Return the Poisson deviance, or chi2 if the noise is not Poisson."""
+        """Return the Poisson deviance, or chi2 if the noise is not Poisson. It is never negative.
+
+        The difference of the terms is exact to 1e-7 of the counts. Where that is not small against the deviance, the
+        deviance is computed again from a series, in float64.
+        """
         if self.sky is None:
             return ((images - model) ** 2 / self.variance).sum((1, 2))
+        deviance = self._deviance_of_terms(images, model, gain)
+        peak = ((1 - gain[:, 1]) / gain[:, 0].exp() + self.sky) * self.area * self.exposure.amax((1, 2))
+        imprecise = ~((deviance > _SMALLEST_PRECISE * images[0].numel()) & (peak < _LARGEST_PRECISE))
+        rows = torch.nonzero(imprecise)[:, 0]
+        if len(rows):
+            deviance[rows] = self.rows(rows)._deviance_of_series(images[rows], model[rows], gain[rows]).to(deviance)
+        return deviance
+
+    def _deviance_of_series(self, images: Maps, model: Maps, gain: Gain) -> Float[Tensor, " b"]:
+        """Return the Poisson deviance as a sum of terms none of which is negative, float64."""
+        noise = replace(self, exposure=self.exposure.double(), extra=self.extra.double())
+        counts = noise._counts(images.double(), gain.double()).clamp_min(0)
+        rate = noise._counts(model.double(), gain.double()).clamp_min(_SMALLEST_RATE)
+        # (1 + d) ln(1 + d) - d, by its series where the terms cancel.
+        d = (counts - rate) / rate
+        near = d.abs() < _SERIES_BELOW
+        small = torch.where(near, d, 0.0)
+        series = torch.zeros_like(d)
+        for k in range(_SERIES_TERMS + 1, 1, -1):
+            series = 1 / (k * (k - 1)) - small * series
+        ratio = 1 + torch.where(near, 0.0, d)
+        return 2 * (rate * torch.where(near, small * small * series, torch.xlogy(ratio, ratio) - d)).sum((1, 2))
+
+    def _deviance_of_terms(self, images: Maps, model: Maps, gain: Gain) -> Float[Tensor, " b"]:
         if (computed := self._photons(gain).deviance(images, model)) is not None:
             return computed
         counts = self._counts(images, gain).clamp_min(0)
