@@ -222,6 +222,7 @@ def _cholesky(matrices: Float[Tensor, "b q q"]) -> Float[Tensor, "b q q"]:
 
 
 @lru_cache(maxsize=4)
+@torch.inference_mode(False)  # cached tensors must also serve in training
 def templates_of(fitter: Fitter) -> Templates:
     """Return the cached templates of a fitter."""
     return Templates(fitter)

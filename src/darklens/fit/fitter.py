@@ -61,6 +61,7 @@ class Fitter:
         return Model(self.lens, detector, kind, blur, compiled=self.compiled)
 
     @cached_property
+    @torch.inference_mode(False)  # cached tensors must also serve in training
     def full(self) -> Detector:
         """The whole detector, without binning."""
         return Detector(self.population, crop=self.population.field.n_pixels)
@@ -90,6 +91,7 @@ class Fitter:
         return starts
 
     @cached_property
+    @torch.inference_mode(False)  # cached tensors must also serve in training
     def _bank(self) -> tuple[Float[Tensor, "k p"], Float[Tensor, " k"], Float[Tensor, " k"], Float[Tensor, "k m"]]:
         """Parameters drawn from the population; mean and norm of their images on large pixels; standardised images.
 
@@ -118,6 +120,7 @@ def _built_in(name: str) -> str:
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # cached tensors must also serve in training
 def _cached_fitter(population: str, backend: Backend, centred: bool) -> Fitter:
     check(backend)
     parsed = Population.model_validate_json(population)

@@ -2,6 +2,8 @@
 
 import math
 
+import mpmath
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from darklens.fit.detector import Detector
 from darklens.fit.fitter import block_means, fitter_of
 from darklens.fit.noise import Noise, quantisation_steps
 from darklens.fit.smooth import SmoothLens
+from darklens.kernels import smooth_fit
 from darklens.simulate.batch import simulate_batch
 
 
@@ -130,3 +133,30 @@ def test_noise_that_is_not_poisson_is_estimated_from_the_image():
     weight = noise.weight(pixels, torch.zeros(1, 2))
     assert noise.sky is None and weight.shape == pixels.shape and bool((weight > 0).all())
     assert isinstance(noise.with_extra(pixels, pixels, torch.zeros(1, 2), torch.zeros(1)), Noise)
+
+
+@pytest.fixture(params=["kernels", "torch"])
+def backend(request, monkeypatch):
+    """The deviance of the C++ kernels where they can be built, and that of torch."""
+    if request.param == "torch":
+        monkeypatch.setattr(smooth_fit.Photons, "deviance", lambda *_: None)
+
+
+@pytest.mark.parametrize("peak", [1e2, 1e4, 1e6, 1e9, 1e12, 1e15])
+@pytest.mark.parametrize("difference", [0.0, 1e-6, 1e-3, 0.3])
+def test_deviance_is_exact_and_never_negative_where_its_terms_cancel(backend, peak, difference):
+    generator = np.random.default_rng(0)
+    fitter = fitter_of("common-test-i")
+    model = torch.from_numpy(generator.random((1, 16, 16)).astype(np.float32))
+    images = model * (1 + difference * torch.from_numpy(generator.normal(size=(1, 16, 16)).astype(np.float32)))
+    area, sky = fitter.fine.area, fitter.population.noise.sky
+    noise = Noise(sky, area, torch.ones(1, 1, 1), torch.zeros(1), torch.zeros(1, 1, 1))
+    gain = torch.tensor([[-math.log(peak / area), 0.0]])
+    deviance = float(noise.deviance(images, model, gain)[0])
+    scale = math.exp(float(gain[0, 0]))
+    counts, rate = (area * (v[0].double().numpy() / scale + sky) for v in (images, model))
+    with mpmath.workdps(40):
+        terms = ((mpmath.mpf(n), mpmath.mpf(r)) for n, r in zip(counts.clip(0).ravel(), rate.ravel(), strict=True))
+        expected = float(sum(2 * (r - n + (n * mpmath.log(n / r) if n else 0)) for n, r in terms))
+    assert deviance >= 0
+    assert deviance == pytest.approx(expected, rel=2e-2, abs=1e-4 * model.numel())
