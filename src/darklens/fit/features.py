@@ -27,6 +27,7 @@ SUMMARY_NAMES = (
 )
 """Columns of the summary, units as in `HypothesisFits`; `evidence_peak` is the largest value of `evidence`."""
 
+LARGEST = 1e9  # in the summary, in place of infinity
 _CLIP = 100.0  # standard deviations, largest absolute value in a map
 
 
@@ -96,7 +97,7 @@ def to_tensors(fits: HypothesisFits) -> FitFeatures:
         *fits.misfit.flatten(1).unbind(1),
     ]
     finite = {"nan": 0.0, "posinf": _CLIP, "neginf": -_CLIP}
-    table = torch.stack(summary, 1).nan_to_num(nan=0.0, posinf=1e9, neginf=-1e9)
+    table = torch.stack(summary, 1).nan_to_num(nan=0.0, posinf=LARGEST, neginf=-LARGEST)
     return FitFeatures(maps.clamp(-_CLIP, _CLIP).nan_to_num(**finite), table)
 
 

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from darklens.fit.features import FitFeatures
+from darklens.fit.features import LARGEST, FitFeatures
 from darklens.fit.hypotheses import N_POINTS
 
 _LARGEST_CHI2_PER_PIXEL = 6.0  # of the best hypothesis; at most 2.6 in successful fits (experiments/hypotheses.yaml)
@@ -14,7 +14,8 @@ FAILED = "failed, classified by the image alone"
 
 def fit_succeeded(features: FitFeatures) -> Bool[Tensor, " b"]:
     """Return whether the best hypothesis fits the image; none fits lenses that the population cannot produce."""
-    return _smallest_deviance(features) < _LARGEST_CHI2_PER_PIXEL * features.column("n_pixels_fitted")
+    is_fitted = features.column("deviance") < LARGEST  # infinite without contrast
+    return is_fitted & (_smallest_deviance(features) < _LARGEST_CHI2_PER_PIXEL * features.column("n_pixels_fitted"))
 
 
 def findings(features: FitFeatures) -> dict[str, list[str]]:
@@ -30,8 +31,8 @@ def findings(features: FitFeatures) -> dict[str, list[str]]:
     columns = {
         **{name: value[name] for name in ("theta_E", "centre_x", "centre_y")},
         "chi2_per_pixel": value["deviance"] / n_pixels,
-        "chi2_per_pixel_line": (value["deviance"] - value["delta_chi2_line"]) / n_pixels,
-        "chi2_per_pixel_points": (value["deviance"] - value[points]) / n_pixels,
+        "chi2_per_pixel_line": (value["deviance"] - value["delta_chi2_line"]).clamp_min(0) / n_pixels,
+        "chi2_per_pixel_points": (value["deviance"] - value[points]).clamp_min(0) / n_pixels,
         "delta_chi2_line": value["delta_chi2_line"],
         "delta_chi2_points": value[points],
         "delta_chi2_point_given_line": value["delta_chi2_point_given_line"],
