@@ -23,8 +23,8 @@ def contrast_problem(image: Float[np.ndarray, "n m"], pixel_scale: float) -> str
     pixels = np.asarray(image)
     height, width = pixels.shape
     side = max(1, min(height, width, round(_WINDOW / pixel_scale)))
-    top, left = (height - side) // 2, (width - side) // 2
-    window = pixels[top : top + side, left : left + side].astype(np.float64).ravel()
+    bottom, first = (height - side) // 2, (width - side) // 2
+    window = pixels[bottom : bottom + side, first : first + side].astype(np.float64).ravel()
     window = window[np.isfinite(window)]
     if not len(window) or (spread := float(window.max() - window.min())) == 0:
         return f"all pixels of the central {side} x {side} have the same value, so there is nothing to classify"
