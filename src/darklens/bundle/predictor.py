@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from darklens.bundle import storage
@@ -24,6 +24,7 @@ from darklens.fit.evidence import Evidence, evidence_maps
 from darklens.fit.features import MAP_NAMES, FitFeatures
 from darklens.fit.fitter import fitter_of
 from darklens.fit.macro import MacroFit, fit_macro
+from darklens.fit.noise import MASKED_EXPOSURE
 from darklens.fit.summary import findings
 from darklens.locate import locate
 from darklens.models.base import Inputs, NetworkOutput, forward_features, ood_features
@@ -195,6 +196,7 @@ class Bundle:
         backend: InferenceBackend | None = None,
         *,
         exposure: Images | None = None,
+        mask: Bool[np.ndarray, "b 1 n n"] | None = None,
         with_maps: bool = False,
         with_covariance: bool = False,
     ) -> Classification:
@@ -204,6 +206,7 @@ class Bundle:
             images: Images in any linear scale.
             backend: Inference backend; by default the bundle itself.
             exposure: As for `inputs_of`.
+            mask: Pixels without data, whose values must be finite; they have no weight in fits.
             with_maps: Whether to return the maps of `Bundle.maps`, if the system has them.
             with_covariance: Whether to return `smooth_fit`; doubles the time.
 
@@ -213,6 +216,9 @@ class Bundle:
         """
         self._require_contrast(images)
         runner = backend or self
+        if mask is not None and self.fit_settings is not None:
+            depth = np.ones(mask.shape, dtype=np.float32) if exposure is None else np.asarray(exposure)
+            exposure = np.where(mask, MASKED_EXPOSURE, depth).astype(np.float32)
         inputs = runner.inputs_of(images, exposure=exposure)
         logits, features = self.output(inputs, runner.forward(inputs))
         probabilities = self.calibrated(logits)

@@ -1,6 +1,7 @@
 """Puts a measured image on the pixel grid of a model: crop, fill, pad and resample, and list the changes."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,9 @@ from darklens.errors import InputError
 SAME_SCALE = 0.005  # relative difference below which two pixel scales count as equal
 MAX_FACTOR = 4.0  # between the two pixel scales; beyond it a ring is a few pixels, or the noise is blurred
 MIN_COVERAGE = 0.6  # fraction of the side of the model's field: 4.5 of 7.5 arcsec, which contains ring and perturbers
-MAX_NAN_FRACTION = 1e-3
+MAX_NAN_FRACTION = 0.3  # beyond it, too little of the ring may be left
+_MASKED_SHARE = 0.05  # of a resampled pixel, from which it is masked
+_FILL_STEPS = 3  # pixels from the edge of a masked region that are extrapolated
 CENTRE_TOLERANCE = 0.1  # arcsec, the accuracy of `find_lens`: closer lenses stay where they are
 MIN_FIELD = 4.0  # arcsec; smaller images are cropped about their centre, without a search for the lens
 _LOBES, _KAISER = 6, 7.0  # half-width in pixels, and shape parameter, of the Kaiser window
@@ -29,11 +32,13 @@ class Prepared:
         changes: The changes that were made, in words.
         offset: Position (x to the right, y up) of the centre of `pixels` relative to the centre of the original image,
             arcsec. Added to a position in `pixels`, it gives the position in the original image.
+        mask: Pixels without data, which were filled or padded; None if there are none.
     """
 
     pixels: Float32[np.ndarray, "n n"]
     changes: tuple[str, ...]
     offset: tuple[float, float] = (0.0, 0.0)
+    mask: Bool[np.ndarray, "n n"] | None = None
 
 
 def prepare(
@@ -54,7 +59,7 @@ def prepare(
 
     Raises:
         InputError: If the pixel scales differ by more than a factor of 4, the image covers less than 60 % of the side
-            of the model's field, more than isolated pixels are NaN, or pixels are infinite or all equal.
+            of the model's field, more than 30 % of the pixels are NaN, or pixels are infinite or all equal.
     """
     changes = list(image.changes)
     scale = image.pixel_scale if image_pixel_scale is None else image_pixel_scale
@@ -78,9 +83,9 @@ def prepare(
     pixels = pixels[max(0, corner[0]) :, max(0, corner[1]) :][: needed[0], : needed[1]]
     if pixels.shape != shape:
         changes.append(f"cropped from {_size(shape)} to {_size(pixels.shape)} pixels{_in_words(centre)}")
-    pixels, n_filled = fill_isolated(pixels, name)
-    if n_filled:
-        changes.append(f"{n_filled} NaN pixel{'s' * (n_filled > 1)} replaced by the mean of the neighbours")
+    pixels, mask = fill_missing(pixels, name)
+    if n_masked := int(mask.sum()):
+        changes.append(f"{n_masked} NaN pixel{'s' * (n_masked > 1)} masked: filled, and without weight in fits")
     with np.errstate(over="ignore"):
         check_pixels(pixels.astype(np.float32), name)
     if not same:  # one bad pixel would spread
@@ -90,15 +95,29 @@ def prepare(
         changes.append(
             f"padded from {_size(pixels.shape)} to {_size(needed)} pixels with the median of the border{moved}"
         )
-        pixels = _padded(pixels, needed)
+        pixels, mask = _padded(pixels, needed), _padded(mask, needed, value=True)
     if not same:
+        mask = resample(mask.astype(np.float64), n_pixels=n_pixels, factor=factor) > _MASKED_SHARE * factor**2
         changes.append(f"resampled from {scale:.4g} to {pixel_scale:g} arcsec per pixel")
         pixels = resample(pixels, n_pixels=n_pixels, factor=factor)
     with np.errstate(over="ignore"):
         result = pixels.astype(np.float32)
     check_pixels(result, name)
     require_contrast(result, pixel_scale, name)
-    return Prepared(result, tuple(changes), (centre[1] * scale, centre[0] * scale))
+    return Prepared(result, tuple(changes), (centre[1] * scale, centre[0] * scale), mask if mask.any() else None)
+
+
+def stacked_masks(
+    masks: Sequence[Bool[np.ndarray, "n n"] | None], shape: tuple[int, ...]
+) -> Bool[np.ndarray, "b 1 n n"] | None:
+    """Return the masks of a batch of images of a shape (b, 1, n, n); None if no pixel is masked."""
+    if all(mask is None for mask in masks):
+        return None
+    stacked = np.zeros(shape, dtype=bool)
+    for i, mask in enumerate(masks):
+        if mask is not None:
+            stacked[i, 0] = mask
+    return stacked
 
 
 def require_similar_scale(scale: float, target: float, name: str) -> None:
@@ -140,23 +159,28 @@ def interpolation(n_in: int, n_out: int, factor: float, *, offset: float = 0.0) 
     return np.asarray(factor * weights / weights.sum(1, keepdims=True))
 
 
-def fill_isolated(image: Float[np.ndarray, "n m"], name: str) -> tuple[Float[np.ndarray, "n m"], int]:
-    """Replace isolated NaN pixels by the mean of their neighbours; return the image and their number.
+def fill_missing(
+    image: Float[np.ndarray, "n m"], name: str
+) -> tuple[Float[np.ndarray, "n m"], Bool[np.ndarray, "n m"]]:
+    """Replace NaN pixels by the mean of their neighbours, or by the median far from others; return image and mask.
 
     Raises:
-        InputError: If more than one pixel in a thousand is NaN, or two NaN pixels are adjacent.
+        InputError: If more than 30 % of the pixels are NaN.
     """
-    missing = np.isnan(image)
-    n = int(missing.sum())
-    if n == 0:
-        return image, 0
-    around = _neighbours(np.pad(missing, 1))
-    if n > MAX_NAN_FRACTION * image.size or around[:, missing].any():
-        raise InputError(f"{name}: {n} pixels are NaN; fill them first, or cut out a region without them.")
-    values = _neighbours(np.pad(image.astype(np.float64), 1, constant_values=np.nan))[:, missing]
+    mask = np.isnan(image)
+    n = int(mask.sum())
+    if n > MAX_NAN_FRACTION * image.size:
+        raise InputError(f"{name}: {n} of {image.size} pixels are NaN; cut out a region with fewer of them.")
+    if not n:
+        return image, mask
     filled = image.copy()
-    filled[missing] = np.nanmean(values, axis=0)
-    return filled, n
+    for _ in range(_FILL_STEPS):
+        missing = np.isnan(filled)
+        around = _neighbours(np.pad(filled, 1, constant_values=np.nan))[:, missing]
+        valid = np.isfinite(around)
+        filled[missing] = np.where(valid.any(0), np.nansum(around, 0) / valid.sum(0).clip(1), np.nan)
+    filled[np.isnan(filled)] = np.nanmedian(image)
+    return filled, mask
 
 
 def _neighbours(padded: Float[np.ndarray, "n2 m2"] | Bool[np.ndarray, "n2 m2"]) -> np.ndarray:
@@ -197,10 +221,11 @@ def _in_words(centre: tuple[float, ...]) -> str:
     return f" about {subject} {' and '.join(parts)} {'of ' * (centre[1] != 0)}the centre"
 
 
-def _padded(pixels: Float[np.ndarray, "h w"], target: tuple[int, int]) -> Float[np.ndarray, "h2 w2"]:
+def _padded(pixels: np.ndarray, target: tuple[int, int], value: bool | None = None) -> np.ndarray:
+    """Return pixels padded on all sides to a shape with a value, by default the median of the border."""
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     widths = [((m - n) // 2, m - n - (m - n) // 2) for n, m in zip(pixels.shape, target, strict=True)]
-    return np.pad(pixels, widths, constant_values=np.median(border))
+    return np.pad(pixels, widths, constant_values=np.median(border) if value is None else value)
 
 
 def _size(shape: tuple[int, ...]) -> str:

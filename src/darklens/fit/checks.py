@@ -107,5 +107,8 @@ def _doubts(value: dict[str, float], hypothesis: Hypothesis) -> tuple[str, ...]:
         )
     if (spot := value[f"misfit_spot_{hypothesis}"]) > limits.spot:
         x, y = (value[f"misfit_spot_{axis}_{hypothesis}"] for axis in "xy")
-        reasons.append(f"there is a residual of {spot:.0f} standard deviations at ({x:.2f}, {y:.2f}) arcsec")
+        reasons.append(
+            f"there is a residual of {spot:.0f} standard deviations at ({x:.2f}, {y:.2f}) arcsec from the centre of "
+            "the field"
+        )
     return tuple(reasons)

@@ -53,9 +53,9 @@ class HypothesisFits:
         offset: Image value where there is no light (b,).
         extra_variance: Variance in excess of photon noise, counts^2 per detector pixel (b,).
         converged: Whether the smooth fit converged (b,).
-        n_pixels_fitted: Number of fitted pixels (b,).
-        deviance: Deviance of the smooth lens (b,); its expectation for a smooth lens is `n_pixels_fitted`. Infinite
-            for an image without contrast.
+        n_pixels_fitted: Number of fitted pixels that are not masked (b,).
+    deviance: Deviance of the smooth lens (b,); its expectation for a smooth lens is `n_pixels_fitted`. Infinite
+        for an image without contrast.
         delta_chi2_line: Delta chi2 of one line mass (b,).
         line: Mass, x, y, angle (radians from x towards y) and length of the line (b, 5).
         delta_chi2_point_given_line: Delta chi2 of a point mass in addition to the line (b,).
@@ -188,7 +188,7 @@ def _fit_block(images: Images, fitter: Fitter, exposure: Images | None) -> Hypot
         offset=fit.parameters[:, p + 1] * spread + low,
         extra_variance=noise.extra,
         converged=fit.predicted_reduction < CONVERGED,
-        n_pixels_fitted=torch.full_like(deviance, prepared.pixels[0].numel()),
+        n_pixels_fitted=noise.n_pixels(prepared.pixels),
         deviance=torch.where(_has_contrast(images, fitter), deviance, torch.inf),
         delta_chi2_line=deviance - with_line.deviance,
         line=line,

@@ -15,6 +15,9 @@ from darklens.populations.population import PoissonNoise, Population
 Maps = Float[Tensor, "b m m"]
 Gain = Float[Tensor, "b 2"]  # ln of image units per count, image value where there is no light
 
+MASKED_EXPOSURE = 1e-6  # relative exposure of a masked pixel
+_LARGEST_MASKED_EXPOSURE = 1e-3  # of a block of which all pixels are masked
+_MASKED_VARIANCE = 1e12  # of its pixels, if the noise is not Poisson
 _DARK_SKY = 2.0  # in units of the sky: fainter pixels measure the noise of the sky
 _SMALLEST_RATE = 0.05  # counts per block, lower limit of the expected counts
 _SIGNIFICANCE = 2.0  # standard errors above zero from which an extra variance is included
@@ -72,12 +75,18 @@ class Noise:
         if not is_poisson:
             variance = detector.combine(noise_variance(images[:, None])[:, 0]) / detector.area
         relative = torch.ones_like(images[:, :1, :1]) if exposure is None else detector.combine(exposure)
+        if not is_poisson and exposure is not None:
+            variance = torch.where(relative < _LARGEST_MASKED_EXPOSURE, _MASKED_VARIANCE, variance)
         sky = population.noise.sky if isinstance(population.noise, PoissonNoise) else None
         return cls(sky, area or detector.area, relative, images.new_zeros(len(images)), variance)
 
     def rows(self, rows: Tensor) -> "Noise":
         """Return the noise of a selection of the images."""
         return replace(self, exposure=self.exposure[rows], extra=self.extra[rows], variance=self.variance[rows])
+
+    def n_pixels(self, like: Maps) -> Float[Tensor, " b"]:
+        """Return the number of pixels of each of `like` (b, m, m) that are not masked."""
+        return (self.exposure > _LARGEST_MASKED_EXPOSURE).expand_as(like).sum((1, 2)).to(like.dtype)
 
     def deviance(self, images: Maps, model: Maps, gain: Gain) -> Float[Tensor, " b"]:
         """Return the Poisson deviance, or chi2 if the noise is not Poisson. It is never negative.

@@ -8,7 +8,7 @@ import numpy as np
 
 from darklens import aliases
 from darklens.bundle import BATCH_SIZE, Bundle, Classification, InferenceBackend
-from darklens.data.prepare import Prepared, prepare, require_similar_scale
+from darklens.data.prepare import Prepared, prepare, require_similar_scale, stacked_masks
 from darklens.data.readers import read_image
 from darklens.errors import DarklensError
 from darklens.evaluation.columns import prediction_columns
@@ -111,7 +111,8 @@ def _rows(
     bundle: Bundle, prepared: dict[Path, Prepared], on_batch: OnBatch, backend: InferenceBackend | None, with_maps: bool
 ) -> dict[Path, Row]:
     images = np.stack([image.pixels for image in prepared.values()])[:, None]
-    classification = bundle.classify(images, backend, with_maps=with_maps)
+    mask = stacked_masks([image.mask for image in prepared.values()], images.shape)
+    classification = bundle.classify(images, backend, mask=mask, with_maps=with_maps)
     on_batch(list(prepared), list(prepared.values()), classification)
     further = prediction_columns(
         bundle, classification.probabilities, classification.ood_features, classification.doubts

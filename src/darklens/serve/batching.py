@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 
 from darklens.serve.responses import ImageResult
 
@@ -22,6 +22,7 @@ class Job:
         pixels: The image on the model's pixel grid.
         changes: Changes made to put it on that grid, in words.
         offset: Position (x, y) of its centre relative to the centre of the original image, arcsec.
+        mask: Pixels without data; None if there are none.
         maps: Whether to compute maps.
         exposure: Exposure relative to that of the population.
         deadline: Time of `time.monotonic` after which no client waits for the result.
@@ -32,6 +33,7 @@ class Job:
     pixels: Float32[np.ndarray, "n n"]
     changes: tuple[str, ...] = ()
     offset: tuple[float, float] = (0.0, 0.0)
+    mask: Bool[np.ndarray, "n n"] | None = None
     maps: bool = False
     exposure: float = 1.0
     deadline: float = float("inf")

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from darklens.bundle import Bundle, Classification, SmoothFit
+from darklens.data.prepare import stacked_masks
 from darklens.evaluation.columns import prediction_columns
 from darklens.fit.features import FitFeatures
 from darklens.fit.hypotheses import N_POINTS
@@ -60,6 +61,7 @@ class Classifier:
         classification = self._bundle.classify(
             images,
             exposure=None if exposure == 1 else np.full_like(images, exposure),
+            mask=stacked_masks([job.mask for job in jobs], images.shape),
             with_maps=with_maps,
             with_covariance=with_maps,
         )

@@ -142,9 +142,12 @@ class _Reader:
             raise _ReaderLostError(
                 "cannot be read: it crashed the process that read it; save the image again."
             ) from None
-        return Prepared(
-            pixels.reshape(request.n_pixels, request.n_pixels), tuple(reply["changes"]), tuple(reply["offset"])
-        )
+        shape = (request.n_pixels, request.n_pixels)
+        mask = None
+        if reply["masked"]:
+            mask = np.zeros(shape, dtype=bool)
+            mask.flat[reply["masked"]] = True
+        return Prepared(pixels.reshape(shape), tuple(reply["changes"]), tuple(reply["offset"]), mask)
 
     def restart(self) -> None:
         self.close()
@@ -169,7 +172,7 @@ def read_files(connection: Connection, path: str) -> None:
 
     Args:
         connection: Receives pairs of messages: a `ReadRequest` as JSON, then the bytes of the file. Sends JSON with
-            `message`, or with `changes` and `offset` followed by the pixels.
+            `message`, or with `changes`, `offset` and indices of `masked` pixels, followed by the pixels.
         path: Temporary path of the file while it is read.
     """
     # The parent ends this process; a signal that stops the server reaches the whole process group.
@@ -217,7 +220,9 @@ def _read_file(file: Path, request: ReadRequest, data: bytes) -> tuple[dict[str,
         return {"message": f"{name}: cannot be read ({type(error).__name__}); save the image again."}, None
     finally:
         file.unlink(missing_ok=True)
-    return {"changes": list(prepared.changes), "offset": prepared.offset}, prepared.pixels.astype("<f4")
+    masked = [] if prepared.mask is None else np.flatnonzero(prepared.mask).tolist()
+    reply = {"changes": list(prepared.changes), "offset": prepared.offset, "masked": masked}
+    return reply, prepared.pixels.astype("<f4")
 
 
 def _reworded(message: str, path: str, name: str) -> str:

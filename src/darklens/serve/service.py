@@ -180,7 +180,7 @@ class Service:
         if isinstance(prepared, str):
             self.metrics.bad_images.inc()
             return ImageResult(name=name, status="error", message=prepared)
-        job = Job(name, prepared.pixels, prepared.changes, prepared.offset, maps=maps, deadline=deadline)
+        job = Job(name, prepared.pixels, prepared.changes, prepared.offset, prepared.mask, maps=maps, deadline=deadline)
         return await self._classify(model, job)
 
     async def _classify(self, model: Model, job: Job) -> ImageResult:

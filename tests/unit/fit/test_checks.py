@@ -8,6 +8,7 @@ from darklens import populations
 from darklens.calibration import widened
 from darklens.fit.checks import doubts, hypothesis_of
 from darklens.fit.features import extract_features
+from darklens.fit.noise import MASKED_EXPOSURE
 from darklens.fit.summary import FAILED
 from darklens.simulate.batch import simulate_batch
 
@@ -109,3 +110,18 @@ def test_widened_probabilities_keep_the_order_and_are_never_confident():
     wide = widened(p, [True, True, False])
     assert wide.sum(1) == pytest.approx(1) and wide.max(1)[:2].max() < 0.67
     assert (wide.argsort(1) == p.argsort(1)).all() and (wide[2] == p[2]).all()
+
+
+def test_masked_pixels_have_no_weight_in_the_fit():
+    """A star under a mask changes neither the fit nor the class; without the mask it is a residual."""
+    image = simulated([])[:1]
+    spoilt, depth = image.copy(), np.ones_like(image)
+    spoilt[:, 100:108, 40:48] += 300
+    depth[:, 99:111, 39:51] = MASKED_EXPOSURE
+    images = torch.from_numpy(np.concatenate([image, spoilt]).astype(np.float32))
+    exposure = torch.from_numpy(np.concatenate([depth, depth]).astype(np.float32))
+    masked = extract_features(images, "common-test-i", exposure=exposure, centred=False)
+    assert doubts(masked, ["smooth"] * 2) == [(), ()]
+    torch.testing.assert_close(masked.column("theta_E")[1], masked.column("theta_E")[0], rtol=1e-3, atol=0)
+    assert masked.column("n_pixels_fitted").tolist() == [48**2 - 36] * 2
+    assert all(doubts(extract_features(images[1:], "common-test-i", centred=False), ["smooth"]))
