@@ -54,8 +54,8 @@ class HypothesisFits:
         extra_variance: Variance in excess of photon noise, counts^2 per detector pixel (b,).
         converged: Whether the smooth fit converged (b,).
         n_pixels_fitted: Number of fitted pixels that are not masked (b,).
-    deviance: Deviance of the smooth lens (b,); its expectation for a smooth lens is `n_pixels_fitted`. Infinite
-        for an image without contrast.
+        deviance: Deviance of the smooth lens (b,); its expectation for a smooth lens is `n_pixels_fitted`. Infinite
+            for an image without contrast.
         delta_chi2_line: Delta chi2 of one line mass (b,).
         line: Mass, x, y, angle (radians from x towards y) and length of the line (b, 5).
         delta_chi2_point_given_line: Delta chi2 of a point mass in addition to the line (b,).
