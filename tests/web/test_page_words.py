@@ -68,6 +68,15 @@ def test_a_set_of_several_classes_is_a_dont_know(call):
     assert "contains 3 classes" in verdict["text"] and "sphere, with probability 0.500" in verdict["text"]
 
 
+def test_a_class_that_the_fit_does_not_support_is_a_dont_know_with_the_reasons(call):
+    doubted = result(verdict="unknown", reasons=["the residuals suggest a sloped sky", "chi2 is high"], dont_know=True)
+    verdict = call("words", "verdict", doubted)
+    assert verdict["tone"] == "uncertain" and verdict["headline"].startswith("Don't know")
+    assert "a sloped sky; chi2 is high" in verdict["text"]
+    (row,) = csv.DictReader(io.StringIO(call("downloads", "toCsv", [{"name": "a.npy", "results": {"m": doubted}}])))
+    assert row["verdict"] == "unknown" and row["reason"] == "the residuals suggest a sloped sky; chi2 is high"
+
+
 def test_an_empty_set_is_a_dont_know(call):
     verdict = call("words", "verdict", result(set=[], dont_know=True))
     assert verdict["tone"] == "uncertain" and verdict["headline"] == "Don't know: empty prediction set"

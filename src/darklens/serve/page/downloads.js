@@ -26,7 +26,8 @@ export function toCsv(items) {
 function rowOf(path, model, result) {
   const row = { path, model, status: result.status, message: result.message ?? "" };
   if (result.status !== "ok") return row;
-  row.predicted = result.predicted;
+  Object.assign(row, { predicted: result.predicted, verdict: result.verdict ?? "" });
+  row.reason = (result.reasons ?? []).join("; ");
   for (const [name, p] of Object.entries(result.probabilities)) row[`p_${name}`] = p;
   row.set = (result.set ?? []).join("|");
   if (result.ood) Object.assign(row, { ood_score: result.ood.score, ood: result.ood.unfamiliar ? "yes" : "no" });
