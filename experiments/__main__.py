@@ -1,9 +1,8 @@
 """Run an experiment: `python -m experiments NAME [a.b=c ...]`; without a name, list them.
 
-NAME is a YAML file in experiments/, or the path of another one. `a.b=c` changes one of its settings. Trainings and
-stores lie in runs/ and stores/, tables, figures and numbers in results/. Start an interrupted experiment again and it
-continues. `--quick` takes the variant of a few small images, which shows in seconds whether all steps work, and leaves
-results/ alone. `--table` writes table and figure anew from the numbers that were kept.
+NAME is a YAML file in experiments/, or the path of another one. `a.b=c` changes one of its settings. Trained models are
+written to runs/, simulated images to stores/, and numbers, tables and figures to results/. To continue an interrupted
+experiment, repeat the command.
 """
 
 import argparse
@@ -26,14 +25,17 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m experiments", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", nargs="?")
-    parser.add_argument("overrides", nargs="*", metavar="a.b=c")
-    parser.add_argument("--variant", default="", help="a named set of changes in the file")
-    parser.add_argument("--quick", action="store_const", const="quick", dest="variant")
-    parser.add_argument("--table", action="store_true")
-    parser.add_argument("--runs", type=Path, help="trainings; default: runs/NAME")
-    parser.add_argument("--stores", type=Path, help="simulated images; default: stores/")
-    parser.add_argument("--results", type=Path, help="default: results/")
+    parser.add_argument(
+        "name", nargs="?", help="an experiment, or the path of a YAML file; omit it to list the experiments"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="change a setting of the file")
+    parser.add_argument("--variant", default="", help="apply a named set of changes that the file defines")
+    quick = "apply the variant quick (a few small images), and write to runs/quick/ instead of results/"
+    parser.add_argument("--quick", action="store_const", const="quick", dest="variant", help=quick)
+    parser.add_argument("--table", action="store_true", help="rewrite the table and the figure from the saved numbers")
+    parser.add_argument("--runs", type=Path, help="folder of trained models; default: runs/NAME")
+    parser.add_argument("--stores", type=Path, help="folder of simulated images; default: stores/")
+    parser.add_argument("--results", type=Path, help="folder of numbers, tables and figures; default: results/")
     options = parser.parse_intermixed_args(words)
     if options.name is None:
         for name in names():
@@ -70,6 +72,8 @@ def read(name: str, overrides: list[str], variant: str = "") -> Experiment:
         ConfigError: If the file or a setting is wrong.
     """
     path = Path(name) if name.endswith(".yaml") else HERE / f"{name}.yaml"
+    if name.endswith(".yaml") and not path.exists():
+        raise ConfigError(f"{name} does not exist.")
     if not path.exists():
         raise ConfigError(unknown("experiment", name, names()))
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
