@@ -32,7 +32,7 @@ from darklens.models.zoo import has_k_network, requires_fitting
 from darklens.simulate.backend import Backend
 
 BATCH_SIZE = 64
-UNFAMILIAR = "the image is unlike the training images (ood)"
+UNFAMILIAR = "the image is out of distribution (ood)"
 MICRO_BATCH = 16  # images per forward pass on a CPU, so that activations stay in its cache
 
 Images = Shaped[np.ndarray, "b 1 n n"] | Shaped[Tensor, "b 1 n n"]  # real numbers of any type

@@ -63,6 +63,7 @@ def prepare(
     """
     changes = list(image.changes)
     scale = image.pixel_scale if image_pixel_scale is None else image_pixel_scale
+    is_assumed = scale is None
     if scale is None:
         scale = pixel_scale
         changes.append(f"pixel scale of {scale:g} arcsec assumed")
@@ -76,7 +77,8 @@ def prepare(
         raise InputError(
             f"{name}: has {shape[0]} x {shape[1]} pixels; the model takes {n_pixels} x {n_pixels}"
             + ("" if same else f" of {pixel_scale:g} arcsec, which is {needed[0]} x {needed[1]} pixels of this image")
-            + "; give a wider cut-out."
+            + "; give a wider cut-out"
+            + (f", or --pixel-scale if its pixels are not {scale:g} arcsec." if is_assumed else ".")
         )
     corner = _crop_corner(pixels, needed, scale)
     centre = tuple(at + (m - 1) / 2 - (n - 1) / 2 for at, m, n in zip(corner, needed, shape, strict=True))

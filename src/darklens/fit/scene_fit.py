@@ -9,7 +9,7 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -47,12 +47,12 @@ class FitResult:
         seconds: Processor time.
     """
 
-    scene: Scene
-    observation: Observation
+    scene: Scene = field(repr=False)
+    observation: Observation = field(repr=False)
     parameters: dict[str, float]
     errors: dict[str, float]
     amplitudes: dict[str, float]
-    model: Float[np.ndarray, "rows columns"]
+    model: Float[np.ndarray, "rows columns"] = field(repr=False)
     chi2: float
     n_pixels: int
     converged: bool

@@ -29,11 +29,11 @@ class Observation:
         changes: Changes to the inputs and assumptions about them, one phrase each.
     """
 
-    image: Float[np.ndarray, "rows columns"]
-    noise_map: Float[np.ndarray, "rows columns"]
+    image: Float[np.ndarray, "rows columns"] = field(repr=False)
+    noise_map: Float[np.ndarray, "rows columns"] = field(repr=False)
     pixel_scale: float
     psf: PSF | None
-    used: Bool[np.ndarray, "rows columns"]
+    used: Bool[np.ndarray, "rows columns"] = field(repr=False)
     changes: tuple[str, ...] = field(default=())
 
     @classmethod
@@ -90,7 +90,8 @@ class Observation:
         used = usable & ~excluded & np.isfinite(pixels)
         if used.sum() < _FEWEST_PIXELS:
             raise InputError(
-                f"{int(used.sum())} pixels remain after mask and noise map; at least {_FEWEST_PIXELS} are needed."
+                f"{int(used.sum())} pixels remain after mask and noise map; at least {_FEWEST_PIXELS} are needed. "
+                "A mask is True (or non-zero) for pixels to exclude; the noise must be positive and finite."
             )
         changes = list(kernel.notes) if kernel is not None else []
         n_out = int((~used).sum())

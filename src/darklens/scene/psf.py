@@ -1,6 +1,6 @@
 """Point-spread functions: a Gaussian, or an image of any size, optionally oversampled or off-centre."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ class PSF:
         notes: Anomalies of the input and how they were treated, one phrase each.
     """
 
-    kernel: Float[Tensor, "h w"]
+    kernel: Float[Tensor, "h w"] = field(repr=False)
     pixel_scale: float
     oversampling: int = 1
     origin: tuple[float, float] = (0.0, 0.0)

@@ -154,9 +154,7 @@ class Scene:
         Raises:
             ConfigError: If a value is missing.
         """
-        missing = [name for name in self.names if name not in values]
-        if missing:
-            raise ConfigError(f"Values are missing for {', '.join(missing)}.")
+        _require_values(self.names, values)
         columns = [torch.as_tensor(values[name], dtype=torch.float64).reshape(-1) for name in self.names]
         n = max((len(column) for column in columns), default=1)
         return torch.stack([column.expand(n) for column in columns], 1) if columns else torch.zeros(1, 0)
@@ -242,7 +240,12 @@ class Scene:
     def image(
         self, values: Mapping[str, float], amplitudes: Mapping[str, float], detector: Detector
     ) -> Float[np.ndarray, "rows columns"]:
-        """Return one noise-free image as an array, from parameter values and amplitudes by name."""
+        """Return one noise-free image as an array, from parameter values and amplitudes by name.
+
+        Raises:
+            ConfigError: If a value or an amplitude is missing.
+        """
+        _require_values(self.amplitude_names, amplitudes)
         weights = torch.tensor([[float(amplitudes[name]) for name in self.amplitude_names]], dtype=torch.float64)
         return self.render(self.pack(values), weights, detector)[0].numpy()
 
@@ -300,6 +303,15 @@ class Scene:
             whole = (torch.zeros(shape).to(internal) if plane is None else plane).expand(shape)
             planes.append(whole * parameters[:, column, None, None] if self.free[column].log else whole)
         return torch.stack(planes, 1) if planes else torch.zeros(shape[0], 0, *shape[1:]).to(internal)
+
+
+def _require_values(names: Sequence[str], values: Mapping[str, Any]) -> None:
+    """Raise ConfigError if a value is missing; name the values that the scene does not have, for a misspelt one."""
+    missing = [name for name in names if name not in values]
+    if missing:
+        unknown = [name for name in values if name not in names]
+        hint = f" The scene has no free parameter or amplitude {', '.join(unknown)}." if unknown else ""
+        raise ConfigError(f"Values are missing for {', '.join(missing)}.{hint}")
 
 
 def _changed(default: Parameter, setting: Free | None, name: str) -> Parameter:

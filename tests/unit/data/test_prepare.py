@@ -120,7 +120,7 @@ def test_isolated_nan_pixels_are_filled_after_cropping():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda p: p[:35], "x: has 35 x 60 pixels; the model takes 60 x 60; give a wider cut-out."),
+        (lambda p: p[:35], "x: has 35 x 60 pixels; the model takes 60 x 60; give a wider cut-out, or --pixel-scale if"),
         (lambda p: np.where(np.arange(60) < 20, np.nan, p), "x: 1200 of 3600 pixels are NaN; cut out a region"),
         (lambda p: np.where(p == p.max(), np.inf, p), "1 pixels are NaN or infinite"),
         (lambda p: np.where(p == p.max(), 1e300, p), "1 pixels are NaN or infinite"),

@@ -7,7 +7,7 @@ import torch
 from darklens.errors import ConfigError, InputError
 from darklens.fit.scene_fit import fit
 from darklens.fit.scene_solver import CONVERGED, Data, Solver
-from darklens.scene import EPL, PSF, SIE, Detector, Free, Multipole, Scene, Sersic, Shapelets, Shear
+from darklens.scene import EPL, PSF, SIE, SIS, Detector, Free, Multipole, Scene, Sersic, Shapelets, Shear
 from darklens.scene.observation import Observation
 
 TRUTH = {
@@ -259,3 +259,14 @@ class TestFit:
         internal = solver.scene.internal(solver.scene.pack(result.parameters)).float()
         again = solver.minimise(internal, data, steps=10)
         assert float(solver.state(internal, data).deviance - again.deviance) < 2 * CONVERGED
+
+
+def test_missing_values_and_amplitudes_are_errors_that_name_unknown_ones():
+    scene = Scene([SIS(centre_x=0.0, centre_y=0.0)], source=[Sersic(n=1.0, e1=0.0, e2=0.0, centre_x=0.0, centre_y=0.0)])
+    detector = Detector((20, 20), 0.1)
+    with pytest.raises(
+        ConfigError, match=r"missing for sis.theta_E\. The scene has no free parameter or amplitude sis.theta_e\."
+    ):
+        scene.image({"sis.theta_e": 1.0, "source.R_e": 0.2}, {"source.amplitude": 1.0}, detector)
+    with pytest.raises(ConfigError, match=r"missing for source.amplitude\."):
+        scene.image({"sis.theta_E": 1.0, "source.R_e": 0.2}, {}, detector)
