@@ -192,8 +192,12 @@ def _sentence(name: str, schema: type[Frozen], tree: Any, error: ValidationError
     key = ".".join(_keys_in_file(tree, first["loc"])) or "(top level)"
     problem = first["msg"].removeprefix("Value error, ").rstrip(".")
     if first["type"] == "extra_forbidden":
-        matches = difflib.get_close_matches(str(first["loc"][-1]), _field_names(schema), n=1)
-        problem = "unknown key" + (f"; did you mean {matches[0]!r}?" if matches else "; remove it")
+        last = str(first["loc"][-1])
+        matches = difflib.get_close_matches(last, _field_names(schema), n=1)
+        if matches == [last]:  # the key exists, but elsewhere in the configuration
+            problem = f"unknown key here; {last!r} belongs to another part of the configuration; give its path"
+        else:
+            problem = "unknown key" + (f"; did you mean {matches[0]!r}?" if matches else "; remove it")
     elif first["type"] == "missing":
         problem = "this key is required"
     elif "input" in first and not isinstance(first["input"], dict | list):

@@ -62,6 +62,11 @@ def test_a_setting_of_the_default_kind_needs_no_kind():
     ("tree", "overrides", "sentence"),
     [
         ({"name": "a", "iner": 1}, [], "tree: iner: unknown key; did you mean 'inner'?"),
+        (
+            {"name": "a"},
+            ["rate=2"],
+            "tree: rate: unknown key here; 'rate' belongs to another part of the configuration; give its path.",
+        ),
         ({}, [], "tree: name: this key is required."),
         ({"name": "a"}, ["inner.rate=-1"], "tree: inner.rate: Input should be greater than 0, got -1."),
         ({"name": "a"}, ["inner.rate=.nan"], "tree: inner.rate: Input should be a finite number, got nan."),

@@ -9,7 +9,7 @@ from darklens.fit.hypotheses import N_POINTS
 
 _LARGEST_CHI2_PER_PIXEL = 6.0  # of the best hypothesis; at most 2.6 in successful fits (experiments/hypotheses.yaml)
 N_SUMMARY_FEATURES = 13 + 3 * N_POINTS
-FAILED = "the fit failed, classified by the image alone"
+FAILED = "failed, classified by the image alone"
 
 
 def fit_succeeded(features: FitFeatures) -> Bool[Tensor, " b"]:
