@@ -151,14 +151,17 @@ def test_figures_of_evaluations_and_of_a_comparison_are_drawn(tiny, work, drawn,
         assert len(drawings) >= figures and all(len(drawing) > 4000 for drawing in drawings)
 
 
-def test_predict_and_evaluate_give_the_same_probabilities(tiny, work, tmp_path):
+def test_predict_and_evaluate_give_the_same_probabilities_unless_the_verdict_is_unknown(tiny, work, tmp_path):
     assert darklens("predict", tiny / "resnet_simple", tiny / "files" / "vort", "--out", tmp_path / "p.csv") == 0
     predicted, evaluated = rows_of(tmp_path / "p.csv"), rows_of(work / "resnet_simple-test" / "predictions.csv")
     assert len(predicted) == 12
     # Image 3 k + 2 of the store is vort/(k + 1).npy of the folder.
     for k in range(12):
         row = next(r for r in predicted if Path(r["path"]).name == f"{k + 1}.npy")
-        assert float(row["p_vort"]) == pytest.approx(float(evaluated[3 * k + 2]["p_vort"]), abs=1e-4)
+        p = float(evaluated[3 * k + 2]["p_vort"])
+        expected = (p + 1 / 3) / 2 if row["verdict"] == "unknown" else p
+        assert float(row["p_vort"]) == pytest.approx(expected, abs=1e-4)
+        assert (row["verdict"] == "unknown") == (row["ood"] == "yes") == bool(row["reason"])
 
 
 def test_an_exported_system_gives_the_probabilities_of_predict(tiny, work, tmp_path, capsys):
@@ -184,7 +187,7 @@ def test_a_bad_file_gets_a_row_and_the_others_are_classified(tiny, images, tmp_p
     for name, content in bad.items():
         (images / "no" / f"bad-{name}.npy").write_bytes(content)
     spoiled = good.copy()
-    spoiled[..., :20, :20] = np.nan  # too many to fill
+    spoiled[..., :20] = np.nan  # more than 30 %
     arrays = {"nan": spoiled, "constant": np.ones((N, N)), "shape": np.zeros((3, N, N)), "size": np.eye(36)}
     for name, array in arrays.items():
         np.save(images / "no" / f"bad-{name}.npy", array)

@@ -352,7 +352,7 @@ def test_a_real_image_of_common_test_i(opened, realdata):
     watched = opened()
     upload(watched, realdata / "common-test-i" / "vort" / "1.npy")
     assert text_of(watched, ".headline").startswith("vort")
-    assert "None: the image was used as it is." in text_of(watched, ".changes")
+    assert "pixel scale of 0.05 arcsec assumed" in text_of(watched, ".changes")
 
 
 @pytest.mark.realdata
