@@ -55,7 +55,8 @@ def test_each_is_one_file_of_less_than_30_lines(name):
 
 
 def test_the_page_has_one_of_each():
-    assert set(FILES) == {"plummer.py", "clumps.yaml", "longer_curriculum.yaml", "tiny_net.py", "pairs.py"}
+    files = {"plummer.py", "clumps.yaml", "longer_curriculum.yaml", "tiny_net.py", "tiny_net.yaml", "pairs.py"}
+    assert set(FILES) == files
 
 
 def test_a_recipe_extends_another(plug_in):
@@ -91,7 +92,8 @@ def test_a_profile_is_tested_by_the_laws_and_simulated(plug_in):
 
 
 def test_a_system_is_trained_judged_and_used(plug_in):
-    plug_in("tiny_net.py")
+    plug_in("tiny_net.py", "tiny_net.yaml")
+    assert get("tiny_net.yaml").model.width == 16
     recipe = {
         "schema": 1,
         "name": "tiny",
