@@ -2,8 +2,9 @@
 
 A class is supported if the fit of its hypothesis (smooth lens, line, points) describes the image: chi2 within its
 scatter, no residual that the score tests of `misfit` attribute to something else, parameters within their bounds. The
-limits are above the values of 99 % of 900 images of common-test-i, per hypothesis; `experiments/confidence.yaml`
-measures what they flag. Limits for points are wider, because three points describe 25 subhaloes incompletely.
+limits lie above the values of nearly all images of common-test-i, per hypothesis (decision 15);
+`experiments/confidence.yaml` measures what they flag. Limits for points are wider, because three points describe 25
+subhaloes incompletely.
 """
 
 from collections.abc import Sequence
