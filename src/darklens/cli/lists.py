@@ -37,17 +37,20 @@ def populations() -> int:
 
 @app.command
 def models() -> int:
-    """List the systems that a recipe can train (`model.kind`) and the trained models that come with darklens.
+    """List the systems that a recipe can train (`model.kind`), the trained models, and the scenes for `fit`.
 
     Example: `darklens models`
     """
     from darklens.bundle import Bundle
     from darklens.locate import shipped
     from darklens.models.zoo import descriptions
+    from darklens.scene import specification
 
     print_described(iter(descriptions().items()))
     print("\nTrained models, to use by name in place of a run folder:")
     print_described((name, Bundle.load(name).card) for name in shipped())
+    print("\nScenes, for `darklens fit --model`:")
+    print_described((name, specification.get(name).description) for name in specification.names())
     return 0
 
 

@@ -6,6 +6,7 @@ The parameters of a batch are a tensor (b, p), in the order of `Scene.names` ("c
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,32 @@ class Scene:
             return self._resolve(setting, (*visited, path))
         assert isinstance(setting, int | float)
         return _Reference(None, float(setting))
+
+    @classmethod
+    def from_yaml(cls, name_or_path: Path | str, overrides: Sequence[str] = ()) -> "Scene":
+        """Return a scene from a YAML file, or a scene of the package by name, such as `epl-shear`.
+
+        Args:
+            name_or_path: A YAML file, or a name.
+            overrides: Such as `epl.slope=2`.
+
+        Raises:
+            ConfigError: If there is no such scene, or a key or value is wrong.
+        """
+        from darklens.scene.specification import get  # imported here: it builds scenes
+
+        return get(str(name_or_path), overrides).scene()
+
+    def to_yaml(self) -> str:
+        """Return the scene as YAML, from which `from_yaml` restores it."""
+        from darklens.scene.specification import to_yaml
+
+        return to_yaml(self)
+
+    def values_of(self, name: str, values: Mapping[str, float]) -> dict[str, float]:
+        """Return all parameters of a component, fixed and shared ones included, from values of the free parameters."""
+        parameters = self.pack(values)
+        return {symbol: float(value) for symbol, value in self._values(name, parameters).items()}
 
     # ------------------------------------------------------------------ parameters
     def start(self, **changes: float) -> Parameters:
