@@ -7,7 +7,7 @@ import sys
 from cyclopts import CycloptsError
 
 # These modules register their commands with the application.
-from darklens.cli import images, inference, lists, models, serve, tuning  # noqa: F401  # imported to register
+from darklens.cli import fitting, images, inference, lists, models, serve, tuning  # noqa: F401  # imported to register
 from darklens.cli.root import app, print_error
 from darklens.errors import ConfigError, DarklensError
 

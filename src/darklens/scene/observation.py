@@ -1,7 +1,7 @@
 """An observed image with its noise map, mask and PSF, validated before a fit."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -12,6 +12,7 @@ from darklens.scene.psf import PSF
 
 _MASKED_NOISE = 1e6  # of the median; pipelines set the noise of masked pixels to such values
 _FEWEST_PIXELS = 100
+NoiseKind = Literal["standard deviation", "variance", "inverse variance"]
 _WRONG_NOISE, _RIGHT_NOISE = 5.0, 2.0  # factor from the image scatter: doubted above, plausible below
 
 
@@ -88,15 +89,9 @@ class Observation:
         if usable.any():
             usable &= noise <= _MASKED_NOISE * np.median(noise[usable])
         used = usable & ~excluded & np.isfinite(pixels)
-        if used.sum() < _FEWEST_PIXELS:
-            raise InputError(
-                f"{int(used.sum())} pixels remain after mask and noise map; at least {_FEWEST_PIXELS} are needed. "
-                "A mask is True (or non-zero) for pixels to exclude; the noise must be positive and finite."
-            )
+        _require_pixels(used)
         changes = list(kernel.notes) if kernel is not None else []
-        n_out = int((~used).sum())
-        if n_out:
-            changes.append(f"{n_out} pixels left out")
+        changes += _exclusions(used)
         _require_deviation(pixels, noise, used)
         return cls(np.where(used, pixels, 0.0), noise, float(pixel_scale), kernel, used, tuple(changes))
 
@@ -126,8 +121,19 @@ class Observation:
             self.pixel_scale,
             self.psf,
             self.used[rows, columns],
-            self.changes,
+            (
+                *(text for text in self.changes if text not in _exclusions(self.used)),
+                *_exclusions(self.used[rows, columns]),
+            ),
         )
+
+    def _changes_without_count(self) -> tuple[str, ...]:
+        """Return the changes but the number of pixels left out."""
+        return tuple(text for text in self.changes if text not in _exclusions(self.used))
+
+    def require_pixels(self) -> None:
+        """Raise InputError if fewer than 100 pixels are fitted."""
+        _require_pixels(self.used)
 
     def binned(self, side: int) -> "Observation":
         """Return the observation binned into blocks of side x side pixels, weighted by inverse variance.
@@ -147,6 +153,19 @@ class Observation:
         return Observation(image, noise, self.pixel_scale * side, psf, weights > 0, self.changes)
 
 
+def _require_pixels(used: Bool[np.ndarray, "rows columns"]) -> None:
+    if used.sum() < _FEWEST_PIXELS:
+        raise InputError(
+            f"{int(used.sum())} pixels remain after mask and noise map; at least {_FEWEST_PIXELS} are needed. "
+            "A mask is True (or non-zero) for pixels to exclude; the noise must be positive and finite."
+        )
+
+
+def _exclusions(used: Bool[np.ndarray, "rows columns"]) -> list[str]:
+    n_out = int((~used).sum())
+    return [f"{n_out} pixels left out"] if n_out else []
+
+
 def _plane(values: Any, name: str) -> Float[np.ndarray, "rows columns"]:
     array = np.asarray(values)
     if array.dtype.kind not in "biuf":
@@ -162,26 +181,48 @@ def _blocks(array: Float[np.ndarray, "rows columns"], side: int) -> Float[np.nda
     return array[: rows * side, : columns * side].reshape(rows, side, columns, side)
 
 
-def _require_deviation(image: np.ndarray, noise: np.ndarray, used: np.ndarray) -> None:
-    """Raise InputError if the noise map agrees with the scatter of the image only as a variance or an inverse variance.
+def background_scatter(
+    image: np.ndarray, used: np.ndarray, like: np.ndarray | None = None
+) -> tuple[float, float] | None:
+    """Return the noise of the faint half of an image, and the median of `like` there; None if too few pixels are used.
 
-    The scatter is the median absolute second difference along rows, which is insensitive to smooth light.
+    The noise is measured from the median absolute second difference along rows, which is insensitive to smooth light.
+    `like` (by default the image) also determines which half is faint.
     """
     triple = used[:, :-2] & used[:, 1:-1] & used[:, 2:]
     if triple.sum() < _FEWEST_PIXELS:
-        return
+        return None
     difference = (image[:, :-2] - 2 * image[:, 1:-1] + image[:, 2:])[triple] / np.sqrt(6)
-    middle = noise[:, 1:-1][triple]
+    middle = (image if like is None else like)[:, 1:-1][triple]
     faint = middle <= np.median(middle)
-    scatter = 1.4826 * np.median(np.abs(difference[faint]))
-    level = float(np.median(middle[faint]))
-    if scatter <= 0:
-        return
-    candidates = {"standard deviation": level, "variance": level**0.5, "inverse variance (weight)": level**-0.5}
-    away = {name: abs(np.log(value / scatter)) for name, value in candidates.items()}
-    nearest = min(away, key=lambda name: away[name])
-    if away["standard deviation"] > np.log(_WRONG_NOISE) and away[nearest] < np.log(_RIGHT_NOISE):
-        raise InputError(
-            f"The noise map looks like a {nearest}: its median is {level:.3g}, the scatter of the image {scatter:.3g}. "
-            "Give the standard deviation of each pixel."
-        )
+    scatter = 1.4826 * float(np.median(np.abs(difference[faint])))
+    return (scatter, float(np.median(middle[faint]))) if scatter > 0 else None
+
+
+def noise_meaning(image: np.ndarray, noise: np.ndarray, used: np.ndarray) -> tuple[NoiseKind | None, str]:
+    """Return what a noise map is, judged by the scatter of the image, and the comparison in words.
+
+    It is None if the map agrees with the scatter in no meaning, or there are too few pixels to judge.
+    """
+    measured = [background_scatter(image, used, like) for like in (noise, -noise)]  # weights are large where faint
+    if measured[0] is None or measured[1] is None:
+        return "standard deviation", ""
+    (scatter, level), (weight_scatter, weight) = measured[0], (measured[1][0], -measured[1][1])
+    away: dict[NoiseKind, float] = {
+        "standard deviation": abs(np.log(level / scatter)),
+        "variance": abs(np.log(level**0.5 / scatter)),
+        "inverse variance": abs(np.log(weight**-0.5 / weight_scatter)),
+    }
+    text = f"its median is {level:.3g}, the scatter of the image {scatter:.3g}"
+    nearest = min(away, key=lambda kind: away[kind])
+    if away["standard deviation"] <= np.log(_WRONG_NOISE):
+        return "standard deviation", text
+    return (nearest if away[nearest] < np.log(_RIGHT_NOISE) else None), text
+
+
+def _require_deviation(image: np.ndarray, noise: np.ndarray, used: np.ndarray) -> None:
+    """Raise InputError if the noise map agrees with the scatter of the image only as a variance or a weight map."""
+    kind, comparison = noise_meaning(image, noise, used)
+    if kind in ("variance", "inverse variance"):
+        word = "a variance" if kind == "variance" else "an inverse variance (weight)"
+        raise InputError(f"The noise map looks like {word}: {comparison}. Give the standard deviation of each pixel.")

@@ -7,12 +7,14 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 from darklens.errors import InputError
 from darklens.physics import optics
 
 _FWHM_PER_SIGMA = 2.3548200450309493
 _CENTRED_TO = 0.05  # pixels; a larger offset of the centroid from the centre of the array is noted
+_CORE = 0.05  # of the peak; brighter pixels are the core
 _NORMALISED_TO = 1e-3
 _LARGEST_NEGATIVE = 0.05  # of the peak, in a wing
 
@@ -74,18 +76,22 @@ class PSF:
             recentre: Use the centroid of the core as the origin. Otherwise an off-centre PSF shifts the image.
 
         Raises:
-            InputError: If the array is not two-dimensional, has non-finite values, or its sum is not positive.
+            InputError: If the array is not two-dimensional, its core has non-finite values, or its sum is not positive.
         """
         kernel = torch.as_tensor(np.array(values, dtype=np.float64))
         if kernel.ndim != 2 or min(kernel.shape) < 1:
             raise InputError(f"A PSF is a two-dimensional image; this one has shape {tuple(kernel.shape)}.")
-        if not bool(torch.isfinite(kernel).all()):
-            n = int((~torch.isfinite(kernel)).sum())
-            raise InputError(f"The PSF has {n} pixels that are NaN or infinite; replace them, by zero in the wings.")
+        notes = []
+        bad = ~torch.isfinite(kernel)
+        if bool(bad.any()):
+            kernel = torch.where(bad, 0.0, kernel)
+            core = (kernel > _CORE * kernel.max())[None, None].double()
+            if bool((bad & (max_pool2d(core, 3, stride=1, padding=1)[0, 0] > 0)).any()):
+                raise InputError(f"The PSF has {int(bad.sum())} pixels that are NaN or infinite, some in its core.")
+            notes.append(f"PSF: {int(bad.sum())} NaN or infinite pixels in its wings set to zero")
         total = float(kernel.sum())
         if total <= 0:
             raise InputError(f"The PSF's values sum to {total:.3g}; a PSF needs positive light.")
-        notes = []
         if float(kernel.min()) < -_LARGEST_NEGATIVE * float(kernel.max()):
             notes.append(f"PSF: its lowest value is {float(kernel.min() / kernel.max()):.2f} of the peak")
         if abs(total - 1) > _NORMALISED_TO:
@@ -103,7 +109,7 @@ class PSF:
 
     def centroid(self) -> tuple[float, float]:
         """Return the centroid (x, y) of the core, above 5 % of the peak, in kernel pixels from the array's centre."""
-        core = torch.where(self.kernel > 0.05 * self.kernel.max(), self.kernel, 0.0)
+        core = torch.where(self.kernel > _CORE * self.kernel.max(), self.kernel, 0.0)
         height, width = self.kernel.shape
         x = torch.arange(width, dtype=torch.float64) - (width - 1) / 2
         y = torch.arange(height, dtype=torch.float64) - (height - 1) / 2

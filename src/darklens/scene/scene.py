@@ -164,6 +164,11 @@ class Scene:
         parameters = self.pack(values)
         return {symbol: float(value) for symbol, value in self._values(name, parameters).items()}
 
+    def free_parameter(self, path: str) -> str | None:
+        """Return the free parameter that determines `component.parameter`, itself or shared; None if it is fixed."""
+        column = self._resolve(path).column
+        return None if column is None else self.names[column]
+
     # ------------------------------------------------------------------ parameters
     def start(self, **changes: float) -> Parameters:
         """Return the default start (1, p). `changes` replaces values; write `epl__theta_E=1.3` for `epl.theta_E`."""

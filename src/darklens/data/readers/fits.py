@@ -94,6 +94,34 @@ def read_fits(path: Path, name: str | None = None, pixel_scale: float | None = N
         return Image(pixels, scale, tuple(changes))
 
 
+def list_units(path: Path) -> list[tuple[int, str, Sequence[int], Any]]:
+    """Return number, EXTNAME (may be empty), shape and header of the units with an image, in the order of the file.
+
+    Headers include the cards that the unit inherits from the primary header.
+
+    Raises:
+        InputError: If the file is damaged or too large.
+    """
+    images: list[tuple[int, str, Sequence[int], Any]] = []
+    primary: Any = None
+    with reject_damaged(path, "FITS"), _opened(path) as stream:
+        try:
+            for unit in _units(path, stream):
+                primary = primary or unit.header
+                if _is_image(path, unit):
+                    shape = image_shape(unit.header) if unit.is_tiled else _axes(path, unit.header)[::-1]
+                    header = unit.header.copy()
+                    for inherited in _inherited(unit, primary)[1:]:
+                        header.extend(inherited, unique=True)
+                    images.append((unit.number, str(unit.header.get("EXTNAME", "")).strip(), shape, header))
+        except Exception:
+            if not images:  # after an image, what follows it may be damaged
+                raise
+    if not images:
+        raise InputError(f"{path}: holds no two-dimensional image.")
+    return images
+
+
 def _choose(path: Path, stream: io.BufferedIOBase, name: str | None) -> tuple[Unit, Any]:
     """Return the unit to read, and the primary header.
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 SCIENCE = ("image", "image_data", "sci", "science", "image_science", "data", "img")  # in the order of preference
 _AUXILIARY = re.compile(
@@ -51,3 +52,56 @@ def _words(name: str) -> list[str]:
     """Return the words of a name in lower case, without numbers: `VAR_POISSON`, `noiseMap` and `ERR2` have var, err."""
     separated = re.sub(r"([a-z])([A-Z])", r"\1 \2", name)
     return re.findall(r"[a-z]+", separated.lower())
+
+
+Role = Literal["science", "noise", "variance", "weight", "mask", "psf", "exposure", "other"]
+_ROLES: dict[Role, re.Pattern[str]] = {  # in the order of precedence
+    "psf": re.compile(r"psfs?|prf|kernel"),
+    "mask": re.compile(r"masks?|msk|bpm|badpix"),
+    "exposure": re.compile(r"exp|expmap|exposure|exptime"),
+    "weight": re.compile(r"wht|wgt|weights?|weightmap|ivm|ivar|invvar"),
+    "variance": re.compile(r"var|variance"),
+    "noise": re.compile(
+        r"err|errors?|errormap|uncert|uncertainty|sigma|sigmamap|std|stdev|stddev|rms|rmsmap|noise|noisemap"
+    ),
+}
+_GENERIC = frozenset(["map", "image", "images", "data", "point", "source", "inv", "inverse", "array", "time"])
+
+
+def role_of(name: str) -> Role:
+    """Return the role of an image in an observation, by its name, which may be a path."""
+    words = set(_words(name))
+    if _QUALIFIERS & words:
+        return "science"
+    roles = [role for role, pattern in _ROLES.items() if any(map(pattern.fullmatch, words))]
+    if not roles:
+        return "other" if is_auxiliary(name) else "science"
+    if roles[0] == "psf" and len(roles) > 1:  # the variance of a PSF
+        return "other"
+    return "weight" if roles[0] == "variance" and {"inv", "inverse"} & words else roles[0]
+
+
+def belongs(name: str, science: str) -> bool:
+    """Return whether a plane is of the same band as a science image, by their names."""
+    return _band(name) <= set(_words(science))
+
+
+def companion(science: str, names: Sequence[str]) -> str | None:
+    """Return the name of the plane that belongs to a science image: `VIS_RMS` to `VIS_BGSUB`; None if unclear.
+
+    Args:
+        science: Name of the science image.
+        names: Names of the planes with the role.
+    """
+    if len(names) == 1:
+        return names[0]
+    words = set(_words(science))
+    shared = {name: _band(name) & words for name in names if belongs(name, science)}
+    best = [name for name in shared if len(shared[name]) == max(map(len, shared.values()))]
+    return best[0] if len(best) == 1 else None
+
+
+def _band(name: str) -> set[str]:
+    """Return the words of a name that say neither its role nor that it is an image: those of a band."""
+    words = set(_words(name)) - _GENERIC
+    return {word for word in words if not any(pattern.fullmatch(word) for pattern in _ROLES.values())}

@@ -1,0 +1,100 @@
+"""Figure and arrays of the fit of a scene: data, model, residual in units of the noise, and source plane."""
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+if TYPE_CHECKING:
+    from darklens.fit.scene_fit import FitResult
+
+_SOURCE_PIXELS = 120
+_SOURCE_RADII, _SMALLEST_SOURCE, _LARGEST_SOURCE = 4.0, 0.15, 2.0  # half side: radii of the source; arcsec
+_LARGEST_RESIDUAL = 5.0  # standard deviations, of the colour scale
+_DPI = 110
+
+
+def source_plane(result: "FitResult") -> tuple[Float[np.ndarray, "n n"], tuple[float, float, float, float]]:
+    """Return the surface brightness of the source, and its extent (left, right, bottom, top) in arcsec."""
+    scene = result.scene
+    members = [name for name, p in scene.profiles.items() if any(p is other for other in scene.source.profiles)]
+    values = {name: scene.values_of(name, result.parameters) for name in members}
+    if not members:
+        return np.zeros((_SOURCE_PIXELS, _SOURCE_PIXELS)), (-1.0, 1.0, -1.0, 1.0)
+    first = values[members[0]]
+    radius = max(v.get("R_e", v.get("beta", 0.1)) for v in values.values())
+    half = min(max(_SOURCE_RADII * radius, _SMALLEST_SOURCE), _LARGEST_SOURCE)
+    offset = (torch.arange(_SOURCE_PIXELS, dtype=torch.float64) + 0.5) * (2 * half / _SOURCE_PIXELS) - half
+    total = torch.zeros(_SOURCE_PIXELS, _SOURCE_PIXELS, dtype=torch.float64)
+    for name in members:
+        profile: Any = scene.profiles[name]
+        value = {k: torch.tensor([[[v]]], dtype=torch.float64) for k, v in values[name].items()}
+        x = (offset + first["centre_x"] - value.pop("centre_x")).expand(1, _SOURCE_PIXELS, _SOURCE_PIXELS)
+        y = (offset[:, None] + first["centre_y"] - value.pop("centre_y")).expand(1, _SOURCE_PIXELS, _SOURCE_PIXELS)
+        keys = [key for key in result.amplitudes if key.rpartition(".")[0] == name]
+        weights = torch.tensor([result.amplitudes[key] for key in keys], dtype=torch.float64)
+        total += (profile.basis(x, y, **value)[0] * weights[:, None, None]).sum(0)
+    cx, cy = first["centre_x"], first["centre_y"]
+    return total.numpy(), (cx - half, cx + half, cy - half, cy + half)
+
+
+def arrays(result: "FitResult") -> dict[str, np.ndarray]:
+    """Return data, model, residual, noise map, used pixels and source plane, with pixel scale and extent, arcsec."""
+    source, extent = source_plane(result)
+    observation = result.observation
+    return {
+        "image": observation.image,
+        "model": result.model,
+        "residual": result.residual,
+        "noise_map": observation.noise_map,
+        "used": observation.used,
+        "source": source,
+        "source_extent": np.array(extent),
+        "pixel_scale": np.array(observation.pixel_scale),
+    }
+
+
+def draw(result: "FitResult", title: str = "") -> bytes:
+    """Return the figure as PNG; brightness is on an inverse hyperbolic sine scale, excluded pixels are grey."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    observation = result.observation
+    rows, columns = observation.image.shape
+    half_x, half_y = (n * observation.pixel_scale / 2 for n in (columns, rows))
+    extent = (-half_x, half_x, -half_y, half_y)
+    noise = float(np.median(observation.noise_map[observation.used]))
+    top = max(float(np.arcsinh(np.where(observation.used, result.model, 0) / noise).max()), 1.0)
+
+    def stretched(plane: np.ndarray) -> np.ndarray:
+        return np.ma.masked_array(np.arcsinh(plane / noise), ~observation.used)
+
+    source, source_extent = source_plane(result)
+    panels: list[tuple[str, np.ndarray, tuple[float, ...], dict[str, Any]]] = [
+        ("data", stretched(observation.image), extent, {"cmap": "magma", "vmin": -1.0, "vmax": top}),
+        ("model", np.arcsinh(result.model / noise), extent, {"cmap": "magma", "vmin": -1.0, "vmax": top}),
+        (
+            "residual / noise",
+            np.ma.masked_array(result.residual, ~observation.used),
+            extent,
+            {"cmap": "RdBu_r", "vmin": -_LARGEST_RESIDUAL, "vmax": _LARGEST_RESIDUAL},
+        ),
+        ("source", np.arcsinh(source / noise), source_extent, {"cmap": "magma"}),
+    ]
+    figure = Figure(figsize=(12.4, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (name, plane, limits, style) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        axes.set_facecolor("0.7")
+        image = axes.imshow(plane, origin="lower", extent=limits, **style)
+        axes.set_title(name, fontsize=11)
+        axes.tick_params(labelsize=9)
+        if style["cmap"] == "RdBu_r":
+            figure.colorbar(image, ax=axes, shrink=0.8)
+    figure.axes[0].set_ylabel("arcsec")
+    label = f"theta_E = {result.theta_E:.4g} arcsec, chi2 per pixel {result.chi2_per_pixel:.3g}"
+    figure.suptitle(f"{title}: {label}" if title else label, fontsize=11, parse_math=False)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=_DPI, metadata={"Software": None})
+    return stream.getvalue()

@@ -1,0 +1,225 @@
+"""Fits of a scene to many observations: a table with one row each, bad ones included, and maps."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from darklens import executors
+from darklens.errors import ConfigError, DarklensError
+from darklens.files import atomic_path, csv_line, write_text
+from darklens.fit.scene_figure import arrays, draw
+from darklens.fit.scene_fit import FitResult, fit, main_lens
+from darklens.scene.observation_files import Inputs, read_observation
+from darklens.scene.profiles import EPL, SIE, SIS, Multipole, Shear
+from darklens.scene.scene import Scene
+from darklens.scene.specification import SceneSpecification
+
+_MEASURES = ("slope", "q", "phi", "gamma1", "gamma2", "centre_x", "centre_y", "a3", "a4")
+COLUMNS = (
+    *("path", "status", "message", "converged", "chi2_per_pixel", "theta_E", "theta_E_error"),
+    *_MEASURES,
+    "seconds",
+)
+_ISOTHERMAL = 2.0
+
+Estimate = tuple[float, float]
+"""Value and standard deviation."""
+
+
+@dataclass(frozen=True)
+class FitRow:
+    """The row of an observation.
+
+    Attributes:
+        label: Path of the observation.
+        columns: Text by column; empty for a bad one.
+        message: Why it could not be fitted.
+        is_unexpected: Whether the reason is an error in darklens.
+    """
+
+    label: str
+    columns: Mapping[str, str]
+    message: str = ""
+    is_unexpected: bool = False
+
+
+def require_lens(scene: Scene) -> None:
+    """Raise ConfigError unless the scene has a main lens and a source."""
+    if not any(isinstance(profile, EPL | SIE | SIS) for profile in scene.profiles.values()):
+        raise ConfigError("The scene has no main lens; mass needs a component of kind epl, sie or sis.")
+    if not scene.source.profiles:
+        raise ConfigError("The scene has no source; add a component to source.")
+
+
+def measures(result: FitResult) -> dict[str, Estimate]:
+    """Return the properties of the main lens with standard deviations; NaN for those that the scene does not have.
+
+    `theta_E` (arcsec) is the effective Einstein radius: that of the circle with the mass of the ellipse inside which
+    the mean convergence of the main lens is one. `q` is the axis ratio, `phi` the position angle of the major axis in
+    degrees from x towards y, from -90 to 90. `a3` and `a4` are the amplitudes of the multipoles divided by theta_E.
+    """
+    scene = result.scene
+    lens = main_lens(scene)
+    missing = (math.nan, math.nan)
+
+    def parameter(component: str, symbol: str) -> Estimate:
+        path = f"{component}.{symbol}"
+        free = scene.free_parameter(path)
+        value = scene.values_of(component, result.parameters)[symbol]
+        return value, 0.0 if free is None else result.errors[free]
+
+    symbols = scene.profiles[lens].parameters
+    estimates = {symbol: parameter(lens, symbol) for symbol in ("theta_E", "centre_x", "centre_y")}
+    estimates["slope"] = parameter(lens, "slope") if "slope" in symbols else (_ISOTHERMAL, 0.0)
+    if "e1" in symbols:
+        estimates["q"], estimates["phi"] = axis_ratio(parameter(lens, "e1"), parameter(lens, "e2"))
+    else:
+        estimates["q"], estimates["phi"] = (1.0, 0.0), missing
+    shear = next((name for name, profile in scene.profiles.items() if isinstance(profile, Shear)), None)
+    for symbol in ("gamma1", "gamma2"):
+        estimates[symbol] = missing if shear is None else parameter(shear, symbol)
+    theta_E = estimates["theta_E"]
+    for m in (3, 4):
+        name = next((n for n, p in scene.profiles.items() if isinstance(p, Multipole) and p.m == m), None)
+        estimates[f"a{m}"] = missing if name is None else _ratio(parameter(name, "a"), parameter(name, "b"), theta_E)
+    return {"theta_E": theta_E, **{name: estimates[name] for name in _MEASURES}}
+
+
+def axis_ratio(e1: Estimate, e2: Estimate) -> tuple[Estimate, Estimate]:
+    """Return axis ratio, and position angle of the major axis (degrees from x to y), of an ellipticity."""
+    e, error, across = _length(e1, e2)
+    if e == 0:
+        return (1.0, 2 * error), (0.0, 90.0)
+    q, phi = (1 - e) / (1 + e), math.degrees(math.atan2(e2[0], e1[0])) / 2
+    return (q, 2 * error / (1 + e) ** 2), (phi, min(90.0, math.degrees(across / e) / 2))
+
+
+def _ratio(a: Estimate, b: Estimate, theta_E: Estimate) -> Estimate:
+    amplitude, error, _ = _length(a, b)
+    value = amplitude / theta_E[0]
+    return value, math.hypot(error, value * theta_E[1]) / theta_E[0]
+
+
+def _length(a: Estimate, b: Estimate) -> tuple[float, float, float]:
+    """Return the length of a vector, and the standard deviations along and across it."""
+    length = math.hypot(a[0], b[0])
+    if length == 0:
+        return 0.0, max(a[1], b[1]), max(a[1], b[1])
+    cos, sin = a[0] / length, b[0] / length
+    return length, math.hypot(cos * a[1], sin * b[1]), math.hypot(sin * a[1], cos * b[1])
+
+
+def columns_of(scene: Scene) -> list[str]:
+    """Return the names of the columns of a table of fits."""
+    parameters = [column for name in scene.names for column in (name, f"{name}_error")]
+    errors = [f"{name}_error" for name in _MEASURES]
+    return [*COLUMNS, *errors, *parameters, *scene.amplitude_names, "chi2_excess", "at_bounds", "changes"]
+
+
+def row_of(result: FitResult) -> dict[str, str]:
+    """Return the columns of a fit, but `path`, `status` and `message`."""
+    columns = {
+        "converged": "yes" if result.converged else "no",
+        "chi2_per_pixel": _text(result.chi2_per_pixel),
+        "seconds": f"{result.seconds:.3g}",
+        "chi2_excess": _text(result.chi2_excess),
+        "at_bounds": "; ".join(result.at_bounds),
+        "changes": "; ".join(result.observation.changes),
+    }
+    estimates = measures(result) | {name: (v, result.errors[name]) for name, v in result.parameters.items()}
+    for name, (value, error) in estimates.items():
+        columns[name], columns[f"{name}_error"] = _text(value), _text(error)
+    return columns | {name: _text(value) for name, value in result.amplitudes.items()}
+
+
+def _text(value: float) -> str:
+    return f"{value:.7g}" if math.isfinite(value) else ""
+
+
+def fit_table(
+    labels: Sequence[str],
+    specification: SceneSpecification,
+    inputs: Inputs,
+    out: Path,
+    *,
+    maps: Mapping[str, Path] | None = None,
+    seed: int = 0,
+    workers: int = 1,
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[FitRow]:
+    """Fit a scene to observations, write the table, and return its rows; a bad observation becomes an error row.
+
+    Args:
+        labels: Observations, from `find_observations`.
+        specification: The scene.
+        inputs: How the observations are read.
+        out: CSV table to write.
+        maps: For each label, the path without suffix of its PNG and npz.
+        seed: Seed of the random starts.
+        workers: Number of processes.
+        advance: Called with the number of observations just fitted.
+    """
+    scene = specification.scene()
+    require_lens(scene)
+    rows: dict[int, FitRow] = {}
+    with executors.local(min(workers, len(labels))) as pool:
+        for number, row in _finished(pool, labels, specification, inputs, maps or {}, seed):
+            rows[number] = row
+            advance(1)
+    names = columns_of(scene)
+    lines = [csv_line(names)]
+    for number in range(len(labels)):
+        row = rows[number]
+        cells = {"path": row.label, "status": "error" if row.message else "ok", "message": row.message, **row.columns}
+        lines.append(csv_line([cells.get(name, "") for name in names]))
+    write_text(out, "".join(lines))
+    return [rows[number] for number in range(len(labels))]
+
+
+def _finished(
+    pool: Executor | None,
+    labels: Sequence[str],
+    specification: SceneSpecification,
+    inputs: Inputs,
+    maps: Mapping[str, Path],
+    seed: int,
+) -> Iterator[tuple[int, FitRow]]:
+    text = specification.model_dump_json()
+    tasks = ((number, label, text, inputs, maps.get(label), seed) for number, label in enumerate(labels))
+    yield from executors.as_finished(pool, fit_one, tasks)
+
+
+def fit_one(
+    number: int, label: str, specification: str, inputs: Inputs, maps: Path | None, seed: int
+) -> tuple[int, FitRow]:
+    """Fit one observation, on one thread, write its maps, and return its number and row."""
+    scene = SceneSpecification.model_validate_json(specification).scene()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        result = fit(read_observation(label, inputs), scene, seed=seed)
+        if maps is not None:
+            _write_maps(result, maps, label)
+        return number, FitRow(label, row_of(result))
+    except DarklensError as error:
+        return number, FitRow(label, {}, " ".join(str(error).split()))
+    except Exception as error:  # one lens must not end a long batch
+        text = " ".join(str(error).split())
+        message = f"{label}: unexpected {type(error).__name__}: {text}; please report it."
+        return number, FitRow(label, {}, message, is_unexpected=True)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _write_maps(result: FitResult, path: Path, label: str) -> None:
+    planes: dict[str, Any] = arrays(result)
+    with atomic_path(path.with_name(f"{path.name}.npz")) as temporary:
+        np.savez(temporary, **planes)
+    with atomic_path(path.with_name(f"{path.name}.png")) as temporary:
+        temporary.write_bytes(draw(result, Path(label).name))

@@ -1,0 +1,512 @@
+"""Reads observations from files: image, noise map, PSF and mask as files, extensions, datasets, or rows of stacks."""
+
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from darklens.data.image_paths import find_images, is_listing
+from darklens.data.readers.planes import Contents, Plane, contents
+from darklens.data.readers.roles import SCIENCE, Role, belongs, companion
+from darklens.errors import ConfigError, InputError
+from darklens.scene.observation import NoiseKind, Observation, background_scatter, noise_meaning
+from darklens.scene.psf import PSF
+from darklens.scene.specification import NoiseSpecification, PSFSpecification
+
+_FILES: dict[Role, tuple[str, ...]] = {  # in a folder of one observation, in the order of preference
+    "science": ("image", "data"),
+    "noise": ("noise_map", "noise", "rms", "err"),
+    "weight": ("weight_map", "weight", "wht", "ivm"),
+    "psf": ("psf",),
+    "mask": ("mask",),
+    "exposure": ("exposure_time_map", "exposure_map", "exposure"),
+}
+_NOISE_ROLES: tuple[Role, ...] = ("noise", "variance", "weight")
+_SUFFIXES = (".fits", ".fits.gz", ".fits.fz", ".fit", ".fts")
+_SELECTED = re.compile(r"(?P<file>.+)\[(?P<name>[^\]]+)\]")
+_ROW = re.compile(r"(?P<file>.+)#(?P<row>\d+)")
+_MAX_OVERSAMPLING = 16
+_SAME_SCALE = 0.01
+_MAX_PIXELS = 300_000
+_KINDS: Mapping[Role, NoiseKind] = {"variance": "variance", "weight": "inverse variance"}
+_WEAK = re.compile(r"noise|noise_?map|noisemap", re.IGNORECASE)  # names that do not say in which form the noise is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """How observations are read, in addition to what their files say.
+
+    Attributes:
+        psf: File of the PSF, as `FILE` or `FILE[NAME]`; replaces that of the observation. The same for the others.
+        noise_map: File of the noise map.
+        mask: File of the mask; non-zero pixels are excluded.
+        pixel_scale: arcsec; replaces that of the file.
+        image: Name of the image in files with several images.
+        flip_rows: Whether row 0 is at the top, as PyAutoLens writes files.
+        psf_settings: Of the scene.
+        noise: Of the scene.
+        half_width: Half side of the central square to keep, arcsec.
+    """
+
+    psf: str | None = None
+    noise_map: str | None = None
+    mask: str | None = None
+    pixel_scale: float | None = None
+    image: str | None = None
+    flip_rows: bool = False
+    psf_settings: PSFSpecification = field(default_factory=PSFSpecification)
+    noise: NoiseSpecification | None = None
+    half_width: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check that no input is given twice.
+
+        Raises:
+            ConfigError: If the PSF or the noise is given in two ways, or the pixel scale is not positive.
+        """
+        if self.psf and (self.psf_settings.file or self.psf_settings.fwhm):
+            raise ConfigError("--psf and psf.file or psf.fwhm of the scene exclude each other; give one PSF.")
+        if self.noise_map and self.noise:
+            raise ConfigError("--noise-map and noise.* of the scene exclude each other; give one of them.")
+        if self.pixel_scale is not None and not 0 < self.pixel_scale < math.inf:
+            raise ConfigError(f"--pixel-scale must be positive (arcsec), got {self.pixel_scale}.")
+
+
+def find_observations(arguments: Sequence[Path | str]) -> list[str]:
+    """Return the observations that arguments name: folders of one observation, files, and rows `FILE#i` of stacks.
+
+    A folder with `image.fits` or `data.fits` is one observation. Other folders mean all observations in them.
+
+    Raises:
+        InputError: If there are none.
+    """
+    labels: list[str] = []
+    for argument in arguments:
+        text = str(argument)
+        if not os.path.lexists(text) and (_ROW.fullmatch(text) or not is_listing(Path(text))):
+            labels.append(text)
+        elif os.path.isdir(text):
+            labels += _inside(text)
+        else:
+            for path in find_images([text]):
+                labels += _inside(str(path)) if os.path.isdir(path) else [str(path)]
+    if not any(_location(label)[0].exists() for label in labels):
+        raise InputError(f"{labels[0]}: no such file or folder.")
+    return [label for text in labels for label in _rows(text)]
+
+
+def _inside(folder: str) -> list[str]:
+    """Return the observations in a folder: itself, or those of its subfolders and its files."""
+    labels: list[str] = []
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        if _member(Path(parent), "science") is not None:
+            labels.append(parent)
+            folders.clear()
+        else:
+            labels += [str(path) for path in _images(Path(parent), names)]
+    if not labels:
+        raise InputError(f"{folder} contains no images.")
+    return labels
+
+
+def _images(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    from darklens.data.readers import MEASUREMENTS
+
+    yield from (folder / name for name in sorted(names) if name.lower().endswith(MEASUREMENTS))
+
+
+def _rows(label: str) -> list[str]:
+    """Return the rows of a stack; anything else, and a file that cannot be read, as it is."""
+    if _ROW.fullmatch(label) and not os.path.lexists(label):
+        return [label]
+    if os.path.isdir(label) or not label.lower().endswith((".npz", ".h5", ".hdf5")):
+        return [label]
+    try:
+        n_rows = contents(Path(label)).n_rows
+    except InputError:
+        return [label]  # reported when it is read
+    return [label] if n_rows is None else [f"{label}#{i}" for i in range(n_rows)]
+
+
+def files_of(label: str) -> list[Path]:
+    """Return the files that belong to an observation."""
+    path, _ = _location(label)
+    if not path.is_dir():
+        return [path]
+    return [file for role in _FILES if (file := _member(path, role)) is not None]
+
+
+def _location(label: str) -> tuple[Path, int | None]:
+    match = _ROW.fullmatch(label)
+    if match and not os.path.lexists(label):
+        return Path(match["file"]), int(match["row"])
+    return Path(label), None
+
+
+def _member(folder: Path, role: Role) -> Path | None:
+    """Return the file of a role in a folder of one observation."""
+    candidates = (folder / f"{stem}{suffix}" for stem in _FILES.get(role, ()) for suffix in _SUFFIXES)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def read_observation(label: str, inputs: Inputs | None = None) -> Observation:
+    """Read an observation.
+
+    Args:
+        label: A folder, a file, or `FILE#i` for row i of a stack, from `find_observations`.
+        inputs: Options.
+
+    Returns:
+        The observation; `changes` says what was assumed, converted and left out.
+
+    Raises:
+        InputError: If image, noise map, PSF, mask or pixel scale are missing or wrong; one sentence says which.
+    """
+    inputs = inputs or Inputs()
+    try:
+        return _Reader(label, inputs).read()
+    except InputError as error:
+        text = str(error)
+        raise InputError(text if text.startswith(label) or label in text else f"{label}: {text}") from None
+
+
+class _Reader:
+    """Reads one observation and collects what it changes and assumes."""
+
+    def __init__(self, label: str, inputs: Inputs) -> None:
+        self.label, self.inputs = label, inputs
+        self.path, self.row = _location(label)
+        self.changes: list[str] = []
+        self.numbers: dict[str, float] = {}
+        self.planes: list[Plane] = []
+
+    def read(self) -> Observation:
+        inputs = self.inputs
+        science = self._science()
+        pixels, stated, remarks = science.read()
+        self.changes += remarks
+        scale = self._scale(stated)
+        mask = self._mask(science, pixels.shape)
+        used = np.isfinite(pixels) if mask is None else np.isfinite(pixels) & ~mask
+        noise = self._noise(science, pixels, used)
+        psf = self._psf(science, scale)
+        arrays = [pixels, noise, mask]
+        if inputs.flip_rows:
+            arrays = [None if array is None else array[::-1].copy() for array in arrays]
+            self.changes.append("rows flipped")
+        observation = Observation.of(arrays[0], noise_map=arrays[1], mask=arrays[2], pixel_scale=scale, psf=psf)
+        if inputs.half_width is not None:
+            observation = observation.cut(inputs.half_width)
+            rows, columns = observation.image.shape
+            if (rows, columns) != pixels.shape:
+                self.changes.append(f"cut to the central {rows} x {columns} pixels")
+            observation.require_pixels()
+        if observation.image.size > _MAX_PIXELS:
+            raise InputError(
+                f"the image has {observation.image.shape[0]} x {observation.image.shape[1]} pixels; cut out the lens, "
+                "or set half_width (arcsec) of the scene."
+            )
+        return replace(observation, changes=(*self.changes, *observation.changes))
+
+    def _science(self) -> Plane:
+        """Choose the science image, and collect the planes that belong to it."""
+        if self.path.is_dir():
+            for role in _FILES:
+                if (file := _member(self.path, role)) is not None:
+                    self._add(contents(file), role)
+            if not any(plane.role == "science" for plane in self.planes):
+                raise InputError("the folder has no image.fits or data.fits.")
+        else:
+            self._add(contents(self.path, row=self.row), None)
+        name = self.inputs.image
+        if name is not None:
+            matches = [plane for plane in self.planes if name.lower() in (plane.name.lower(), plane.key)]
+            if not matches:
+                listed = ", ".join(plane.name or str(plane.key) for plane in self.planes[:8])
+                raise InputError(f"it has no image {name!r}; it has {listed}.")
+            return matches[0]
+        science = [plane for plane in self.planes if plane.role == "science"]
+        if not science:
+            listed = ", ".join(map(str, self.planes[:8]))
+            raise InputError(f"it holds no science image, only {listed}; select one with --image NAME if it is.")
+        preferred = [p for name in SCIENCE for p in science if p.name.lower().rsplit("/", 1)[-1] == name]
+        named = [plane for plane in science if plane.name]
+        if preferred:
+            return preferred[0]
+        if len(science) > 1 and len(named) == len(science):
+            listed = ", ".join(plane.name for plane in science[:8])
+            raise InputError(f"it holds several images ({listed}); select one with --image NAME.")
+        if len(science) > 1:
+            numbers = ", ".join(str(plane.key) for plane in science[1:6])
+            self.changes.append(f"image: header unit {science[0].key} (units {numbers} not used)")
+        return science[0]
+
+    def _add(self, content: Contents, role: Role | None) -> None:
+        planes = list(content.planes)
+        if role is not None and len(planes) == 1:
+            kept = planes[0].role in _NOISE_ROLES and role in _NOISE_ROLES
+            planes = [planes[0] if kept else replace(planes[0], role=role)]
+        elif role is not None:
+            planes = [p for p in planes if p.role == role or (role in _NOISE_ROLES and p.role in _NOISE_ROLES)]
+        self.planes += planes
+        for key, value in content.numbers.items():
+            self.numbers.setdefault(key, value)
+
+    def _scale(self, stated: float | None) -> float:
+        requested = self.inputs.pixel_scale
+        if stated is None:
+            stated = self.numbers.get("pixel_scale")
+        if requested is None and stated is None:
+            raise InputError("the file states no pixel scale; give it in arcsec with --pixel-scale.")
+        if requested is not None and stated is not None and abs(requested / stated - 1) > _SAME_SCALE:
+            self.changes.append(f"pixel scale of {requested:g} arcsec as requested; the file states {stated:.4g}")
+        scale = stated if requested is None else requested
+        assert scale is not None
+        return scale
+
+    def _companion(self, science: Plane, roles: Sequence[Role]) -> Plane | None:
+        """Return the plane of the first of some roles that belongs to the science image."""
+        for role in roles:
+            planes = [plane for plane in self.planes if plane.role == role and plane != science]
+            name = companion(science.name, [plane.name for plane in planes])
+            if name is not None:
+                return next(plane for plane in planes if plane.name == name)
+        return None
+
+    def _mask(self, science: Plane, shape: tuple[int, ...]) -> Bool[np.ndarray, "rows columns"] | None:
+        plane = self._option(self.inputs.mask, "mask", science) or self._companion(science, ["mask"])
+        if plane is None:
+            return None
+        values = plane.read()[0]
+        _require_shape("mask", values.shape, shape)
+        mask: Bool[np.ndarray, "rows columns"] = ~(values == 0)
+        if mask.all():
+            raise InputError(f"the mask {plane} excludes every pixel; non-zero excludes a pixel, zero keeps it.")
+        return mask
+
+    def _noise(
+        self, science: Plane, pixels: Float[np.ndarray, "rows columns"], used: Bool[np.ndarray, "rows columns"]
+    ) -> Float[np.ndarray, "rows columns"]:
+        option = self._option(self.inputs.noise_map, "noise", science)
+        plane = option or self._companion(science, _NOISE_ROLES)
+        exposure = self._companion(science, ["exposure"])
+        if plane is None:
+            return self._modelled_noise(science, exposure, pixels, used)
+        if self.inputs.noise is not None:
+            raise InputError(f"both a noise map ({plane}) and noise.* of the scene are given; remove one of them.")
+        unused = [p for p in self.planes if p.role in _NOISE_ROLES and p not in (plane, science)]
+        for other in [p for p in unused if belongs(p.name, science.name)]:
+            self.changes.append(f"{other} not used: the noise is that of {plane}")
+        if exposure is not None:
+            self.changes.append(f"{exposure} not used: the noise map includes photon noise")
+        noise, scale, _ = plane.read()
+        if scale is not None and self.inputs.pixel_scale is None and noise.shape != pixels.shape:
+            self.changes.append(f"noise map: pixels of {scale:.4g} arcsec")
+        _require_shape("noise map", noise.shape, pixels.shape)
+        return self._deviation(plane, noise, pixels, used, science.unit)
+
+    def _deviation(
+        self,
+        plane: Plane,
+        noise: Float[np.ndarray, "rows columns"],
+        pixels: Float[np.ndarray, "rows columns"],
+        used: Bool[np.ndarray, "rows columns"],
+        unit: str,
+    ) -> Float[np.ndarray, "rows columns"]:
+        """Return standard deviations from a noise map, variance map or weight map, judged by its name and values."""
+        name = plane.name or plane.path.name.partition(".")[0]
+        valid = used & np.isfinite(noise) & (noise > 0)
+        if valid.any():
+            valid &= noise <= 1e6 * np.median(noise[valid])
+        judged, comparison = noise_meaning(pixels, noise, valid)
+        kind = _KINDS.get(plane.role)
+        if kind is None:
+            kind = "standard deviation"
+            if judged in ("variance", "inverse variance") and _WEAK.search(name):
+                kind = judged
+                self.changes.append(f"noise map {plane} taken as {_word(kind)}: {comparison}")
+            elif judged is None:
+                self.changes.append(f"noise map {plane} does not agree with the image: {comparison}")
+            if kind == "standard deviation":
+                noise = self._in_unit(plane, noise, unit)
+        else:
+            self.changes.append(f"noise map {plane} taken as {_word(kind)}")
+        with np.errstate(divide="ignore", invalid="ignore"):
+            if kind == "variance":
+                noise = np.sqrt(noise)
+            elif kind == "inverse variance":
+                noise = np.where(noise > 0, noise, np.nan) ** -0.5
+        if kind != "standard deviation" and plane.role in _KINDS and valid.sum() > 0:
+            judged, comparison = noise_meaning(pixels, noise, valid)
+            if judged != "standard deviation":
+                raise InputError(
+                    f"{plane} as {_word(kind)} does not agree with the image: the median of the standard deviation is "
+                    + comparison.removeprefix("its median is ")
+                    + "; it may be an exposure map, give a noise map with --noise-map."
+                )
+        return noise
+
+    def _in_unit(self, plane: Plane, noise: np.ndarray, unit: str) -> np.ndarray:
+        """Convert a noise map to the unit of the image, where both are stated and differ."""
+        ours, theirs = _quantity(unit), _quantity(plane.unit)
+        if not unit or not plane.unit or ours == theirs:
+            return noise
+        factor = self._electrons(theirs)
+        divisor = self._electrons(ours)
+        if factor is None or divisor is None:
+            raise InputError(f"the image is in {unit}, the noise map in {plane.unit}; convert one to the other.")
+        self.changes.append(f"noise map converted from {plane.unit} to {unit}")
+        return noise * (factor / divisor)
+
+    def _electrons(self, quantity: str) -> float | None:
+        """Return the number of electrons in one unit of a quantity; None if unknown."""
+        time, gain = self.numbers.get("exposure_time"), self.numbers.get("gain")
+        electrons = {"electron": 1.0, "electron/s": time, "adu": gain}
+        return electrons.get(quantity, gain * time if quantity == "adu/s" and gain and time else None)
+
+    def _modelled_noise(
+        self,
+        science: Plane,
+        exposure: Plane | None,
+        pixels: Float[np.ndarray, "rows columns"],
+        used: Bool[np.ndarray, "rows columns"],
+    ) -> Float[np.ndarray, "rows columns"]:
+        """Return the noise of the background and the photons of the image, if there is no noise map."""
+        sigma = self.numbers.get("noise", self.numbers.get("sigma"))
+        if sigma is not None and self.inputs.noise is None:
+            return np.full(pixels.shape, sigma)
+        stated = "background_rms" in self.numbers and (exposure is not None or "exposure_time" in self.numbers)
+        if self.inputs.noise is None and not stated:
+            advice = ", or give the folder, which holds one" if self._has_siblings() else ""
+            raise InputError(
+                "there is no noise map; give one with --noise-map, or noise.background_rms=... and noise.exposure=... "
+                f"(counts per unit of the image, for photon noise){advice}."
+            )
+        settings = self.inputs.noise or NoiseSpecification()
+        background = settings.background_rms or self.numbers.get("background_rms")
+        if background is None:
+            measured = background_scatter(pixels, used)
+            if measured is None:
+                raise InputError("the noise of the background cannot be measured; give noise.background_rms.")
+            background = measured[0]
+            self.changes.append(f"background noise of {background:.3g} measured from the image")
+        counts: float | np.ndarray | None = settings.exposure
+        words = "noise.exposure"
+        if counts is not None and exposure is not None:
+            raise InputError(f"both an exposure map ({exposure}) and noise.exposure are given; remove one of them.")
+        if exposure is not None:
+            counts, words = exposure.read()[0], str(exposure)
+            _require_shape("exposure map", counts.shape, pixels.shape)
+        if counts is None and science.unit:
+            counts, words = self._electrons(_quantity(science.unit)), f"the unit {science.unit}"
+        if counts is None and stated:
+            counts, words = self.numbers["exposure_time"], "exposure_time"
+        if counts is None:
+            self.changes.append("constant noise: no exposure is known, so there is no photon noise")
+            return np.full(pixels.shape, float(background))
+        self.changes.append(f"noise of background (rms {background:.3g}) and photons ({words})")
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(np.sqrt(background**2 + np.nan_to_num(pixels).clip(min=0) / counts))
+
+    def _has_siblings(self) -> bool:
+        return not self.path.is_dir() and _member(self.path.parent, "noise") is not None
+
+    def _psf(self, science: Plane, scale: float) -> PSF | None:
+        settings = self.inputs.psf_settings
+        if settings.fwhm is not None:
+            if self._companion(science, ["psf"]) is not None:
+                self.changes.append("PSF image not used: psf.fwhm is")
+            return PSF.gaussian(fwhm=settings.fwhm, pixel_scale=scale, oversampling=settings.oversampling or 1)
+        plane = self._option(self.inputs.psf or settings.file, "psf", science) or self._companion(science, ["psf"])
+        if plane is None:
+            self.changes.append("no PSF: no blurring assumed")
+            return None
+        values, stated, _ = plane.read()
+        if any(side % 2 == 0 for side in values.shape):
+            self.changes.append(f"PSF: {values.shape[0]} x {values.shape[1]} pixels, origin at the centre of the array")
+        if self.inputs.flip_rows:
+            values = values[::-1].copy()
+        return PSF.image(
+            values,
+            pixel_scale=scale,
+            oversampling=self._oversampling(stated, scale),
+            normalise=settings.normalise,
+            recentre=settings.recentre,
+        )
+
+    def _oversampling(self, stated: float | None, scale: float) -> int:
+        """Return the oversampling of the PSF, from its pixel scale if that is stated."""
+        requested = self.inputs.psf_settings.oversampling
+        if stated is None:
+            return requested or 1
+        ratio = scale / stated
+        factor = max(1, round(ratio))
+        if requested is not None and abs(ratio / requested - 1) > _SAME_SCALE:
+            raise InputError(
+                f"the PSF has pixels of {stated:.4g} arcsec, which does not agree with psf.oversampling={requested} "
+                f"for an image of {scale:.4g} arcsec."
+            )
+        if factor > _MAX_OVERSAMPLING or abs(ratio / factor - 1) > _SAME_SCALE:
+            raise InputError(
+                f"the PSF has pixels of {stated:.4g} arcsec, the image {scale:.4g}; resample the PSF to the pixels of "
+                "the image, or to a whole number of them."
+            )
+        if factor > 1 and requested is None:
+            self.changes.append(f"PSF: {factor} x {factor} of its pixels in one of the image")
+        return factor
+
+    def _option(self, text: str | None, role: Literal["psf", "noise", "mask"], science: Plane) -> Plane | None:
+        """Return the plane that an option names: `FILE`, or `FILE[NAME]` for one of several images."""
+        if text is None:
+            return None
+        match = None if os.path.lexists(text) else _SELECTED.fullmatch(text)
+        path = Path(match["file"] if match else text)
+        content = contents(path)
+        if content.n_rows is not None:
+            content = contents(path, row=self.row)
+        roles: Sequence[Role] = _NOISE_ROLES if role == "noise" else (role,)
+        if match:
+            name = match["name"].lower()
+            matches = [plane for plane in content.planes if name in (plane.name.lower(), plane.key)]
+            if not matches:
+                raise InputError(f"{path} has no image {match['name']!r}.")
+            return matches[0]
+        if len(content.planes) == 1:
+            return content.planes[0]
+        candidates = [plane for r in roles for plane in content.planes if plane.role == r]
+        name_of = companion(science.name, [plane.name for plane in candidates])
+        if name_of is None:
+            listed = ", ".join(plane.name or str(plane.key) for plane in content.planes[:8])
+            raise InputError(f"{path} holds several images ({listed}); select one as {path.name}[NAME].")
+        return next(plane for plane in candidates if plane.name == name_of)
+
+
+def _quantity(unit: str) -> str:
+    """Return the quantity of a unit: electron, electron/s, adu, adu/s, or the unit in lower case."""
+    text = re.sub(r"\s+", "", unit.lower())
+    rate = bool(re.search(r"(/s(ec(ond)?)?s?|s(ec)?(-1|\^-1|\*\*-1)|cps)$", text))
+    base = re.sub(r"(/s(ec(ond)?)?s?|\.?s(ec)?(-1|\^-1|\*\*-1))$", "", text)
+    if re.fullmatch(r"e-?|electrons?|counts?|photons?|ph|cps|el", base):
+        return "electron/s" if rate else "electron"
+    if re.fullmatch(r"adu|dn|digitalnumbers?", base):
+        return "adu/s" if rate else "adu"
+    return text
+
+
+def _word(kind: NoiseKind) -> str:
+    return {"inverse variance": "an inverse variance (weight)", "variance": "a variance"}.get(kind, kind)
+
+
+def _require_shape(name: str, shape: tuple[int, ...], image: tuple[int, ...]) -> None:
+    if shape != image:
+        raise InputError(
+            f"the {name} has {shape[0]} x {shape[1]} pixels, the image {image[0]} x {image[1]}; give one value "
+            "for each pixel of the image."
+        )
