@@ -86,7 +86,7 @@ class PSF:
         if bool(bad.any()):
             kernel = torch.where(bad, 0.0, kernel)
             core = (kernel > _CORE * kernel.max())[None, None].double()
-            if bool((bad & (max_pool2d(core, 3, stride=1, padding=1)[0, 0] > 0)).any()):
+            if bool(bad.all()) or bool((bad & (max_pool2d(core, 3, stride=1, padding=1)[0, 0] > 0)).any()):
                 raise InputError(f"The PSF has {int(bad.sum())} pixels that are NaN or infinite, some in its core.")
             notes.append(f"PSF: {int(bad.sum())} NaN or infinite pixels in its wings set to zero")
         total = float(kernel.sum())
