@@ -5,7 +5,7 @@ from jaxtyping import Float
 
 from darklens.errors import InputError
 
-_WINDOW = 4.8  # arcsec, side of the central square in which lenses are fitted
+HALF_WIDTH = 2.4  # arcsec, of the central square in which lenses are fitted; only the faintest arcs extend beyond it
 _TRIMMED = 0.015  # fraction of the window: brightest and faintest pixels to ignore, such as a column of bad pixels
 _OF_WINDOW, _OF_IMAGE = 1e-3, 1e-4  # smallest contrast relative to the range of the window and of the image
 _STEPS = 32  # smallest contrast in steps of float32 values
@@ -22,7 +22,7 @@ def contrast_problem(image: Float[np.ndarray, "n m"], pixel_scale: float) -> str
     """
     pixels = np.asarray(image)
     height, width = pixels.shape
-    side = max(1, min(height, width, round(_WINDOW / pixel_scale)))
+    side = max(1, min(height, width, round(2 * HALF_WIDTH / pixel_scale)))
     bottom, first = (height - side) // 2, (width - side) // 2
     window = pixels[bottom : bottom + side, first : first + side].astype(np.float64).ravel()
     window = window[np.isfinite(window)]

@@ -7,7 +7,7 @@ limits lie above the values of nearly all images of common-test-i, per hypothesi
 subhaloes incompletely.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from darklens.fit.features import FitFeatures
@@ -66,6 +66,13 @@ def hypothesis_of(population: Population, name: str) -> Hypothesis:
     return "line" if isinstance(spec, LineMass) else "points"
 
 
+def delta_chi2_of(hypothesis: Hypothesis, value: Mapping[str, float]) -> float:
+    """Return the gain in chi2 of a hypothesis over the smooth lens, from `FitFeatures.columns` of one image."""
+    if hypothesis == "smooth":
+        return 0.0
+    return value["delta_chi2_line" if hypothesis == "line" else f"delta_chi2_points_{N_POINTS}"]
+
+
 def doubts(features: FitFeatures, hypotheses: Sequence[Hypothesis]) -> list[tuple[str, ...]]:
     """Return for each image the reasons not to trust that a hypothesis describes it; none for a good fit.
 
@@ -83,8 +90,8 @@ def doubts(features: FitFeatures, hypotheses: Sequence[Hypothesis]) -> list[tupl
 
 def _doubts(value: dict[str, float], hypothesis: Hypothesis) -> tuple[str, ...]:
     limits, reasons = _LIMITS[hypothesis], []
-    delta_chi2 = {"smooth": 0.0, "line": value["delta_chi2_line"], "points": value[f"delta_chi2_points_{N_POINTS}"]}
-    n_pixels, deviance = value["n_pixels_fitted"], value["deviance"] - delta_chi2[hypothesis]
+    delta_chi2 = delta_chi2_of(hypothesis, value)
+    n_pixels, deviance = value["n_pixels_fitted"], value["deviance"] - delta_chi2
     excess = (deviance - n_pixels) / (2 * n_pixels) ** 0.5
     if excess > limits.chi2_excess:
         reasons.append(f"chi2 is {excess:.0f} standard deviations above its expectation")
@@ -99,7 +106,7 @@ def _doubts(value: dict[str, float], hypothesis: Hypothesis) -> tuple[str, ...]:
     for group, effect in _EFFECTS.items():
         if value[f"misfit_{group}_{hypothesis}"] > getattr(limits, group):
             reasons.append(f"the residuals suggest {effect}")
-        elif hypothesis != "smooth" and value[f"misfit_{group}_smooth"] > _LARGEST_SHARE * delta_chi2[hypothesis]:
+        elif hypothesis != "smooth" and value[f"misfit_{group}_smooth"] > _LARGEST_SHARE * delta_chi2:
             reasons.append(f"{effect} may explain the image without substructure")
     if value[f"misfit_pixel_{hypothesis}"] > limits.pixel:
         reasons.append(

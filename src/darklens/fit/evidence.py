@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from darklens.data.contrast import HALF_WIDTH
 from darklens.errors import ConfigError
-from darklens.fit.fitter import HALF_WIDTH, Fitter, Images, fitter_of
+from darklens.fit.fitter import Fitter, Images, fitter_of
 from darklens.fit.macro import BATCH_SIZE, MacroFit, batches, check_exposure, check_images, concatenate, unit_range
 from darklens.fit.model import Model
 from darklens.fit.noise import Maps, quantisation_steps

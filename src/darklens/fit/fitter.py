@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from darklens import populations
+from darklens.data.contrast import HALF_WIDTH
 from darklens.fit.detector import Detector
 from darklens.fit.model import FitParameters, Kind, Model
 from darklens.fit.noise import Noise
@@ -18,7 +19,6 @@ from darklens.simulate.truth import draw
 
 Images = Float[Tensor, "b n n"]
 
-HALF_WIDTH = 2.4  # arcsec, of the fitted square; only the faintest arcs extend beyond it
 _BLOCK = 0.1  # arcsec, largest side of a fitted block of pixels; samples a PSF of 0.087 arcsec
 _BANK = 8192  # number of smooth lenses in the bank
 _BANK_ARCSEC = 0.25  # largest pixel of the bank's images

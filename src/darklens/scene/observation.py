@@ -54,13 +54,14 @@ class Observation:
             image: (rows, columns), sky subtracted.
             noise_map: Standard deviation of each pixel, or one number for all.
             pixel_scale: arcsec.
-            psf: A `PSF`, or an array with the pixel scale of the image.
+            psf: A `PSF` with the pixel scale of the image or an integer fraction of it, or an array with that of the
+                image.
             mask: True (or non-zero) for pixels to exclude.
-            flip_rows: Whether row 0 is at the top, as PyAutoLens writes FITS files; applies to all arrays.
+            flip_rows: Whether row 0 is at the top, as PyAutoLens writes FITS files; applies to all arrays and the PSF.
 
         Raises:
-            InputError: If shapes differ, fewer than 100 pixels remain, the PSF is larger than the image, or the noise
-                map looks like a variance or a weight map.
+            InputError: If shapes differ, fewer than 100 pixels remain, the PSF has another pixel scale or is larger
+                than the image, or the noise map looks like a variance or a weight map.
         """
         pixels = _plane(image, "image")
         if not pixel_scale > 0:
@@ -73,11 +74,13 @@ class Observation:
                     f"The {name} has {array.shape[0]} x {array.shape[1]} pixels, the image {pixels.shape[0]} x "
                     f"{pixels.shape[1]}; give one for each pixel."
                 )
-        kernel = psf if psf is None or isinstance(psf, PSF) else PSF.image(psf, pixel_scale=pixel_scale)
+        kernel = psf
         if flip_rows:
             pixels, noise, excluded = pixels[::-1].copy(), noise[::-1].copy(), excluded[::-1].copy()
-            if kernel is not None and not isinstance(psf, PSF):
-                kernel = PSF.image(np.asarray(psf)[::-1].copy(), pixel_scale=pixel_scale)
+            kernel = psf.flipped() if isinstance(psf, PSF) else None if psf is None else np.asarray(psf)[::-1]
+        if kernel is not None:
+            is_psf = isinstance(kernel, PSF)
+            kernel = kernel.sampled_for(pixel_scale) if is_psf else PSF.image(kernel, pixel_scale=pixel_scale)
         if kernel is not None and any(
             k > kernel.oversampling * n for k, n in zip(kernel.kernel.shape, pixels.shape, strict=True)
         ):
@@ -91,6 +94,8 @@ class Observation:
         used = usable & ~excluded & np.isfinite(pixels)
         _require_pixels(used)
         changes = list(kernel.notes) if kernel is not None else []
+        if flip_rows:
+            changes.append("rows reversed" + ("" if kernel is None else ", those of the PSF too"))
         changes += _exclusions(used)
         _require_deviation(pixels, noise, used)
         return cls(np.where(used, pixels, 0.0), noise, float(pixel_scale), kernel, used, tuple(changes))

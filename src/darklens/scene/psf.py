@@ -16,6 +16,7 @@ _FWHM_PER_SIGMA = 2.3548200450309493
 _CENTRED_TO = 0.05  # pixels; a larger offset of the centroid from the centre of the array is noted
 _CORE = 0.05  # of the peak; brighter pixels are the core
 _NORMALISED_TO = 1e-3
+_SAME_SCALE = 1e-3  # relative difference below which two pixel scales count as equal
 _LARGEST_NEGATIVE = 0.05  # of the peak, in a wing
 
 
@@ -106,6 +107,31 @@ class PSF:
             done = what + ("taken for its origin" if recentre else "not corrected")
             psf = replace(psf, origin=origin, notes=(*notes, done))
         return psf
+
+    def flipped(self) -> "PSF":
+        """Return the PSF with its rows in reverse order."""
+        x, y = self.origin
+        return replace(self, kernel=self.kernel.flip(0), origin=(x, -y))
+
+    def sampled_for(self, pixel_scale: float) -> "PSF":
+        """Return the PSF for images of a pixel scale (arcsec), with the oversampling that its own scale implies.
+
+        Raises:
+            InputError: If the pixel scale of the images is not that of the kernel times the oversampling. If the
+                oversampling is 1, any integer multiple is accepted, with a note.
+        """
+        ratio = pixel_scale / self.pixel_scale
+        samples = round(ratio) if self.oversampling == 1 else self.oversampling
+        if samples < 1 or abs(ratio / samples - 1) > _SAME_SCALE:
+            raise InputError(
+                f"The PSF has pixels of {self.pixel_scale * self.oversampling:.4g} arcsec and the image of "
+                f"{pixel_scale:.4g}; resample the PSF to {pixel_scale:.4g} arcsec or an integer fraction of it, or "
+                "correct the wrong one of the two pixel scales."
+            )
+        if samples == self.oversampling:
+            return self
+        note = f"PSF: {samples} of its pixels along a side of an image pixel"
+        return replace(self, oversampling=samples, notes=(*self.notes, note))
 
     def centroid(self) -> tuple[float, float]:
         """Return the centroid (x, y) of the core, above 5 % of the peak, in kernel pixels from the array's centre."""

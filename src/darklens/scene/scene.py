@@ -4,10 +4,10 @@ The parameters of a batch are a tensor (b, p), in the order of `Scene.names` ("c
 `internal` values, in which parameters with `log` are replaced by their natural logarithms.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,28 +16,30 @@ from torch import Tensor
 
 from darklens.errors import ConfigError
 from darklens.physics.duals import slopes_of, value_of, variable
+from darklens.registry import unknown
 from darklens.scene.imaging import Detector
 from darklens.scene.profiles import Free, LightProfile, MassProfile, Parameter, Profile
 
 Parameters = Float[Tensor, "b p"]
 Planes = Float[Tensor, "b k rows columns"]
+P = TypeVar("P", bound=Profile)
 
 
 class MassModel:
-    """Mass profiles whose deflections add up."""
+    """One or more mass profiles, whose deflections add up."""
 
-    def __init__(self, profiles: Iterable[MassProfile]) -> None:
-        self.profiles = tuple(profiles)
+    def __init__(self, profiles: MassProfile | Iterable[MassProfile]) -> None:
+        self.profiles = _profiles(profiles, MassProfile, "mass")
 
     def __repr__(self) -> str:
         return f"MassModel({list(self.profiles)})"
 
 
 class LightModel:
-    """Light profiles whose surface brightnesses add up."""
+    """One or more light profiles, whose surface brightnesses add up."""
 
-    def __init__(self, profiles: Iterable[LightProfile] = ()) -> None:
-        self.profiles = tuple(profiles)
+    def __init__(self, profiles: LightProfile | Iterable[LightProfile] = ()) -> None:
+        self.profiles = _profiles(profiles, LightProfile, "light")
 
     @property
     def n_amplitudes(self) -> int:
@@ -60,8 +62,8 @@ class Scene:
     """A lens, its source and its light.
 
     Args:
-        mass: Mass profiles.
-        source: Light profiles in the source plane.
+        mass: One or more mass profiles.
+        source: One or more light profiles in the source plane.
         lens_light: Light profiles in the lens plane.
 
     Attributes:
@@ -71,14 +73,15 @@ class Scene:
         positive: Whether each amplitude must be at least zero.
 
     Raises:
-        ConfigError: If two components have the same name, or a parameter is tied to one that does not exist.
+        ConfigError: If a profile is of the wrong sort, two components have the same name, or a parameter is tied to
+            one that does not exist.
     """
 
     def __init__(
         self,
-        mass: MassModel | Sequence[MassProfile],
-        source: LightModel | Sequence[LightProfile],
-        lens_light: LightModel | Sequence[LightProfile] = (),
+        mass: MassModel | MassProfile | Sequence[MassProfile],
+        source: LightModel | LightProfile | Sequence[LightProfile],
+        lens_light: LightModel | LightProfile | Sequence[LightProfile] = (),
     ) -> None:
         self.mass = mass if isinstance(mass, MassModel) else MassModel(mass)
         self.source = source if isinstance(source, LightModel) else LightModel(source)
@@ -184,9 +187,10 @@ class Scene:
         """Return the parameter tensor (b, p) from values by name, each a number or a tensor (b,).
 
         Raises:
-            ConfigError: If a value is missing.
+            ConfigError: If a value is missing, or is not that of a free parameter.
         """
-        _require_values(self.names, values)
+        fixed = {f"{name}.{symbol}" for name, profile in self.profiles.items() for symbol in profile.parameters}
+        _require_values("free parameter", self.names, values, fixed)
         columns = [torch.as_tensor(values[name], dtype=torch.float64).reshape(-1) for name in self.names]
         n = max((len(column) for column in columns), default=1)
         return torch.stack([column.expand(n) for column in columns], 1) if columns else torch.zeros(1, 0)
@@ -275,9 +279,9 @@ class Scene:
         """Return one noise-free image as an array, from parameter values and amplitudes by name.
 
         Raises:
-            ConfigError: If a value or an amplitude is missing.
+            ConfigError: If a value or an amplitude is missing, or is not one of the scene.
         """
-        _require_values(self.amplitude_names, amplitudes)
+        _require_values("amplitude", self.amplitude_names, amplitudes)
         weights = torch.tensor([[float(amplitudes[name]) for name in self.amplitude_names]], dtype=torch.float64)
         return self.render(self.pack(values), weights, detector)[0].numpy()
 
@@ -337,13 +341,27 @@ class Scene:
         return torch.stack(planes, 1) if planes else torch.zeros(shape[0], 0, *shape[1:]).to(internal)
 
 
-def _require_values(names: Sequence[str], values: Mapping[str, Any]) -> None:
-    """Raise ConfigError if a value is missing; name the values that the scene does not have, for a misspelt one."""
+def _require_values(sort: str, names: Sequence[str], values: Mapping[str, Any], fixed: Container[str] = ()) -> None:
+    """Raise ConfigError unless there is a value for each name and for nothing else; suggest the closest name."""
+    surplus = [name for name in values if name not in names]
+    if surplus and surplus[0] in fixed:
+        raise ConfigError(f"{surplus[0]} is fixed or shared in this scene; leave its value out.")
+    if surplus:
+        raise ConfigError(unknown(sort, surplus[0], list(names)))
     missing = [name for name in names if name not in values]
     if missing:
-        unknown = [name for name in values if name not in names]
-        hint = f" The scene has no free parameter or amplitude {', '.join(unknown)}." if unknown else ""
-        raise ConfigError(f"Values are missing for {', '.join(missing)}.{hint}")
+        raise ConfigError(f"Values are missing for {', '.join(missing)}.")
+
+
+def _profiles(profiles: Any, kind: type[P], role: str) -> tuple[P, ...]:
+    """Return one profile or several as a tuple; raise ConfigError if one is not of this kind."""
+    sequence = tuple(profiles) if isinstance(profiles, Iterable) else (profiles,)
+    for profile in sequence:
+        if isinstance(profile, type) and issubclass(profile, kind):
+            raise ConfigError(f"{profile.__name__} is a class; write {profile.__name__}().")
+        if not isinstance(profile, kind):
+            raise ConfigError(f"{profile!r} is no {role} profile.")
+    return sequence
 
 
 def _changed(default: Parameter, setting: Free | None, name: str) -> Parameter:

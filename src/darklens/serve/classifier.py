@@ -9,8 +9,8 @@ from jaxtyping import Float
 from darklens.bundle import Bundle, Classification, SmoothFit
 from darklens.data.prepare import stacked_masks
 from darklens.evaluation.columns import prediction_columns
+from darklens.fit.checks import delta_chi2_of, hypothesis_of
 from darklens.fit.features import FitFeatures
-from darklens.fit.hypotheses import N_POINTS
 from darklens.fit.macro import MacroFit
 from darklens.fit.smooth import CENTRE
 from darklens.fit.summary import fit_succeeded
@@ -117,8 +117,8 @@ class Classifier:
             message=None if succeeded else _FAILED,
         )
         deviance = {
-            name: value["deviance"] - _delta_chi2(spec, value)
-            for name, spec in self._population.classes.items()
+            name: value["deviance"] - delta_chi2_of(hypothesis_of(self._population, name), value)
+            for name in self._population.classes
             if name in self._bundle.contract.classes
         }
         suggestion = _suggestion(self._population, predicted, value) if succeeded else None
@@ -133,12 +133,6 @@ class Classifier:
             if key in maps:
                 response[name] = _map(maps[key][i], label, unit, self._bundle.map_pixel_scale)
         return response
-
-
-def _delta_chi2(spec: object, value: Mapping[str, float]) -> float:
-    if isinstance(spec, NoSubstructure):
-        return 0.0
-    return value["delta_chi2_line"] if isinstance(spec, LineMass) else value[f"delta_chi2_points_{N_POINTS}"]
 
 
 def _with_errors(macro: MacroFit, i: int) -> dict[str, Quantity]:

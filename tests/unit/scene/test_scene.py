@@ -7,7 +7,21 @@ import torch
 from darklens.errors import ConfigError, InputError
 from darklens.fit.scene_fit import fit
 from darklens.fit.scene_solver import CONVERGED, Data, Solver
-from darklens.scene import EPL, PSF, SIE, SIS, Detector, Free, Multipole, Scene, Sersic, Shapelets, Shear
+from darklens.scene import (
+    EPL,
+    PSF,
+    SIE,
+    SIS,
+    Detector,
+    Free,
+    LightModel,
+    MassModel,
+    Multipole,
+    Scene,
+    Sersic,
+    Shapelets,
+    Shear,
+)
 from darklens.scene.observation import Observation
 
 TRUTH = {
@@ -51,6 +65,11 @@ class TestParameters:
         assert "multipole4.e1" not in scene.names and "light2.centre_x" not in scene.names
         assert scene.amplitude_names == ["source.amplitude", "light.amplitude", "light2.amplitude"]
 
+    def test_one_profile_needs_no_list(self):
+        scene = Scene(EPL(), Sersic(), Sersic())
+        assert scene.names == Scene([EPL()], [Sersic()], [Sersic()]).names
+        assert MassModel(SIE()).profiles[0].kind == "sie" and LightModel(Sersic()).n_amplitudes == 1
+
     def test_shapelets_have_an_amplitude_for_each_function(self):
         assert len(Scene([SIE()], [Shapelets(3)]).amplitude_names) == 10
 
@@ -64,6 +83,10 @@ class TestParameters:
             (lambda: Scene([SIE(theta_E=Free(low=2.0, high=1.0))], []), "its lower bound 2 is not below"),
             (lambda: Multipole(2), "m is 1, 3 or 4, got 2"),
             (lambda: lens().pack({}), "Values are missing for epl.theta_E"),
+            (lambda: lens().pack(TRUTH | {"epl.theta_e": 1.0}), "'epl.theta_e': did you mean 'epl.theta_E'"),
+            (lambda: Scene([SIE(e1=0.1)], []).pack({"sie.e1": 0.2}), "sie.e1 is fixed or shared"),
+            (lambda: MassModel(iter([EPL])), r"EPL is a class; write EPL\(\)"),
+            (lambda: MassModel(iter([Sersic()])), r"Sersic\(\) is no mass profile"),
         ],
     )
     def test_a_mistake_is_one_sentence(self, make, sentence):
@@ -178,6 +201,11 @@ class TestObservation:
             ({"noise_map": np.ones((10, 20))}, "The noise map has 10 x 20 pixels, the image 20 x 20"),
             ({"mask": np.ones((20, 20))}, "0 pixels remain"),
             ({"psf": np.ones((21, 21))}, "larger than the image"),
+            (
+                {"psf": PSF.gaussian(fwhm=0.2, pixel_scale=0.08)},
+                "pixels of 0.08 arcsec and the image of 0.1; resample the PSF",
+            ),
+            ({"psf": PSF.gaussian(fwhm=0.2, pixel_scale=0.05, oversampling=2)}, "pixels of 0.05 arcsec and the image"),
             ({"pixel_scale": 0.0}, "must be positive"),
             ({"image": np.zeros((2, 20, 20))}, "one plane"),
         ],
@@ -194,10 +222,22 @@ class TestObservation:
         with pytest.raises(InputError, match=kind):
             Observation.of(picture, noise_map=np.full((40, 40), 0.01**power), pixel_scale=0.1)
 
-    def test_rows_can_be_flipped(self):
-        picture = np.arange(400.0).reshape(20, 20)
-        flipped = Observation.of(picture, noise_map=1.0, pixel_scale=0.1, flip_rows=True)
+    @pytest.mark.parametrize("is_object", [True, False])
+    def test_rows_can_be_flipped(self, is_object):
+        picture, values = np.arange(400.0).reshape(20, 20), kernel(dy=0.5)
+        psf = PSF.image(values, pixel_scale=0.1, recentre=True) if is_object else values
+        flipped = Observation.of(picture, noise_map=1.0, pixel_scale=0.1, psf=psf, flip_rows=True)
         np.testing.assert_array_equal(flipped.image, picture[::-1])
+        np.testing.assert_array_equal(flipped.psf.kernel, values[::-1])
+        assert flipped.changes[-1] == "rows reversed, those of the PSF too"
+        assert not is_object or flipped.psf.origin[1] == -psf.origin[1] < -0.3
+
+    def test_a_psf_with_smaller_pixels_is_oversampled(self):
+        psf = PSF.gaussian(fwhm=0.2, pixel_scale=0.05)
+        observation = Observation.of(np.zeros((20, 20)), noise_map=1.0, pixel_scale=0.1, psf=psf)
+        assert observation.psf.oversampling == 2
+        assert observation.changes == ("PSF: 2 of its pixels along a side of an image pixel",)
+        assert observation.detector().shape == (20, 20)
 
     def test_blocks_are_weighted_by_their_variance(self):
         noise = np.ones((20, 20))
@@ -261,12 +301,13 @@ class TestFit:
         assert float(solver.state(internal, data).deviance - again.deviance) < 2 * CONVERGED
 
 
-def test_missing_values_and_amplitudes_are_errors_that_name_unknown_ones():
+def test_missing_values_and_amplitudes_are_errors_that_suggest_names():
     scene = Scene([SIS(centre_x=0.0, centre_y=0.0)], source=[Sersic(n=1.0, e1=0.0, e2=0.0, centre_x=0.0, centre_y=0.0)])
     detector = Detector((20, 20), 0.1)
-    with pytest.raises(
-        ConfigError, match=r"missing for sis.theta_E\. The scene has no free parameter or amplitude sis.theta_e\."
-    ):
+    with pytest.raises(ConfigError, match=r"Unknown free parameter 'sis\.theta_e': did you mean 'sis\.theta_E'"):
         scene.image({"sis.theta_e": 1.0, "source.R_e": 0.2}, {"source.amplitude": 1.0}, detector)
     with pytest.raises(ConfigError, match=r"missing for source.amplitude\."):
         scene.image({"sis.theta_E": 1.0, "source.R_e": 0.2}, {}, detector)
+    amplitudes = {"source.amplitude": 1.0, "source.flux": 1.0}
+    with pytest.raises(ConfigError, match=r"Unknown amplitude 'source\.flux': did you mean 'source\.amplitude'"):
+        scene.image({"sis.theta_E": 1.0, "source.R_e": 0.2}, amplitudes, detector)
