@@ -19,6 +19,7 @@ from experiments import results
 from experiments.engine import ROOT, Experiment, Work, filled, flattened, write
 
 HERE = Path(__file__).parent
+SMOKE_TEST = "**Smoke test:** a few small images and training steps; its numbers, such as AUCs, mean nothing."
 
 
 def main(words: list[str] | None = None) -> None:
@@ -30,7 +31,7 @@ def main(words: list[str] | None = None) -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="change a setting of the file")
     parser.add_argument("--variant", default="", help="apply a named set of changes that the file defines")
-    quick = "apply the variant quick (a few small images), and write to runs/quick/ instead of results/"
+    quick = "smoke test: a few small images, numbers without meaning; written to runs/quick/ instead of results/"
     parser.add_argument("--quick", action="store_const", const="quick", dest="variant", help=quick)
     parser.add_argument("--table", action="store_true", help="rewrite the table and the figure from the saved numbers")
     parser.add_argument("--runs", type=Path, help="folder of trained models; default: runs/NAME")
@@ -49,6 +50,11 @@ def main(words: list[str] | None = None) -> None:
 
 def run(options: argparse.Namespace) -> None:
     experiment = read(options.name, options.overrides, options.variant)
+    if options.variant == "quick":
+        experiment = experiment.model_copy(
+            update={"title": f"Smoke test of: {experiment.title}", "about": f"{SMOKE_TEST}\n\n{experiment.about}"}
+        )
+        print(SMOKE_TEST, flush=True)
     scratch = ROOT / "runs" / "quick" if options.variant == "quick" else ROOT
     kept = (options.results or scratch / "results").resolve()
     work = Work(

@@ -101,9 +101,10 @@ def dump(config: Frozen) -> str:
     return yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
 
 
-def digest(config: Frozen) -> str:
-    """Return the SHA-256 of the canonical JSON of a configuration."""
-    canonical = json.dumps(config.model_dump(mode="json", by_alias=True), sort_keys=True)
+def digest(config: Frozen, *, without: str = "") -> str:
+    """Return the SHA-256 of the canonical JSON of a configuration, without the field named."""
+    tree = config.model_dump(mode="json", by_alias=True, exclude={without})
+    canonical = json.dumps(tree, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 

@@ -41,7 +41,7 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         items = self._all()
         if name not in items:
-            hint = f" If it belongs to a plug-in, list the plug-in in {plugins.VARIABLE}." if self._extensible else ""
+            hint = f" If a plug-in defines it, name the plug-in in {plugins.VARIABLE}." if self._extensible else ""
             raise ConfigError(unknown(self._sort, name, items) + hint)
         return items[name]
 

@@ -166,7 +166,8 @@ def test_predict_and_evaluate_give_the_same_probabilities_unless_the_verdict_is_
 
 def test_an_exported_system_gives_the_probabilities_of_predict(tiny, work, tmp_path, capsys):
     assert darklens("export", tiny / "resnet_simple", "--onnx", tmp_path / "m.onnx") == 0
-    assert "of PyTorch" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "of PyTorch" in printed and " 0.0 MB" not in printed and (" kB, " in printed or " MB, " in printed)
     test = Store(tiny / "test")
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     probabilities = session.run(["probability"], {"image": test.images(range(9))})[0]

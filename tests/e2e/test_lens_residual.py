@@ -8,6 +8,7 @@ import pytest
 from commandline import darklens, rows_of
 
 from darklens.bundle import Bundle
+from darklens.data.store import Store
 from darklens.fit.features import MAP_NAMES
 from darklens.locate import DEFAULT_MODEL, shipped
 
@@ -30,6 +31,9 @@ def test_it_is_trained_judged_and_reported(work):
     assert darklens("evaluate", work / "run", work / "test", "--out", work / "judged") == 0
     found = json.loads((work / "judged" / "eval.json").read_text())
     assert found["auc"]["macro"]["value"] > 0.9  # 21 images of training
+    judged = rows_of(work / "judged" / "predictions.csv")
+    bundle, images = Bundle.load(work / "run"), Store(work / "test").images(range(15))
+    assert [row["reason"] for row in judged] == ["; ".join(reasons) for reasons in bundle.classify(images).doubts]
     page = (work / "judged" / "report.html").read_text()
     assert "Lens fits" in page
     contract = Bundle.load(work / "run").contract

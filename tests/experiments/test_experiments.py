@@ -16,7 +16,7 @@ from darklens.files import read_json, write_json, write_text
 from darklens.predict import Row, to_csv
 from darklens.training import recipe as recipes
 from experiments import engine, time_to_quality, training
-from experiments.__main__ import main, names, read
+from experiments.__main__ import SMOKE_TEST, main, names, read
 
 PNG, CLASSES, TIME = b"\x89PNG", ["no", "sphere", "vort"], {"train_seconds": 60.0}
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -100,14 +100,16 @@ def test_curves_have_a_row_for_each_size_and_one_without_a_network(quick, untrai
     assert untrained == [("lens_residual", True)] * 2
 
 
-def test_the_study_trains_on_a_store_and_the_corrected_systems_on_the_stream(quick, untrained, tmp_path):
+def test_the_study_trains_on_a_store_and_the_corrected_systems_on_the_stream(quick, untrained, tmp_path, capsys):
     quick("study")
+    assert capsys.readouterr().out.count(SMOKE_TEST) == 2  # at the start, and above the table
     out = tmp_path / "results/common-test-i/study"
     rows = read_json(out / "study.json")["rows"]
     kept = [read_json(out / f"Resnet_simple/{way}/seed0/eval.json") for way in ("study", "corrected")]
     assert [row["auc"] for row in rows] == [evaluation["auc"] for evaluation in kept]
     assert untrained == [("resnet_simple_legacy", True), ("resnet_simple_curriculum", False)]
-    assert (out / "study.md").read_text().count("| Resnet_simple |") == 2
+    page = (out / "study.md").read_text()
+    assert page.count("| Resnet_simple |") == 2 and page.startswith("# Smoke test of: ") and SMOKE_TEST in page
 
 
 @pytest.mark.parametrize("name", [name for name in read("study", []).systems if not name.endswith("corrected")])

@@ -222,10 +222,8 @@ class Bundle:
         inputs = runner.inputs_of(images, exposure=exposure)
         logits, features = self.output(inputs, runner.forward(inputs))
         probabilities = self.calibrated(logits)
-        of_fit, unfamiliar = self._doubts_of_fit(inputs, probabilities), self._is_unfamiliar(features)
-        all_doubts = [
-            (*reasons, *([UNFAMILIAR] if far else [])) for reasons, far in zip(of_fit, unfamiliar, strict=True)
-        ]
+        of_fit = self._doubts_of_fit(inputs, probabilities)
+        all_doubts = self._with_unfamiliar(of_fit, features)
         probabilities = widened(probabilities, [bool(reasons) for reasons in all_doubts])
         if not isinstance(inputs, FitFeatures):
             maps = self.maps(images) if with_maps and self.has_maps else {}
@@ -244,6 +242,13 @@ class Bundle:
             return [()] * len(probabilities)
         predicted = [self.contract.classes[k] for k in probabilities.argmax(1)]
         return doubts(inputs, [hypothesis_of(settings.population, name) for name in predicted])
+
+    def _with_unfamiliar(
+        self, of_fit: Sequence[tuple[str, ...]], features: Float[np.ndarray, "b f"]
+    ) -> list[tuple[str, ...]]:
+        """Return the doubts of the fits, and for images out of distribution that reason too."""
+        unfamiliar = self._is_unfamiliar(features)
+        return [(*reasons, *([UNFAMILIAR] * far)) for reasons, far in zip(of_fit, unfamiliar, strict=True)]
 
     def _is_unfamiliar(self, features: Float[np.ndarray, "b f"]) -> list[bool]:
         """Return whether the out-of-distribution score of each image is above the 99 % quantile of held-out images."""
@@ -269,6 +274,22 @@ class Bundle:
             rows = [range(i, min(i + BATCH_SIZE, len(store))) for i in range(0, len(store), BATCH_SIZE)]
             blocks = [self.output(fits.features(batch).to(self._device)) for batch in rows]
         return Output(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
+
+    def doubts_of(self, store: Store, output: Output) -> list[tuple[str, ...]]:
+        """Return the reasons not to trust the class of each image of a store, as `Classification.doubts`.
+
+        Args:
+            store: The images, whose fits are cached.
+            output: Result of `outputs_of`.
+        """
+        probabilities = self.calibrated(output.logits)
+        of_fit: list[tuple[str, ...]] = [()] * len(probabilities)
+        if self.fit_settings is not None:
+            fits = cached_fits(store, self.fit_settings.population, centred=self.fit_settings.centred)
+            for i in range(0, len(store), BATCH_SIZE):
+                rows = range(i, min(i + BATCH_SIZE, len(store)))
+                of_fit[i : rows.stop] = self._doubts_of_fit(fits.features(rows), probabilities[i : rows.stop])
+        return self._with_unfamiliar(of_fit, output.ood_features)
 
     def probabilities_of(
         self, store: Store, *, workers: int = 1, advance: Callable[[int], None] = lambda _: None

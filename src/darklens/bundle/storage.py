@@ -19,7 +19,7 @@ from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from darklens import aliases
+from darklens import aliases, plugins
 from darklens.bundle.contract import Contract
 from darklens.calibration import MahalanobisStats
 from darklens.errors import InputError
@@ -82,12 +82,16 @@ def _read_contract(path: Path) -> Contract:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         problem = first["msg"].removeprefix("Value error, ").rstrip(".")
-        raise InputError(f"{path}: {key}: {problem}; train or download it again.") from None
+        remedy = "train the model or download it again"
+        if plugins.VARIABLE in problem:  # an unknown name, and those that are known
+            problem = problem.partition(":")[0]
+            remedy = f"if a plug-in defines it, name the plug-in in {plugins.VARIABLE}"
+        raise InputError(f"{path}: {key}: {problem}; {remedy}.") from None
 
 
 def _check_digest(path: Path, sha256: str) -> None:
     if not path.exists() or sha256_of(path) != sha256:
-        raise InputError(f"{path} is missing or does not match its contract; train or download it again.")
+        raise InputError(f"{path} is missing or does not match its contract; train the model or download it again.")
 
 
 def _check_shapes(weights: Path, contract: Contract) -> None:
@@ -127,4 +131,4 @@ def _read_ood_reference(folder: Path, contract: Contract) -> MahalanobisStats | 
     try:
         return MahalanobisStats(**load_numpy(path))
     except (SafetensorError, TypeError):
-        raise InputError(f"{path} does not match its contract; train or download it again.") from None
+        raise InputError(f"{path} does not match its contract; train the model or download it again.") from None

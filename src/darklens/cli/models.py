@@ -150,5 +150,9 @@ def export(
 
     check_outputs(files=[onnx], models=[model])
     difference = export_onnx(Bundle.load(model), onnx)
-    print(f"{onnx}: {onnx.stat().st_size / 1e6:.1f} MB, probabilities within {difference:.1g} of PyTorch")
+    print(f"{onnx}: {_size(onnx.stat().st_size)}, probabilities within {difference:.1g} of PyTorch")
     return 0
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e6 else f"{max(1, round(n_bytes / 1e3))} kB"

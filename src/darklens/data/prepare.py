@@ -87,7 +87,7 @@ def prepare(
         changes.append(f"cropped from {_size(shape)} to {_size(pixels.shape)} pixels{_in_words(centre)}")
     pixels, mask = fill_missing(pixels, name)
     if n_masked := int(mask.sum()):
-        changes.append(f"{n_masked} NaN pixel{'s' * (n_masked > 1)} masked: filled, and without weight in fits")
+        changes.append(f"{n_masked} NaN pixel{'s' * (n_masked > 1)} masked and filled")
     with np.errstate(over="ignore"):
         check_pixels(pixels.astype(np.float32), name)
     if not same:  # one bad pixel would spread

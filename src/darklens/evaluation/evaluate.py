@@ -32,7 +32,9 @@ class EvaluationResult:
         evaluation: The content of eval.json.
         names: Of the images.
         labels: True classes.
-        probabilities: None for a system that does not classify.
+        probabilities: Calibrated, and not widened where there is a reason not to trust the class (`verdict` is
+            `unknown`), because metrics of the network would otherwise depend on the flags. None for a system that does
+            not classify.
         columns: Further columns of predictions.csv, as from `prediction_columns`.
     """
 
@@ -71,12 +73,12 @@ def evaluate(
         store.require_all_classes("an evaluation")
     labels, columns, probabilities = store.labels, {}, None
     if bundle.contract.task == "classify":
-        logits, features = bundle.outputs_of(store, workers=workers, advance=advance)
-        probabilities = bundle.calibrated(logits)
+        output = bundle.outputs_of(store, workers=workers, advance=advance)
+        probabilities, features = bundle.calibrated(output.logits), output.ood_features
         metrics = metrics_with_intervals(labels, probabilities, store.classes, seed=seed)
         metrics["strata"] = stratify(labels, probabilities, store.classes, parameters_of(store), seed=seed)
         metrics |= summarise_calibration(bundle, probabilities, features, labels)
-        columns = prediction_columns(bundle, probabilities, features)
+        columns = prediction_columns(bundle, probabilities, features, bundle.doubts_of(store, output))
     else:
         batches = []
         for images in batched(len(store), store.images, advance):

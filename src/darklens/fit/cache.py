@@ -1,6 +1,7 @@
 """The fits of the images of a store, cached in its folder and read by index.
 
-DIGEST is the digest of the population. "-centred" follows VERSION if lenses are fixed at the centre of the image.
+DIGEST is the digest of the population without its description; a folder named after the digest with the description, as
+in earlier versions, is used where it exists. "-centred" follows VERSION if lenses are fixed at the centre of the image.
 
 STORE/fits/DIGEST-VERSION/fits.json            population, version, names of the maps and of the summary columns
 STORE/fits/DIGEST-VERSION/00000.maps.npy       float16 (k, maps, m, m)
@@ -123,7 +124,7 @@ def cached_fits(
             f"{store.path} has {index.n_pixels} pixels of {index.pixel_scale} arcsec, {population.name} has "
             f"{field.n_pixels} of {field.pixel_scale}; set model.population or model.overrides to match the images."
         )
-    folder = store.path / "fits" / f"{config.digest(population)[:12]}-{VERSION}{'-centred' if centred else ''}"
+    folder = _folder(store, population, centred)
     spec = {"schema": 1, "version": VERSION, "maps": list(MAP_NAMES), "summary": list(SUMMARY_NAMES)}
     spec |= {
         "population": population.model_dump(mode="json", by_alias=True),
@@ -143,6 +144,14 @@ def cached_fits(
         for n in executors.as_finished(pool, _fit_shard, tasks):
             advance(n)
     return FitCache(store, folder)
+
+
+def _folder(store: Store, population: Population, centred: bool) -> Path:
+    digests = (config.digest(population), config.digest(population, without="description"))
+    earlier, folder = (
+        store.path / "fits" / f"{digest[:12]}-{VERSION}{'-centred' if centred else ''}" for digest in digests
+    )
+    return earlier if (earlier / "fits.json").exists() else folder
 
 
 def _check_names(folder: Path) -> None:

@@ -15,6 +15,7 @@ from darklens.data.store import Store, StoreIndex, write_index, write_shard
 from darklens.errors import InputError
 from darklens.evaluation.calibrate import calibrate_on, halves
 from darklens.evaluation.columns import prediction_columns, summarise_calibration
+from darklens.evaluation.evaluate import evaluate
 from darklens.export import export_onnx
 from darklens.locate import CONTRACT
 from darklens.models.autoencoder import AutoencoderConfig
@@ -112,9 +113,35 @@ def test_a_damaged_ood_reference_is_one_sentence(calibrated, tmp_path, damage):
     else:
         path.write_bytes(path.read_bytes()[:-4] if damage == "changed" else b"x")
     with pytest.raises(
-        InputError, match=r"ood.safetensors is missing or does not match its contract; train or download"
+        InputError, match=r"ood.safetensors is missing or does not match its contract; train the model or download"
     ):
         Bundle.load(tmp_path / "b")
+
+
+def test_an_unknown_system_is_one_sentence_that_names_the_variable_of_plug_ins(tmp_path):
+    untrained().save(tmp_path / "b")
+    contract = json.loads((tmp_path / "b" / CONTRACT).read_text())
+    contract["model"]["kind"] = "tiny_net"
+    (tmp_path / "b" / CONTRACT).write_text(json.dumps(contract))
+    with pytest.raises(InputError) as caught:
+        Bundle.load(tmp_path / "b")
+    expected = "Unknown system 'tiny_net'; if a plug-in defines it, name the plug-in in DARKLENS_PLUGINS."
+    assert str(caught.value) == f"{tmp_path / 'b' / CONTRACT}: model: {expected}"
+
+
+def test_verdicts_of_an_evaluation_are_those_of_single_classifications(store, calibrated, tmp_path):
+    output, calibration = calibrated.outputs_of(store), calibrated.contract.calibration
+    median = float(np.median(calibrated.ood_reference.scores(output.ood_features)))
+    stricter = calibration.model_copy(update={"ood": calibration.ood.model_copy(update={"p99": median})})
+    contract = calibrated.contract.model_copy(update={"calibration": stricter})
+    bundle = Bundle(contract, calibrated.network, ood_reference=calibrated.ood_reference)
+    bundle.save(tmp_path / "b")
+    result = evaluate(bundle, tmp_path / "b", store)
+    assert result.columns["verdict"].count("unknown") == 120
+    assert [(reason,) if reason else () for reason in result.columns["reason"]] == bundle.classify(
+        store.images(range(240))
+    ).doubts
+    np.testing.assert_array_equal(result.probabilities, bundle.calibrated(output.logits))  # not widened
 
 
 def test_noise_images_are_out_of_distribution_and_sets_are_written(store, calibrated):

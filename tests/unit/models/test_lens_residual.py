@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from darklens import aliases, populations
+from darklens import aliases, config, populations
 from darklens.bundle import Bundle
 from darklens.config import load
 from darklens.data.store import Store
@@ -148,6 +148,20 @@ def test_fits_of_another_version_are_not_taken_for_these(tmp_path, monkeypatch):
     monkeypatch.setattr("darklens.fit.cache._fit_shard", lambda *task: fitted_now.append(task) or 3)
     cached_fits(store, population)
     assert len(fitted_now) == 1
+
+
+@pytest.mark.parametrize("is_earlier", [False, True])
+def test_a_population_with_other_words_keeps_its_fits(is_earlier, tmp_path, monkeypatch):
+    population = populations.get("common-test-i", SMALL)
+    store = generate(population, tmp_path / "s", n_per_class=1, seed=3)
+    expected = cached_fits(store, population).summary
+    reworded = population.model_copy(update={"description": "Other words."})
+    monkeypatch.setattr("darklens.fit.cache._fit_shard", lambda *_: pytest.fail("fitted again"))
+    if is_earlier:  # named after the digest with the description
+        (folder,) = (tmp_path / "s" / "fits").iterdir()
+        folder.rename(folder.with_name(f"{config.digest(population)[:12]}-{VERSION}-centred"))
+    again = cached_fits(store, population if is_earlier else reworded).summary
+    np.testing.assert_array_equal(again, expected)
 
 
 def test_fits_under_their_old_names_are_read_and_others_refused(tmp_path):
