@@ -140,7 +140,11 @@ def import_(
     out: Annotated[Path, Parameter(help="Store to write.")],
     format: Annotated[str, Parameter(help="deeplense, or the importer of a plug-in.")] = "deeplense",
     pixel_scale: Annotated[
-        float | None, Parameter(help="Pixel scale in arcsec; by default that of the files, or 0.05 if they have none.")
+        float | None,
+        Parameter(
+            help="Pixel scale in arcsec; by default that of the files, else that of a DeepLense data set of this size "
+            "or name, else 0.05."
+        ),
     ] = None,
 ) -> int:
     """Import labelled images into a store. Files that cannot be used are listed and skipped (exit code 3).

@@ -98,7 +98,8 @@ def import_folder(
             labels, or with images.npy and labels.npy; or npz or HDF5 file with `images` (k, n, n) or (k, 1, n, n) and
             `labels` (k,).
         out: Store to write.
-        pixel_scale: Pixel scale of the images, arcsec; by default that of the files, or 0.05 if they have none.
+        pixel_scale: Pixel scale of the images, arcsec; by default that of the files, or that which `assumed_scale`
+            chooses.
         advance: Called with the number of files just processed.
 
     Raises:

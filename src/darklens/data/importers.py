@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import darklens
+from darklens.data.assumed_scale import UnknownScaleError, assumed_scale
 from darklens.data.deeplense import DEEPLENSE, import_folder
 from darklens.data.entries import Entry, Importer
 from darklens.data.prepare import SAME_SCALE
@@ -58,12 +59,14 @@ def import_images(
         importer: Layout of the source.
         source: File or folder.
         out: Store to write.
-        pixel_scale: Pixel scale of the images, arcsec; by default that of the files, or 0.05 if they have none.
+        pixel_scale: Pixel scale of the images, arcsec; by default that of the files, or that which `assumed_scale`
+            chooses.
         entries: Result of `list_entries`, if it is already known.
         advance: Called with the number of images just processed.
 
     Raises:
-        InputError: If there is nothing to import or `out` is not empty; nothing is written.
+        InputError: If there is nothing to import, `out` is not empty, or the pixel scale is unknown and several are
+            equally likely; nothing is written.
     """
     entries = list_entries(importer, source, pixel_scale=pixel_scale) if entries is None else entries
     _clear(out)
@@ -75,7 +78,7 @@ def import_images(
     n_changed: dict[str, int] = {}
     size: int | None = None
     scale = pixel_scale
-    n_assumed = 0
+    assumed, words, n_assumed = DEFAULT_PIXEL_SCALE, "", 0
 
     def flush() -> None:
         truth = {"label": np.array(labels, dtype=np.int64), "path": np.array(names)}
@@ -87,14 +90,21 @@ def import_images(
         try:
             with replacing_unreadable(pixel_scale):
                 image = _read(entry, importer, size)
+            location = entry.location or entry.name
             size, scale = size or image.pixels.shape[0], scale or image.pixel_scale
-            _require_scale(image, scale or DEFAULT_PIXEL_SCALE, entry.location or entry.name)
+            if scale is None:
+                likely, phrase = assumed_scale(image.pixels.shape, Path(location), default=assumed, name=location)
+                assumed, words = (assumed, words) if words else (likely, phrase)
+                _require_scale(likely, assumed, location)
+            _require_scale(image.pixel_scale, scale or assumed, location)
             n_assumed += image.pixel_scale is None and pixel_scale is None
             for change in image.changes:
                 n_changed[change] = n_changed.get(change, 0) + 1
             images.append(image.pixels)
             labels.append(entry.label)
             names.append(entry.name)
+        except UnknownScaleError:
+            raise
         except DarklensError as error:
             problems.append(str(error))
         if len(images) == _SHARD_SIZE:
@@ -109,7 +119,7 @@ def import_images(
         StoreIndex(
             classes=list(importer.classes),
             n_pixels=size,
-            pixel_scale=scale or DEFAULT_PIXEL_SCALE,
+            pixel_scale=scale or assumed,
             source=f"imported from {source.name}",
             version=darklens.__version__,
             columns={"path": "file below the imported folder, or the image's number in the imported file"},
@@ -117,8 +127,8 @@ def import_images(
         ),
     )
     if n_assumed:
-        assumption = f"pixel scale of {scale or DEFAULT_PIXEL_SCALE:g} arcsec assumed; --pixel-scale gives another"
-        n_changed[assumption] = n_assumed
+        words = words if scale is None else f"pixel scale of {scale:g} arcsec assumed"
+        n_changed[f"{words}; --pixel-scale gives another"] = n_assumed
     return ImportReport(Store(out), problems, [f"{n} of the images: {change}." for change, n in n_changed.items()])
 
 
@@ -155,8 +165,7 @@ def _read(entry: Entry, importer: Importer, size: int | None) -> Image:
     return Image(pixels, image.pixel_scale, image.changes)
 
 
-def _require_scale(image: Image, scale: float, location: str) -> None:
-    image_scale = image.pixel_scale
+def _require_scale(image_scale: float | None, scale: float, location: str) -> None:
     if image_scale is not None and abs(image_scale / scale - 1) > SAME_SCALE:
         raise InputError(
             f"{location}: has pixels of {image_scale:.4g} arcsec, the store {scale:.4g}; import it into another "

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
+from darklens.data.assumed_scale import assumed_scale
 from darklens.data.centre import find_lens
 from darklens.data.contrast import require_contrast
 from darklens.data.readers.image import Image, as_float64, check_pixels
@@ -42,13 +44,19 @@ class Prepared:
 
 
 def prepare(
-    image: Image, *, n_pixels: int, pixel_scale: float, image_pixel_scale: float | None = None, name: str = "The image"
+    image: Image,
+    *,
+    n_pixels: int,
+    pixel_scale: float,
+    image_pixel_scale: float | None = None,
+    name: str = "The image",
+    path: Path | None = None,
 ) -> Prepared:
     """Crop, fill, pad and resample an image to the pixel grid of a model.
 
     An image with the size and pixel scale of the model does not change. An image that is larger than the field of the
     model and at least 4 arcsec wide is cropped about the lens if the lens lies more than 0.1 arcsec from the centre.
-    Without a pixel scale from the file or the caller, that of the model is assumed, and `changes` says so.
+    Without a pixel scale from the file or the caller, `assumed_scale` chooses one, and `changes` says so.
 
     Args:
         image: Image from a reader.
@@ -56,17 +64,19 @@ def prepare(
         pixel_scale: Pixel scale of the model's images, arcsec.
         image_pixel_scale: Pixel scale of the image, arcsec; overrides that of its file.
         name: Name of the image in messages.
+        path: File of the image, whose names of folders may tell the pixel scale.
 
     Raises:
-        InputError: If the pixel scales differ by more than a factor of 4, the image covers less than 60 % of the side
-            of the model's field, more than 30 % of the pixels are NaN, or pixels are infinite or all equal.
+        InputError: If the pixel scale is unknown and several are equally likely, it differs from that of the model by
+            more than a factor of 4, the image covers less than 60 % of the side of the model's field, more than 30 % of
+            the pixels are NaN, or pixels are infinite or all equal.
     """
     changes = list(image.changes)
     scale = image.pixel_scale if image_pixel_scale is None else image_pixel_scale
     is_assumed = scale is None
     if scale is None:
-        scale = pixel_scale
-        changes.append(f"pixel scale of {scale:g} arcsec assumed")
+        scale, assumption = assumed_scale(image.pixels.shape, path, default=pixel_scale, n_pixels=n_pixels, name=name)
+        changes.append(assumption)
     require_similar_scale(scale, pixel_scale, name)
     factor = pixel_scale / scale
     same = abs(factor - 1) <= SAME_SCALE

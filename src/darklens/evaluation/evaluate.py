@@ -82,8 +82,8 @@ def evaluate(
     else:
         batches = []
         for images in batched(len(store), store.images, advance):
-            received, output = bundle.run(images)
-            batches.append(reconstruction_metrics(output, received))
+            received, restored = bundle.run(images)
+            batches.append(reconstruction_metrics(restored, received))
         values = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
         metrics = {"n": len(store), "reconstruction": means_with_intervals(values, seed=seed)}
     contract = bundle.contract

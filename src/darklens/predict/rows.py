@@ -58,7 +58,7 @@ def predict(
         bundle: A classifier.
         paths: Files that `read_image` reads.
         pixel_scale: Pixel scale of the images in arcsec; overrides that in the files. Images with a pixel scale other
-            than that of the model are resampled. If the scale is unknown, that of the model is assumed.
+            than that of the model are resampled. If it is unknown, `assumed_scale` chooses one.
         name: Name of the image in files with several images.
         on_batch: Called with the readable files of each batch, their images, and the classification.
         advance: Called with the number of files just finished.
@@ -102,7 +102,9 @@ def read_one(
     size, scale, whole = bundle.contract.n_pixels, bundle.contract.pixel_scale, folder / path
     try:
         image = read_image(whole, name=name, pixel_scale=pixel_scale)
-        return prepare(image, n_pixels=size, pixel_scale=scale, image_pixel_scale=pixel_scale, name=str(path))
+        return prepare(
+            image, n_pixels=size, pixel_scale=scale, image_pixel_scale=pixel_scale, name=str(path), path=whole
+        )
     except DarklensError as error:
         return str(error).replace(str(whole), str(path))
 

@@ -211,6 +211,7 @@ def _read_file(file: Path, request: ReadRequest, data: bytes) -> tuple[dict[str,
             pixel_scale=request.pixel_scale,
             image_pixel_scale=request.image_pixel_scale,
             name=name,
+            path=Path(name),
         )
     except DarklensError as error:
         return {"message": _reworded(str(error), str(file), name)}, None
