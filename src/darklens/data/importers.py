@@ -93,7 +93,7 @@ def import_images(
             location = entry.location or entry.name
             size, scale = size or image.pixels.shape[0], scale or image.pixel_scale
             if scale is None:
-                likely, phrase = assumed_scale(image.pixels.shape, Path(location), default=assumed, name=location)
+                likely, phrase = assumed_scale(image.pixels, Path(location), default=assumed, name=location)
                 assumed, words = (assumed, words) if words else (likely, phrase)
                 _require_scale(likely, assumed, location)
             _require_scale(image.pixel_scale, scale or assumed, location)

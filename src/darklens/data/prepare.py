@@ -75,7 +75,9 @@ def prepare(
     scale = image.pixel_scale if image_pixel_scale is None else image_pixel_scale
     is_assumed = scale is None
     if scale is None:
-        scale, assumption = assumed_scale(image.pixels.shape, path, default=pixel_scale, n_pixels=n_pixels, name=name)
+        scale, assumption = assumed_scale(
+            as_float64(image.pixels), path, default=pixel_scale, n_pixels=n_pixels, name=name
+        )
         changes.append(assumption)
     require_similar_scale(scale, pixel_scale, name)
     factor = pixel_scale / scale

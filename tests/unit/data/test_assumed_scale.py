@@ -29,15 +29,18 @@ NAMED = {
 
 
 def image(n=64):
-    return np.random.default_rng(0).normal(size=(n, n)) + np.hypot(*np.mgrid[-1 : 1 : n * 1j, -1 : 1 : n * 1j])
+    """Return an image as DeepLenseSim stores it: divided by its maximum; from 0 to 1 if n is 150."""
+    values = np.exp(np.random.default_rng(0).normal(size=(n, n)))
+    values -= values.min() if n == 150 else 0
+    return values / values.max()
 
 
 def class_folders(at, n=64):
-    for i, name in enumerate(("no_sub", "cdm", "axion")):
+    for name in ("no_sub", "cdm", "axion"):
         (at / name).mkdir(parents=True)
         content = np.empty(2, dtype=object)
-        content[:] = image(n) + i, 1e-23
-        np.save(at / name / "1.npy", content if name == "axion" else image(n) + i, allow_pickle=name == "axion")
+        content[:] = image(n), 1e-23
+        np.save(at / name / "1.npy", content if name == "axion" else image(n), allow_pickle=name == "axion")
     return at
 
 
@@ -74,6 +77,20 @@ class TestImports:
         assert import_folder(make(tmp_path / name, n), tmp_path / "store").store.index.pixel_scale == 0.05
 
 
+@pytest.mark.parametrize("change", [lambda pixels: pixels * 2, lambda pixels: pixels - pixels.min(), np.log])
+def test_images_of_that_size_that_are_not_scaled_like_deeplense_have_the_default(change, tmp_path):
+    (tmp_path / "s" / "no").mkdir(parents=True)
+    np.save(tmp_path / "s" / "no" / "1.npy", change(image()))
+    assert import_folder(tmp_path / "s", tmp_path / "store").store.index.pixel_scale == 0.05
+    np.save(tmp_path / "s" / "no" / "1.npy", image())
+    with pytest.raises(InputError, match=UNKNOWN):
+        import_folder(tmp_path / "s", tmp_path / "other")
+    np.save(tmp_path / "s" / "no" / "1.npy", change(image()))
+    (tmp_path / "s" / "no").rename(tmp_path / "s" / "nosub")
+    with pytest.raises(InputError, match=UNKNOWN):
+        import_folder(tmp_path / "s", tmp_path / "other")
+
+
 def test_images_of_two_sets_are_not_imported_into_one_store(tmp_path):
     for name in ("Model_II", "Model_III"):
         class_folders(tmp_path / "s" / name)
@@ -98,18 +115,20 @@ def test_a_classified_image_without_a_name_is_an_error_unless_it_has_the_size_of
         prepare(read_image(path), n_pixels=100, pixel_scale=0.05, path=path)
     prepared = prepare(read_image(path), n_pixels=64, pixel_scale=0.04, path=path)
     assert prepared.changes == ("pixel scale of 0.04 arcsec assumed",)
-    with pytest.raises(InputError, match=r"0\.05 arcsec \(DeepLense Model I\) or 0\.1 arcsec \(that of the model\)"):
-        assumed_scale((150, 150), path, default=0.1, n_pixels=75, name="x")
+    with pytest.raises(
+        InputError, match=r"0\.05 arcsec \(DeepLense Common Test\) or 0\.1 arcsec \(that of the model\)"
+    ):
+        assumed_scale(image(150), path, default=0.1, n_pixels=75, name="x")
 
 
 @pytest.mark.parametrize("name", populations.names())
 def test_simulated_images_in_a_folder_of_their_name_have_their_scale(name):
     population = populations.get(name)
     field = population.field
-    shape = (field.n_pixels, field.n_pixels)
-    assert assumed_scale(shape, Path(name) / "no" / "1.npy", default=0.05, name="x")[0] == field.pixel_scale
+    pixels = np.zeros((field.n_pixels, field.n_pixels))
+    assert assumed_scale(pixels, Path(name) / "no" / "1.npy", default=0.05, name="x")[0] == field.pixel_scale
 
 
 def test_scales_of_instruments_are_those_of_their_records():
     for words, record in (("euclid", "euclid-vis"), ("hst", "hst-wfc3-f160w")):
-        assert assumed_scale((64, 64), Path(words), default=1.0, name="x")[0] == INSTRUMENTS[record].pixel_scale
+        assert assumed_scale(image(), Path(words), default=1.0, name="x")[0] == INSTRUMENTS[record].pixel_scale
