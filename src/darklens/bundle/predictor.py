@@ -19,7 +19,8 @@ from darklens.data.ring_statistics import ring_statistics
 from darklens.data.store import Store
 from darklens.errors import InputError
 from darklens.fit.cache import FitSettings, cached_fits, fit_settings_of
-from darklens.fit.checks import doubts, hypothesis_of
+from darklens.fit.checks import doubts as doubts_of_fits
+from darklens.fit.checks import hypothesis_of
 from darklens.fit.evidence import Evidence, evidence_maps
 from darklens.fit.features import MAP_NAMES, FitFeatures
 from darklens.fit.fitter import fitter_of
@@ -199,6 +200,7 @@ class Bundle:
         mask: Bool[np.ndarray, "b 1 n n"] | None = None,
         with_maps: bool = False,
         with_covariance: bool = False,
+        doubts: Sequence[tuple[str, ...]] | None = None,
     ) -> Classification:
         """Classify images; used by `predict`, its maps, and `serve`.
 
@@ -209,6 +211,7 @@ class Bundle:
             mask: Pixels without data, whose values must be finite; they have no weight in fits.
             with_maps: Whether to return the maps of `Bundle.maps`, if the system has them.
             with_covariance: Whether to return `smooth_fit`; doubles the time.
+            doubts: Further reasons not to trust the class of each image.
 
         Raises:
             ValueError: If images do not have the image size of the model, are not finite, or have no contrast at their
@@ -223,7 +226,8 @@ class Bundle:
         logits, features = self.output(inputs, runner.forward(inputs))
         probabilities = self.calibrated(logits)
         of_fit = self._doubts_of_fit(inputs, probabilities)
-        all_doubts = self._with_unfamiliar(of_fit, features)
+        further = doubts or [()] * len(of_fit)
+        all_doubts = self._with_unfamiliar([(*a, *b) for a, b in zip(further, of_fit, strict=True)], features)
         probabilities = widened(probabilities, [bool(reasons) for reasons in all_doubts])
         if not isinstance(inputs, FitFeatures):
             maps = self.maps(images) if with_maps and self.has_maps else {}
@@ -241,7 +245,7 @@ class Bundle:
         if settings is None or not isinstance(inputs, FitFeatures):
             return [()] * len(probabilities)
         predicted = [self.contract.classes[k] for k in probabilities.argmax(1)]
-        return doubts(inputs, [hypothesis_of(settings.population, name) for name in predicted])
+        return doubts_of_fits(inputs, [hypothesis_of(settings.population, name) for name in predicted])
 
     def _with_unfamiliar(
         self, of_fit: Sequence[tuple[str, ...]], features: Float[np.ndarray, "b f"]

@@ -3,12 +3,15 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from darklens.cli.root import Model, Positive, StorePath, app, check_outputs, print_error, print_problems, progress
 from darklens.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from darklens.predict import Auxiliary
 
 _MAX_LISTED = 1000  # unusable files to print; the table lists them all
 FILES = (
@@ -100,6 +103,21 @@ def predict(
     out: Annotated[Path, Parameter(help="CSV table to write.")],
     pixel_scale: PixelScale = None,
     image: ImageName = None,
+    psf: Annotated[
+        str | None,
+        Parameter(
+            help="PSF of the images: FILE, or FILE[NAME] for one of its extensions. Models use the PSF of their "
+            "population; the verdict is `unknown` if this one differs."
+        ),
+    ] = None,
+    noise_map: Annotated[
+        str | None,
+        Parameter(
+            help="Noise map of the images: standard deviation, variance or weight. Pixels without a valid noise are "
+            "masked; the verdict is `unknown` if the map does not agree with the noise of the image."
+        ),
+    ] = None,
+    mask: Annotated[str | None, Parameter(help="Mask of the images: non-zero pixels have no weight in fits.")] = None,
     backend: Annotated[
         Literal["auto", "eager", "compiled", "onnx", "int8"],
         Parameter(
@@ -147,7 +165,7 @@ def predict(
     from darklens.data.image_paths import is_listing
     from darklens.data.readers import SUFFIXES
     from darklens.locate import DEFAULT_MODEL, is_model, locate
-    from darklens.predict import find_images, predict_table, problems_in
+    from darklens.predict import Auxiliary, find_images, predict_table, problems_in
 
     arguments = list(files or [])
     is_image = model.exists() or model.name.lower().endswith(SUFFIXES) or is_listing(model)
@@ -163,9 +181,15 @@ def predict(
     paths = [str(path) for path in find_images(arguments)]
     lists = [str(argument)[1:] for argument in arguments if str(argument).startswith("@")]
     unfinished = [] if maps else [out.with_name(f"{out.name}.unfinished")]
-    check_outputs(files=[out], folders=[*unfinished, *filter(None, [maps])], inputs=[*paths, *lists], models=[model])
+    auxiliary = Auxiliary.of(psf=psf, noise_map=noise_map, mask=mask)
+    check_outputs(
+        files=[out],
+        folders=[*unfinished, *filter(None, [maps])],
+        inputs=[*paths, *lists, *(auxiliary.files if auxiliary else ())],
+        models=[model],
+    )
     if maps is not None:
-        bad = _predict_with_maps(model, paths, out, maps, pixel_scale=pixel_scale, image=image)
+        bad = _predict_with_maps(model, paths, out, maps, pixel_scale=pixel_scale, image=image, auxiliary=auxiliary)
     else:
         with (
             executors.cluster(cluster) if cluster else nullcontext() as executor,
@@ -177,6 +201,7 @@ def predict(
                 out,
                 pixel_scale=pixel_scale,
                 image=image,
+                auxiliary=auxiliary,
                 backend=backend,
                 workers=workers,
                 executor=executor,
@@ -194,7 +219,14 @@ def predict(
 
 
 def _predict_with_maps(
-    model: Path, paths: Sequence[str], out: Path, maps: Path, *, pixel_scale: float | None, image: str | None
+    model: Path,
+    paths: Sequence[str],
+    out: Path,
+    maps: Path,
+    *,
+    pixel_scale: float | None,
+    image: str | None,
+    auxiliary: "Auxiliary | None",
 ) -> int:
     """Classify files with maps and return the number that cannot be used."""
     from darklens.bundle import Bundle
@@ -208,7 +240,14 @@ def _predict_with_maps(
     writer = MapWriter(bundle, maps, files)
     with progress("Predicting", len(paths)) as advance:
         rows = predict(
-            bundle, files, pixel_scale=pixel_scale, name=image, advance=advance, on_batch=writer, with_maps=True
+            bundle,
+            files,
+            pixel_scale=pixel_scale,
+            name=image,
+            advance=advance,
+            on_batch=writer,
+            with_maps=True,
+            auxiliary=auxiliary,
         )
     write_text(out, to_csv(rows, bundle.contract.classes))
     return sum(bool(row.message) for row in rows)

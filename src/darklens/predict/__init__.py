@@ -1,12 +1,14 @@
 """Prediction on image files: a table with one row per file, bad files included."""
 
 from darklens.data.image_paths import find_images
+from darklens.predict.auxiliary import Auxiliary
 from darklens.predict.backends import BACKENDS, BackendChoice, backend_of, choose
 from darklens.predict.rows import Row, columns_of, predict, to_csv
 from darklens.predict.table import Summary, predict_table, problems_in
 
 __all__ = [
     "BACKENDS",
+    "Auxiliary",
     "BackendChoice",
     "Row",
     "Summary",

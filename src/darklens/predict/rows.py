@@ -1,6 +1,6 @@
 """Rows of predictions.csv for image files, in order, bad files included."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from darklens.evaluation.columns import prediction_columns
 from darklens.files import csv_line
 from darklens.fit.features import no_features
 from darklens.fit.summary import findings
+from darklens.predict.auxiliary import Auxiliary
 
 OnBatch = Callable[[Sequence[Path], Sequence[Prepared], Classification], None]
 _POSITIONS = ("centre", "line", "point")  # prefixes of columns of positions, relative to the centre of the image
@@ -51,6 +52,7 @@ def predict(
     backend: InferenceBackend | None = None,
     with_maps: bool = False,
     folder: Path = Path(),
+    auxiliary: Auxiliary | None = None,
 ) -> list[Row]:
     """Classify image files, one row each, in order; a bad file becomes an error row.
 
@@ -65,6 +67,7 @@ def predict(
         backend: Inference backend, see `backend_of`; by default the bundle itself.
         with_maps: Whether `on_batch` needs the maps of systems that predict k(x, y); maps of fits are always included.
         folder: Folder of relative paths; by default the working folder.
+        auxiliary: PSF, noise map and mask of the images.
 
     Raises:
         InputError: If the bundle does not classify, or `pixel_scale` differs by more than a factor of 4 from that of
@@ -74,9 +77,15 @@ def predict(
     rows: list[Row] = []
     for start in range(0, len(paths), BATCH_SIZE):
         block = paths[start : start + BATCH_SIZE]
-        read = {path: read_one(path, bundle, pixel_scale=pixel_scale, name=name, folder=folder) for path in block}
+        doubts: dict[Path, tuple[str, ...]] = {}
+        read = {
+            path: read_one(
+                path, bundle, pixel_scale=pixel_scale, name=name, folder=folder, auxiliary=auxiliary, doubts=doubts
+            )
+            for path in block
+        }
         good = {path: image for path, image in read.items() if isinstance(image, Prepared)}
-        by_path = _rows(bundle, good, on_batch, backend, with_maps) if good else {}
+        by_path = _rows(bundle, good, on_batch, backend, with_maps, doubts) if good else {}
         rows += [
             by_path.get(path) or Row(str(path), message=str(read[path]), findings={"changes": ""}) for path in block
         ]
@@ -96,12 +105,26 @@ def require_usable(bundle: Bundle, pixel_scale: float | None) -> None:
 
 
 def read_one(
-    path: Path, bundle: Bundle, *, pixel_scale: float | None = None, name: str | None = None, folder: Path = Path()
+    path: Path,
+    bundle: Bundle,
+    *,
+    pixel_scale: float | None = None,
+    name: str | None = None,
+    folder: Path = Path(),
+    auxiliary: Auxiliary | None = None,
+    doubts: dict[Path, tuple[str, ...]] | None = None,
 ) -> Prepared | str:
-    """Read a file and prepare its image for the bundle; return an error message if that fails."""
+    """Read a file and prepare its image for the bundle; return an error message if that fails.
+
+    If PSF or noise map are not those of the bundle, the reasons to doubt its class are added to `doubts`.
+    """
     size, scale, whole = bundle.contract.n_pixels, bundle.contract.pixel_scale, folder / path
     try:
         image = read_image(whole, name=name, pixel_scale=pixel_scale)
+        if auxiliary is not None:
+            image, reasons = auxiliary.applied(image, bundle)
+            if doubts is not None:
+                doubts[path] = reasons
         return prepare(
             image, n_pixels=size, pixel_scale=scale, image_pixel_scale=pixel_scale, name=str(path), path=whole
         )
@@ -110,11 +133,18 @@ def read_one(
 
 
 def _rows(
-    bundle: Bundle, prepared: dict[Path, Prepared], on_batch: OnBatch, backend: InferenceBackend | None, with_maps: bool
+    bundle: Bundle,
+    prepared: dict[Path, Prepared],
+    on_batch: OnBatch,
+    backend: InferenceBackend | None,
+    with_maps: bool,
+    doubts: Mapping[Path, tuple[str, ...]],
 ) -> dict[Path, Row]:
     images = np.stack([image.pixels for image in prepared.values()])[:, None]
     mask = stacked_masks([image.mask for image in prepared.values()], images.shape)
-    classification = bundle.classify(images, backend, mask=mask, with_maps=with_maps)
+    classification = bundle.classify(
+        images, backend, mask=mask, with_maps=with_maps, doubts=[doubts.get(path, ()) for path in prepared]
+    )
     on_batch(list(prepared), list(prepared.values()), classification)
     further = prediction_columns(
         bundle, classification.probabilities, classification.ood_features, classification.doubts

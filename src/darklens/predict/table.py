@@ -37,6 +37,7 @@ from darklens.files import atomic_path, locked, read_json, write_json, writing
 from darklens.kernels.smooth_fit import load_for
 from darklens.locate import SHIPPED, locate
 from darklens.memory import keep_freed_memory
+from darklens.predict.auxiliary import Auxiliary
 from darklens.predict.backends import BackendChoice, backend_of, choose, write_model
 from darklens.predict.rows import columns_of, header, lines, predict, read_one, require_usable
 
@@ -57,6 +58,7 @@ class Task(Frozen):
     backend_file: str = Field(default="", description="ONNX file of the backend, empty for others")
     pixel_scale: float | None = None
     image: str | None = None
+    auxiliary: Auxiliary | None = None
     folder: str = Field(description="folder of relative paths, `quoted`")
     files: int = Field(default=0, description="number of files in all blocks")
     version: str = darklens.__version__
@@ -110,6 +112,7 @@ def predict_table(
     *,
     pixel_scale: float | None = None,
     image: str | None = None,
+    auxiliary: Auxiliary | None = None,
     backend: BackendChoice = "auto",
     workers: int | None = None,
     executor: Executor | None = None,
@@ -126,6 +129,7 @@ def predict_table(
         out: Table to write.
         pixel_scale: As for `predict`.
         image: Name of the image in files with several images.
+        auxiliary: As for `predict`.
         backend: See `darklens.predict.backends`.
         workers: Number of processes; by default one per usable core, fewer for few files. Processes are spawned, so
             scripts need `if __name__ == "__main__"`.
@@ -147,6 +151,7 @@ def predict_table(
         backend=choose(backend, bundle, len(files)),
         pixel_scale=pixel_scale,
         image=image,
+        auxiliary=auxiliary,
         folder=quoted(Path.cwd()),
         files=len(files),
     )
@@ -257,6 +262,7 @@ def make_block(task: str, number: int, files: Sequence[str]) -> tuple[dict[str, 
                 name=settings.image,
                 backend=backend,
                 folder=unquoted(settings.folder),
+                auxiliary=settings.auxiliary,
             )
         finally:
             torch.set_num_threads(threads)

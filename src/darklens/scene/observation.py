@@ -10,7 +10,7 @@ from darklens.errors import InputError
 from darklens.scene.imaging import Detector
 from darklens.scene.psf import PSF
 
-_MASKED_NOISE = 1e6  # of the median; pipelines set the noise of masked pixels to such values
+MASKED_NOISE = 1e6  # of the median; pipelines set the noise of masked pixels to such values
 _FEWEST_PIXELS = 100
 NoiseKind = Literal["standard deviation", "variance", "inverse variance"]
 _WRONG_NOISE, _RIGHT_NOISE = 5.0, 2.0  # factor from the image scatter: doubted above, plausible below
@@ -90,7 +90,7 @@ class Observation:
             )
         usable = np.isfinite(noise) & (noise > 0)
         if usable.any():
-            usable &= noise <= _MASKED_NOISE * np.median(noise[usable])
+            usable &= noise <= MASKED_NOISE * np.median(noise[usable])
         used = usable & ~excluded & np.isfinite(pixels)
         _require_pixels(used)
         changes = list(kernel.notes) if kernel is not None else []

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -15,7 +14,7 @@ from darklens.data.image_paths import find_images, is_listing
 from darklens.data.readers.planes import Contents, Plane, contents
 from darklens.data.readers.roles import SCIENCE, Role, belongs, companion
 from darklens.errors import ConfigError, InputError
-from darklens.scene.observation import NoiseKind, Observation, background_scatter, noise_meaning
+from darklens.scene.observation import MASKED_NOISE, NoiseKind, Observation, background_scatter, noise_meaning
 from darklens.scene.psf import PSF
 from darklens.scene.specification import NoiseSpecification, PSFSpecification
 
@@ -310,48 +309,9 @@ class _Reader:
         if scale is not None and self.inputs.pixel_scale is None and noise.shape != pixels.shape:
             self.changes.append(f"noise map: pixels of {scale:.4g} arcsec")
         _require_shape("noise map", noise.shape, pixels.shape)
-        return self._deviation(plane, noise, pixels, used, science.unit)
-
-    def _deviation(
-        self,
-        plane: Plane,
-        noise: Float[np.ndarray, "rows columns"],
-        pixels: Float[np.ndarray, "rows columns"],
-        used: Bool[np.ndarray, "rows columns"],
-        unit: str,
-    ) -> Float[np.ndarray, "rows columns"]:
-        """Return standard deviations from a noise map, variance map or weight map, judged by its name and values."""
-        name = plane.name or plane.path.name.partition(".")[0]
-        valid = used & np.isfinite(noise) & (noise > 0)
-        if valid.any():
-            valid &= noise <= 1e6 * np.median(noise[valid])
-        judged, comparison = noise_meaning(pixels, noise, valid)
-        kind = _KINDS.get(plane.role)
-        if kind is None:
-            kind = "standard deviation"
-            if judged in ("variance", "inverse variance") and _WEAK.search(name):
-                kind = judged
-                self.changes.append(f"noise map {plane} taken as {_word(kind)}: {comparison}")
-            elif judged is None:
-                self.changes.append(f"noise map {plane} does not agree with the image: {comparison}")
-            if kind == "standard deviation":
-                noise = self._in_unit(plane, noise, unit)
-        else:
-            self.changes.append(f"noise map {plane} taken as {_word(kind)}")
-        with np.errstate(divide="ignore", invalid="ignore"):
-            if kind == "variance":
-                noise = np.sqrt(noise)
-            elif kind == "inverse variance":
-                noise = np.where(noise > 0, noise, np.nan) ** -0.5
-        if kind != "standard deviation" and plane.role in _KINDS and valid.sum() > 0:
-            judged, comparison = noise_meaning(pixels, noise, valid)
-            if judged != "standard deviation":
-                raise InputError(
-                    f"{plane} as {_word(kind)} does not agree with the image: the median of the standard deviation is "
-                    + comparison.removeprefix("its median is ")
-                    + "; it may be an exposure map, give a noise map with --noise-map."
-                )
-        return noise
+        noise, kind, changes = standard_deviation(plane, noise, pixels, used)
+        self.changes += changes
+        return self._in_unit(plane, noise, science.unit) if kind == "standard deviation" else noise
 
     def _in_unit(self, plane: Plane, noise: np.ndarray, unit: str) -> np.ndarray:
         """Convert a noise map to the unit of the image, where both are stated and differ."""
@@ -462,30 +422,90 @@ class _Reader:
             self.changes.append(f"PSF: {factor} x {factor} of its pixels in one of the image")
         return factor
 
-    def _option(self, text: str | None, role: Literal["psf", "noise", "mask"], science: Plane) -> Plane | None:
-        """Return the plane that an option names: `FILE`, or `FILE[NAME]` for one of several images."""
-        if text is None:
-            return None
-        match = None if os.path.lexists(text) else _SELECTED.fullmatch(text)
-        path = Path(match["file"] if match else text)
-        content = contents(path)
-        if content.n_rows is not None:
-            content = contents(path, row=self.row)
-        roles: Sequence[Role] = _NOISE_ROLES if role == "noise" else (role,)
-        if match:
-            name = match["name"].lower()
-            matches = [plane for plane in content.planes if name in (plane.name.lower(), plane.key)]
-            if not matches:
-                raise InputError(f"{path} has no image {match['name']!r}.")
-            return matches[0]
-        if len(content.planes) == 1:
-            return content.planes[0]
-        candidates = [plane for r in roles for plane in content.planes if plane.role == r]
-        name_of = companion(science.name, [plane.name for plane in candidates])
-        if name_of is None:
-            listed = ", ".join(plane.name or str(plane.key) for plane in content.planes[:8])
-            raise InputError(f"{path} holds several images ({listed}); select one as {path.name}[NAME].")
-        return next(plane for plane in candidates if plane.name == name_of)
+    def _option(self, text: str | None, role: Role, science: Plane) -> Plane | None:
+        return None if text is None else plane_of(text, role, science=science.name, row=self.row)
+
+
+def plane_of(text: str, role: Role, *, science: str = "", row: int | None = None) -> Plane:
+    """Return the image that an option names: `FILE`, or `FILE[NAME]` for one of several.
+
+    Args:
+        text: The option.
+        role: Role of the image in the file; "noise" also for variances and weights.
+        science: Name of the science image, which tells the band.
+        row: Row of a stack.
+
+    Raises:
+        InputError: If the file cannot be read, has no such image, or has several that may be meant.
+    """
+    match = None if os.path.lexists(text) else _SELECTED.fullmatch(text)
+    path = Path(match["file"] if match else text)
+    content = contents(path)
+    if content.n_rows is not None:
+        content = contents(path, row=row)
+    if match:
+        name = match["name"].lower()
+        matches = [plane for plane in content.planes if name in (plane.name.lower(), plane.key)]
+        if not matches:
+            raise InputError(f"{path} has no image {match['name']!r}.")
+        return matches[0]
+    if len(content.planes) == 1:
+        return content.planes[0]
+    roles: Sequence[Role] = _NOISE_ROLES if role == "noise" else (role,)
+    for candidate in roles:
+        planes = [plane for plane in content.planes if plane.role == candidate]
+        chosen = companion(science, [plane.name for plane in planes])
+        if chosen is not None:
+            return next(plane for plane in planes if plane.name == chosen)
+    listed = ", ".join(plane.name or str(plane.key) for plane in content.planes[:8])
+    raise InputError(f"{path} holds several images ({listed}); select one as {path.name}[NAME].")
+
+
+def standard_deviation(
+    plane: Plane,
+    noise: Float[np.ndarray, "rows columns"],
+    image: Float[np.ndarray, "rows columns"],
+    used: Bool[np.ndarray, "rows columns"],
+) -> tuple[Float[np.ndarray, "rows columns"], NoiseKind, list[str]]:
+    """Return standard deviations from a noise map, variance map or weight map, what it was, and what was assumed.
+
+    The name of the plane decides (WHT, IVM, VAR, ERR, RMS and the like), and for others the scatter of the image.
+
+    Args:
+        plane: Where the map was read.
+        noise: Its values.
+        image: The image.
+        used: Pixels to compare.
+
+    Raises:
+        InputError: If a variance map or weight map does not agree with the image.
+    """
+    valid = used & np.isfinite(noise) & (noise > 0)
+    if valid.any():
+        valid &= noise <= MASKED_NOISE * np.median(noise[valid])
+    judged, comparison = noise_meaning(image, noise, valid)
+    kind = _KINDS.get(plane.role, "standard deviation")
+    changes = [f"noise map {plane} taken as {_word(kind)}"] if plane.role in _KINDS else []
+    is_weak = plane.role not in _KINDS and _WEAK.search(plane.name or plane.path.name.partition(".")[0])
+    if plane.role not in _KINDS and judged is None:
+        changes.append(f"noise map {plane} does not agree with the image: {comparison}")
+    elif is_weak and judged in ("variance", "inverse variance"):
+        kind = judged
+        changes.append(f"noise map {plane} taken as {_word(kind)}: {comparison}")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if kind == "variance":
+            noise = np.sqrt(noise)
+        elif kind == "inverse variance":
+            noise = np.where(noise > 0, noise, np.nan) ** -0.5
+    if plane.role in _KINDS:
+        judged, comparison = noise_meaning(image, noise, valid)
+        if judged != "standard deviation":
+            raise InputError(
+                f"{plane} as {_word(kind)} does not agree with the image: the median of the standard deviation is "
+                + comparison.removeprefix("its median is ")
+                + "; it may be an exposure map, give a noise map with --noise-map."
+            )
+    return noise, kind, changes
 
 
 def _quantity(unit: str) -> str:
