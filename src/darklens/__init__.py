@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from darklens.fit.evidence import evidence_maps
     from darklens.fit.hypotheses import fit_hypotheses
     from darklens.fit.macro import fit_macro
+    from darklens.fit.scene_fit import fit
     from darklens.physics.grid import Grid
     from darklens.populations.population import get as get_population
     from darklens.scene.imaging import Detector
@@ -43,6 +44,7 @@ _HOME = {
     "Bundle": ("darklens.bundle", "Bundle"),
     "Grid": ("darklens.physics.grid", "Grid"),
     "Store": ("darklens.data.store", "Store"),
+    "fit": ("darklens.fit", ""),  # a package that can be called
     "evaluate": ("darklens.evaluation.evaluate", "evaluate"),
     "evidence_maps": ("darklens.fit.evidence", "evidence_maps"),
     "fit_hypotheses": ("darklens.fit.hypotheses", "fit_hypotheses"),
@@ -89,6 +91,7 @@ __all__ = [
     "Store",
     "evaluate",
     "evidence_maps",
+    "fit",
     "fit_hypotheses",
     "fit_macro",
     "generate",
@@ -104,7 +107,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'darklens' has no attribute {name!r}")
     module, attribute = _HOME[name]
-    return getattr(import_module(module), attribute)
+    home = import_module(module)
+    return getattr(home, attribute) if attribute else home
 
 
 def _version() -> str:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from astropy.io import fits
 
 from darklens.cli import app
+from darklens.scene.specification import get as get_scene
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -21,8 +23,12 @@ PAGES = [
 ]
 
 
+def blocks(text: str, language: str = "python") -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
 def only_block(text: str, language: str = "python") -> str:
-    (block,) = re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+    (block,) = blocks(text, language)
     return block
 
 
@@ -33,7 +39,7 @@ def test_there_is_something_to_check():
 def test_the_readme_classifies_its_examples_and_prints_what_it_says(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     names = {}
-    exec(only_block(README), names)
+    exec(blocks(README)[2], names)
     probabilities = names["result"].probabilities
     assert probabilities.shape == (len(CLASSES), len(CLASSES))
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-6)
@@ -45,6 +51,37 @@ def test_the_readme_classifies_its_examples_and_prints_what_it_says(monkeypatch,
     # Fits end a little elsewhere on other processors.
     is_, said = (np.array(re.findall(number, text), float) for text in (printed, shown))
     np.testing.assert_allclose(is_, said, atol=0.01)
+
+
+def test_the_readme_renders_a_lens_in_five_lines_and_fits_a_file_in_six(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    render, fit, _ = blocks(README)
+    assert (len(render.splitlines()), len(fit.splitlines())) == (5, 6)
+    names = {}
+    exec(render, names)
+    image, noise = names["image"], 0.03 * names["image"].max()
+    fits.writeto("lens.fits", image + np.random.default_rng(0).normal(0, noise, image.shape))
+    fits.writeto("noise.fits", np.full(image.shape, noise))
+    fits.writeto("psf.fits", names["detector"].psf.kernel.numpy())
+    exec(fit, names)
+    assert abs(names["result"].theta_E - 1.2) < 0.02
+    assert re.fullmatch(r"theta_E = 1\.\d{3} \+- 0\.\d{3} arcsec True\n", capsys.readouterr().out)
+    assert (tmp_path / "fit.png").exists() and names["kwargs"]["lens_model_list"] == ["EPL", "SHEAR"]
+    (guide,) = blocks((ROOT / "docs/how-to/fit.md").read_text(encoding="utf-8"))
+    exec(guide, names)
+    assert names["result"].theta_E > 1.1 and (tmp_path / "fit.json").exists()
+
+
+def test_the_scene_of_the_guide_to_fits_is_a_scene(tmp_path):
+    (text,) = blocks((ROOT / "docs/how-to/fit.md").read_text(encoding="utf-8"), "yaml")
+    (tmp_path / "scene.yaml").write_text(text)
+    assert get_scene(str(tmp_path / "scene.yaml")).half_width == 3
+    guide = (ROOT / "docs/how-to/fit.md").read_text(encoding="utf-8")
+    overrides = [text.replace("'", "") for text in re.findall(r"`([a-z._A-Z0-9]+=[^`]+)`", guide)]
+    assert len(overrides) >= 10
+    for override in overrides:
+        if override not in ("KEY=VALUE",):
+            get_scene("epl-shear+light", [override])
 
 
 def test_ray_tracing_is_differentiable_as_shown():

@@ -11,12 +11,16 @@ import math
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from darklens.files import atomic_path
+from darklens.fit import scene_export, scene_figure
 from darklens.fit.scene_solver import Data, Solver, State
 from darklens.scene.observation import Observation
 from darklens.scene.profiles import Profile
@@ -79,7 +83,24 @@ class FitResult:
     @property
     def theta_E(self) -> float:
         """Einstein radius of the main lens, arcsec: the radius of the circle with the area of its critical ellipse."""
-        return self.parameters[f"{main_lens(self.scene)}.theta_E"]
+        return self.scene.values_of(main_lens(self.scene), self.parameters)["theta_E"]
+
+    def plot(self, path: Path | str) -> None:
+        """Write a PNG of data, model, residual in units of the noise, and source plane."""
+        with atomic_path(Path(path)) as temporary:
+            temporary.write_bytes(scene_figure.draw(self))
+
+    def to_lenstronomy(self) -> dict[str, Any]:
+        """Return model lists and keyword arguments of lenstronomy; see `scene_export.to_lenstronomy`."""
+        return scene_export.to_lenstronomy(self)
+
+    def to_coolest(
+        self, path: Path | str | None = None, *, z_lens: float | None = None, z_source: float | None = None
+    ) -> dict[str, Any]:
+        """Return the content of a COOLEST template and, with a path, write it as JSON; see `scene_export`."""
+        if path is None:
+            return scene_export.to_coolest(self, z_lens=z_lens, z_source=z_source)
+        return scene_export.write_coolest(self, Path(path), z_lens=z_lens, z_source=z_source)
 
 
 def fit(observation: Observation, scene: Scene, *, seed: int = 0) -> FitResult:

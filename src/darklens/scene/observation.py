@@ -1,6 +1,7 @@
 """An observed image with its noise map, mask and PSF, validated before a fit."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -99,6 +100,55 @@ class Observation:
         changes += _exclusions(used)
         _require_deviation(pixels, noise, used)
         return cls(np.where(used, pixels, 0.0), noise, float(pixel_scale), kernel, used, tuple(changes))
+
+    @classmethod
+    def read(
+        cls,
+        path: Path | str,
+        *,
+        psf: Path | str | None = None,
+        noise_map: Path | str | None = None,
+        mask: Path | str | None = None,
+        pixel_scale: float | None = None,
+        image: str | None = None,
+        flip_rows: bool = False,
+        half_width: float | None = None,
+    ) -> "Observation":
+        """Read an observation from files, as `darklens fit` does.
+
+        Args:
+            path: A folder with image.fits (or data.fits), noise_map.fits (or noise.fits), psf.fits and perhaps
+                mask.fits; an image file, whose extensions may hold the rest; or `FILE#i` for row i of an npz or HDF5
+                file with `images`.
+            psf: File of the PSF, or `FILE[NAME]` for one of its extensions; likewise for the others.
+            noise_map: File of the noise map: standard deviation, variance or weight.
+            mask: File of the mask; non-zero pixels are excluded.
+            pixel_scale: arcsec; needed if the file does not state it.
+            image: Name of the image in a file with several.
+            flip_rows: Whether row 0 is at the top, as PyAutoLens writes FITS files.
+            half_width: Half side of the central square to keep, arcsec.
+
+        Returns:
+            The observation; `changes` says what was assumed, converted and left out.
+
+        Raises:
+            InputError: If an input is missing or wrong; one sentence says which.
+        """
+        from darklens.scene.observation_files import Inputs, read_observation
+
+        def text(option: Path | str | None) -> str | None:
+            return None if option is None else str(option)
+
+        inputs = Inputs(
+            psf=text(psf),
+            noise_map=text(noise_map),
+            mask=text(mask),
+            pixel_scale=pixel_scale,
+            image=image,
+            flip_rows=flip_rows,
+            half_width=half_width,
+        )
+        return read_observation(str(path), inputs)
 
     @property
     def weights(self) -> Float[np.ndarray, "rows columns"]:

@@ -193,7 +193,11 @@ class Scene:
         _require_values("free parameter", self.names, values, fixed)
         columns = [torch.as_tensor(values[name], dtype=torch.float64).reshape(-1) for name in self.names]
         n = max((len(column) for column in columns), default=1)
-        return torch.stack([column.expand(n) for column in columns], 1) if columns else torch.zeros(1, 0)
+        return (
+            torch.stack([column.expand(n) for column in columns], 1)
+            if columns
+            else torch.zeros(1, 0, dtype=torch.float64)
+        )
 
     def internal(self, parameters: Parameters) -> Parameters:
         """Return the internal values: the natural logarithm where `log`."""
