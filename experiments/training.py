@@ -25,12 +25,14 @@ from darklens.fit.cache import cached_fits
 from darklens.recipes import names
 from darklens.report.figures import COLOURS
 from darklens.training import recipe as recipes
-from experiments import engine
+from experiments import curves, engine
 from experiments.engine import SEEDS, Backend, Experiment, Overrides, Work
 
 Row = dict[str, Any]
 METRICS = ("auc", "legacy_auc", "accuracy", "ece", "nll", "confusion")
-KEPT = ("eval.json", "roc.png", "calibration.png")
+EPOCHS = "metrics.csv"
+KEPT = ("eval.json", "roc.png", "calibration.png", EPOCHS)
+BUNDLE = "bundle/bundle.json"  # of a finished run
 
 
 class System(Frozen):
@@ -38,7 +40,8 @@ class System(Frozen):
 
     Attributes:
         logistic: In place of a recipe: columns of the fits for a logistic regression on ln(1 + value).
-        keep: Folder below the results in which the evaluation is kept.
+        keep: Folder below the results in which the evaluation and the epochs are kept.
+        images_per_second: Rate of the training on one idle processor, simulation and validation included.
         sizes: Numbers of training images per class, and `seeds` the number of trainings; default: the experiment's.
     """
 
@@ -46,6 +49,7 @@ class System(Frozen):
     overrides: Overrides = []
     logistic: list[str] = []
     keep: str = ""
+    images_per_second: float = 0
     sizes: list[int] = []
     seeds: int | None = None
 
@@ -58,6 +62,7 @@ class Config(Experiment):
         overrides: Of all recipes; those of a system follow.
         every_recipe: Train all recipes that can use the population for this fraction of their epochs.
         only: Names of the systems that are trained; default: all.
+        finished_only: Train nothing; use finished trainings, and the learning curves of unfinished ones.
         sizes: Numbers of training images per class and the overrides for each; default: `n_per_class`.
         pairs: Systems, `name` or `name@size`, whose paired differences are computed.
         reference: System whose pairs fill the columns `difference` and `p` of the first table.
@@ -68,7 +73,7 @@ class Config(Experiment):
     population: str
     population_overrides: Overrides = []
     backend: Backend = "compiled"
-    n_per_class: int
+    n_per_class: int = 0
     test_per_class: int
     seeds: int = 1
     settings: dict[str, int | float] = {}
@@ -76,13 +81,14 @@ class Config(Experiment):
     systems: dict[str, System] = {}
     every_recipe: float | None = None
     only: list[str] = []
+    finished_only: bool = False
     sizes: dict[int, Overrides] = {}
     only_sizes: list[int] = []
     pairs: list[tuple[str, str]] = []
     reference: str = ""
     columns: dict[str, str] = {}
     difference_columns: dict[str, str] = {}
-    figure: Literal["none", "seeds", "sizes"] = "none"
+    figure: Literal["none", "seeds", "sizes", "curves"] = "none"
     published: dict[str, float] = {}
 
     def values(self) -> dict[str, Any]:
@@ -104,12 +110,16 @@ class Training:
 
 
 def all_recipes(config: Config, fraction: float) -> dict[str, System]:
-    """Return a system for each recipe that takes a store or simulates the population, the shortest trainings first."""
+    """Return a system for each recipe that takes a store or simulates the population, the shortest trainings first.
+
+    The experiment `convergence` trains the `*_long` recipes.
+    """
     chosen = []
     for recipe in map(recipes.get, names()):
         epochs = [max(1, round(stage.epochs * fraction)) for stage in recipe.stages]
         changes = [f"stages.{i}.epochs={n}" for i, n in enumerate(epochs)]
-        if recipe.data.kind == "store" or recipe.data.population == config.population:
+        usable = recipe.data.kind == "store" or recipe.data.population == config.population
+        if usable and not recipe.name.endswith("_long"):
             keep = f"{config.population}/{recipe.name}"
             chosen.append((sum(epochs), System(recipe=recipe.name, overrides=changes, keep=keep)))
     return {system.recipe: system for _, system in sorted(chosen, key=lambda pair: pair[0])}
@@ -134,12 +144,16 @@ def trainings(config: Config, work: Work) -> Iterator[Training]:
 def run(config: Config, work: Work) -> dict[str, Any]:
     """Simulate, train, evaluate and compare."""
     options = {"overrides": config.population_overrides, "backend": config.backend}
-    train = engine.simulate(work, config.population, config.n_per_class, SEEDS["train"], **options)
+    train = None
+    if config.n_per_class:
+        train = engine.simulate(work, config.population, config.n_per_class, SEEDS["train"], **options)
     test = engine.simulate(work, config.population, config.test_per_class, SEEDS["test"], **options)
+    chosen = [t for t in trainings(config, work) if not config.finished_only or (t.run / BUNDLE).exists()]
     rows = []
-    for training in trainings(config, work):
+    for training in chosen:
         system = training.system
         if system.logistic:
+            assert train is not None
             evaluation = regression(config, training, Store(train), Store(test))
         else:
             stream = recipes.get(system.recipe, training.overrides).data.kind == "stream"
@@ -149,9 +163,9 @@ def run(config: Config, work: Work) -> dict[str, Any]:
             evaluation = read_json(folder / "eval.json")
             kept = work.out.parent / system.keep / f"seed{training.seed}"
             for file in KEPT if system.keep else ():
-                if (folder / file).exists():
+                if (source := (training.run if file == EPOCHS else folder) / file).exists():
                     kept.mkdir(parents=True, exist_ok=True)
-                    shutil.copy(folder / file, kept / file)
+                    shutil.copy(source, kept / file)
         rows.append(
             {
                 "system": training.name,
@@ -169,9 +183,22 @@ def run(config: Config, work: Work) -> dict[str, Any]:
         "settings": config.values(),
         "test": {"n": len(Store(test)), "sha256": Store(test).sha256},
         "rows": rows,
-        "differences": [difference(pair, list(trainings(config, work))) for pair in config.pairs],
+        "differences": [d for pair in config.pairs if (d := difference(pair, chosen))],
+        **({"curves": learning_curves(config, work)} if config.figure == "curves" else {}),
         "provenance": engine.made_by(),
     }
+
+
+def learning_curves(config: Config, work: Work) -> list[dict[str, Any]]:
+    """Return the learning curve of each training that has reached the population itself."""
+    drawn = []
+    for training in trainings(config, work):
+        points = curves.of_run(training.run, recipes.get(training.system.recipe, training.overrides))
+        if points:
+            identity = {"system": training.name, "seed": training.seed}
+            rate, finished = training.system.images_per_second, (training.run / BUNDLE).exists()
+            drawn.append({**identity, "images_per_second": rate, "finished": finished, "points": points})
+    return drawn
 
 
 def regression(config: Config, training: Training, train: Store, test: Store) -> dict[str, Any]:
@@ -194,12 +221,14 @@ def regression(config: Config, training: Training, train: Store, test: Store) ->
 
 
 def difference(pair: Sequence[str], all_trainings: list[Training]) -> dict[str, Any]:
-    """Return the paired difference of two systems over test images and their common seeds."""
+    """Return the paired difference of two systems over test images and their common seeds; empty without a pair."""
     sides = []
     for name, _, size in (member.partition("@") for member in pair):
         same = [training for training in all_trainings if training.name == name and size in ("", str(training.n))]
         sides.append([read_run(training.run / "test") for training in same])
     n_seeds = min(map(len, sides))
+    if n_seeds == 0:
+        return {}
     probabilities = [[evaluation.probabilities for evaluation in side[:n_seeds]] for side in sides]
     metrics = difference_of_means(sides[0][0].labels, *probabilities)
     first, second = (member.replace("@", ", ") + (" per class" if "@" in member else "") for member in pair)
@@ -219,7 +248,9 @@ def page(config: Config, result: dict[str, Any]) -> str:
         if d["first"] not in to_reference or d["second"] != config.reference:
             tables[1].append([difference_cell(spec, d) for spec in config.difference_columns.values()])
     values = {**result["settings"], **result["provenance"], "test_images": result["test"]["n"]}
-    return engine.page(config, values, *(table for table in tables if table[0]))
+    if config.figure == "curves":
+        tables.append(curves.table(result["curves"]))
+    return engine.page(config, values, *(table for table in tables if table[0] and len(table) > 1))
 
 
 def cell(spec: str, rows: list[Row], to_reference: dict[str, Any] | None) -> str:
@@ -265,6 +296,8 @@ def difference_cell(spec: str, row: dict[str, Any]) -> str:
 
 def figure(config: Config, result: dict[str, Any]) -> Figure | None:
     """Return the figure of macro AUC by system."""
+    if config.figure == "curves":
+        return curves.draw(result["curves"], result["differences"])
     aucs: dict[str, dict[int, list[float]]] = {}
     for row in result["rows"] if config.figure != "none" else ():
         by_size = aucs.setdefault(row["system"], {})

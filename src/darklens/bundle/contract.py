@@ -44,7 +44,8 @@ class Contract(Frozen):
     def _by_contents(cls, tree: Any) -> Any:
         """Reject populations by name: a name can be a path, and a bundle must not read files outside its folder."""
         members = (tree.get("members") or [tree]) if isinstance(tree, dict) else []
-        if any(isinstance(m, dict) and isinstance(m.get("population"), str) for m in members):
+        parts = [*members, *(m.get("k_network") for m in members if isinstance(m, dict))]
+        if any(isinstance(part, dict) and isinstance(part.get("population"), str) for part in parts):
             raise ValueError("population must be a mapping, not a name")
         return tree
 

@@ -29,7 +29,7 @@ from darklens.fit.noise import MASKED_EXPOSURE
 from darklens.fit.summary import findings
 from darklens.locate import locate
 from darklens.models.base import Inputs, NetworkOutput, forward_features, ood_features
-from darklens.models.zoo import has_k_network, requires_fitting
+from darklens.models.zoo import has_lens_step, requires_fitting
 from darklens.simulate.backend import Backend
 
 BATCH_SIZE = 64
@@ -303,15 +303,15 @@ class Bundle:
 
     @torch.inference_mode()
     def maps(self, images: Images) -> dict[str, Float[np.ndarray, "b m m"]]:
-        """Return the maps of a system that predicts k(x, y): `image` as received, `k`, `alpha_x`, `alpha_y`, `source`.
+        """Return the maps of a system with a lens step: `image` as received, `k`, `alpha_x`, `alpha_y`, `source`.
 
         k and alpha are in arcsec; `source` is the brightness in the source plane, scaled to a maximum of 1.
 
         Raises:
-            InputError: If the system does not predict k(x, y). Maps of fits are in `Classification.maps`.
+            InputError: If the system has no lens step. Maps of fits are in `Classification.maps`.
         """
-        if not has_k_network(self.contract.model):
-            raise InputError(f"{self.contract.recipe} predicts no map k(x, y); see Bundle.classify for maps of fits.")
+        if not has_lens_step(self.contract.model):
+            raise InputError(f"{self.contract.recipe} has no map k(x, y); see Bundle.classify for maps of fits.")
         received = self.contract.preprocess(self._on_device(images))
         maps = {"image": received[:, 0], **self.network.maps(received)}  # type: ignore[operator]  # Informed has it
         return {name: value.float().cpu().numpy() for name, value in maps.items()}
@@ -329,7 +329,7 @@ class Bundle:
     @property
     def has_maps(self) -> bool:
         """Whether the system has maps: k(x, y) and deflection, or residuals and evidence of fits."""
-        return has_k_network(self.contract.model) or self.fit_settings is not None
+        return has_lens_step(self.contract.model) or self.fit_settings is not None
 
     @property
     def fit_settings(self) -> FitSettings | None:

@@ -75,7 +75,7 @@ def of_model(config: Any) -> Iterator[Use]:
         for member in config.members:
             yield from of_model(member)
         return
-    population = getattr(config, "population", None)
+    population = getattr(getattr(config, "k_network", config), "population", None)
     if isinstance(population, Population):
         yield "marquardt1963", "lens fits"
         yield from _of_profile("sis" if population.lens.is_round else "sie", "lens fits")

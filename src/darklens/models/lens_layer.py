@@ -12,6 +12,7 @@ from darklens.physics.grid import Grid
 from darklens.physics.raytrace import k_map_deflection
 
 Map = Float[Tensor, "b n n"]
+Centre = tuple[Float[Tensor, " b"], Float[Tensor, " b"]]
 Reduction = Literal["sum", "normalised", "overwrite", "gather"]
 
 
@@ -75,13 +76,16 @@ class LensLayer(nn.Module):
         self.register_buffer("x", x, persistent=False)
         self.register_buffer("y", y, persistent=False)
 
-    def deflection(self, k: Map) -> tuple[Map, Map]:
-        """Return alpha_x and alpha_y in arcsec for k in arcsec."""
-        return k_map_deflection(self.x, self.y, k, grad_k=self._grad_k)
+    def deflection(self, k: Map, centre: Centre | None = None) -> tuple[Map, Map]:
+        """Return alpha_x and alpha_y in arcsec for k in arcsec and lenses at `centre` (x, y), by default the origin."""
+        x, y = self.x, self.y
+        if centre is not None:
+            x, y = x - centre[0][:, None, None], y - centre[1][:, None, None]
+        return k_map_deflection(x, y, k, grad_k=self._grad_k)
 
-    def forward(self, images: Float[Tensor, "b c n n"], k: Map) -> Float[Tensor, "b c n n"]:
-        """Return the source-plane image."""
-        alpha_x, alpha_y = self.deflection(k)
+    def forward(self, images: Float[Tensor, "b c n n"], k: Map, centre: Centre | None = None) -> Tensor:
+        """Return the source-plane image (b, c, n, n); arguments as for `deflection`."""
+        alpha_x, alpha_y = self.deflection(k, centre)
         beta_x, beta_y = self.x - alpha_x, self.y - alpha_y
         if self._legacy_rounding:
             beta_x, beta_y = self._rounded(beta_x), self._rounded(beta_y)

@@ -92,9 +92,14 @@ def task_of(config: Any) -> Task:
     return SYSTEMS[config.kind].task if config.kind in SYSTEMS else "classify"
 
 
+def has_lens_step(config: Any) -> bool:
+    """Return whether the system maps the image to the source plane with k(x, y), and so has these maps."""
+    return isinstance(config, SISAutoencoderConfig | SISAutoencoder2Config)
+
+
 def has_k_network(config: Any) -> bool:
     """Return whether a network of the system predicts k(x, y) and can be pretrained on reconstruction."""
-    return isinstance(config, SISAutoencoderConfig | SISAutoencoder2Config)
+    return has_lens_step(config) and not requires_fitting(config)
 
 
 def requires_fitting(config: Any) -> bool:
@@ -121,7 +126,7 @@ def descriptions(*, n_pixels: int = 150, n_classes: int = 3) -> dict[str, str]:
         with torch.device("meta"):
             model = build(config, n_pixels=n_pixels, pixel_scale=0.05, n_classes=n_classes)
         gives = "an image" if task_of(config) == "reconstruct" else "logits of the classes"
-        needs_scale = ", needs its pixel scale" if has_k_network(config) else ""
+        needs_scale = ", needs its pixel scale" if has_lens_step(config) else ""
         about = (settings.__doc__ or "").split("\n")[0]
         size = f"{count_parameters(model) / 1e6:.2f} M parameters at {n_pixels} pixels"
         lines[kind] = f"{about} {size}; takes (b, 1, n, n) scaled to 0..1{needs_scale}; gives {gives}."

@@ -123,14 +123,14 @@ def haloes_deflection(
 
 
 def k_map_deflection(
-    x: Float[Tensor, "n n"], y: Float[Tensor, "n n"], k: Float[Tensor, "b n n"], *, grad_k: str = "ignore"
+    x: Float[Tensor, "*#b n n"], y: Float[Tensor, "*#b n n"], k: Float[Tensor, "b n n"], *, grad_k: str = "ignore"
 ) -> tuple[Float[Tensor, "b n n"], Float[Tensor, "b n n"]]:
     """Return the deflection (arcsec) of the potential psi = k(x, y) |theta|, the ansatz of the 2024 study (eq. 2).
 
     alpha = k theta / |theta| + |theta| grad k.
 
     Args:
-        x: Pixel coordinates in arcsec, x along the last axis, evenly spaced.
+        x: Pixel coordinates from the lens in arcsec, x along the last axis, evenly spaced; of all images or of each.
         y: Pixel coordinates in arcsec, y along the first axis.
         k: Map in arcsec; for a constant k it is the Einstein radius of a singular isothermal sphere.
         grad_k: "ignore" drops the second term, as the study does; "exact" computes it by central differences.
@@ -147,7 +147,7 @@ def k_map_deflection(
     safe = torch.where(r > 0, r, 1.0)
     alpha_x, alpha_y = k * (x / safe), k * (y / safe)
     if grad_k == "exact":
-        spacing = x[0, 1] - x[0, 0]
+        spacing = x[..., :1, 1:2] - x[..., :1, :1]
         dk_dx, dk_dy = _differences(k) / spacing, _differences(k.mT).mT / spacing
         alpha_x, alpha_y = alpha_x + r * dk_dx, alpha_y + r * dk_dy
     return alpha_x, alpha_y

@@ -35,7 +35,7 @@ class Simulated(Dataset[tuple[Float[Tensor, "b 1 n n"], Int[Tensor, " b"]]]):
 
 
 class FreshBatches(Sampler[list[int]]):
-    """Batches of image numbers that never repeat, divided among the processes.
+    """Batches of image numbers that never repeat, unless `repeat` is set, divided among the processes.
 
     Epoch e of E batches takes batches e E to (e + 1) E - 1 of an endless sequence, for any number of processes. Each
     process has a slice of each batch. Classes alternate, so the slices are balanced.
@@ -44,14 +44,17 @@ class FreshBatches(Sampler[list[int]]):
         n_batches: Batches of an epoch.
         batch_size: Images in a batch, over all processes together.
         batch_slice: The share of this process; by default from torch.distributed.
+        repeat: Whether every epoch has the batches of the first.
     """
 
-    def __init__(self, n_batches: int, batch_size: int, *, batch_slice: BatchSlice | None = None) -> None:
+    def __init__(
+        self, n_batches: int, batch_size: int, *, batch_slice: BatchSlice | None = None, repeat: bool = False
+    ) -> None:
         self._batch_slice = batch_slice or BatchSlice(*_rank_and_world(None, None))
         world_size = self._batch_slice.world_size
         if batch_size < world_size:
             raise ValueError(f"a batch of {batch_size} images cannot be shared by {world_size} processes")
-        self._n_batches, self._batch_size, self._epoch = n_batches, batch_size, 0
+        self._n_batches, self._batch_size, self._epoch, self._repeat = n_batches, batch_size, 0, repeat
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, counted from 0, that the next pass belongs to."""
@@ -61,7 +64,7 @@ class FreshBatches(Sampler[list[int]]):
         return self._n_batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        first = self._epoch * self._n_batches
+        first = 0 if self._repeat else self._epoch * self._n_batches
         for i in range(len(self)):
             start = (first + i) * self._batch_size
             yield list(range(start, start + self._batch_size)[self._batch_slice.of(self._batch_size)])

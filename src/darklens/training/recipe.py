@@ -9,7 +9,7 @@ from darklens.config import Frozen, load
 from darklens.data.preprocess import Affine, Augment, Preprocess
 from darklens.errors import ConfigError
 from darklens.models.resnet_18 import MIN_PIXELS
-from darklens.models.zoo import ModelConfig, has_k_network, requires_fitting, takes_any_size, task_of
+from darklens.models.zoo import ModelConfig, has_k_network, has_lens_step, requires_fitting, takes_any_size, task_of
 from darklens.recipes import load_tree
 from darklens.simulate.backend import Backend
 
@@ -86,6 +86,7 @@ class DataConfig(Frozen):
     overrides: tuple[str, ...] = Field(default=(), description="stream: its overrides, such as lens.gamma=0")
     images_per_epoch: int = Field(default=9000, ge=2, description="stream: images of an epoch")
     validation_images: int = Field(default=900, ge=3, description="stream: images for validation")
+    repeat: bool = Field(default=False, description="stream: repeat the images of the first epoch of each stage")
     workers: int = Field(default=1, ge=0, description="stream: processes that simulate during training")
     backend: Backend = Field(
         default="eager", description="backend of the simulation of a stream, or of the fits of a store"
@@ -102,6 +103,8 @@ class DataConfig(Frozen):
     def _population_of_a_stream(self) -> "DataConfig":
         if (self.kind == "stream") != (self.population is not None):
             raise ValueError("data.population is needed for data.kind stream, and only for it")
+        if self.repeat and self.kind == "store":
+            raise ValueError("data.repeat is for data.kind stream; a store repeats its images")
         return self
 
 
@@ -129,13 +132,15 @@ class Recipe(Frozen):
             raise ValueError(f"the last stage must {task_of(self.model)}, which is the task of {self.model.kind}")
         if self.pretrained is not None and not has_k_network(self.model):
             raise ValueError(f"pretrained: {self.model.kind} has no autoencoder to load")
-        if requires_fitting(self.model) and (
-            self.data.augment.kind == "affine" or self.data.preprocess != Preprocess()
-        ):
-            raise ValueError(
-                f"data: {self.model.kind} fits whole images in their original pixels; omit data.preprocess and set "
-                "data.augment.kind to none or dihedral"
-            )
+        if requires_fitting(self.model):
+            affine, augment = self.data.augment.kind == "affine", "set data.augment.kind to none or dihedral"
+            if has_lens_step(self.model) and affine:  # it fits its inputs, which may be crops and blocks of pixels
+                raise ValueError(f"data: {self.model.kind} fits images that must not be resampled; {augment}")
+            if not has_lens_step(self.model) and (affine or self.data.preprocess != Preprocess()):
+                raise ValueError(
+                    f"data: {self.model.kind} fits whole images in their original pixels; omit data.preprocess and "
+                    f"{augment}"
+                )
         for i, stage in enumerate(self.stages):
             if self.data.kind == "store" and (
                 stage.overrides or stage.images_per_epoch or stage.substructure_scale != 1

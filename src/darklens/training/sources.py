@@ -94,7 +94,7 @@ class StreamSource:
         self._data, self._seed = data, seed
         self.classes = self._population.class_names
         self.n_pixels, self.pixel_scale = self._population.field.n_pixels, self._population.field.pixel_scale
-        self.train_images = sum(stage.epochs * self._per_epoch(stage) for stage in stages)
+        self.train_images = sum((1 if data.repeat else stage.epochs) * self._per_epoch(stage) for stage in stages)
         self.validation_images = data.validation_images
         if any(stage.task == "classify" for stage in stages) and self.validation_images < len(self.classes):
             raise ConfigError(
@@ -124,7 +124,10 @@ class StreamSource:
         workers = self._data.workers
         images = self._simulated(stage, "stream", stage_index)
         order = FreshBatches(
-            max(1, self._per_epoch(stage) // stage.batch_size), stage.batch_size, batch_slice=batch_slice
+            max(1, self._per_epoch(stage) // stage.batch_size),
+            stage.batch_size,
+            batch_slice=batch_slice,
+            repeat=self._data.repeat,
         )
         order.set_epoch(first_epoch)
         train: Loader = DataLoader(
@@ -141,7 +144,7 @@ class StreamSource:
     def calibration_loaders(self, stage: Stage, stage_index: int, n: int) -> tuple[Loader, Loader]:
         """Return at most n training images, the first of a stage, and its validation images."""
         images, size = self._simulated(stage, "stream", stage_index), stage.batch_size
-        n = min(n, stage.epochs * self._per_epoch(stage))
+        n = min(n, (1 if self._data.repeat else stage.epochs) * self._per_epoch(stage))
         batches = [list(range(i, min(i + size, n))) for i in range(0, n, size)]
         reference: Loader = DataLoader(images, sampler=batches, batch_size=None)
         return reference, self._validation(stage, WHOLE_BATCH)

@@ -47,6 +47,13 @@ def test_a_resumed_epoch_is_the_same_epoch():
     assert [n for batch in order for n in batch] == all_epochs[24:]
 
 
+def test_repeated_batches_are_those_of_the_first_epoch():
+    order = FreshBatches(3, 4, repeat=True)
+    first = list(order)
+    order.set_epoch(2)
+    assert list(order) == first
+
+
 def test_batches_hold_the_images_and_labels_of_their_numbers():
     images, labels = Simulated(POPULATION, 5)[[3, 4, 11]]
     expected, truth = simulate_batch(POPULATION, 5, [3, 4, 11])
