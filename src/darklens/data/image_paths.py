@@ -4,7 +4,7 @@ import glob
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from darklens.data.readers import MEASUREMENTS, SUFFIXES
@@ -27,10 +27,20 @@ def find_images(arguments: Sequence[Path | str]) -> list[Path]:
     Raises:
         InputError: If a folder or list is empty, no file matches a pattern, or none of the files exists.
     """
-    paths = [path for argument in arguments for path in _files(str(argument), in_list=False)]
+    paths = list(expand(arguments, _inside))
     if not any(os.path.lexists(path) for path in paths):
         raise InputError(f"{paths[0] if paths else 'The list of files'}: no such file or folder.")
     return paths
+
+
+def expand(arguments: Sequence[Path | str], in_folder: Callable[[str], Iterable[Path]]) -> Iterator[Path]:
+    """Yield the paths that arguments name, as `find_images`, with those of a folder from `in_folder`.
+
+    Raises:
+        InputError: If a list is empty, or no file matches a pattern.
+    """
+    for argument in arguments:
+        yield from _files(str(argument), in_folder, in_list=False)
 
 
 def is_listing(argument: Path) -> bool:
@@ -40,15 +50,15 @@ def is_listing(argument: Path) -> bool:
     )
 
 
-def _files(argument: str, *, in_list: bool) -> Iterator[Path]:
+def _files(argument: str, in_folder: Callable[[str], Iterable[Path]], *, in_list: bool) -> Iterator[Path]:
     if os.path.isdir(argument):
-        yield from _inside(argument)
+        yield from in_folder(argument)
     elif _exists(argument):
         yield Path(argument)
     elif argument in _STANDARD_INPUT and not in_list:
-        yield from _lines(_standard_input(), "Standard input")
+        yield from _lines(_standard_input(), "Standard input", in_folder)
     elif argument.startswith("@") and not in_list:
-        yield from _lines(_text(Path(argument[1:])), argument[1:])
+        yield from _lines(_text(Path(argument[1:])), argument[1:], in_folder)
     elif glob.has_magic(argument):
         matches = _matches(argument)
         if not matches:
@@ -57,7 +67,7 @@ def _files(argument: str, *, in_list: bool) -> Iterator[Path]:
             if not os.path.isdir(path):
                 yield Path(path)
             elif "**" not in argument:
-                yield from _inside(path)
+                yield from in_folder(path)
     else:
         yield Path(argument)
 
@@ -96,13 +106,13 @@ def _inside(folder: str) -> list[Path]:
     return paths
 
 
-def _lines(text: str, name: str) -> Iterator[Path]:
+def _lines(text: str, name: str, in_folder: Callable[[str], Iterable[Path]]) -> Iterator[Path]:
     lines = [line if _exists(line) else line.strip() for line in re.split(r"\r\n|\r|\n", text)]
     arguments = [line for line in lines if line and (not line.startswith("#") or _exists(line))]
     if not arguments:
         raise InputError(f"{name}: lists no files; write one path per line.")
     for argument in arguments:
-        yield from _files(argument, in_list=True)
+        yield from _files(argument, in_folder, in_list=True)
 
 
 def _text(path: Path) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float
 
-from darklens.data.image_paths import find_images, is_listing
+from darklens.data.image_paths import expand
 from darklens.data.readers.planes import Contents, Plane, contents
 from darklens.data.readers.roles import SCIENCE, Role, belongs, companion
 from darklens.errors import ConfigError, InputError
@@ -80,21 +80,14 @@ class Inputs:
 def find_observations(arguments: Sequence[Path | str]) -> list[str]:
     """Return the observations that arguments name: folders of one observation, files, and rows `FILE#i` of stacks.
 
-    A folder with `image.fits` or `data.fits` is one observation. Other folders mean all observations in them.
+    A folder with `image.fits` or `data.fits` is one observation. Other folders mean all observations in them. Patterns
+    and lists of arguments are expanded as by `darklens.data.image_paths.find_images`.
 
     Raises:
         InputError: If there are none.
     """
-    labels: list[str] = []
-    for argument in arguments:
-        text = str(argument)
-        if not os.path.lexists(text) and (_ROW.fullmatch(text) or not is_listing(Path(text))):
-            labels.append(text)
-        elif os.path.isdir(text):
-            labels += _inside(text)
-        else:
-            for path in find_images([text]):
-                labels += _inside(str(path)) if os.path.isdir(path) else [str(path)]
+    paths = [str(path) for path in expand(arguments, lambda folder: [Path(folder)])]
+    labels = [label for path in paths for label in (_inside(path) if os.path.isdir(path) else [path])]
     if not any(_location(label)[0].exists() for label in labels):
         raise InputError(f"{labels[0]}: no such file or folder.")
     return [label for text in labels for label in _rows(text)]
@@ -235,6 +228,9 @@ class _Reader:
         if not science:
             listed = ", ".join(map(str, self.planes[:8]))
             raise InputError(f"it holds no science image, only {listed}; select one with --image NAME if it is.")
+        stack = [plane for plane in science if plane.row is not None]
+        if stack:
+            return min(stack, key=lambda plane: plane.name.lower() != "images")
         preferred = [p for name in SCIENCE for p in science if p.name.lower().rsplit("/", 1)[-1] == name]
         named = [plane for plane in science if plane.name]
         if preferred:

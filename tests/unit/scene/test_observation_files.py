@@ -173,6 +173,7 @@ def test_unnamed_extensions_are_selected_by_number(tmp_path):
 def test_rows_of_a_stack(tmp_path, compressed):
     images = np.stack([IMAGE, 2 * IMAGE, 3 * IMAGE])
     arrays = {"images": images, "noise": np.stack([NOISE, NOISE, 3 * NOISE]), "psf": CENTRED, "pixel_scale": SCALE}
+    arrays["positions"] = np.zeros((3, 2))
     (np.savez_compressed if compressed else np.savez)(tmp_path / "a.npz", **arrays)
     labels = find_observations([tmp_path / "a.npz"])
     assert labels == [f"{tmp_path}/a.npz#{i}" for i in range(3)]
@@ -192,6 +193,11 @@ def test_rows_of_a_stack(tmp_path, compressed):
 def test_folders_are_searched_for_observations(folder, tmp_path):
     write(tmp_path / "b.fits")
     assert find_observations([tmp_path]) == [str(tmp_path / "b.fits"), str(folder)]
+    (tmp_path / "list.txt").write_text(f"{folder}\n{tmp_path}/a.npz#1\n")
+    assert find_observations([f"@{tmp_path / 'list.txt'}"]) == [str(folder), f"{tmp_path}/a.npz#1"]
+    assert find_observations([f"{tmp_path}/le*"]) == [str(folder)]
+    with pytest.raises(InputError, match="no such file or folder"):
+        find_observations([tmp_path / "missing.fits"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="contains no images"):
         find_observations([tmp_path / "empty"])
