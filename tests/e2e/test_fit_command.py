@@ -7,6 +7,7 @@ import pytest
 from astropy.io import fits
 from commandline import darklens, rows_of
 
+from darklens.fit import scene_table
 from darklens.fit.scene_fit import FitResult
 from darklens.fit.scene_table import COLUMNS, axis_ratio, measures, row_of
 from darklens.scene import EPL, PSF, Detector, Multipole, Observation, Scene, Sersic, Shear
@@ -118,6 +119,27 @@ def test_multipoles_are_relative_to_theta_E():
     assert math.isnan(estimates["gamma1"][0]) and estimates["slope"] == (0.1, 0.01)
     row = row_of(result)
     assert row["a4"] == "0.025" and row["a3"] == row["gamma2"] == "" and row["theta_E_error"] == "0"
+
+
+def test_an_interrupted_run_continues(lens, tmp_path, monkeypatch):
+    words = ["fit", lens, lens, "--pixel-scale", SCALE, "epl.slope=2", "--out", tmp_path / "fits.csv"]
+    fitted, count = scene_table.fit_one, []
+
+    def interrupted(number, *arguments):
+        count.append(number)
+        if len(count) == 2:
+            raise KeyboardInterrupt
+        return fitted(number, *arguments)
+
+    monkeypatch.setattr(scene_table, "fit_one", interrupted)
+    assert darklens(*words) == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["fits.csv.unfinished"]
+    with (tmp_path / "fits.csv.unfinished").open("a") as stream:
+        stream.write('[1, {"label": "incompl')
+    assert darklens(*words) == 0
+    assert count == [0, 1, 1] and [path.name for path in tmp_path.iterdir()] == ["fits.csv"]
+    first, second = rows_of(tmp_path / "fits.csv")
+    assert {**first, "seconds": ""} == {**second, "seconds": ""}
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,8 @@ def fit(
     The table has one row per image: theta_E (effective Einstein radius) and centre in arcsec, slope of the density,
     axis ratio q, phi of the major axis in degrees from x to y, shear, multipole amplitudes a3 and a4 (relative to
     theta_E), then the errors (standard deviations) and all parameters. `changes` lists assumptions about the files. An
-    image that cannot be used gets a row with the reason (exit code 3).
+    image that cannot be used gets a row with the reason (exit code 3). To continue an interrupted run without --maps,
+    repeat the command.
 
     A pixel is left out where the mask is non-zero, or the noise is not finite, zero, or above 1e6 times its median.
 
@@ -71,7 +72,7 @@ def fit(
 
     Example: `darklens fit lens.fits --psf psf.fits --noise-map rms.fits --model sie-shear half_width=3 --out fits.csv`
     """
-    from darklens.fit.scene_table import fit_table
+    from darklens.fit.scene_table import fit_table, unfinished
     from darklens.scene import specification
     from darklens.scene.observation_files import Inputs, files_of, find_observations
 
@@ -95,7 +96,11 @@ def fit(
     options = [re.sub(r"\[[^\]]*\]$", "", text) for text in (psf, noise_map, mask, scene.psf.file, model) if text]
     read = [path for label in labels for path in files_of(label)]
     lists = [text[1:] for text in arguments if text.startswith("@")]
-    check_outputs(files=[out], folders=[maps] if maps else [], inputs=[*read, *options, *lists])
+    check_outputs(
+        files=[out] if maps else [out, unfinished(out)],
+        folders=[maps] if maps else [],
+        inputs=[*read, *options, *lists],
+    )
     with progress("Fitting", len(labels)) as advance:
         rows = fit_table(
             labels,

@@ -1,21 +1,25 @@
 """Fits of a scene to many observations: a table with one row each, bad ones included, and maps."""
 
+import hashlib
+import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+import darklens
 from darklens import executors
 from darklens.errors import ConfigError, DarklensError
-from darklens.files import atomic_path, csv_line, write_text
+from darklens.files import atomic_path, csv_line, write_text, writing
 from darklens.fit.scene_figure import arrays, draw
 from darklens.fit.scene_fit import FitResult, fit, main_lens
-from darklens.scene.observation_files import Inputs, read_observation
+from darklens.scene.observation_files import Inputs, files_of, read_observation
 from darklens.scene.profiles import EPL, SIE, SIS, Multipole, Shear
 from darklens.scene.scene import Scene
 from darklens.scene.specification import SceneSpecification
@@ -155,6 +159,8 @@ def fit_table(
 ) -> list[FitRow]:
     """Fit a scene to observations, write the table, and return its rows; a bad observation becomes an error row.
 
+    Without maps, the same call continues an interrupted run.
+
     Args:
         labels: Observations, from `find_observations`.
         specification: The scene.
@@ -167,10 +173,15 @@ def fit_table(
     """
     scene = specification.scene()
     require_lens(scene)
-    rows: dict[int, FitRow] = {}
-    with executors.local(min(workers, len(labels))) as pool:
-        for number, row in _finished(pool, labels, specification, inputs, maps or {}, seed):
+    journal = None if maps else _Journal(out, _digest(labels, specification, inputs, seed))
+    rows = journal.rows() if journal else {}
+    advance(len(rows))
+    missing = [number for number in range(len(labels)) if number not in rows]
+    with executors.local(min(workers, len(missing))) as pool:
+        for number, row in _finished(pool, missing, labels, specification, inputs, maps or {}, seed):
             rows[number] = row
+            if journal:
+                journal.add(number, row)
             advance(1)
     names = columns_of(scene)
     lines = [csv_line(names)]
@@ -179,11 +190,74 @@ def fit_table(
         cells = {"path": row.label, "status": "error" if row.message else "ok", "message": row.message, **row.columns}
         lines.append(csv_line([cells.get(name, "") for name in names]))
     write_text(out, "".join(lines))
+    if journal:
+        journal.remove()
     return [rows[number] for number in range(len(labels))]
+
+
+class _Journal:
+    """The finished rows of a table, from which an interrupted run continues: OUT.unfinished, lines of JSON.
+
+    Args:
+        out: The table.
+        digest: Of all inputs of the run; rows of other runs are discarded.
+    """
+
+    def __init__(self, out: Path, digest: str) -> None:
+        self._path, self._digest = unfinished(out), digest
+
+    def rows(self) -> dict[int, FitRow]:
+        """Return the rows of an interrupted run, and start a new file if it had other inputs."""
+        rows: dict[int, FitRow] = {}
+        try:
+            head, *lines = self._path.read_text(encoding="utf-8").splitlines()
+            if head == self._digest:
+                for line in lines:
+                    number, fields = json.loads(line)
+                    rows[int(number)] = FitRow(**fields)
+        except (OSError, ValueError, TypeError):  # missing, or the last line is incomplete
+            pass
+        with writing(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text("".join([f"{self._digest}\n", *map(_line, rows.items())]), encoding="utf-8")
+        return rows
+
+    def add(self, number: int, row: FitRow) -> None:
+        """Append a row."""
+        with writing(self._path), self._path.open("a", encoding="utf-8") as stream:
+            stream.write(_line((number, row)))
+
+    def remove(self) -> None:
+        """Remove the file."""
+        self._path.unlink(missing_ok=True)
+
+
+def unfinished(out: Path) -> Path:
+    """Return the file of the finished rows of a table."""
+    return out.with_name(f"{out.name}.unfinished")
+
+
+def _line(item: tuple[int, FitRow]) -> str:
+    return json.dumps([item[0], asdict(item[1])]) + "\n"
+
+
+def _digest(labels: Sequence[str], specification: SceneSpecification, inputs: Inputs, seed: int) -> str:
+    """Return a digest of all inputs of a run, with sizes and modification times of the files."""
+    digest = hashlib.sha256(repr((darklens.__version__, specification, inputs, seed)).encode())
+    for label in labels:
+        digest.update(os.fsencode(label))
+        for file in files_of(label):
+            try:
+                status = file.stat()
+                digest.update(f"{status.st_size},{status.st_mtime_ns};".encode())
+            except (OSError, ValueError):
+                digest.update(b"-;")
+    return digest.hexdigest()
 
 
 def _finished(
     pool: Executor | None,
+    numbers: Sequence[int],
     labels: Sequence[str],
     specification: SceneSpecification,
     inputs: Inputs,
@@ -191,7 +265,7 @@ def _finished(
     seed: int,
 ) -> Iterator[tuple[int, FitRow]]:
     text = specification.model_dump_json()
-    tasks = ((number, label, text, inputs, maps.get(label), seed) for number, label in enumerate(labels))
+    tasks = ((n, labels[n], text, inputs, maps.get(labels[n]), seed) for n in numbers)
     yield from executors.as_finished(pool, fit_one, tasks)
 
 

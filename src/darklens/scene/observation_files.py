@@ -279,6 +279,7 @@ class _Reader:
         plane = self._option(self.inputs.mask, "mask", science) or self._companion(science, ["mask"])
         if plane is None:
             return None
+        self._note_replaced(plane, self._companion(science, ["mask"]))
         values = plane.read()[0]
         _require_shape("mask", values.shape, shape)
         mask: Bool[np.ndarray, "rows columns"] = ~(values == 0)
@@ -384,6 +385,7 @@ class _Reader:
         if plane is None:
             self.changes.append("no PSF: no blurring assumed")
             return None
+        self._note_replaced(plane, self._companion(science, ["psf"]))
         values, stated, _ = plane.read()
         if any(side % 2 == 0 for side in values.shape):
             self.changes.append(f"PSF: {values.shape[0]} x {values.shape[1]} pixels, origin at the centre of the array")
@@ -417,6 +419,10 @@ class _Reader:
         if factor > 1 and requested is None:
             self.changes.append(f"PSF: {factor} x {factor} of its pixels in one of the image")
         return factor
+
+    def _note_replaced(self, plane: Plane, other: Plane | None) -> None:
+        if other is not None and other != plane:
+            self.changes.append(f"{other} not used: {plane} is")
 
     def _option(self, text: str | None, role: Role, science: Plane) -> Plane | None:
         return None if text is None else plane_of(text, role, science=science.name, row=self.row)
