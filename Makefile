@@ -1,7 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
+unexport PYTHONDONTWRITEBYTECODE  # without byte code each process compiles all modules anew
 
-.PHONY: help demo test test-sweep bench reproduce docs lint release-check setup setup-test constraints clean
+.PHONY: help demo test test-units test-commands test-sweep bench reproduce docs lint release-check setup setup-test constraints clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -9,13 +10,18 @@ help:  ## list these targets
 demo: setup  ## simulate, train two systems, evaluate, compare, open the report (5 to 8 minutes on 2 cores)
 	$(BIN)/python tools/demo.py
 
-test: setup-test lint  ## set-up, lint, then all tests but the sweeps (about 8 minutes on 2 cores)
+test: setup-test  ## set-up, then lint and all tests but the sweeps (about 8 minutes on 2 cores)
+	@$(MAKE) --no-print-directory -j 2 lint test-commands
+
+test-units:
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not sweep" tests/unit tests/laws
+
+test-commands: test-units
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not sweep" \
 		tests/e2e tests/web tests/docs tests/experiments tests/parity tests/realdata
 
-test-sweep: setup-test  ## long statistical sweeps (about a minute)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m sweep tests/unit tests/parity
+test-sweep: setup-test  ## long sweeps over samples, and over parts that are tested elsewhere (about three minutes)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m sweep tests/unit tests/e2e tests/parity
 
 bench: setup-test  ## side-by-side speed and memory (about 40 minutes); prints one table, writes results/bench.json
 	@$(PYTHON) tools/setup_venv.py dev parity bench

@@ -110,7 +110,13 @@ def test_every_kind_of_system_is_killed():
     assert {recipes.get(name).model.kind for name, _ in KILLED} == set(kinds())
 
 
-@pytest.mark.parametrize(("name", "source"), KILLED)
+# What only these have, such as an architecture, leaves nothing to a checkpoint that the others do not.
+SWEPT = {"resnet_18_legacy", "autoencoder_resnet_simple", "sis_autoencoder2_legacy", "sis_transformer"}
+SWEPT |= {"unrolled_residual"}
+PARTLY_SWEPT = [pytest.param(*pair, marks=[pytest.mark.sweep] * (pair[0] in SWEPT)) for pair in KILLED]
+
+
+@pytest.mark.parametrize(("name", "source"), PARTLY_SWEPT)
 def test_a_killed_training_resumes_to_the_same_weights(name, source, store_path, processes, tmp_path, monkeypatch):
     monkeypatch.setattr(resnet_18, "_WIDTHS", NARROW)
     recipe = recipes.get(name, overrides_of(name, source))

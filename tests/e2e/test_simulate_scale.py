@@ -42,7 +42,7 @@ def index_of(store):
 
 
 def test_a_store_does_not_depend_on_the_number_of_processes(whole, tmp_path):
-    store = generate(POPULATION, tmp_path / "s", **SIZE, workers=3)
+    store = generate(POPULATION, tmp_path / "s", **SIZE, workers=2)
     assert index_of(store) == index_of(whole) and store.verify() == []
 
 

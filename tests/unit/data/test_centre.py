@@ -21,9 +21,9 @@ def lenses():
     return simulate_batch(populations.get("common-test-i", ["stored=counts"]), 92, range(6))[0][:, 0]
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", [1, 2])
 def test_lenses_are_found_to_a_pixel_or_so(lenses, number, monkeypatch):
-    """One of each class; docs/how-to/your-files.md has the errors of many."""
+    """One with each substructure, tests of smooth ones follow; docs/how-to/your-files.md has the errors of many."""
     g = np.random.default_rng(number)
     up, right = (int(v) for v in g.integers(-25, 26, 2))
     wide = sky(number, N + 60, N + 80)

@@ -310,7 +310,7 @@ class TestDifferenceOfMeans:
     def test_it_is_the_mean_difference_with_an_interval_around_it(self):
         labels, good = self.trainings(2.0)
         _, poor = self.trainings(1.0)
-        difference = difference_of_means(labels, good, poor, seed=1)["auc"]
+        difference = difference_of_means(labels, good, poor, seed=1, resamples=300)["auc"]
         each = [
             scalar_metrics(labels, a)["auc"] - scalar_metrics(labels, b)["auc"] for a, b in zip(good, poor, strict=True)
         ]
@@ -321,19 +321,20 @@ class TestDifferenceOfMeans:
     def test_one_training_each_is_the_paired_bootstrap(self):
         labels, good = self.trainings(2.0, count=1)
         _, poor = self.trainings(1.5, count=1)
-        paired = paired_difference(labels, good[0], poor[0], seed=1)["auc"]
-        difference = difference_of_means(labels, good, poor, seed=1)["auc"]
+        paired = paired_difference(labels, good[0], poor[0], seed=1, resamples=300)["auc"]
+        difference = difference_of_means(labels, good, poor, seed=1, resamples=300)["auc"]
         assert difference["ci95"] == pytest.approx(paired["ci95"])
         assert (difference["value"], difference["p"]) == pytest.approx((paired["value"], paired["p"]))
 
     def test_seeds_that_disagree_widen_the_interval(self):
         labels, good = self.trainings(2.0)
         _, poor = self.trainings(1.0)
-        same = difference_of_means(labels, [good[0]] * 2, [poor[0]] * 2)["auc"]["ci95"]
-        mixed = difference_of_means(labels, [good[0], poor[0]], [poor[0], good[0]])["auc"]["ci95"]
+        both, swapped = [good[0], poor[0]], [poor[0], good[0]]
+        same = difference_of_means(labels, [good[0]] * 2, [poor[0]] * 2, resamples=300)["auc"]["ci95"]
+        mixed = difference_of_means(labels, both, swapped, resamples=300)["auc"]["ci95"]
         assert mixed[1] - mixed[0] > 2 * (same[1] - same[0])
 
     def test_trainings_must_pair_up(self):
         labels, good = self.trainings(2.0)
         with pytest.raises(InputError, match="3 trainings cannot be paired with 2"):
-            difference_of_means(labels, good, good[:2])
+            difference_of_means(labels, good, good[:2], resamples=2)

@@ -57,7 +57,7 @@ def test_more_point_masses_never_increase_the_deviance(fitted_images):
 
 def test_fits_hardly_depend_on_unit_and_rounding_of_the_image(fitted_images):
     images, _, fits = fitted_images
-    rows = [0, 1, 2, 3, 4, 5]
+    rows = [0, 1, 2]
     for stored in (images[rows] * 3e-19 + 1e-20, (images[rows] * 255).round() / 255):
         again = fit_hypotheses(stored, "common-test-i")
         torch.testing.assert_close(

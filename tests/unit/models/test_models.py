@@ -67,13 +67,6 @@ class TestEverySystem:
         assert torch.isfinite(together).all()
         torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
-    def test_every_parameter_has_a_gradient(self, kind):
-        model = make(CONFIGS[kind]).train()
-        losses = getattr(model, "losses", None)
-        (losses(rings(), torch.arange(6) % 3) if losses else model(rings()).square()).sum().backward()
-        idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-        assert idle == []
-
     def test_a_bundle_of_it_can_be_loaded_again(self, kind, tmp_path):
         contract = Contract.untrained(CONFIGS[kind], n_pixels=N, pixel_scale=0.1)
         made = Bundle(contract, contract.build())
@@ -85,14 +78,6 @@ class TestEverySystem:
         with pytest.raises(ValueError, match=r"takes images of shape \(b, 1, 48, 48\), got \(6, 1, 44, 44\)"):
             made.run(rings(n=44))
 
-    def test_weights_survive_saving(self, kind):
-        first, second = (
-            make(CONFIGS[kind]).eval(),
-            build(CONFIGS[kind], n_pixels=N, pixel_scale=0.1, n_classes=3).eval(),
-        )
-        second.load_state_dict(first.state_dict())
-        assert torch.equal(first(rings()), second(rings()))
-
     def test_bfloat16_is_close(self, kind):
         model = make(CONFIGS[kind]).eval()
         with torch.no_grad():
@@ -101,18 +86,19 @@ class TestEverySystem:
                 rounded = model(rings()).float()
         assert (rounded - exact).abs().max() <= 0.03 * (1 + exact.abs().max())
 
-    def test_a_seed_fixes_weights_and_training_step(self, kind):
+    def test_every_parameter_has_a_gradient_which_a_seed_fixes(self, kind):
         def gradients():
             model = make(CONFIGS[kind]).train()
             losses = getattr(model, "losses", None)
             (losses(rings(), torch.arange(6) % 3) if losses else model(rings()).square()).sum().backward()
-            return [p.grad for p in model.parameters()]
+            return {name: p.grad for name, p in model.named_parameters()}
 
-        assert all(torch.equal(a, b) for a, b in zip(gradients(), gradients(), strict=True))
+        first, second = gradients(), gradients()
+        assert [name for name, grad in first.items() if grad is None or not grad.any()] == []
+        assert all(torch.equal(first[name], second[name]) for name in first)
 
-    @pytest.mark.parametrize("n", [45, 64])
-    def test_other_sizes(self, kind, n):
-        assert torch.isfinite(make(CONFIGS[kind], n_pixels=n).eval()(rings(2, n))).all()
+    def test_other_sizes(self, kind):
+        assert torch.isfinite(make(CONFIGS[kind], n_pixels=45).eval()(rings(2, 45))).all()
 
 
 @pytest.mark.parametrize(
@@ -131,7 +117,7 @@ def test_sizes_are_the_studys_to_half_a_percent(config, millions):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize("n", [64, 101, 150, 256])
+@pytest.mark.parametrize("n", [50, 101])
 def test_resnet_18_takes_any_size_with_the_same_weights(n, legacy):
     model, other = (make(ResNet18Config(legacy=legacy), n_pixels=size).eval() for size in (n, 64))
     model.load_state_dict(other.state_dict())

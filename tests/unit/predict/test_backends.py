@@ -83,7 +83,25 @@ def test_int8_is_close_and_too_large_a_change_raises(exported, tmp_path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
-def test_int8_quantises_only_products_of_networks_with_a_lens_step(tmp_path):
+def test_int8_quantises_only_products_where_all_operations_cannot_be(exported, tmp_path, monkeypatch):
+    bundle, program = exported
+    layers, quantise = [], backends._quantise
+
+    def fail_once(path, inputs, only):
+        layers.append(only)
+        if only is None:
+            raise RuntimeError
+        quantise(path, inputs, only)
+
+    monkeypatch.setattr(backends, "onnx_program", lambda *_: program)
+    monkeypatch.setattr(backends, "_quantise", fail_once)
+    write_model("int8", bundle, tmp_path / "m.onnx", rings(24))
+    assert layers == [None, ["Conv", "Gemm", "MatMul"]]
+    assert b"QLinearConv" in (tmp_path / "m.onnx").read_bytes()
+
+
+@pytest.mark.sweep
+def test_int8_of_a_network_with_a_lens_step_is_close(tmp_path):
     bundle, images = small_bundle(SISAutoencoder2Config(), n_pixels=64), rings(24, 64)
     write_model("int8", bundle, tmp_path / "m.onnx", images)
     exact, result = bundle.classify(images), bundle.classify(images, backend_of("int8", bundle, tmp_path / "m.onnx"))

@@ -42,6 +42,7 @@ def test_a_first_stage_can_use_smaller_images(store, tmp_path, monkeypatch):
         return forward(self, images)
 
     monkeypatch.setattr(ResNet18, "forward", recorded)
+    monkeypatch.setattr("darklens.models.resnet_18._WIDTHS", (8, 8, 16, 16))
     bundle = train(get("resnet_18", TWO_SIZES), store, tmp_path / "r")
     sizes = [images.shape[-1] for training, images in calls if training]
     assert sizes[0] == PIXELS // 2 and sizes[-1] == PIXELS

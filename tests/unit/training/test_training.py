@@ -309,10 +309,9 @@ def test_the_sis_system_starts_from_a_pretrained_autoencoder_or_trains_one(store
         train(get("sis_autoencoder2", [f"pretrained={path}"]), store, tmp_path / "c")
 
 
-@pytest.mark.parametrize("name", ["autoencoder_resnet_simple", "sis_autoencoder2"])
-def test_mixed_precision_trains(store, tmp_path, name):
-    overrides = [*(SIS if name.startswith("sis") else AUTOENCODER), "precision=bfloat16"]
-    train(get(name, overrides), store, tmp_path / "r")
+def test_mixed_precision_trains(store, tmp_path):
+    train(get("sis_autoencoder2", [*SIS, "precision=bfloat16"]), store, tmp_path / "r")
+    assert {r["task"] for r in rows(tmp_path / "r")} == {"reconstruct", "classify"}
     assert all(np.isfinite(float(r["train_loss"])) for r in rows(tmp_path / "r"))
 
 
