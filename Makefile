@@ -17,7 +17,7 @@ test-units:
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not sweep" tests/unit tests/laws
 
 test-commands: test-units
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not sweep" \
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not sweep" \
 		tests/e2e tests/web tests/docs tests/experiments tests/parity tests/realdata
 
 test-sweep: setup-test  ## long sweeps over samples, and over parts that are tested elsewhere (about three minutes)

@@ -156,7 +156,7 @@ def job_lowest(_: Path, work: Path) -> None:
         torch = next(b for b in bounds if b.startswith("torch=="))
         print(f"lowest: torch {distribution('torch').version} in place of {torch}", flush=True)
         others = [b for b in bounds if not b.startswith("torch==")]
-        tests = ["pytest==8.3.0", "hypothesis==6.110.0", "beartype==0.20.0", "pytest-xdist==3.6.1"]
+        tests = ["pytest==8.3.0", "hypothesis==6.110.0", "beartype==0.20.0", "pytest-xdist==3.7.0"]
         install(python, *others, *tests)
         install(python, "--no-deps", "--editable", str(ROOT))
         print(run([str(python), "-m", "pip", "list", "--format=freeze"], cwd=work).replace("\n", " "), flush=True)

@@ -109,7 +109,9 @@ def weights(out):
     return load_file(out / "bundle" / "model.safetensors")
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize(
+    "name", ["resnet_simple", pytest.param("running statistics", marks=pytest.mark.sweep), "a stream"]
+)
 def test_two_processes_train_like_one(name, store, processes, tmp_path):
     for world_size, out in ((1, tmp_path / "one"), (WORLD_SIZE, tmp_path / "two")):
         codes, outputs = launch(processes, command(SYSTEMS[name], store, out), tmp_path, world_size=world_size)
