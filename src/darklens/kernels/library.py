@@ -3,6 +3,7 @@
 import ctypes
 import hashlib
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -71,16 +72,41 @@ def cache_folder() -> Path:
 
 def _loaded(compiler_path: str, folder: Path) -> ctypes.CDLL:
     path = _path(compiler_path, folder)
-    if not _is_intact(path):
-        try:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _is_private(folder):
+            raise InputError(f"{folder} belongs to another user or can be written by others")
+        if not (_is_private(path) and _is_intact(path)):
+            if path.is_symlink():  # `atomic_path` would replace the file that it leads to
+                path.unlink()
             with atomic_path(path) as temporary:
                 _build(compiler_path, temporary)
-        except InputError:  # the cache folder cannot be written
-            with tempfile.TemporaryDirectory() as temporary_folder:
-                path = Path(temporary_folder) / path.name
-                _build(compiler_path, path)
-                return ctypes.CDLL(str(path))
-    return ctypes.CDLL(str(path))
+            path.chmod(0o644)
+        return ctypes.CDLL(str(path))
+    except (FileExistsError, NotADirectoryError, PermissionError, InputError):  # no folder that is safe to use
+        with tempfile.TemporaryDirectory() as temporary_folder:
+            path = Path(temporary_folder) / path.name
+            _build(compiler_path, path)
+            return ctypes.CDLL(str(path))
+
+
+def _is_private(path: Path) -> bool:
+    """Return whether only this user and root can have written a file or folder, which is no link.
+
+    Loading a library executes its code. A folder of this user is closed to other writers, since some systems let the
+    user's group write to new folders.
+    """
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and status.st_mode & 0o022:
+        path.chmod(status.st_mode & 0o755)
+        status = path.lstat()
+        for library_file in path.glob("kernels-*.so"):  # others may have placed them
+            library_file.unlink()
+    is_plain = stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)
+    return is_plain and status.st_uid in (os.geteuid(), 0) and not status.st_mode & 0o022
 
 
 def _path(compiler_path: str, folder: Path) -> Path:

@@ -1,5 +1,7 @@
 """Building, caching and loading the compiled kernels."""
 
+import ctypes
+import hashlib
 import os
 import shutil
 import subprocess
@@ -77,6 +79,55 @@ def test_a_damaged_file_is_built_again(short_source, empty_cache, damage):
     cached.write_bytes(damage(cached.read_bytes()))
     assert library().lanes() == 5
     assert module._is_intact(cached) and list(empty_cache.iterdir()) == [cached]
+
+
+def planted(path):
+    """Put a library at a path that gives 66, as a stranger could who knows the name, with its digest."""
+    source = path.parent / "planted.cpp"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    source.write_text('extern "C" long lanes() { return 66; }')
+    subprocess.run(["g++", "-shared", "-fPIC", str(source), "-o", str(path)], check=True)
+    path.write_bytes(path.read_bytes() + hashlib.sha256(path.read_bytes()).digest())
+    source.unlink()
+    path.chmod(0o644)
+
+
+def to_nobody(path):
+    if os.geteuid():
+        pytest.skip("only root can give files away")
+    os.chown(path, 65534, 65534, follow_symlinks=False)
+
+
+def as_link(path):
+    target = path.rename(path.parent.parent / "elsewhere.so")
+    path.symlink_to(target)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "plant",
+    [
+        to_nobody,
+        lambda path: path.chmod(0o666),
+        lambda path: path.chmod(0o664),
+        lambda path: path.parent.chmod(0o777),
+        lambda path: path.parent.chmod(0o775),
+        lambda path: to_nobody(path.parent),
+        as_link,
+    ],
+    ids=["of another user", "writable", "group-writable", "in a writable folder", "in a group's folder",
+         "in the folder of another user", "a link"],
+)  # fmt: skip
+def test_a_library_that_others_may_have_written_is_not_loaded(plant, short_source, empty_cache):
+    path = module._path("g++", empty_cache)
+    planted(path)
+    assert ctypes.CDLL(shutil.copy(path, path.parent.parent / "copy.so")).lanes() == 66
+    plant(path)
+    assert library().lanes() == 5
+    library.cache_clear()
+    assert library().lanes() == 5
+    if empty_cache.stat().st_uid == os.geteuid():
+        assert module._is_private(path) and module._is_private(empty_cache) and module._is_intact(path)
 
 
 @needs_compiler
