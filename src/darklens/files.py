@@ -100,9 +100,12 @@ def is_temporary(path: Path) -> bool:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Lock the file `path`, so that only one process writes to a folder. The lock ends with the process.
+    """Lock a folder, or a file in it, so that only one process writes to the folder. The lock ends with the process.
 
     Without effect where the operating system or the file system has no locks.
+
+    Args:
+        path: The folder, or the file, which is created.
 
     Raises:
         InputError: If another process holds the lock.
@@ -111,19 +114,33 @@ def locked(path: Path) -> Iterator[None]:
         yield
         return
     try:
-        stream = path.open("w")
+        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_WRONLY | os.O_CREAT, 0o666)
     except OSError as error:
         raise _unwritable(path, error) from None
-    with stream:
+    _locks.add(handle)
+    try:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(
-                f"Another process is writing to {path.parent}; wait for it to finish, or end it."
-            ) from None
+            folder = path if path.is_dir() else path.parent
+            raise InputError(f"Another process is writing to {folder}; wait for it to finish, or end it.") from None
         except OSError:  # a network file system without locks
             pass
         yield
+    finally:
+        _locks.discard(handle)
+        os.close(handle)
+
+
+def _release_in_child() -> None:
+    """Close the locks that a forked process, such as one that loads images, has inherited: it may outlive this one."""
+    while _locks:
+        os.close(_locks.pop())
+
+
+_locks: set[int] = set()
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_release_in_child)
 
 
 def require_space(path: Path, needed: int) -> None:
@@ -136,9 +153,15 @@ def require_space(path: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise InputError(
-            f"{path} needs {needed / 1e9:,.1f} GB, but its disk has only {free / 1e9:,.1f} GB free; reduce the number "
-            "or size of the images, or choose another disk."
+            f"{path} needs {size_in_words(needed)}, but its disk has only {size_in_words(free)} free; reduce the "
+            "number or size of the images, or choose another disk."
         )
+
+
+def size_in_words(n_bytes: int) -> str:
+    """Return a number of bytes in kB, MB or GB, rounded to one decimal."""
+    unit, size = next(((unit, size) for unit, size in (("GB", 1e9), ("MB", 1e6)) if n_bytes >= size), ("kB", 1e3))
+    return f"{n_bytes / size:,.1f} {unit}"
 
 
 def printable(text: object) -> str:

@@ -1,3 +1,6 @@
+import multiprocessing
+import time
+
 import pytest
 
 from darklens import files
@@ -20,3 +23,33 @@ def test_json_refuses_nan_and_names_a_broken_file(tmp_path):
     (tmp_path / "b.json").write_text("{")
     with pytest.raises(InputError, match=r"b\.json is not valid JSON"):
         files.read_json(tmp_path / "b.json")
+
+
+def test_a_forked_process_does_not_keep_the_lock(tmp_path):
+    context = multiprocessing.get_context("fork")
+    started = context.Event()
+
+    def run():
+        started.set()
+        time.sleep(60)
+
+    with files.locked(tmp_path):
+        child = context.Process(target=run)
+        child.start()
+        assert started.wait(60)
+        with pytest.raises(InputError, match="Another process"), files.locked(tmp_path):
+            pass
+    try:
+        with files.locked(tmp_path):
+            assert child.is_alive()
+    finally:
+        child.kill()
+        child.join()
+
+
+SIZES = {0: "0.0 kB", 400: "0.4 kB", 99_949: "99.9 kB", 2_500_000: "2.5 MB", 3 * 10**12: "3,000.0 GB"}
+
+
+@pytest.mark.parametrize(("n_bytes", "words"), SIZES.items())
+def test_sizes_in_words(n_bytes, words):
+    assert files.size_in_words(n_bytes) == words

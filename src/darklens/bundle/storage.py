@@ -15,8 +15,8 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file as load_numpy
-from safetensors.numpy import save_file as save_numpy
-from safetensors.torch import load_file, save_file
+from safetensors.numpy import save as save_numpy
+from safetensors.torch import load_file, save
 from torch import nn
 
 from darklens import aliases, plugins
@@ -59,12 +59,13 @@ def read(folder: Path) -> StoredBundle:
 
 def write(folder: Path, contract: Contract, network: nn.Module, ood_reference: MahalanobisStats | None) -> None:
     """Write weights and contract; the contract last, so that an interrupted write leaves no bundle."""
+    # `save_file` would hide the reason of a failure to write.
     with atomic_path(folder / WEIGHTS) as temporary:
-        save_file({name: value.contiguous() for name, value in network.state_dict().items()}, temporary)
+        temporary.write_bytes(save({name: value.contiguous() for name, value in network.state_dict().items()}))
     digests = {"weights_sha256": sha256_of(folder / WEIGHTS), "ood_sha256": ""}
     if ood_reference is not None:
         with atomic_path(folder / OOD_REFERENCE) as temporary:
-            save_numpy({k: np.ascontiguousarray(v) for k, v in ood_reference._asdict().items()}, temporary)
+            temporary.write_bytes(save_numpy({k: np.ascontiguousarray(v) for k, v in ood_reference._asdict().items()}))
         digests["ood_sha256"] = sha256_of(folder / OOD_REFERENCE)
     write_json(folder / CONTRACT, contract.model_copy(update=digests).model_dump(mode="json", by_alias=True))
 

@@ -147,12 +147,9 @@ def export(
     """
     from darklens.bundle import Bundle
     from darklens.export import export_onnx
+    from darklens.files import size_in_words
 
     check_outputs(files=[onnx], models=[model])
     difference = export_onnx(Bundle.load(model), onnx)
-    print(f"{onnx}: {_size(onnx.stat().st_size)}, probabilities within {difference:.1g} of PyTorch")
+    print(f"{onnx}: {size_in_words(onnx.stat().st_size)}, probabilities within {difference:.1g} of PyTorch")
     return 0
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e6 else f"{max(1, round(n_bytes / 1e3))} kB"

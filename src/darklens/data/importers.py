@@ -18,6 +18,7 @@ from darklens.data.readers.image import as_float64, reject_damaged
 from darklens.data.readers.pixel_scale import replacing_unreadable
 from darklens.data.store import INDEX, Shard, Store, StoreIndex, is_shard, prepare_folder, write_index, write_shard
 from darklens.errors import DarklensError, InputError
+from darklens.files import locked, writing
 from darklens.registry import Registry
 
 __all__ = ["IMPORTERS", "Entry", "ImportReport", "Importer", "import_folder", "import_images", "list_entries"]
@@ -69,6 +70,25 @@ def import_images(
             equally likely; nothing is written.
     """
     entries = list_entries(importer, source, pixel_scale=pixel_scale) if entries is None else entries
+    require_new(out)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        try:
+            return _import(importer, source, out, pixel_scale, entries, advance)
+        finally:
+            with suppress(OSError):  # unless something was written
+                out.rmdir()
+
+
+def _import(
+    importer: Importer,
+    source: Path,
+    out: Path,
+    pixel_scale: float | None,
+    entries: Sequence[Entry],
+    advance: Callable[[int], None],
+) -> ImportReport:
     _clear(out)
     problems: list[str] = []
     shards: list[Shard] = []
@@ -177,8 +197,6 @@ def _clear(out: Path) -> None:
     """Prepare the folder of a store: remove the shards of an interrupted import, reject any other content."""
     if require_new(out):
         shutil.rmtree(out / "shards")
-        with suppress(OSError):
-            out.rmdir()
 
 
 def require_new(out: Path) -> bool:

@@ -11,18 +11,22 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from io import BytesIO
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from darklens.data.batch_slice import BatchSlice
 from darklens.errors import ConfigError, DarklensError, StoppedError
+from darklens.files import atomic_path
 
 R = TypeVar("R")
 # The main process may fit a whole store, or calibrate, while the others wait.
@@ -168,7 +172,7 @@ class Processes:
     def trainer_arguments(self) -> dict[str, Any]:
         """Return the arguments of Lightning's Trainer that depend on the processes."""
         # Also for a single process: Lightning would take the tasks of a Slurm job for processes of the training.
-        arguments = {"plugins": [_LaunchedEnvironment(self.rank)]}
+        arguments = {"plugins": [_LaunchedEnvironment(self.rank), _AtomicCheckpoints()]}
         if not self.is_distributed:
             return arguments | {"accelerator": "auto", "devices": 1}
         return arguments | {
@@ -266,6 +270,19 @@ def _connect(rank: Rank) -> Processes:
 def _is_lost_connection(error: Exception) -> bool:
     """Return whether an exchange failed because another process ended; gloo has no error type for that."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+class _AtomicCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it, so that it is complete at any time.
+
+    Lightning writes it to the system's temporary folder and copies it, if that is on another file system.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        buffer = BytesIO()
+        torch.save(checkpoint, buffer)
+        with atomic_path(Path(path)) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
 
 
 class _LaunchedEnvironment(ClusterEnvironment):

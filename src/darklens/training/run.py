@@ -11,7 +11,9 @@ import signal
 import socket
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import pytorch_lightning as pl
@@ -29,7 +31,7 @@ from darklens.data.store import Store, prepare_folder
 from darklens.errors import ConfigError, InputError
 from darklens.evaluation.calibrate import LabelledOutputs, calibrate
 from darklens.executors import usable_cores
-from darklens.files import read_json, write_json, write_text
+from darklens.files import locked, read_json, write_json, write_text, writing
 from darklens.fit.cache import FitCache, cached_fits, fit_settings_of
 from darklens.fit.features import FitFeatures
 from darklens.kernels.library import library
@@ -72,15 +74,17 @@ def train(
 
     Raises:
         ConfigError: If the recipe and the images do not fit together.
-        InputError: If `out` contains a run and `resume` is not set, or a run of another recipe, data or seed.
+        InputError: If `out` contains a run and `resume` is not set, or a run of another recipe, data or seed, or
+            another process is training there.
     """
-    with process_group() as processes:
+    with process_group() as processes, ExitStack() as stack:
         _silence_lightning()
         keep_freed_memory()
         processes.run_on_main(lambda: require_new_run(out, resume=resume))
         library()  # before the first step, so that a resumed run uses the same code
         fits = processes.run_main_first(lambda: fits_for(recipe, store))
         source, network = processes.run_on_all(lambda: _prepare(recipe, store, fits, seed, processes))
+        processes.run_on_main(lambda: _lock(out, stack))
         processes.run_on_main(lambda: _claim(out, recipe, source, seed, resume))
         processes.run_on_all(lambda: _require_shared(out))
         validation: dict[str, float] = {}
@@ -285,8 +289,15 @@ def _run_stage(
 
 
 def _next_epoch(last: Path) -> int:
-    """Return the epoch after that of a checkpoint, counted from 0."""
-    return int(torch.load(last, map_location="cpu", weights_only=True)["epoch"]) + 1 if last.exists() else 0
+    """Return the epoch after that of a checkpoint, counted from 0.
+
+    Raises:
+        InputError: If the checkpoint is damaged.
+    """
+    try:
+        return int(torch.load(last, map_location="cpu", weights_only=True)["epoch"]) + 1 if last.exists() else 0
+    except (RuntimeError, EOFError, UnpicklingError, KeyError, OSError):
+        raise InputError(f"{last} is damaged; remove {last.parent} to repeat this stage with --resume.") from None
 
 
 def _checkpoint(folder: Path, name: str, *, monitor: str | None) -> ModelCheckpoint:
@@ -313,6 +324,13 @@ def _require_shared(out: Path) -> None:
         raise InputError(
             f"{out} does not exist on {socket.gethostname()}; it must be on a file system that all processes share."
         )
+
+
+def _lock(out: Path, stack: ExitStack) -> None:
+    """Create the run folder and lock it until the stack ends: the checkpoints of two processes would mix."""
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    stack.enter_context(locked(out))
 
 
 def _claim(out: Path, recipe: Recipe, source: Source, seed: int, resume: bool) -> None:

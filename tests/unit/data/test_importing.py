@@ -11,6 +11,7 @@ from PIL import Image as pillow
 from darklens.data import importers
 from darklens.data.importers import IMPORTERS, import_folder, list_entries
 from darklens.errors import InputError
+from darklens.files import locked
 
 N = 8
 IMAGES = np.random.default_rng(2).integers(0, 256, (9, N, N)).astype(np.uint8)
@@ -182,3 +183,11 @@ def test_an_interrupted_import_starts_again(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="already exists"):
         import_folder(source, tmp_path / "mine")
     assert (tmp_path / "mine" / "shards" / "thesis.txt").exists()
+
+
+def test_two_processes_do_not_import_into_one_store(tmp_path):
+    source = SOURCES["npy"](tmp_path / "source")
+    (tmp_path / "store").mkdir()
+    with locked(tmp_path / "store"), pytest.raises(InputError, match=r"Another process is writing to .*/store; wait"):
+        import_folder(source, tmp_path / "store")
+    assert len(import_folder(source, tmp_path / "store").store) == 9

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import resource
 import shutil
+from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from darklens.bundle import Bundle
 from darklens.data.loaders import split
 from darklens.data.store import Store, StoreIndex, write_index, write_shard
 from darklens.errors import ConfigError, InputError
+from darklens.files import locked
 from darklens.training import run as run_module
 from darklens.training.ema import WeightEMA, recompute_batch_norm
 from darklens.training.learner import Learner
@@ -133,6 +137,44 @@ STREAM = [
     "data.validation_images=9",
     "data.workers=0",
 ]
+
+
+@contextmanager
+def limited_files(n_bytes):
+    """Let writes beyond a size fail, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield limit
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_resumes(finished, store, tmp_path):
+    with limited_files(50_000) as limit, pytest.raises(InputError, match=r"ckpt cannot be written \(the disk or the"):
+        train(get("resnet_simple", SMALL), store, tmp_path / "r", seed=3, on_epoch=lambda m: m.epoch == 1 and limit())
+    resumed = train(get("resnet_simple", SMALL), store, tmp_path / "r", seed=3, resume=True)
+    assert same(weights(resumed), weights(finished[0]))
+    with limited_files(50_000) as limit:
+        limit()
+        with pytest.raises(InputError, match="safetensors cannot be written"):
+            resumed.save(tmp_path / "b")
+    assert not (tmp_path / "b" / "bundle.json").exists()
+
+
+def test_two_processes_do_not_train_in_one_folder(store, tmp_path):
+    (tmp_path / "r").mkdir()
+    with locked(tmp_path / "r"), pytest.raises(InputError, match=r"Another process is writing to .*/r; wait"):
+        train(get("resnet_simple", SMALL), store, tmp_path / "r")
+
+
+def test_a_damaged_checkpoint_is_one_sentence(finished, store, tmp_path):
+    out = shutil.copytree(finished[1], tmp_path / "r")
+    last = out / "checkpoints/stage0-classify/last.ckpt"
+    for content in (last.read_bytes()[:90_000], b"", b"x"):
+        last.write_bytes(content)
+        with pytest.raises(InputError, match=r"last.ckpt is damaged; remove .*stage0-classify to repeat this stage"):
+            train(get("resnet_simple", SMALL), store, out, seed=3, resume=True)
 
 
 def test_a_stream_needs_no_store(tmp_path):
