@@ -30,9 +30,9 @@ class Profile:
     """A mass profile centred at the origin: its laws and its card. All lengths are in arcsec.
 
     Args:
-        potential: (x, y, **parameters) to psi in arcsec^2.
-        deflection: (x, y, **parameters) to (alpha_x, alpha_y) in arcsec.
-        convergence: (x, y, **parameters) to kappa, dimensionless.
+        potential: `(x, y, **parameters)` to psi in arcsec^2.
+        deflection: `(x, y, **parameters)` to (alpha_x, alpha_y) in arcsec.
+        convergence: `(x, y, **parameters)` to kappa, dimensionless.
         parameters: The parameters, in the order of the card.
         reference: Source of the laws.
     """
