@@ -173,6 +173,7 @@ def test_a_batch_must_have_an_image_for_every_process(store, processes, tmp_path
     assert outputs[1:] == ["", ""] and not (tmp_path / "r").exists()
 
 
+@pytest.mark.sweep
 def test_torchrun_starts_a_training_and_restarts_it_after_a_process_was_killed(store, tmp_path):
     out = tmp_path / "r"
     words = command([*SYSTEMS["resnet_simple"], "stages.0.epochs=8"], store, out, "--resume")

@@ -55,7 +55,7 @@ def points(polar, *lenses, clear=0.05):
 
 @pytest.mark.parametrize("name", ALL)
 @given(data=st.data(), polar=positions)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_deflection_is_the_gradient_of_the_potential_and_its_divergence_twice_kappa(name, data, polar):
     profile, values = PROFILES[name], data.draw(parameters_of(name))
     x, y = (c.requires_grad_() for c in points(polar, values))
@@ -86,7 +86,7 @@ def test_the_hessian_is_the_gradient_of_the_deflection(name, profile, data, pola
 
 @pytest.mark.parametrize("name", ALL)
 @given(data=st.data(), polar=positions)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_single_precision_agrees_and_a_batch_is_its_members(name, data, polar):
     profile, first, second = PROFILES[name], data.draw(parameters_of(name)), data.draw(parameters_of(name))
     # Closer to an end of a line the deflection is so steep that rounding the position changes it.
@@ -103,7 +103,7 @@ def test_single_precision_agrees_and_a_batch_is_its_members(name, data, polar):
 
 @pytest.mark.parametrize("name", ALL)
 @given(data=st.data(), polar=positions, turn=angle)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_turning_the_lens_turns_the_deflection(name, data, polar, turn):
     profile, values = PROFILES[name], data.draw(parameters_of(name))
     x, y = points(polar, values)

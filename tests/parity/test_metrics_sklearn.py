@@ -36,7 +36,7 @@ def predictions(draw):
 
 
 @given(predictions())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_parity(case):
     labels, p = case
     n_classes = p.shape[1]
@@ -62,7 +62,7 @@ def test_parity(case):
 
 
 @given(predictions())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_parity_of_precision_recall_and_brier(case):
     labels, p = case
     classes = range(p.shape[1])
@@ -81,7 +81,7 @@ def test_parity_of_precision_recall_and_brier(case):
 
 
 @given(predictions())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_parity_of_risk_and_coverage(case):
     """One minus the risk is the precision of "this prediction is correct" at the threshold."""
     labels, p = case

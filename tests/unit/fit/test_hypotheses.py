@@ -9,7 +9,7 @@ from darklens.fit.hypotheses import N_POINTS, fit_hypotheses
 from darklens.fit.macro import check_exposure
 from darklens.simulate.batch import simulate_batch
 
-N = 36
+N = 24
 
 
 @pytest.fixture(scope="module")
