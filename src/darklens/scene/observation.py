@@ -13,6 +13,7 @@ from darklens.scene.psf import PSF
 
 MASKED_NOISE = 1e6  # of the median; pipelines set the noise of masked pixels to such values
 _FEWEST_PIXELS = 100
+_LARGEST, _LOWEST_NOISE = 1e30, 1e-15  # fits are in float32
 NoiseKind = Literal["standard deviation", "variance", "inverse variance"]
 _WRONG_NOISE, _RIGHT_NOISE = 5.0, 2.0  # factor from the image scatter: doubted above, plausible below
 
@@ -92,11 +93,17 @@ class Observation:
         usable = np.isfinite(noise) & (noise > 0)
         if usable.any():
             usable &= noise <= MASKED_NOISE * np.median(noise[usable])
-        used = usable & ~excluded & np.isfinite(pixels)
+        used = usable & ~excluded & (np.abs(pixels) < _LARGEST)
         _require_pixels(used)
         changes = list(kernel.notes) if kernel is not None else []
         if flip_rows:
             changes.append("rows reversed" + ("" if kernel is None else ", those of the PSF too"))
+        level = float(np.median(noise[used]))
+        if not _LOWEST_NOISE < level < 1 / _LOWEST_NOISE:
+            raise InputError(
+                f"The noise is {level:.3g}, which is outside the range of fits; multiply image and noise map by a "
+                "constant, such that the noise is about 1."
+            )
         changes += _exclusions(used)
         _require_deviation(pixels, noise, used)
         return cls(np.where(used, pixels, 0.0), noise, float(pixel_scale), kernel, used, tuple(changes))
@@ -247,7 +254,8 @@ def background_scatter(
     triple = used[:, :-2] & used[:, 1:-1] & used[:, 2:]
     if triple.sum() < _FEWEST_PIXELS:
         return None
-    difference = (image[:, :-2] - 2 * image[:, 1:-1] + image[:, 2:])[triple] / np.sqrt(6)
+    with np.errstate(over="ignore", invalid="ignore"):
+        difference = (image[:, :-2] - 2 * image[:, 1:-1] + image[:, 2:])[triple] / np.sqrt(6)
     middle = (image if like is None else like)[:, 1:-1][triple]
     faint = middle <= np.median(middle)
     scatter = 1.4826 * float(np.median(np.abs(difference[faint])))

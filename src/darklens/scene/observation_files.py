@@ -369,7 +369,7 @@ class _Reader:
             self.changes.append("constant noise: no exposure is known, so there is no photon noise")
             return np.full(pixels.shape, float(background))
         self.changes.append(f"noise of background (rms {background:.3g}) and photons ({words})")
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             return np.asarray(np.sqrt(background**2 + np.nan_to_num(pixels).clip(min=0) / counts))
 
     def _has_siblings(self) -> bool:

@@ -213,6 +213,7 @@ def test_folders_are_searched_for_observations(folder, tmp_path):
         ({"noise_map": NOISE, "psf": np.ones((51, 51)) / 2601}, {}, "is larger than the image"),
         ({"noise_map": NOISE * 0}, {}, "0 pixels remain after mask and noise map"),
         ({"noise_map": NOISE}, {"noise": NoiseSpecification()}, r"both a noise map \(noise_map.fits\) and noise"),
+        ({"noise_map": NOISE * 1e-20}, {}, "multiply image and noise map by a constant"),
         ({"noise_map": NOISE}, {"half_width": 0.3}, "36 pixels remain"),
         ({"noise_map": NOISE}, {"image": "SCI"}, "it has no image 'SCI'"),
         ({"noise_map": NOISE}, {"psf": "psf.txt"}, "no such file"),
@@ -285,3 +286,13 @@ def test_an_exposure_map_beside_a_noise_map_is_named(folder):
         read_observation(str(folder), Inputs(noise=NoiseSpecification(exposure=300, background_rms=SIGMA)))
     observation = read_observation(str(folder), Inputs(noise=NoiseSpecification(background_rms=SIGMA)))
     np.testing.assert_allclose(observation.noise_map**2, SIGMA**2 + IMAGE.clip(min=0) / 300)
+
+
+def test_damaged_headers_are_bad_inputs(tmp_path, capfd):
+    path = tmp_path / "a.fits"
+    write(path, header={"PIXSCALE": SCALE, "BUNIT": "adu"})
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"BUNIT   = 'adu", b"BUNIT\x01  = 'adu").replace(b"PIXSCALE=", b"PIXSCALE?"))
+    with pytest.raises(InputError):
+        read_observation(str(path), Inputs(noise=NoiseSpecification(background_rms=SIGMA)))
+    assert capfd.readouterr().err == ""

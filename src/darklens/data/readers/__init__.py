@@ -26,6 +26,7 @@ __all__ = [
     "read_finite_image",
     "read_image",
     "require_file",
+    "warnings_lock",
 ]
 
 Reader = Callable[[Path, str | None, float | None], Image]
@@ -54,7 +55,7 @@ _UNSUPPORTED = {
     b"%PDF": "a PDF document",
     b"\x80": "a Python pickle, which is never loaded",
 }
-_warnings_lock = threading.Lock()  # warnings.catch_warnings changes the state of all threads
+warnings_lock = threading.Lock()  # warnings.catch_warnings changes the state of all threads
 
 
 def read_image(path: Path, *, name: str | None = None, pixel_scale: float | None = None) -> Image:
@@ -72,7 +73,7 @@ def read_image(path: Path, *, name: str | None = None, pixel_scale: float | None
         InputError: If the file cannot be used; one sentence says why and what to do.
     """
     read = _reader(path, require_file(path))
-    with _warnings_lock, warnings.catch_warnings():
+    with warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return read(path, name, pixel_scale)
 

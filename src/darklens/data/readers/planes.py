@@ -1,6 +1,7 @@
 """All images of a file with their roles: science image, noise map, mask, PSF, exposure map; and rows of stacks."""
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from darklens.data.readers import read_image, require_file
+from darklens.data.readers import read_image, require_file, warnings_lock
 from darklens.data.readers.fits import list_units
 from darklens.data.readers.hdf5 import datasets_of, require_readable
 from darklens.data.readers.image import MAX_BYTES, plane_shape, reject_damaged, require_image
@@ -87,7 +88,9 @@ def contents(path: Path, *, row: int | None = None) -> Contents:
     """
     head = require_file(path)
     if head.startswith(_FITS):
-        return _of_fits(path)
+        with reject_damaged(path, "FITS"), warnings_lock, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _of_fits(path)
     if head.startswith((_ZIP, _HDF5)):
         shapes, values = _arrays_of_npz(path) if head.startswith(_ZIP) else _arrays_of_hdf5(path)
         return _of_arrays(path, shapes, values, row or 0)
