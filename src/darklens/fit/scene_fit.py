@@ -27,7 +27,11 @@ from darklens.scene.profiles import Profile
 from darklens.scene.scene import Scene
 
 _COARSE_ARCSEC, _COARSE_SIDE = 0.11, 72  # maximum size of a coarse pixel, target number along a side
-_DRAWS, _STARTS, _KEPT = 600, 8, 2
+_DRAWS, _STARTS, _KEPT = 1200, 12, 3
+_LIGHT_STEPS, _LIGHT_ROUNDS = 15, 3  # of the fit of the lens light alone
+_OUTLIER = 3.0  # residual in units of the noise at which a pixel has half its weight in that fit
+_ARC = 3.0  # signal-to-noise ratio above which a pixel without lens light belongs to an arc
+_LIGHT_ERROR = 0.05  # error of the lens light assumed when drawing starts
 _FIRST_STEPS, _COARSE_STEPS, _FINE_STEPS = 10, 40, 80
 _LENSES = ("epl", "sie", "sis")
 
@@ -103,7 +107,7 @@ class FitResult:
         return scene_export.write_coolest(self, Path(path), z_lens=z_lens, z_source=z_source)
 
 
-def fit(observation: Observation, scene: Scene, *, seed: int = 0) -> FitResult:
+def fit(observation: Observation, scene: Scene, *, seed: int = 0, trace=None) -> FitResult:
     """Fit a scene to an observation.
 
     Args:
@@ -115,16 +119,18 @@ def fit(observation: Observation, scene: Scene, *, seed: int = 0) -> FitResult:
         The fit with the lowest deviance. Check `converged`, `chi2_excess` and `at_bounds` before you use it.
     """
     started = time.process_time()
-    side = _binning(observation)
-    coarse = observation.binned(side)
+    coarse = observation.binned(_binning(observation))
     coarse_solver = Solver(scene, coarse.detector(supersample=coarse.psf.oversampling if coarse.psf else 1))
     fine_solver = Solver(scene, observation.detector())
     coarse_data, fine_data = _data(coarse), _data(observation)
-    starts = _starts(scene, coarse, coarse_solver, coarse_data, torch.Generator().manual_seed(seed))
+    starts = _starts(scene, coarse, torch.Generator().manual_seed(seed))
     first = coarse_solver.minimise(starts, _repeated(coarse_data, len(starts)), steps=_FIRST_STEPS)
     best = first.deviance.argsort()[:_KEPT]
     second = coarse_solver.minimise(first.internal[best], _repeated(coarse_data, len(best)), steps=_COARSE_STEPS)
     start = second.internal[second.deviance.argmin()][None]
+    if trace is not None:
+        e=lambda st: [(round(float(v),3),round(float(d),0)) for v,d in zip(scene.external(st.internal)[:,scene.names.index(f"{main_lens(scene)}.theta_E")], st.deviance)]
+        trace.append(("starts",[round(float(v),3) for v in scene.external(starts)[:,scene.names.index(f"{main_lens(scene)}.theta_E")]],time.process_time()-started)); trace.append(("first", e(first))); trace.append(("second",e(second),second.steps.tolist(),time.process_time()-started))
     return _result(fine_solver, fine_solver.minimise(start, fine_data, steps=_FINE_STEPS), observation, started)
 
 
@@ -148,46 +154,83 @@ def _repeated(data: Data, n: int) -> Data:
     return Data(data.images.expand(n, -1, -1), data.weights.expand(n, -1, -1))
 
 
-def _starts(
-    scene: Scene, observation: Observation, solver: Solver, data: Data, generator: torch.Generator
-) -> Float[Tensor, "s p"]:
-    """Return the internal parameters of the random draws with the lowest deviance."""
-    columns = {name: torch.full((_DRAWS,), p.start) for name, p in zip(scene.names, scene.free, strict=True)}
-    for name, value in _lens_light(scene, observation).items():
-        columns[name] = torch.full((_DRAWS,), value)
+def _starts(scene: Scene, observation: Observation, generator: torch.Generator) -> Float[Tensor, "s p"]:
+    """Return the internal parameters of random draws with low deviance, at different Einstein radii.
+
+    The draws fit the image from which the lens light has been subtracted.
+    """
+    light, subtracted = _lens_light(scene, observation)
+    values = {name: p.start for name, p in zip(scene.names, scene.free, strict=True)} | light
     lens = main_lens(scene)
     reach = min(observation.image.shape) * observation.pixel_scale / 2
+    columns = {}
     for name, p in zip(scene.names, scene.free, strict=True):
         component, _, symbol = name.partition(".")
         normal = torch.randn(_DRAWS, generator=generator)
+        column = torch.full((_DRAWS,), values[name])
         if name == f"{lens}.theta_E":
             smallest, largest = max(p.low, 2 * observation.pixel_scale), min(p.high, 0.8 * reach)
-            columns[name] = smallest + (largest - smallest) * torch.rand(_DRAWS, generator=generator)
-        elif component.startswith("light") or (symbol in ("centre_x", "centre_y") and component == lens):
-            continue
+            column = smallest * torch.exp(torch.rand(_DRAWS, generator=generator) * math.log(largest / smallest))
+        elif component == lens and symbol in ("e1", "e2"):
+            column = values.get(f"light.{symbol}", 0.0) + 0.7 * p.step * normal
         elif component.startswith("source") and symbol in ("centre_x", "centre_y"):
-            columns[name] = columns[name] + 0.2 * normal
+            column = 0.05 * normal  # from the light traced back
+        elif component.startswith("light") or (symbol in ("centre_x", "centre_y") and component == lens):
+            pass
         elif p.log:
-            columns[name] = columns[name] * torch.exp(p.step * normal)
+            column = column * torch.exp(p.step * normal)
         else:
-            columns[name] = columns[name] + p.step * normal
-    drawn = scene.internal(scene.pack(columns)).float()
+            column = column + p.step * normal
+        columns[name] = column
+    drawn = scene.pack(columns).float()
+    for symbol, centre in zip(("centre_x", "centre_y"), _source_centres(scene, drawn, observation, subtracted), strict=True):
+        for name in scene.names:
+            if name.startswith("source") and name.endswith(symbol):
+                drawn[:, scene.names.index(name)] += centre
+    drawn = scene.internal(drawn)
     low, high = scene.bounds(drawn)
     drawn = drawn.clamp(low, high)
-    deviance = torch.cat([solver.deviance(part, _repeated(data, len(part))) for part in torch.split(drawn, 32)])
-    return drawn[deviance.argsort()[:_STARTS]]
+    solver = Solver(scene, observation.detector(supersample=observation.psf.oversampling if observation.psf else 1))
+    deviance = torch.cat(
+        [solver.deviance(part, _repeated(subtracted, len(part)), lens_light=False) for part in torch.split(drawn, 32)]
+    )
+    bins = torch.log(columns[f"{lens}.theta_E"]).argsort().reshape(_STARTS, -1)  # equal numbers of draws by theta_E
+    best = bins.gather(1, deviance[bins].argmin(1, keepdim=True))[:, 0]
+    return drawn[best]
+
+def _source_centres(scene: Scene, parameters: Tensor, observation: Observation, subtracted: Data) -> tuple[Tensor, Tensor]:
+    """Return the weighted mean position of the light of arcs, traced back to the source plane by each draw."""
+    weight = (subtracted.images * subtracted.weights.sqrt())[0] - _ARC
+    rows, columns = torch.nonzero(weight > 0, as_tuple=True)
+    if not len(rows):
+        return torch.zeros(len(parameters)), torch.zeros(len(parameters))
+    weight = weight[rows, columns]
+    height, width = observation.image.shape
+    x = (columns - (width - 1) / 2) * observation.pixel_scale
+    y = (rows - (height - 1) / 2) * observation.pixel_scale
+    alpha_x, alpha_y = scene.deflection(parameters, x[None, None], y[None, None])
+    return tuple(((v - alpha)[:, 0] * weight).sum(1) / weight.sum() for v, alpha in ((x, alpha_x), (y, alpha_y)))
 
 
-def _lens_light(scene: Scene, observation: Observation) -> dict[str, float]:
-    """Fit the lens light without lens and source and return its parameters."""
-    profiles: list[Profile] = list(scene.lens_light.profiles)
-    if not profiles:
-        return {}
+def _lens_light(scene: Scene, observation: Observation) -> tuple[dict[str, float], Data]:
+    """Fit the lens light alone, and return its parameters and the image without it.
+
+    Pixels far from the model, such as those of arcs, have little weight in this fit. In the image returned, the noise
+    includes a fraction of the lens light.
+    """
+    data = _data(observation)
+    if not scene.lens_light.profiles:
+        return {}, data
     alone = Scene([], [], scene.lens_light)
     solver = Solver(alone, observation.detector())
-    state = solver.minimise(alone.internal(alone.start()).float(), _data(observation), steps=_COARSE_STEPS)
+    state = solver.minimise(alone.internal(alone.start()).float(), data, steps=_LIGHT_STEPS)
+    for _ in range(_LIGHT_ROUNDS):
+        away = data.weights * (data.images - state.model) ** 2
+        robust = Data(data.images, data.weights / (1 + away / _OUTLIER**2))
+        state = solver.minimise(state.internal, robust, steps=_LIGHT_STEPS)
     values = alone.external(state.internal)[0].tolist()
-    return dict(zip(alone.names, values, strict=True))
+    noise = (1 / data.weights + (_LIGHT_ERROR * state.model) ** 2).reciprocal()
+    return dict(zip(alone.names, values, strict=True)), Data(data.images - state.model, noise)
 
 
 def _result(solver: Solver, state: State, observation: Observation, started: float) -> FitResult:

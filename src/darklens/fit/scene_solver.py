@@ -22,6 +22,8 @@ _SMALLEST_DAMPING, _LARGEST_DAMPING = 1e-9, 1e8
 _BOUND_ROUNDS = 6
 _LONGEST_STEP = 3.0  # maximum change in one step, in units of `Parameter.step`
 _UNDAMPED = 1e-6  # relative to a diagonal element: the precision of the float32 derivatives
+_EXCHANGES_PER_AMPLITUDE = 4  # limit for non-negative amplitudes
+_SLOPE_TOLERANCE = 1e-9  # relative to the largest term
 _RIDGE = 1e-10  # relative to a diagonal element; makes degenerate amplitudes solvable
 
 
@@ -118,6 +120,8 @@ class Solver:
         curvature[:, diagonal, diagonal] += prior
         diagonal = torch.arange(p, curvature.shape[1])
         curvature[:, diagonal, diagonal] *= 1 + self._ridge.double().to(curvature.device)
+        zero = torch.nn.functional.pad(self._positive.to(curvature.device) & (amplitudes <= 0), (p, 0))
+        curvature.masked_fill_(zero[:, :, None] | zero[:, None], 0.0)  # amplitudes at zero stay there in a step
         nothing = torch.zeros(len(internal), dtype=torch.float64, device=internal.device)
         return State(
             internal=internal,
@@ -132,9 +136,15 @@ class Solver:
         )
 
     @torch.no_grad()
-    def deviance(self, internal: Float[Tensor, "b p"], data: Data) -> Float[Tensor, " b"]:
-        """Return the deviance at the given parameters, with the best-fitting amplitudes."""
-        basis, gram, projected = self._linear(internal, data)
+    def deviance(self, internal: Float[Tensor, "b p"], data: Data, *, lens_light: bool = True) -> Float[Tensor, " b"]:
+        """Return the deviance at the given parameters, with the best-fitting amplitudes.
+
+        Args:
+            internal: Internal parameters (b, p).
+            data: One image for each row; without its lens light if `lens_light` is False.
+            lens_light: Whether the model includes the lens light.
+        """
+        basis, gram, projected = self._linear(internal, data, lens_light)
         amplitudes = self._amplitudes(gram, projected).to(internal)
         residual = data.images.flatten(1) - (basis * amplitudes[:, :, None]).sum(1)
         mean, prior = self.scene.prior(internal.double())
@@ -142,11 +152,11 @@ class Solver:
         return (data.weights.flatten(1) * residual * residual).double().sum(1) + penalty
 
     def _linear(
-        self, internal: Float[Tensor, "b p"], data: Data
+        self, internal: Float[Tensor, "b p"], data: Data, lens_light: bool = True
     ) -> tuple[Float[Tensor, "b l n"], Float[Tensor, "b l l"], Float[Tensor, "b l"]]:
         """Return the model images for unit amplitudes, and the normal equations of the amplitudes."""
         x, y = self.detector.x.to(internal), self.detector.y.to(internal)
-        basis = self.detector.observe(self.scene.basis(self.scene.external(internal), x, y)).flatten(2)
+        basis = self.detector.observe(self.scene.basis(self.scene.external(internal), x, y, lens_light=lens_light)).flatten(2)
         weighted = basis * data.weights.flatten(1)[:, None]
         return (
             basis,
@@ -155,22 +165,14 @@ class Solver:
         )
 
     def _amplitudes(self, gram: Float[Tensor, "b l l"], projected: Float[Tensor, "b l"]) -> Float[Tensor, "b l"]:
-        """Solve for the amplitudes; set negative ones that must be positive to zero and solve again."""
-        positive, ridge = self._positive.to(gram.device), self._ridge.double().to(gram.device)
+        """Solve for the amplitudes, of which the positive ones are at least zero."""
+        n = gram.shape[1]
+        positive, ridge = self._positive[:n].to(gram.device), self._ridge[:n].double().to(gram.device)
         diagonal = gram.diagonal(dim1=1, dim2=2)
         scale = diagonal.clamp_min(1e-300).rsqrt()
         matrix = gram * scale[:, :, None] * scale[:, None] + torch.diag(ridge)
         target = projected * scale
-        included = diagonal > 0
-        for _ in range(int(positive.sum()) + 1):
-            both = included[:, :, None] & included[:, None]
-            system = torch.where(both, matrix, torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device))
-            solution = torch.linalg.solve(system, torch.where(included, target, 0.0))
-            negative = (solution < 0) & positive & included
-            if not bool(negative.any()):
-                break
-            included = included & ~negative
-        amplitudes: Tensor = solution * scale
+        amplitudes: Tensor = non_negative(matrix, target, positive, diagonal > 0) * scale
         return amplitudes
 
     def step(self, state: State, damping: Float[Tensor, " b"]) -> tuple[Float[Tensor, "b p"], Float[Tensor, " b"]]:
@@ -262,3 +264,41 @@ class Solver:
         """Return the covariance of the internal parameters, marginalised over the amplitudes."""
         covariance: Tensor = torch.linalg.pinv(self._reduced(state), hermitian=True)
         return covariance
+
+
+def non_negative(
+    matrix: Float[Tensor, "b l l"],
+    target: Float[Tensor, "b l"],
+    positive: Bool[Tensor, " l"],
+    included: Bool[Tensor, "b l"],
+) -> Float[Tensor, "b l"]:
+    """Minimise x.A.x / 2 - t.x with x >= 0 where `positive`: the active-set method of Lawson & Hanson (1974, ch. 23).
+
+    It starts from the set of all elements, so it takes one solution where none is negative.
+
+    Args:
+        matrix: Positive-definite A.
+        target: t.
+        positive: Elements that must be at least zero.
+        included: Elements that are solved for; the others are zero.
+    """
+    eye = torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
+    last = torch.arange(matrix.shape[1], device=target.device)
+    tolerance = _SLOPE_TOLERANCE * target.abs().amax(1, keepdim=True)
+    support, x = included, torch.zeros_like(target)
+    for _ in range(_EXCHANGES_PER_AMPLITUDE * matrix.shape[1]):
+        system = torch.where(support[:, :, None] & support[:, None], matrix, eye)
+        solution = torch.where(support, torch.linalg.solve(system, torch.where(support, target, 0.0)), 0.0)
+        negative = support & positive & (solution <= 0)
+        feasible = ~negative.any(1, keepdim=True)
+        ratio = torch.where(negative, x / (x - solution).clamp_min(1e-300), 1.0).amin(1, keepdim=True)
+        x = torch.where(feasible, solution, x + ratio * (solution - x))
+        slope = torch.where(included & positive & ~support, target - (matrix @ x[:, :, None])[..., 0], -torch.inf)
+        steepest = slope.argmax(1, keepdim=True)
+        added = feasible & (last == steepest) & (slope > tolerance)
+        removed = negative & (x <= 1e-15 * x.amax(1, keepdim=True))
+        if bool(feasible.all()) and not bool(added.any()):
+            break
+        support = (support & ~removed) | added
+        x = torch.where(support, x, 0.0)
+    return torch.where(positive, x.clamp_min(0.0), x)

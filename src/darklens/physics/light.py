@@ -158,18 +158,34 @@ def image_brightness(
 
 
 def sersic_of_ellipticity(
-    x: Field, y: Field, *, amplitude: Field | float, R_e: Field, n: Field, e1: Field, e2: Field, b: Field
+    x: Field,
+    y: Field,
+    *,
+    amplitude: Field | float,
+    R_e: Field,
+    n: Field,
+    e1: Field,
+    e2: Field,
+    b: Field,
+    core: float = 0.0,
 ) -> Tensor:
     """Return the brightness of `sersic` from ellipticity components, in which it is smooth where the light is round.
 
     The square of its elliptical radius is [(1 + e^2)(x^2 + y^2) - 2 e1 (x^2 - y^2) - 4 e2 x y] / (1 - e^2), with
     e = (1 - q)/(1 + q), e1 = e cos(2 angle) and e2 = e sin(2 angle); the other arguments are those of `sersic`.
+    `core`, arcsec, is added to the elliptical radius in quadrature.
     """
+    squared = elliptical_square(x, y, e1=e1, e2=e2)
+    squared = squared + core**2 if core else squared.clamp_min(_SMALLEST_SQUARE)
+    power = torch.exp(torch.log(squared) * (0.5 / n) - torch.log(R_e) / n)
+    return amplitude * torch.exp(b - b * power)
+
+
+def elliptical_square(x: Field, y: Field, *, e1: Field, e2: Field) -> Tensor:
+    """Return the square of the elliptical radius of `sersic_of_ellipticity`, in the unit of x squared."""
     squared_e = e1 * e1 + e2 * e2
     xx, yy = x * x, y * y
-    squared = ((1 + squared_e) * (xx + yy) - 2 * e1 * (xx - yy) - 4 * e2 * (x * y)) / (1 - squared_e)
-    power = torch.exp(torch.log(squared.clamp_min(_SMALLEST_SQUARE)) * (0.5 / n) - torch.log(R_e) / n)
-    return amplitude * torch.exp(b - b * power)
+    return ((1 + squared_e) * (xx + yy) - 2 * e1 * (xx - yy) - 4 * e2 * (x * y)) / (1 - squared_e)
 
 
 def shapelets(

@@ -252,12 +252,19 @@ class Scene:
                 alpha_x, alpha_y = alpha_x + along, alpha_y + across
         return alpha_x, alpha_y
 
-    def basis(self, parameters: Parameters, x: Tensor, y: Tensor) -> Planes:
-        """Return the surface brightness of all light profiles at x and y, for unit amplitudes."""
+    def basis(self, parameters: Parameters, x: Tensor, y: Tensor, *, lens_light: bool = True) -> Planes:
+        """Return the surface brightness of all light profiles at x and y, for unit amplitudes.
+
+        Args:
+            parameters: (b, p), as `names`.
+            x: Positions (1, columns), arcsec.
+            y: Positions (rows, 1), arcsec.
+            lens_light: Whether to return the profiles of the lens light too, after those of the source.
+        """
         alpha_x, alpha_y = self.deflection(parameters, x, y)
         planes = []
         for name, profile in self.profiles.items():
-            if isinstance(profile, LightProfile):
+            if isinstance(profile, LightProfile) and (lens_light or profile in self.source.profiles):
                 value = self._values(name, parameters)
                 at = (x - alpha_x, y - alpha_y) if profile in self.source.profiles else _full(x, y, parameters)
                 planes.append(profile.basis(*_centred(*at, value), **value))
