@@ -9,7 +9,7 @@
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,16 @@ from darklens.scene.profiles import Profile
 from darklens.scene.scene import Scene
 
 _COARSE_ARCSEC, _COARSE_SIDE = 0.11, 72  # maximum size of a coarse pixel, target number along a side
-_DRAWS, _STARTS, _KEPT = 1200, 12, 3
+_CORE = 0.1  # core of light profiles with a cusp, in sampling distances
+_DRAWS, _STARTS, _CANDIDATES = 24_000, 12, 30  # masses, bins of theta_E, and masses whose deviance is computed in each
+_ARC_PIXELS, _COMPACT = 100, 0.1  # traced back to the source plane; size in arcsec at which the source is compact
+_ROUNDS = ((5, 6), (10, 3), (40, 1))  # steps of the coarse fits, and number of fits continued after them
+_DIFFERENT = 0.03  # difference in ln theta_E of fits that are not the same
 _LIGHT_STEPS, _LIGHT_ROUNDS = 15, 3  # of the fit of the lens light alone
 _OUTLIER = 3.0  # residual in units of the noise at which a pixel has half its weight in that fit
 _ARC = 3.0  # signal-to-noise ratio above which a pixel without lens light belongs to an arc
 _LIGHT_ERROR = 0.05  # error of the lens light assumed when drawing starts
-_FIRST_STEPS, _COARSE_STEPS, _FINE_STEPS = 10, 40, 80
+_FINE_STEPS = 80
 _LENSES = ("epl", "sie", "sis")
 
 
@@ -119,19 +123,35 @@ def fit(observation: Observation, scene: Scene, *, seed: int = 0, trace=None) ->
         The fit with the lowest deviance. Check `converged`, `chi2_excess` and `at_bounds` before you use it.
     """
     started = time.process_time()
-    coarse = observation.binned(_binning(observation))
-    coarse_solver = Solver(scene, coarse.detector(supersample=coarse.psf.oversampling if coarse.psf else 1))
-    fine_solver = Solver(scene, observation.detector())
-    coarse_data, fine_data = _data(coarse), _data(observation)
-    starts = _starts(scene, coarse, torch.Generator().manual_seed(seed))
-    first = coarse_solver.minimise(starts, _repeated(coarse_data, len(starts)), steps=_FIRST_STEPS)
-    best = first.deviance.argsort()[:_KEPT]
-    second = coarse_solver.minimise(first.internal[best], _repeated(coarse_data, len(best)), steps=_COARSE_STEPS)
-    start = second.internal[second.deviance.argmin()][None]
-    if trace is not None:
-        e=lambda st: [(round(float(v),3),round(float(d),0)) for v,d in zip(scene.external(st.internal)[:,scene.names.index(f"{main_lens(scene)}.theta_E")], st.deviance)]
-        trace.append(("starts",[round(float(v),3) for v in scene.external(starts)[:,scene.names.index(f"{main_lens(scene)}.theta_E")]],time.process_time()-started)); trace.append(("first", e(first))); trace.append(("second",e(second),second.steps.tolist(),time.process_time()-started))
-    return _result(fine_solver, fine_solver.minimise(start, fine_data, steps=_FINE_STEPS), observation, started)
+    oversampling = observation.psf.oversampling if observation.psf else 1
+    scene = scene.softened(_CORE * observation.pixel_scale / oversampling)
+    coarse = _coarse(observation)
+    solver, data = Solver(scene, coarse.detector()), _data(coarse)
+    starts = _starts(scene, coarse, solver, torch.Generator().manual_seed(seed))
+    lens = scene.names.index(f"{main_lens(scene)}.theta_E")
+    for steps, kept in _ROUNDS:
+        state = solver.minimise(starts, _repeated(data, len(starts)), steps=steps)
+        if trace is not None:
+            trace.append((time.process_time()-started, [(round(float(v),3),round(float(d),0)) for v,d in zip(scene.external(state.internal)[:,lens], state.deviance)], state.steps.tolist()))
+        starts = _distinct(scene.external(state.internal)[:, lens], state)[:kept]
+    fine = Solver(scene, observation.detector())
+    return _result(fine, fine.minimise(starts, _data(observation), steps=_FINE_STEPS), observation, started)
+
+
+def _coarse(observation: Observation) -> Observation:
+    """Return the observation in larger pixels, with one sample for each pixel."""
+    side = _binning(observation)
+    binned = observation.binned(side)
+    return replace(binned, psf=observation.psf.binned(side) if observation.psf else None)
+
+
+def _distinct(theta_E: Float[Tensor, " b"], state: State) -> Float[Tensor, "d p"]:
+    """Return the internal parameters of fits with different Einstein radii, by increasing deviance."""
+    chosen: list[int] = []
+    for row in state.deviance.argsort().tolist():
+        if all(abs(math.log(theta_E[row] / theta_E[other])) > _DIFFERENT for other in chosen):
+            chosen.append(row)
+    return state.internal[chosen]
 
 
 def main_lens(scene: Scene) -> str:
@@ -154,62 +174,73 @@ def _repeated(data: Data, n: int) -> Data:
     return Data(data.images.expand(n, -1, -1), data.weights.expand(n, -1, -1))
 
 
-def _starts(scene: Scene, observation: Observation, generator: torch.Generator) -> Float[Tensor, "s p"]:
+def _starts(
+    scene: Scene, observation: Observation, solver: Solver, generator: torch.Generator
+) -> Float[Tensor, "s p"]:
     """Return the internal parameters of random draws with low deviance, at different Einstein radii.
 
-    The draws fit the image from which the lens light has been subtracted.
+    Masses are drawn first. Those that trace the light of the arcs back to the smallest region are kept, and of these
+    the ones with the lowest deviance. The lens light is subtracted before.
     """
     light, subtracted = _lens_light(scene, observation)
-    values = {name: p.start for name, p in zip(scene.names, scene.free, strict=True)} | light
     lens = main_lens(scene)
     reach = min(observation.image.shape) * observation.pixel_scale / 2
     columns = {}
     for name, p in zip(scene.names, scene.free, strict=True):
         component, _, symbol = name.partition(".")
         normal = torch.randn(_DRAWS, generator=generator)
-        column = torch.full((_DRAWS,), values[name])
+        column = torch.full((_DRAWS,), light.get(name, p.start))
         if name == f"{lens}.theta_E":
             smallest, largest = max(p.low, 2 * observation.pixel_scale), min(p.high, 0.8 * reach)
-            column = smallest * torch.exp(torch.rand(_DRAWS, generator=generator) * math.log(largest / smallest))
+            # increasing, so that equal parts of the draws are bins of theta_E
+            column = smallest * torch.exp(torch.linspace(0, 1, _DRAWS) * math.log(largest / smallest))
         elif component == lens and symbol in ("e1", "e2"):
-            column = values.get(f"light.{symbol}", 0.0) + 0.7 * p.step * normal
-        elif component.startswith("source") and symbol in ("centre_x", "centre_y"):
-            column = 0.05 * normal  # from the light traced back
+            column = light.get(f"light.{symbol}", 0.0) + 0.7 * p.step * normal
         elif component.startswith("light") or (symbol in ("centre_x", "centre_y") and component == lens):
             pass
         elif p.log:
             column = column * torch.exp(p.step * normal)
-        else:
+        elif not (component.startswith("source") and symbol in ("centre_x", "centre_y")):
             column = column + p.step * normal
         columns[name] = column
     drawn = scene.pack(columns).float()
-    for symbol, centre in zip(("centre_x", "centre_y"), _source_centres(scene, drawn, observation, subtracted), strict=True):
-        for name in scene.names:
-            if name.startswith("source") and name.endswith(symbol):
-                drawn[:, scene.names.index(name)] += centre
-    drawn = scene.internal(drawn)
+    scatter = _trace_back(scene, drawn, observation, subtracted, generator).reshape(_STARTS, -1)
+    kept = (scatter.argsort(1)[:, :_CANDIDATES] + torch.arange(_STARTS)[:, None] * scatter.shape[1]).flatten()
+    drawn = scene.internal(drawn[kept])
     low, high = scene.bounds(drawn)
     drawn = drawn.clamp(low, high)
-    solver = Solver(scene, observation.detector(supersample=observation.psf.oversampling if observation.psf else 1))
     deviance = torch.cat(
         [solver.deviance(part, _repeated(subtracted, len(part)), lens_light=False) for part in torch.split(drawn, 32)]
     )
-    bins = torch.log(columns[f"{lens}.theta_E"]).argsort().reshape(_STARTS, -1)  # equal numbers of draws by theta_E
-    best = bins.gather(1, deviance[bins].argmin(1, keepdim=True))[:, 0]
+    best = deviance.reshape(_STARTS, -1).argmin(1) + torch.arange(_STARTS) * _CANDIDATES
     return drawn[best]
 
-def _source_centres(scene: Scene, parameters: Tensor, observation: Observation, subtracted: Data) -> tuple[Tensor, Tensor]:
-    """Return the weighted mean position of the light of arcs, traced back to the source plane by each draw."""
-    weight = (subtracted.images * subtracted.weights.sqrt())[0] - _ARC
-    rows, columns = torch.nonzero(weight > 0, as_tuple=True)
-    if not len(rows):
-        return torch.zeros(len(parameters)), torch.zeros(len(parameters))
-    weight = weight[rows, columns]
+
+def _trace_back(
+    scene: Scene,
+    parameters: Float[Tensor, "b p"],
+    observation: Observation,
+    subtracted: Data,
+    generator: torch.Generator,
+) -> Float[Tensor, " b"]:
+    """Trace pixels of arcs back to the source plane; return their scatter, and move the sources to their medians."""
+    excess = ((subtracted.images * subtracted.weights.sqrt())[0] - _ARC).clamp_min(0)
+    if not bool(excess.any()):
+        return torch.zeros(len(parameters))
+    pixels = torch.multinomial(excess.flatten(), _ARC_PIXELS, replacement=True, generator=generator)
     height, width = observation.image.shape
-    x = (columns - (width - 1) / 2) * observation.pixel_scale
-    y = (rows - (height - 1) / 2) * observation.pixel_scale
-    alpha_x, alpha_y = scene.deflection(parameters, x[None, None], y[None, None])
-    return tuple(((v - alpha)[:, 0] * weight).sum(1) / weight.sum() for v, alpha in ((x, alpha_x), (y, alpha_y)))
+    x = ((pixels % width) - (width - 1) / 2) * observation.pixel_scale
+    y = ((pixels // width) - (height - 1) / 2) * observation.pixel_scale
+    alpha = scene.deflection(parameters, x[None, None], y[None, None])
+    squared = torch.zeros(len(parameters), _ARC_PIXELS)
+    for symbol, at, by in zip(("centre_x", "centre_y"), (x, y), alpha, strict=True):
+        traced = (at - by)[:, 0]
+        centre = traced.median(1).values
+        squared += (traced - centre[:, None]) ** 2
+        for column, name in enumerate(scene.names):
+            if name.startswith("source") and name.endswith(symbol):
+                parameters[:, column] += centre
+    return torch.log1p(squared / _COMPACT**2).mean(1)
 
 
 def _lens_light(scene: Scene, observation: Observation) -> tuple[dict[str, float], Data]:

@@ -1,5 +1,6 @@
 """Mass profiles and light profiles of a scene, with default bounds, priors and starts of their parameters."""
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -125,6 +126,10 @@ class LightProfile(Profile):
 
     n_basis: int = 1
     positive: bool = True
+
+    def softened(self, core: float) -> "LightProfile":
+        """Return the profile without structure smaller than `core`, arcsec; the profile itself if it has none."""
+        return self
 
     def basis(self, x: Any, y: Any, **values: Any) -> Any:
         """Return the brightness (b, n_basis, rows, columns) for unit amplitudes at x, y (b, rows, columns).
@@ -299,6 +304,12 @@ class Sersic(LightProfile):
     ) -> None:
         super().__init__(name=name, **settings)
         self.b_n, self.core = b_n, core
+
+    def softened(self, core: float) -> "Sersic":
+        """Return the profile with a core of at least `core`, arcsec."""
+        profile = copy.copy(self)
+        profile.core = max(core, self.core)
+        return profile
 
     def basis(self, x: Any, y: Any, **values: Any) -> Any:
         """Return the brightness (b, 1, rows, columns)."""

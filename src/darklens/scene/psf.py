@@ -133,6 +133,19 @@ class PSF:
         note = f"PSF: {samples} of its pixels along a side of an image pixel"
         return replace(self, oversampling=samples, notes=(*self.notes, note))
 
+    def binned(self, side: int) -> "PSF":
+        """Return the PSF of an image binned into blocks of side x side pixels, with one kernel pixel for each block.
+
+        Kernel pixels that straddle two blocks are divided by area. The origin moves to the centre of the array.
+        """
+        taps = side * self.oversampling
+        axes = [
+            _overlaps(n, origin, taps).to(self.kernel)
+            for n, origin in zip(self.kernel.shape, self.origin[::-1], strict=True)
+        ]
+        kernel = axes[0] @ self.kernel @ axes[1].mT
+        return PSF(kernel, self.pixel_scale * taps, notes=self.notes)
+
     def centroid(self) -> tuple[float, float]:
         """Return the centroid (x, y) of the core, above 5 % of the peak, in kernel pixels from the array's centre."""
         core = torch.where(self.kernel > _CORE * self.kernel.max(), self.kernel, 0.0)
@@ -146,3 +159,12 @@ class PSF:
         """Full width at half maximum, arcsec: diameter of the circle with the area of pixels above half the peak."""
         area = int((self.kernel > self.kernel.max() / 2).sum())
         return 2 * float(np.sqrt(area / np.pi)) * self.pixel_scale
+
+
+def _overlaps(n: int, origin: float, side: int) -> Float[Tensor, "m n"]:
+    """Return the fraction of each of n unit pixels in blocks of `side`; the middle block is centred on the origin."""
+    centre = (n - 1) / 2 + origin
+    half = int(np.ceil((max(centre, n - 1 - centre) + 0.5) / side - 0.5))
+    low = centre + side * (torch.arange(-half, half + 1, dtype=torch.float64) - 0.5)[:, None]
+    pixel = torch.arange(n, dtype=torch.float64) - 0.5
+    return (torch.minimum(low + side, pixel + 1) - torch.maximum(low, pixel)).clamp_min(0.0)
