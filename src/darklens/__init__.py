@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         TNFW,
         Free,
         LineMass,
+        MultiGaussian,
         Multipole,
         PointMass,
         PseudoJaffe,
@@ -55,8 +56,20 @@ _HOME = {
     "train": ("darklens.training.run", "train"),
 }
 _PROFILES = (
-    *("EPL", "NFW", "SIE", "SIS", "TNFW", "LineMass", "Multipole", "PointMass", "PseudoJaffe", "Shear"),
-    *("Free", "Sersic", "Shapelets"),
+    *(
+        "EPL",
+        "NFW",
+        "SIE",
+        "SIS",
+        "TNFW",
+        "LineMass",
+        "MultiGaussian",
+        "Multipole",
+        "PointMass",
+        "PseudoJaffe",
+        "Shear",
+    ),
+    *("Free", "MultiGaussian", "Sersic", "Shapelets"),
 )
 _HOME |= {name: ("darklens.scene.profiles", name) for name in _PROFILES}
 _HOME |= {name: ("darklens.scene.scene", name) for name in ("LightModel", "MassModel", "Scene")}
@@ -80,6 +93,7 @@ __all__ = [
     "LightModel",
     "LineMass",
     "MassModel",
+    "MultiGaussian",
     "Multipole",
     "Observation",
     "PointMass",

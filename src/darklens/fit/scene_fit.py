@@ -1,10 +1,8 @@
 """Fit a scene to an observation: `fit(observation, scene)`.
 
-1. The lens light is fitted without lens and source.
-2. Lens and source parameters are drawn at random around the defaults of the scene. For each draw the linear amplitudes
-   are solved for, and the deviance of a binned image is computed.
-3. The best draws start Levenberg-Marquardt fits of the binned image.
-4. The best of these fits is continued on the full-resolution image.
+1. Starts at different Einstein radii are drawn (`scene_starts`).
+2. Levenberg-Marquardt fits of the image in larger pixels begin there. After a few steps only the best are continued.
+3. The best of these fits is continued on the full-resolution image.
 """
 
 import math
@@ -21,23 +19,16 @@ from torch import Tensor
 
 from darklens.files import atomic_path
 from darklens.fit import scene_export, scene_figure
-from darklens.fit.scene_solver import Data, Solver, State
+from darklens.fit.scene_solver import Solver, State, data_of
+from darklens.fit.scene_starts import draw_starts, main_lens
 from darklens.scene.observation import Observation
-from darklens.scene.profiles import Profile
 from darklens.scene.scene import Scene
 
 _COARSE_ARCSEC, _COARSE_SIDE = 0.11, 72  # maximum size of a coarse pixel, target number along a side
 _CORE = 0.1  # core of light profiles with a cusp, in sampling distances
-_DRAWS, _STARTS, _CANDIDATES = 24_000, 12, 30  # masses, bins of theta_E, and masses whose deviance is computed in each
-_ARC_PIXELS, _COMPACT = 100, 0.1  # traced back to the source plane; size in arcsec at which the source is compact
 _ROUNDS = ((5, 6), (10, 3), (40, 1))  # steps of the coarse fits, and number of fits continued after them
 _DIFFERENT = 0.03  # difference in ln theta_E of fits that are not the same
-_LIGHT_STEPS, _LIGHT_ROUNDS = 15, 3  # of the fit of the lens light alone
-_OUTLIER = 3.0  # residual in units of the noise at which a pixel has half its weight in that fit
-_ARC = 3.0  # signal-to-noise ratio above which a pixel without lens light belongs to an arc
-_LIGHT_ERROR = 0.05  # error of the lens light assumed when drawing starts
 _FINE_STEPS = 80
-_LENSES = ("epl", "sie", "sis")
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +102,7 @@ class FitResult:
         return scene_export.write_coolest(self, Path(path), z_lens=z_lens, z_source=z_source)
 
 
-def fit(observation: Observation, scene: Scene, *, seed: int = 0, trace=None) -> FitResult:
+def fit(observation: Observation, scene: Scene, *, seed: int = 0) -> FitResult:
     """Fit a scene to an observation.
 
     Args:
@@ -126,142 +117,35 @@ def fit(observation: Observation, scene: Scene, *, seed: int = 0, trace=None) ->
     oversampling = observation.psf.oversampling if observation.psf else 1
     scene = scene.softened(_CORE * observation.pixel_scale / oversampling)
     coarse = _coarse(observation)
-    solver, data = Solver(scene, coarse.detector()), _data(coarse)
-    starts = _starts(scene, coarse, solver, torch.Generator().manual_seed(seed))
-    lens = scene.names.index(f"{main_lens(scene)}.theta_E")
+    solver, data = Solver(scene, coarse.detector()), data_of(coarse)
+    starts = draw_starts(solver, coarse, torch.Generator().manual_seed(seed))
     for steps, kept in _ROUNDS:
-        state = solver.minimise(starts, _repeated(data, len(starts)), steps=steps)
-        if trace is not None:
-            trace.append((time.process_time()-started, [(round(float(v),3),round(float(d),0)) for v,d in zip(scene.external(state.internal)[:,lens], state.deviance)], state.steps.tolist()))
-        starts = _distinct(scene.external(state.internal)[:, lens], state)[:kept]
+        state = solver.minimise(starts, data.repeated(len(starts)), steps=steps)
+        starts = _distinct(scene, state)[:kept]
     fine = Solver(scene, observation.detector())
-    return _result(fine, fine.minimise(starts, _data(observation), steps=_FINE_STEPS), observation, started)
+    return _result(fine, fine.minimise(starts, data_of(observation), steps=_FINE_STEPS), observation, started)
 
 
 def _coarse(observation: Observation) -> Observation:
     """Return the observation in larger pixels, with one sample for each pixel."""
-    side = _binning(observation)
-    binned = observation.binned(side)
-    return replace(binned, psf=observation.psf.binned(side) if observation.psf else None)
-
-
-def _distinct(theta_E: Float[Tensor, " b"], state: State) -> Float[Tensor, "d p"]:
-    """Return the internal parameters of fits with different Einstein radii, by increasing deviance."""
-    chosen: list[int] = []
-    for row in state.deviance.argsort().tolist():
-        if all(abs(math.log(theta_E[row] / theta_E[other])) > _DIFFERENT for other in chosen):
-            chosen.append(row)
-    return state.internal[chosen]
-
-
-def main_lens(scene: Scene) -> str:
-    """Return the name of the main lens: the first isothermal or power-law component."""
-    return next(name for name, profile in scene.profiles.items() if profile.kind in _LENSES)
-
-
-def _binning(observation: Observation) -> int:
     by_scale = int(_COARSE_ARCSEC / observation.pixel_scale)
     by_size = -(-max(observation.image.shape) // _COARSE_SIDE)
-    return int(max(1, min(by_scale, by_size)))
+    side = int(max(1, min(by_scale, by_size)))
+    return replace(observation.binned(side), psf=observation.psf.binned(side) if observation.psf else None)
 
 
-def _data(observation: Observation) -> Data:
-    arrays = (observation.image, observation.weights)
-    return Data(*(torch.as_tensor(np.ascontiguousarray(v), dtype=torch.float32)[None] for v in arrays))
-
-
-def _repeated(data: Data, n: int) -> Data:
-    return Data(data.images.expand(n, -1, -1), data.weights.expand(n, -1, -1))
-
-
-def _starts(
-    scene: Scene, observation: Observation, solver: Solver, generator: torch.Generator
-) -> Float[Tensor, "s p"]:
-    """Return the internal parameters of random draws with low deviance, at different Einstein radii.
-
-    Masses are drawn first. Those that trace the light of the arcs back to the smallest region are kept, and of these
-    the ones with the lowest deviance. The lens light is subtracted before.
-    """
-    light, subtracted = _lens_light(scene, observation)
-    lens = main_lens(scene)
-    reach = min(observation.image.shape) * observation.pixel_scale / 2
-    columns = {}
-    for name, p in zip(scene.names, scene.free, strict=True):
-        component, _, symbol = name.partition(".")
-        normal = torch.randn(_DRAWS, generator=generator)
-        column = torch.full((_DRAWS,), light.get(name, p.start))
-        if name == f"{lens}.theta_E":
-            smallest, largest = max(p.low, 2 * observation.pixel_scale), min(p.high, 0.8 * reach)
-            # increasing, so that equal parts of the draws are bins of theta_E
-            column = smallest * torch.exp(torch.linspace(0, 1, _DRAWS) * math.log(largest / smallest))
-        elif component == lens and symbol in ("e1", "e2"):
-            column = light.get(f"light.{symbol}", 0.0) + 0.7 * p.step * normal
-        elif component.startswith("light") or (symbol in ("centre_x", "centre_y") and component == lens):
-            pass
-        elif p.log:
-            column = column * torch.exp(p.step * normal)
-        elif not (component.startswith("source") and symbol in ("centre_x", "centre_y")):
-            column = column + p.step * normal
-        columns[name] = column
-    drawn = scene.pack(columns).float()
-    scatter = _trace_back(scene, drawn, observation, subtracted, generator).reshape(_STARTS, -1)
-    kept = (scatter.argsort(1)[:, :_CANDIDATES] + torch.arange(_STARTS)[:, None] * scatter.shape[1]).flatten()
-    drawn = scene.internal(drawn[kept])
-    low, high = scene.bounds(drawn)
-    drawn = drawn.clamp(low, high)
-    deviance = torch.cat(
-        [solver.deviance(part, _repeated(subtracted, len(part)), lens_light=False) for part in torch.split(drawn, 32)]
-    )
-    best = deviance.reshape(_STARTS, -1).argmin(1) + torch.arange(_STARTS) * _CANDIDATES
-    return drawn[best]
-
-
-def _trace_back(
-    scene: Scene,
-    parameters: Float[Tensor, "b p"],
-    observation: Observation,
-    subtracted: Data,
-    generator: torch.Generator,
-) -> Float[Tensor, " b"]:
-    """Trace pixels of arcs back to the source plane; return their scatter, and move the sources to their medians."""
-    excess = ((subtracted.images * subtracted.weights.sqrt())[0] - _ARC).clamp_min(0)
-    if not bool(excess.any()):
-        return torch.zeros(len(parameters))
-    pixels = torch.multinomial(excess.flatten(), _ARC_PIXELS, replacement=True, generator=generator)
-    height, width = observation.image.shape
-    x = ((pixels % width) - (width - 1) / 2) * observation.pixel_scale
-    y = ((pixels // width) - (height - 1) / 2) * observation.pixel_scale
-    alpha = scene.deflection(parameters, x[None, None], y[None, None])
-    squared = torch.zeros(len(parameters), _ARC_PIXELS)
-    for symbol, at, by in zip(("centre_x", "centre_y"), (x, y), alpha, strict=True):
-        traced = (at - by)[:, 0]
-        centre = traced.median(1).values
-        squared += (traced - centre[:, None]) ** 2
-        for column, name in enumerate(scene.names):
-            if name.startswith("source") and name.endswith(symbol):
-                parameters[:, column] += centre
-    return torch.log1p(squared / _COMPACT**2).mean(1)
-
-
-def _lens_light(scene: Scene, observation: Observation) -> tuple[dict[str, float], Data]:
-    """Fit the lens light alone, and return its parameters and the image without it.
-
-    Pixels far from the model, such as those of arcs, have little weight in this fit. In the image returned, the noise
-    includes a fraction of the lens light.
-    """
-    data = _data(observation)
-    if not scene.lens_light.profiles:
-        return {}, data
-    alone = Scene([], [], scene.lens_light)
-    solver = Solver(alone, observation.detector())
-    state = solver.minimise(alone.internal(alone.start()).float(), data, steps=_LIGHT_STEPS)
-    for _ in range(_LIGHT_ROUNDS):
-        away = data.weights * (data.images - state.model) ** 2
-        robust = Data(data.images, data.weights / (1 + away / _OUTLIER**2))
-        state = solver.minimise(state.internal, robust, steps=_LIGHT_STEPS)
-    values = alone.external(state.internal)[0].tolist()
-    noise = (1 / data.weights + (_LIGHT_ERROR * state.model) ** 2).reciprocal()
-    return dict(zip(alone.names, values, strict=True)), Data(data.images - state.model, noise)
+def _distinct(scene: Scene, state: State) -> Float[Tensor, "d p"]:
+    """Return the internal parameters of fits with different Einstein radii, by increasing deviance."""
+    name = f"{main_lens(scene)}.theta_E"
+    order = state.deviance.argsort().tolist()
+    if name not in scene.names:
+        return state.internal[order]
+    log_theta_E = scene.external(state.internal)[:, scene.names.index(name)].log().tolist()
+    chosen: list[int] = []
+    for row in order:
+        if all(abs(log_theta_E[row] - log_theta_E[other]) > _DIFFERENT for other in chosen):
+            chosen.append(row)
+    return state.internal[chosen]
 
 
 def _result(solver: Solver, state: State, observation: Observation, started: float) -> FitResult:

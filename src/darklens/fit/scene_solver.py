@@ -7,11 +7,13 @@ amplitudes together, and the amplitudes are then solved for exactly at the new p
 
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from darklens.scene.imaging import Detector
+from darklens.scene.observation import Observation
 from darklens.scene.scene import Scene
 
 CONVERGED = 0.1
@@ -42,6 +44,16 @@ class Data:
     def rows(self, rows: Tensor) -> "Data":
         """Return a subset of the batch."""
         return Data(self.images[rows], self.weights[rows])
+
+    def repeated(self, n: int) -> "Data":
+        """Return a batch of n references to the only image."""
+        return Data(self.images.expand(n, -1, -1), self.weights.expand(n, -1, -1))
+
+
+def data_of(observation: Observation) -> Data:
+    """Return the image of an observation as a batch of one."""
+    arrays = (observation.image, observation.weights)
+    return Data(*(torch.as_tensor(np.ascontiguousarray(v), dtype=torch.float32)[None] for v in arrays))
 
 
 @dataclass
@@ -156,7 +168,9 @@ class Solver:
     ) -> tuple[Float[Tensor, "b l n"], Float[Tensor, "b l l"], Float[Tensor, "b l"]]:
         """Return the model images for unit amplitudes, and the normal equations of the amplitudes."""
         x, y = self.detector.x.to(internal), self.detector.y.to(internal)
-        basis = self.detector.observe(self.scene.basis(self.scene.external(internal), x, y, lens_light=lens_light)).flatten(2)
+        basis = self.detector.observe(
+            self.scene.basis(self.scene.external(internal), x, y, lens_light=lens_light)
+        ).flatten(2)
         weighted = basis * data.weights.flatten(1)[:, None]
         return (
             basis,

@@ -18,7 +18,8 @@ from darklens import executors
 from darklens.errors import ConfigError, DarklensError
 from darklens.files import atomic_path, csv_line, write_text, writing
 from darklens.fit.scene_figure import arrays, draw
-from darklens.fit.scene_fit import FitResult, fit, main_lens
+from darklens.fit.scene_fit import FitResult, fit
+from darklens.fit.scene_starts import main_lens
 from darklens.scene.observation_files import Inputs, files_of, read_observation
 from darklens.scene.profiles import EPL, SIE, SIS, Multipole, Shear
 from darklens.scene.scene import Scene

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import nnls
 
 from darklens.errors import ConfigError, InputError
 from darklens.fit.scene_fit import fit
-from darklens.fit.scene_solver import CONVERGED, Data, Solver
+from darklens.fit.scene_solver import CONVERGED, Data, Solver, non_negative
 from darklens.scene import (
     EPL,
     PSF,
@@ -16,6 +17,7 @@ from darklens.scene import (
     Free,
     LightModel,
     MassModel,
+    MultiGaussian,
     Multipole,
     Scene,
     Sersic,
@@ -100,10 +102,12 @@ class TestParameters:
 
 
 def test_derivatives_equal_finite_differences():
-    scene = Scene([EPL(), Shear(), Multipole(3), Multipole(4)], [Sersic()], [Shapelets(2)])
+    light = [Shapelets(2), MultiGaussian(2, smallest=0.1, largest=0.5)]
+    scene = Scene([EPL(), Shear(), Multipole(3), Multipole(4)], [Sersic()], light)
     values = TRUTH | {"light.beta": 0.4, "light.centre_x": 0.05, "light.centre_y": 0.0}
+    values |= {"light2.e1": 0.1, "light2.e2": -0.2, "light2.centre_x": 0.03, "light2.centre_y": -0.02}
     values |= {f"multipole{m}.{s}": v for m in (3, 4) for s, v in (("a", 0.02), ("b", -0.01))}
-    amplitudes = torch.tensor([[5.0, 1.0, 0.3, -0.2, 0.1, 0.4, 0.2]], dtype=torch.float64)
+    amplitudes = torch.tensor([[5.0, 1.0, 0.3, -0.2, 0.1, 0.4, 0.2, 2.0, 0.7]], dtype=torch.float64)
     detector = Detector((14, 18), SCALE, PSF.image(kernel(5, 3), pixel_scale=SCALE))
     internal = scene.internal(scene.pack(values))
     slopes = detector.observe(scene.slopes(internal, amplitudes, detector))[0]
@@ -181,6 +185,20 @@ class TestPSF:
         assert PSF.image(kernel() * 0.9, pixel_scale=0.05).notes == ("PSF: its sum is 0.9, not normalised",)
         normalised = PSF.image(kernel() * 0.9, pixel_scale=0.05, normalise=True)
         assert float(normalised.kernel.sum()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("side", "oversampling"), [(2, 1), (3, 1), (2, 2)])
+@pytest.mark.parametrize("shape", [(7, 7), (8, 5)])
+def test_a_binned_psf_keeps_its_flux_and_centroid(shape, side, oversampling):
+    psf = PSF.image(kernel(*shape), pixel_scale=SCALE, oversampling=oversampling, recentre=True)
+    binned = psf.binned(side)
+    assert float(binned.kernel.sum()) == pytest.approx(float(psf.kernel.sum()))
+    assert binned.pixel_scale == pytest.approx(side * SCALE) and binned.oversampling == 1
+    middle = [(torch.arange(n) - (n - 1) / 2).double() for n in binned.kernel.shape]
+    for axis, at in enumerate(middle):
+        centroid = float((binned.kernel.sum(1 - axis) * at).sum())
+        assert abs(centroid) < 0.02
+        assert len(at) % 2
 
 
 class TestObservation:
@@ -294,11 +312,65 @@ class TestFit:
 
     def test_converged_means_that_a_further_step_gains_little(self, observation):
         result = fit(observation, lens())
-        solver = Solver(lens(), observation.detector())
+        solver = Solver(result.scene, observation.detector())
         data = Data(*(torch.as_tensor(v, dtype=torch.float32)[None] for v in (observation.image, observation.weights)))
         internal = solver.scene.internal(solver.scene.pack(result.parameters)).float()
         again = solver.minimise(internal, data, steps=10)
         assert float(solver.state(internal, data).deviance - again.deviance) < 2 * CONVERGED
+
+
+def two_images(lens_light, amplitudes):
+    """A compact source far from the axis of a lens: two images, as of the SLACS lens J0037-0942."""
+    scene = Scene([SIE(), Shear()], [Sersic(n=1.0, e1=0.0, e2=0.0)], lens_light)
+    values = {"sie.theta_E": 1.5, "sie.e1": -0.15, "sie.e2": -0.05, "sie.centre_x": 0.0, "sie.centre_y": 0.0}
+    values |= {"shear.gamma1": 0.03, "shear.gamma2": 0.0, "source.R_e": 0.1}
+    values |= {"source.centre_x": 0.4, "source.centre_y": -0.2}
+    return image(scene, values, amplitudes, Detector((50, 50), SCALE, PSF.image(kernel(), pixel_scale=SCALE)))
+
+
+def test_two_compact_images_beside_bright_lens_light_are_found():
+    light = Sersic(R_e=0.8, n=4.0, e1=-0.1, e2=-0.05, centre_x=0.0, centre_y=0.0, core=0.02)
+    truth = two_images([light], [5.0, 5.0])
+    noise = np.sqrt(0.02**2 + 0.02 * truth)
+    noisy = truth + noise * np.random.default_rng(1).normal(size=truth.shape)
+    psf = PSF.image(kernel(), pixel_scale=SCALE)
+    observation = Observation.of(noisy, noise_map=noise, pixel_scale=SCALE, psf=psf)
+    centre = {"centre_x": "light.centre_x", "centre_y": "light.centre_y"}
+    scene = Scene([SIE(**centre), Shear()], [MultiGaussian(8, largest=0.5)], [MultiGaussian(12)])
+    result = fit(observation, scene)
+    assert abs(result.theta_E - 1.5) < 4 * result.errors["sie.theta_E"] < 0.2
+    assert result.converged and abs(result.chi2_excess) < 4
+
+
+def test_amplitudes_are_those_of_nonnegative_least_squares():
+    radius = np.linspace(0, 3, 200)
+    basis = np.exp(-(radius[:, None] ** 2) / 2 / np.logspace(-1.5, 0.7, 24) ** 2)
+    basis /= np.linalg.norm(basis, axis=0)
+    values = 1 / (1 + radius**2) + 0.01 * np.random.default_rng(0).normal(size=(8, 200))
+    matrix = torch.as_tensor(basis.T @ basis + 1e-10 * np.eye(24)).expand(8, -1, -1)
+    every = torch.ones(8, 24, dtype=torch.bool)
+    amplitudes = non_negative(matrix, torch.as_tensor(values @ basis), every[0], every).numpy()
+    assert (amplitudes >= 0).all() and (amplitudes == 0).any(1).all()
+    for row, target in zip(amplitudes, values, strict=True):
+        assert np.linalg.norm(basis @ row - target) == pytest.approx(nnls(basis, target)[1], rel=1e-9)
+
+
+def test_a_scene_without_a_main_lens_is_not_fitted(observation):
+    with pytest.raises(ConfigError, match="needs a main lens"):
+        fit(observation, Scene([Shear()], [Sersic()]))
+
+
+class TestCores:
+    def test_a_core_is_part_of_the_scene_and_its_image(self):
+        scene = Scene([SIE()], [Sersic(core=0.03)], [Sersic(), Shapelets(1)]).softened(0.01)
+        assert [p.core for p in (*scene.source.profiles, scene.lens_light.profiles[0])] == [0.03, 0.01]
+        assert Scene([SIE()], [Sersic()]).source.profiles[0].core == 0
+
+    def test_with_a_core_the_light_is_smooth_at_its_centre(self):
+        x = torch.tensor([[[0.0, 1e-4]]], dtype=torch.float64)
+        values = {k: torch.tensor(v) for k, v in {"R_e": 0.2, "n": 4.0, "e1": 0.0, "e2": 0.0}.items()}
+        cusp, core = (Sersic(core=c).basis(x, 0 * x, **values)[0, 0, 0] for c in (0.0, 0.005))
+        assert cusp[0] / cusp[1] > 1.5 and core[0] / core[1] < 1.001
 
 
 def test_missing_values_and_amplitudes_are_errors_that_suggest_names():
