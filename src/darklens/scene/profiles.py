@@ -343,6 +343,7 @@ class MultiGaussian(LightProfile):
             raise ConfigError(
                 f"multi_gaussian needs n >= 1 and 0 < smallest <= largest, got {n}, {smallest:g} and {largest:g}."
             )
+        self.n, self.smallest, self.largest = n, smallest, largest
         self.n_basis = n
         self.sigmas = torch.logspace(math.log10(smallest), math.log10(largest), n, dtype=torch.float64)
 

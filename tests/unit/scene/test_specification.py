@@ -11,9 +11,8 @@ FULL = "epl-shear-multipoles+light"
 
 
 def test_the_named_scenes_describe_themselves():
-    assert names() == sorted(
-        f"{n}{s}" for n in ("sie-shear", "epl-shear", "epl-shear-multipoles") for s in ("", "+light")
-    )
+    composed = [f"{n}{s}" for n in ("sie-shear", "epl-shear", "epl-shear-multipoles") for s in ("", "+light")]
+    assert names() == sorted([*composed, "sie+mge", "sie-shear+mge", "epl-shear+mge"])
     assert all(get(name).description for name in names())
     scene = get(FULL).scene()
     assert list(scene.profiles) == ["epl", "shear", "multipole3", "multipole4", "source", "light", "light2"]
