@@ -1,6 +1,7 @@
 """What a command is to write is checked before any work: nothing but a new or a regular file is ever replaced."""
 
 import inspect
+import itertools
 import os
 import shutil
 import socket
@@ -23,6 +24,8 @@ COMMANDS = {
     "predict": ("predict bundle lens.npy --workers 1 --out {}", "file"),
     "predict a list": ("predict bundle @list.txt --workers 1 --out {}", "file"),
     "predict --maps": ("predict bundle lens.npy --out table.csv --maps {}", "folder"),
+    "fit": ("fit lens.npy --pixel-scale 0.05 --out {}", "file"),
+    "fit --maps": ("fit lens.npy --pixel-scale 0.05 --out table.csv --maps {}", "folder"),
     "explain": ("explain bundle lens.npy --out {}", "folder"),
     "evaluate": ("evaluate bundle store --out {}", "folder"),
     "compare": ("compare evaluated evaluated --out {}", "folder"),
@@ -120,8 +123,11 @@ def test_every_option_that_names_an_output_is_in_the_table():
     assert options == tested
 
 
-@pytest.mark.parametrize("kind", SPECIAL)
-@pytest.mark.parametrize("name", COMMANDS)
+# Every command with one kind, every kind with a file and a folder: all commands make the same check.
+PAIRS = {*zip(COMMANDS, itertools.cycle(SPECIAL)), *itertools.product(("predict", "evaluate"), SPECIAL)}
+
+
+@pytest.mark.parametrize(("name", "kind"), sorted(PAIRS))
 def test_output_replaces_no_fifo_socket_or_bad_link(work, capsys, name, kind):
     SPECIAL[kind](work / "target")
     _assert_refused(work, capsys, name, "target")
@@ -163,11 +169,13 @@ def test_output_does_not_replace_a_standard_stream(work, capsys, name):
 INPUT_FILES = {
     "predict": ["lens.npy", "bundle/model.safetensors", "bundle/new.csv"],
     "predict a list": ["lens.npy", "list.txt", "bundle/bundle.json"],
+    "fit": ["lens.npy"],
     "doctor": ["store/store.json", "store/shards/00000.images.npy", "store/new.json"],
     "export": ["bundle/bundle.json", "bundle/model.safetensors"],
 }
 INPUT_FOLDERS = {
     "predict --maps": ["lens.npy", "bundle", "bundle/maps"],
+    "fit --maps": ["lens.npy"],
     "explain": ["lens.npy", "bundle", "bundle/new"],
     "evaluate": ["store", "bundle", "store/shards", "store/new"],
     "compare": ["evaluated"],
