@@ -44,7 +44,7 @@ def test_a_training_calibrates_and_evaluate_reports_the_coverage(tiny, tmp_path)
     assert 0.7 <= evaluation["conformal"][0]["lac"]["coverage"] <= 1
     assert evaluation["selective"][0]["confidence"] is None and 0 <= evaluation["ood"]["beyond_p99"] <= 1
     rows = rows_of(tmp_path / "e" / "predictions.csv")
-    assert list(rows[0])[6:11] == ["message", *COLUMNS, "label"]
+    assert list(rows[0])[6:13] == ["message", "verdict", "reason", *COLUMNS, "label"]
     covered = np.mean([row["label"] in row["set"].split("|") for row in rows])
     assert covered >= evaluation["conformal"][0]["lac"]["coverage"]
     assert all(row["predicted"] in row["set"].split("|") for row in rows)
