@@ -24,6 +24,7 @@ from darklens.scene import (
     TNFW,
     Detector,
     LineMass,
+    MultiGaussian,
     Multipole,
     Observation,
     PointMass,
@@ -65,6 +66,7 @@ def fitted(scene, amplitudes):
         at_bounds=(),
         steps=1,
         seconds=1.0,
+        covariance=np.zeros((0, 0)),
     )
 
 
@@ -110,9 +112,10 @@ def rendered(exported):
             ),
             1e-6,
         ),
+        (Scene([LENS], [MultiGaussian(4, smallest=0.05, largest=0.3, e1=0.1, e2=-0.1, **CENTRE)]), 1e-6),
         (Scene([LENS], [Shapelets(3, beta=0.1, centre_x=0.05, centre_y=0.0)]), 1e-5),
     ],
-    ids=["epl", "sie", "perturbers", "multipole", "shapelets"],
+    ids=["epl", "sie", "perturbers", "multipole", "gaussians", "shapelets"],
 )
 def test_lenstronomy_renders_the_image_of_a_fit(scene, tolerance):
     generator = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from darklens.errors import ConfigError
 from darklens.files import atomic_path, write_json
 from darklens.physics.light import sersic_b
-from darklens.scene.profiles import Multipole, Profile, Sersic, Shapelets, Shear
+from darklens.scene.profiles import MultiGaussian, Multipole, Profile, Sersic, Shapelets, Shear
 
 if TYPE_CHECKING:
     from darklens.fit.scene_fit import FitResult
@@ -27,7 +27,8 @@ def to_lenstronomy(result: "FitResult") -> dict[str, Any]:
 
     Keys: `lens_model_list`, `source_light_model_list`, `lens_light_model_list`, `kwargs_lens`, `kwargs_source`,
     `kwargs_lens_light`. Amplitudes are per square arcsec, as lenstronomy needs them, so that its image has the unit of
-    the observation.
+    the observation. The cores that a fit gives Sersic profiles, a tenth of a sample, are left out, which changes the
+    pixel at the centre of a cusp.
 
     Raises:
         ConfigError: If lenstronomy has no such profile: a line, or multipoles of a lens that is not elongated along x,
@@ -178,6 +179,10 @@ def _lenstronomy(name: str, profile: Profile, v: Values, result: "FitResult") ->
     if isinstance(profile, Shapelets):
         amplitudes = [value / v["beta"] for value in _amplitudes(name, result)]
         return "SHAPELETS", {"amp": amplitudes, "n_max": profile.n_max, "beta": v["beta"]} | _centre(v)
+    if isinstance(profile, MultiGaussian):
+        sigmas = profile.sigmas.tolist()
+        fluxes = [a * 2 * math.pi * sigma**2 for a, sigma in zip(_amplitudes(name, result), sigmas, strict=True)]
+        return "MULTI_GAUSSIAN_ELLIPSE", {"amp": fluxes, "sigma": sigmas, "e1": v["e1"], "e2": v["e2"]} | _centre(v)
     if isinstance(profile, Multipole):
         return _lenstronomy_multipole(name, profile, v)
     if profile.kind not in _LENSTRONOMY:

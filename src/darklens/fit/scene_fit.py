@@ -48,6 +48,7 @@ class FitResult:
         at_bounds: Names of the parameters at a bound.
         steps: Number of model evaluations at full resolution.
         seconds: Processor time.
+        covariance: Covariance matrix of the parameters, in the order of `scene.names`.
     """
 
     scene: Scene = field(repr=False)
@@ -62,6 +63,7 @@ class FitResult:
     at_bounds: tuple[str, ...]
     steps: int
     seconds: float
+    covariance: Float[np.ndarray, "p p"] = field(repr=False)
 
     @property
     def chi2_per_pixel(self) -> float:
@@ -152,8 +154,9 @@ def _result(solver: Solver, state: State, observation: Observation, started: flo
     scene = solver.scene
     internal = state.internal[0]
     values = scene.external(state.internal)[0].tolist()
-    deviations = solver.covariance(state)[0].diagonal().clamp_min(0).sqrt().tolist()
-    errors = [d * v if p.log else d for d, v, p in zip(deviations, values, scene.free, strict=True)]
+    scales = torch.tensor([v if p.log else 1.0 for v, p in zip(values, scene.free, strict=True)], dtype=torch.float64)
+    covariance = solver.covariance(state)[0].double() * scales * scales[:, None]
+    errors = covariance.diagonal().clamp_min(0).sqrt().tolist()
     low, high = scene.bounds(internal)
     bound = ((internal <= low) | (internal >= high)).tolist()
     return FitResult(
@@ -169,4 +172,5 @@ def _result(solver: Solver, state: State, observation: Observation, started: flo
         at_bounds=tuple(name for name, at in zip(scene.names, bound, strict=True) if at),
         steps=int(state.steps[0]),
         seconds=time.process_time() - started,
+        covariance=covariance.numpy(),
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 import darklens
 from darklens import executors
@@ -35,6 +36,7 @@ _ISOTHERMAL = 2.0
 
 Estimate = tuple[float, float]
 """Value and standard deviation."""
+Covariance = Float[np.ndarray, "2 2"]
 
 
 @dataclass(frozen=True)
@@ -74,16 +76,25 @@ def measures(result: FitResult) -> dict[str, Estimate]:
     missing = (math.nan, math.nan)
 
     def parameter(component: str, symbol: str) -> Estimate:
-        path = f"{component}.{symbol}"
-        free = scene.free_parameter(path)
-        value = scene.values_of(component, result.parameters)[symbol]
-        return value, 0.0 if free is None else result.errors[free]
+        error = float(np.sqrt(max(covariance(component, symbol)[0, 0], 0.0)))
+        return scene.values_of(component, result.parameters)[symbol], error
+
+    def covariance(component: str, *symbols: str) -> Float[np.ndarray, "k k"]:
+        """Return the covariance of parameters of a component; zero for fixed ones."""
+        free = [scene.free_parameter(f"{component}.{symbol}") for symbol in symbols]
+        rows = [scene.names.index(name) if name else None for name in free]
+        entries = [[0.0 if None in (i, j) else result.covariance[i, j] for j in rows] for i in rows]
+        return np.array(entries)
+
+    def vector(component: str, *symbols: str) -> tuple[tuple[float, float], Covariance]:
+        values = scene.values_of(component, result.parameters)
+        return (values[symbols[0]], values[symbols[1]]), covariance(component, *symbols)
 
     symbols = scene.profiles[lens].parameters
     estimates = {symbol: parameter(lens, symbol) for symbol in ("theta_E", "centre_x", "centre_y")}
     estimates["slope"] = parameter(lens, "slope") if "slope" in symbols else (_ISOTHERMAL, 0.0)
     if "e1" in symbols:
-        estimates["q"], estimates["phi"] = axis_ratio(parameter(lens, "e1"), parameter(lens, "e2"))
+        estimates["q"], estimates["phi"] = axis_ratio(*vector(lens, "e1", "e2"))
     else:
         estimates["q"], estimates["phi"] = (1.0, 0.0), missing
     shear = next((name for name, profile in scene.profiles.items() if isinstance(profile, Shear)), None)
@@ -92,32 +103,35 @@ def measures(result: FitResult) -> dict[str, Estimate]:
     theta_E = estimates["theta_E"]
     for m in (3, 4):
         name = next((n for n, p in scene.profiles.items() if isinstance(p, Multipole) and p.m == m), None)
-        estimates[f"a{m}"] = missing if name is None else _ratio(parameter(name, "a"), parameter(name, "b"), theta_E)
+        estimates[f"a{m}"] = missing if name is None else _ratio(*vector(name, "a", "b"), theta_E)
     return {"theta_E": theta_E, **{name: estimates[name] for name in _MEASURES}}
 
 
-def axis_ratio(e1: Estimate, e2: Estimate) -> tuple[Estimate, Estimate]:
-    """Return axis ratio, and position angle of the major axis (degrees from x to y), of an ellipticity."""
-    e, error, across = _length(e1, e2)
+def axis_ratio(ellipticity: tuple[float, float], covariance: Covariance) -> tuple[Estimate, Estimate]:
+    """Return axis ratio, and position angle of the major axis (degrees from x to y), of an ellipticity (e1, e2)."""
+    e, error, across = _length(ellipticity, covariance)
     if e == 0:
         return (1.0, 2 * error), (0.0, 90.0)
-    q, phi = (1 - e) / (1 + e), math.degrees(math.atan2(e2[0], e1[0])) / 2
+    q, phi = (1 - e) / (1 + e), math.degrees(math.atan2(ellipticity[1], ellipticity[0])) / 2
     return (q, 2 * error / (1 + e) ** 2), (phi, min(90.0, math.degrees(across / e) / 2))
 
 
-def _ratio(a: Estimate, b: Estimate, theta_E: Estimate) -> Estimate:
-    amplitude, error, _ = _length(a, b)
+def _ratio(amplitudes: tuple[float, float], covariance: Covariance, theta_E: Estimate) -> Estimate:
+    amplitude, error, _ = _length(amplitudes, covariance)
     value = amplitude / theta_E[0]
     return value, math.hypot(error, value * theta_E[1]) / theta_E[0]
 
 
-def _length(a: Estimate, b: Estimate) -> tuple[float, float, float]:
+def _length(vector: tuple[float, float], covariance: Covariance) -> tuple[float, float, float]:
     """Return the length of a vector, and the standard deviations along and across it."""
-    length = math.hypot(a[0], b[0])
+    length = math.hypot(*vector)
     if length == 0:
-        return 0.0, max(a[1], b[1]), max(a[1], b[1])
-    cos, sin = a[0] / length, b[0] / length
-    return length, math.hypot(cos * a[1], sin * b[1]), math.hypot(sin * a[1], cos * b[1])
+        error = math.sqrt(max(float(covariance.diagonal().max()), 0.0))
+        return 0.0, error, error
+    along = np.array(vector) / length
+    across = np.array([-along[1], along[0]])
+    first, second = (math.sqrt(max(float(d @ covariance @ d), 0.0)) for d in (along, across))
+    return length, first, second
 
 
 def columns_of(scene: Scene) -> list[str]:
