@@ -5,7 +5,9 @@ header fields, cards, chunks, members and opcodes, with corrected checksums, so 
 A worker process with at most 1 GB of memory reads each file and prepares the image for a model, within 2 s of CPU time.
 The reader must accept it or refuse it with one sentence. Anything else is a finding: another exception, a message of
 several lines, too much time or memory, a crash, a file opened besides the input, a process or connection started, a
-class looked up for unpickling. The lens is searched in two of a thousand images only, since that takes a second.
+class looked up for unpickling. Masks, noise maps, PSFs, files and folders of observations are read by `darklens fit`
+beside valid ones; lists of files, index.csv and scenes in YAML are expanded and checked, but nothing that they name is
+opened outside the folder. The lens is searched in two of a thousand images only, since that takes a second.
 Findings are written to --keep. The same --seed gives the same inputs.
 
 Writes results/fuzz.json; --first continues an earlier run and adds to its counts.
@@ -41,6 +43,18 @@ NUMBERS += [2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1]
 TEXTS = "0 1 -1 2 3 99 -32 64 999999 2147483648 9223372036854775808 1e308 NaN Inf T F '' ()".split()
 TEXTS += ", 4000 16000000 -0 None".split()
 IMAGE = np.arange(64.0).reshape(8, 8)
+SIDE, OBSERVED = 12, ["image", "noise_map", "psf", "mask"]
+SCENE = """description: A lens.
+mass:
+  epl: {theta_E: {start: 1.2, low: 0.2, high: 4}, slope: 2.0}
+  shear: {gamma1: {prior: [0, 0.1]}}
+source:
+  source: {kind: sersic, n: {low: 0.5, high: 4}}
+lens_light: {light: {kind: sersic, centre_x: epl.centre_x}}
+psf: {fwhm: 0.2, oversampling: 2}
+noise: {background_rms: 0.1, exposure: 100}
+half_width: 2.5
+"""
 
 
 def seeds():
@@ -84,6 +98,7 @@ def seeds():
     pair = np.empty(2, dtype=object)
     pair[0], pair[1] = IMAGE, 1e-23
     return {
+        **observations(saved),
         "npy": [
             saved(np.save, IMAGE),
             saved(np.save, IMAGE[None].astype(">i2")),
@@ -115,6 +130,46 @@ def seeds():
             picture(IMAGE.astype(np.uint16), "TIFF", compression="tiff_lzw"),
             picture(IMAGE.astype(np.float32), "TIFF", compression="tiff_adobe_deflate"),
         ],
+    }
+
+
+def observations(saved):
+    """Return valid inputs of `darklens fit`, lists of files, indexes and scenes."""
+    import h5py
+    from astropy.io import fits
+
+    g = np.random.default_rng(0)
+    mask = np.zeros((SIDE, SIDE), dtype=np.int16)
+    mask[0, :3] = 1
+    kernel = np.exp(-np.hypot(*np.mgrid[-2:3, -2:3]))
+    planes = {"image": g.normal(size=(SIDE, SIDE)), "noise_map": np.ones((SIDE, SIDE)), "psf": kernel / kernel.sum()}
+    planes |= {"mask": mask}
+    header = fits.Header({"PIXSCALE": 0.05, "BUNIT": "electron/s", "EXPTIME": 100.0, "GAIN": 2.0})
+
+    def units(**named):
+        units = [fits.PrimaryHDU(), *(fits.ImageHDU(plane, header, name) for name, plane in named.items())]
+        return saved(fits.HDUList(units).writeto)
+
+    def single(name):
+        return saved(fits.PrimaryHDU(planes[name], header if name == "image" else None).writeto)
+
+    def hdf5(**arrays):
+        stream = io.BytesIO()
+        with h5py.File(stream, "w") as file:
+            for name, array in arrays.items():
+                file[name] = array
+        return stream.getvalue()
+
+    stack = {"images": np.stack([planes["image"]] * 2), "noise": np.ones((2, SIDE, SIDE)), "pixel_scale": 0.05}
+    stack |= {"psf": planes["psf"]}
+    several = {"SCI": planes["image"], "ERR": planes["noise_map"], "PSF": planes["psf"], "DQ": mask}
+    weights = {"SCI": planes["image"], "WHT": planes["noise_map"], "EXP": planes["noise_map"] * 100}
+    return {
+        **{name: [single(name), saved(np.save, plane)] for name, plane in planes.items()},
+        "observation": [units(**several), units(**weights), saved(np.savez, **stack), hdf5(**stack)],
+        "list": [b"a/1.fits\nb.npy\n", b"# comment\r\n'a b.npy'\r\n*.fits\r\n", "\ufeffa.npy\nd\xe9.npy".encode()],
+        "index": [b"no/1.npy,0\nsphere/1.npy,1\n", b'file,label\r\n"no/1.npy",no\r\nvort/1.npy,vort\r\n'],
+        "scene": [SCENE.encode()],
     }
 
 
@@ -307,7 +362,54 @@ def tiff_fields(content, files, g):
     return bytes(data)
 
 
+WORDS = """
+.. /etc/passwd ~ " ' # @x ** [ % , ,,,, =1+1 no/1.npy 3 -1 1.0 2147483648 *a <<: 2001-99-99 1e999 .nan .inf -.inf | >
+--- ... null [] {} true 1:60:60 epl.centre_x light.centre_x fwhm: kind: nfw sersic !!set !!binary aaa
+!!python/name:os.system
+""".split()
+WORDS += ["&a [*a, *a]", "!!python/object/apply:os.system [ls]", "? {}", "- x", "<<: *a", "fwhm: -1", "kind: nfw", "\0"]
+WORDS += ["\ufeff", "\r", "\u202e", "\u2028", "../" * 40 + "etc/passwd", "a" * 5000, "1" * 5000, "0x" + "f" * 3000]
+WORDS += ["[" * 3000, "{a: " * 500]
+
+
+def text_lines(content, files, g):
+    """Change, repeat, move and leave out lines and words of a text, and put in what parsers stumble over."""
+    lines = content.split(b"\n")
+    for _ in range(g.integers(1, 4)):
+        at, how = int(g.integers(len(lines))), g.integers(7)
+        word = WORDS[g.integers(len(WORDS))].encode()
+        if how == 0:
+            lines[at] = word
+        elif how == 1:
+            lines[at : at + 1] = [lines[at]] * int(g.choice([0, 2, 300]))
+        elif how == 2:
+            lines.insert(int(g.integers(len(lines) + 1)), lines[at])
+        elif how == 3:
+            lines[at] = b" " * int(g.integers(9)) + lines[at].strip()
+        elif how == 4 and (separators := [i for i, c in enumerate(lines[at]) if c in b",: {}[]"]):
+            start = separators[g.integers(len(separators))] + 1
+            end = next((i for i in separators if i > start), len(lines[at]))
+            lines[at] = lines[at][:start] + word + lines[at][end:]
+        elif how == 5:
+            lines[at] += word
+        else:
+            lines[at] = bytes(g.integers(0, 256, 8, dtype=np.uint8)) + lines[at]
+        lines = lines or [b""]
+    return b"\n".join(lines)
+
+
+def observed(content, files, g):
+    """Change an input of a fit as its type is changed."""
+    if content.startswith(b"SIMPLE"):
+        return fits_cards(content, files, g)
+    if content.startswith(b"PK"):
+        return zip_members(content, files, g)
+    return npy_header(content, files, g) if content.startswith(b"\x93") else generic(content, files, g)
+
+
 BY_KIND = {
+    **dict.fromkeys([*OBSERVED, "observation"], observed),
+    **dict.fromkeys(["list", "index", "scene"], text_lines),
     "npy": npy_header,
     "objects": pickle_steps,
     "npz": zip_members,
@@ -319,6 +421,8 @@ BY_KIND = {
     "tiff": tiff_fields,
 }
 KINDS = ["npy", "objects", "npz", "fits", "fits.fz", "fits.gz", "fits.bz2", "hdf5", "png", "tiff"]
+KINDS += [*OBSERVED, "observation", "list", "index", "scene"]
+NAMES = {"index": "labelled/index.csv", "scene": "scene.yaml", "observation": "input.npz"}  # of the file; else `input`
 
 
 def input_of(seed, i, files):
@@ -326,6 +430,38 @@ def input_of(seed, i, files):
     g = np.random.default_rng([seed, i])
     kind = KINDS[i % len(KINDS)]
     return kind, mutated(kind, files, g)
+
+
+def readers(folder, files):
+    """Return functions that read an input of each kind that is not a single image, beside valid ones in a folder."""
+    from darklens.data.deeplense import list_images
+    from darklens.data.image_paths import find_images
+    from darklens.scene import specification
+    from darklens.scene.observation_files import Inputs, find_observations, read_observation
+
+    for name in OBSERVED:
+        (folder / f"{name}.fits").write_bytes(files[name][0])
+    for name in ("no", "sphere", "vort"):
+        (folder / "labelled" / name).mkdir(parents=True)
+        (folder / "labelled" / name / "1.npy").write_bytes(files["npy"][0])
+    valid = {name: str(folder / f"{name}.fits") for name in OBSERVED[1:]}
+
+    def option(name):
+        return lambda path: read_observation(str(folder / "image.fits"), Inputs(**(valid | {name: str(path)})))
+
+    def observation(path):
+        for label in find_observations([path])[:2]:
+            read_observation(label)
+
+    os.chdir(folder)
+    return {
+        **{name: option(name) for name in valid},
+        "image": lambda path: read_observation(str(path), Inputs(pixel_scale=0.05, **valid)),
+        "observation": observation,
+        "list": lambda path: find_images([f"@{path}", str(path)]),
+        "index": lambda path: list_images(path.parent),
+        "scene": lambda path: specification.get(str(path)),
+    }
 
 
 class TooLongError(BaseException):
@@ -338,20 +474,31 @@ def work(seed, first, last, folder):
     from darklens.data.readers import read_image
     from darklens.errors import DarklensError
 
-    files, path, violations, find_lens = seeds(), Path(folder) / "input", [], preparing.find_lens
+    files, violations, find_lens, folder = seeds(), [], preparing.find_lens, Path(folder)
+    read = readers(folder, files)
+    allowed = {str(folder / "input")}
     find_lens(np.eye(20), 0.05)  # imports what it needs
 
-    def outcome_of(content):
+    def outcome_of(kind, content):
+        path = folder / NAMES.get(kind, "input")
+        allowed.clear()
         path.write_bytes(content)
+        allowed.add(f"{folder}/" if kind in read else str(path))
         violations.clear()
         started = time.process_time()
         verdict = "accepted"
         try:
             signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
-            preparing.prepare(read_image(path), n_pixels=8, pixel_scale=0.05, name=str(path))
+            if kind in read:
+                read[kind](path)
+            else:
+                preparing.prepare(read_image(path), n_pixels=8, pixel_scale=0.05, name=str(path))
         except DarklensError as error:
             verdict = "refused"
-            if "\n" in str(error) or not str(error).startswith(f"{path}: "):
+            begins = str(error).startswith(f"{path}: ")
+            if kind in read:
+                begins = kind == "list" or str(folder) in str(error)  # a list's message names the entry
+            if "\n" in str(error) or not begins:
                 verdict = f"finding: not one sentence: {str(error)[:200]!r}"
             if isinstance(error.__context__, MemoryError):
                 verdict = "finding: out of memory"
@@ -365,7 +512,7 @@ def work(seed, first, last, folder):
         raise TooLongError(f"more than {CPU_SECONDS} s of CPU time")
 
     def audit(event, arguments):
-        if event == "open" and arguments[0] != str(path) and not isinstance(arguments[0], int):
+        if event == "open" and not isinstance(arguments[0], int) and not str(arguments[0]).startswith(tuple(allowed)):
             violations.append(f"opened {arguments[0]}")
         elif event.split(".")[0] in {"subprocess", "socket", "pickle", "ctypes"} or event in STARTS:
             violations.append(event)
@@ -374,11 +521,11 @@ def work(seed, first, last, folder):
     preparing.find_lens = lambda *_: (1.0, -2.0)
     for kind in KINDS:  # imports at first use happen before the audit
         for content in files[kind]:
-            verdict = outcome_of(content)[0]
+            verdict = outcome_of(kind, content)[0]
             if verdict != "accepted":
                 raise SystemExit(f"the valid {kind} is not read: {verdict}")
         for i in range(KINDS.index(kind), 40 * len(KINDS), len(KINDS)):
-            outcome_of(input_of(seed + 1, i, files)[1])
+            outcome_of(*input_of(seed + 1, i, files))
     # Libraries are mapped but mostly never touched; only resident memory counts towards 1 GB.
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     room = mapped + MEMORY - resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -388,7 +535,7 @@ def work(seed, first, last, folder):
         print(json.dumps({"start": i}), flush=True)
         kind, content = input_of(seed, i, files)
         preparing.find_lens = find_lens if i % 1000 < 2 else lambda *_: (1.0, -2.0)
-        verdict, seconds = outcome_of(content)
+        verdict, seconds = outcome_of(kind, content)
         entry = {"i": i, "kind": kind, "verdict": verdict, "seconds": seconds, "bytes": len(content)}
         if verdict.startswith("finding"):
             entry["content"] = base64.b64encode(content).decode()
@@ -406,7 +553,7 @@ def run(seed, first, last, seconds, keep):
         with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
             words = [
                 sys.executable,
-                __file__,
+                str(Path(__file__).resolve()),
                 "--worker",
                 folder,
                 "--seed",
@@ -457,6 +604,29 @@ def run(seed, first, last, seconds, keep):
     return counts, findings, slowest, peak, done
 
 
+def shared(options, read_json):
+    """Run equal parts of the inputs in processes of their own and return the sum of their results."""
+    edges = [options.first + options.inputs * i // options.processes for i in range(options.processes + 1)]
+    with tempfile.TemporaryDirectory() as folder:
+        parts = [Path(folder) / f"{first}.json" for first in edges[:-1]]
+        words = [sys.executable, __file__, "--seed", str(options.seed), "--keep", str(options.keep)]
+        running = [
+            subprocess.Popen([*words, "--first", str(first), "--inputs", str(last - first), "--out", str(part)])
+            for first, last, part in zip(edges[:-1], edges[1:], parts, strict=True)
+        ]
+        codes = [process.wait() for process in running]
+        if any(codes):
+            raise SystemExit("a part of the inputs was not read to its end")
+        results = [read_json(part) for part in parts]
+    whole = results[-1]
+    for kind, tally in whole["readers"].items():
+        tally.update({name: sum(result["readers"][kind][name] for result in results) for name in tally})
+    slowest = max((result["slowest"] for result in results), key=lambda slow: slow["cpu_seconds"])
+    peak = max(result["peak_rss_bytes"] for result in results)
+    sums = {name: sum(result[name] for result in results) for name in ("inputs", "findings")}
+    return whole | sums | {"slowest": slowest, "peak_rss_bytes": peak}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--inputs", type=int, default=100_000)
@@ -465,6 +635,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, default=Path(tempfile.gettempdir()) / "fuzz-findings")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "fuzz.json")
+    parser.add_argument("--processes", type=int, default=1, help="share the inputs among processes")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -475,6 +646,9 @@ def main():
     from darklens.files import read_json, write_json
     from darklens.provenance import commit, hardware
 
+    if options.processes > 1:
+        write_json(options.out, shared(options, read_json))
+        return
     counts, findings, slowest, peak, done = run(
         options.seed, options.first, options.first + options.inputs, options.seconds, options.keep
     )

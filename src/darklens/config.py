@@ -6,8 +6,10 @@ A configuration selects components by `kind`. There is no `_target_` or `class_p
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from importlib.resources.abc import Traversable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +20,9 @@ from pydantic_core import CoreSchema, core_schema
 
 from darklens import aliases
 from darklens.errors import ConfigError
+
+_MAX_NODES = 100_000  # values in a YAML file, as often as aliases repeat them
+_MAX_DEPTH = 100  # of brackets
 
 
 class Frozen(BaseModel):
@@ -140,17 +145,51 @@ def read_yaml(path: Traversable) -> dict[str, Any]:
         ConfigError: If the file is missing, not YAML, or not a mapping; the message names it.
     """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = _parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except RecursionError:
+        raise ConfigError(f"{path} cannot be read as YAML (it is nested too deeply).") from None
+    except (OSError, ValueError, OverflowError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         position = f" near line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"{path} cannot be read as YAML{position} ({problem}).") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must contain a mapping of keys to values.")
     return dict(aliases.configuration(tree))
+
+
+def _parsed(text: str) -> Any:
+    """Return the content of a YAML text, in which aliases may repeat at most `_MAX_NODES` values.
+
+    Raises:
+        ValueError: If they repeat more, or a value contains itself.
+        RecursionError: If brackets are nested more than 100 deep.
+    """
+    depths = accumulate((character in "[{") - (character in "]}") for character in text)
+    if max(depths, default=0) > _MAX_DEPTH:  # the parser's time grows with its square
+        raise RecursionError
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _count(node, {}) > _MAX_NODES:
+            raise ValueError("its aliases repeat too many values")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _count(node: yaml.Node, counts: dict[int, float]) -> float:
+    """Return the number of values below a node, each as often as aliases repeat it; infinite for one in itself."""
+    if id(node) not in counts:
+        counts[id(node)] = math.inf
+        values = node.value if isinstance(node, yaml.CollectionNode) else []
+        children = [child for value in values for child in (value if isinstance(value, tuple) else (value,))]
+        counts[id(node)] = 1.0 + sum(_count(child, counts) for child in children)
+    return counts[id(node)]
 
 
 def overlay(tree: dict[str, Any], override: str) -> dict[str, Any]:
@@ -164,8 +203,8 @@ def overlay(tree: dict[str, Any], override: str) -> dict[str, Any]:
     if not equals or not all(keys):
         raise ConfigError(f"Override {override!r} is not of the form key.subkey=value.")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = _parsed(text)
+    except (ValueError, OverflowError, RecursionError, yaml.YAMLError):
         raise ConfigError(f"Override {override!r}: {text!r} is not a YAML value.") from None
     replaced = _replace(tree, keys, value, override)
     return dict(aliases.configuration(replaced))

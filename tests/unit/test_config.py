@@ -1,3 +1,4 @@
+from itertools import pairwise
 from typing import Annotated, Literal
 
 import pytest
@@ -87,11 +88,30 @@ def test_problems_are_one_sentence_that_names_the_key(tree, overrides, sentence)
     assert str(caught.value) == sentence
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "", "!!python/object/apply:os.system ['true']"])
+BOMB = "a: &a [x]\n" + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghij"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("[1, 2]", "a: [", "", "!!python/object/apply:os.system ['true']"),
+        *(
+            BOMB,
+            "name: &n [*n]",
+            "<<: &n {<<: *n}",
+            "[" * 3000,
+            "{a: " * 900,
+            "name: 2001-99-99",
+            "rate: " + "1" * 5000,
+        ),
+    ],
+    ids=range(11),
+)
 def test_a_file_that_is_not_a_yaml_mapping_is_an_error_and_not_executed(tmp_path, text):
     (tmp_path / "t.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"t\.yaml"):
+    with pytest.raises(ConfigError, match=r"t\.yaml") as caught:
         config.load(Tree, tmp_path / "t.yaml")
+    assert len(str(caught.value)) < 6000 and "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="does not exist"):
         config.load(Tree, tmp_path / "absent.yaml")
 

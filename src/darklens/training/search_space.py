@@ -107,7 +107,7 @@ def _file_items(file: Path | None) -> list[tuple[str, str]]:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{file} does not exist.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{file} cannot be read as YAML ({str(error).splitlines()[0]}).") from None
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
         raise ConfigError(f"{file} must map keys such as stages.0.optimiser.lr to ranges or lists.")

@@ -296,3 +296,12 @@ def test_damaged_headers_are_bad_inputs(tmp_path, capfd):
     with pytest.raises(InputError):
         read_observation(str(path), Inputs(noise=NoiseSpecification(background_rms=SIGMA)))
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("keyword", ["BUNIT", "GAIN", "EXPTIME"])
+def test_a_card_that_cannot_be_parsed_is_one_sentence(folder, keyword):
+    write(folder / "image.fits", header={"PIXSCALE": SCALE, keyword: 12345})
+    content = (folder / "image.fits").read_bytes()
+    (folder / "image.fits").write_bytes(content.replace(b"               12345", b"\x01\xff\x02(           ))"))
+    with pytest.raises(InputError, match=r"image.fits: the FITS file is truncated or damaged"):
+        read_observation(str(folder))

@@ -102,17 +102,20 @@ def contents(path: Path, *, row: int | None = None) -> Contents:
 def _of_fits(path: Path) -> Contents:
     planes: list[Plane] = []
     numbers: dict[str, float] = {}
-    for number, name, shape, header in list_units(path):
-        plane = plane_shape(shape)
-        for key, keywords in (("exposure_time", ("EXPTIME", "EXPOSURE")), ("gain", ("GAIN", "CCDGAIN", "EGAIN"))):
-            for keyword in keywords:
-                value = header.get(keyword)
-                if isinstance(value, int | float) and math.isfinite(value) and value > 0:
-                    numbers.setdefault(key, float(value))
-        if plane is not None and min(plane) > 0:
-            role = role_of(name) if name else role_of(path.name.partition(".")[0])
-            unit = header.get("BUNIT", "")
-            planes.append(Plane(path, name, str(number), role, plane, unit.strip() if isinstance(unit, str) else ""))
+    with reject_damaged(path, "FITS"):  # a card that cannot be parsed
+        for number, name, shape, header in list_units(path):
+            plane = plane_shape(shape)
+            for key, keywords in (("exposure_time", ("EXPTIME", "EXPOSURE")), ("gain", ("GAIN", "CCDGAIN", "EGAIN"))):
+                for keyword in keywords:
+                    value = header.get(keyword)
+                    if isinstance(value, int | float) and math.isfinite(value) and value > 0:
+                        numbers.setdefault(key, float(value))
+            if plane is not None and min(plane) > 0:
+                role = role_of(name) if name else role_of(path.name.partition(".")[0])
+                unit = header.get("BUNIT", "")
+                planes.append(
+                    Plane(path, name, str(number), role, plane, unit.strip() if isinstance(unit, str) else "")
+                )
     if len(planes) == 1 and planes[0].role == "science":  # `PRIMARY` or `SCI` in noise.fits
         planes = [replace(planes[0], role=role_of(path.name.partition(".")[0]))]
     else:  # an unnamed first image is the science image

@@ -15,7 +15,7 @@ from darklens.errors import InputError
 ALGORITHMS = ("RICE_1", "RICE_ONE", "GZIP_1", "GZIP_2", "PLIO_1", "HCOMPRESS_1", "NOCOMPRESS")
 BITPIX = {8: "u1", 16: "i2", 32: "i4", 64: "i8", -32: "f4", -64: "f8"}
 MAX_BYTES = 10 * MAX_PIXELS  # of the compressed image
-MAX_TILES, BLOCK = 100_000, 2880
+MAX_TILES, MAX_COLUMNS, BLOCK = 100_000, 999, 2880
 _COLUMNS = ("COMPRESSED_DATA", "GZIP_COMPRESSED_DATA", "UNCOMPRESSED_DATA")
 
 
@@ -38,6 +38,8 @@ def read_tiled(path: Path, unit: bytes, header: Any) -> Float[np.ndarray, "n m"]
     from astropy.io import fits
 
     height, width = require_image(path, image_shape(header), np.dtype(BITPIX[header["ZBITPIX"]]))
+    if not 1 <= int(header["TFIELDS"]) <= MAX_COLUMNS:  # astropy makes a list of so many columns
+        raise _damaged(path)
     algorithm = str(header["ZCMPTYPE"]).strip()
     if algorithm not in ALGORITHMS:
         raise InputError(f"{path}: uses {algorithm} compression, which is not supported; decompress it with funpack.")
