@@ -29,6 +29,7 @@ _CORE = 0.1  # core of light profiles with a cusp, in sampling distances
 _ROUNDS = ((5, 6), (10, 3), (40, 1))  # steps of the coarse fits, and number of fits continued after them
 _DIFFERENT = 0.03  # difference in ln theta_E of fits that are not the same
 _FINE_STEPS = 80
+_POOR, _POOR_SIGMA = 1.15, 5.0  # chi2 per pixel, and its excess in standard deviations, of a poor fit
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +76,16 @@ class FitResult:
         """(chi2 - n) / sqrt(2 n) for n degrees of freedom: the excess of chi2 in standard deviations."""
         freedom = max(self.n_pixels - len(self.parameters) - len(self.amplitudes), 1)
         return (self.chi2 - freedom) / math.sqrt(2 * freedom)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Reasons not to trust the fit, one phrase each."""
+        lens = f"{main_lens(self.scene)}."
+        warnings = [] if self.converged else ["not converged"]
+        if self.chi2_per_pixel > _POOR and self.chi2_excess > _POOR_SIGMA:
+            warnings.append(f"chi2 per pixel {self.chi2_per_pixel:.2f}: the model does not describe the image")
+        at = [name for name in self.at_bounds if name.startswith((lens, "shear."))]
+        return (*warnings, *([f"at a bound: {', '.join(at)}"] if at else []))
 
     @cached_property
     def residual(self) -> Float[np.ndarray, "rows columns"]:

@@ -46,7 +46,7 @@ class FitRow:
     Attributes:
         label: Path of the observation.
         columns: Text by column; empty for a bad one.
-        message: Why it could not be fitted.
+        message: Why it could not be fitted; the warnings of a fit are in `columns`.
         is_unexpected: Whether the reason is an error in darklens.
     """
 
@@ -142,8 +142,9 @@ def columns_of(scene: Scene) -> list[str]:
 
 
 def row_of(result: FitResult) -> dict[str, str]:
-    """Return the columns of a fit, but `path`, `status` and `message`."""
+    """Return the columns of a fit, but `path` and `status`."""
     columns = {
+        "message": "; ".join(result.warnings),
         "converged": "yes" if result.converged else "no",
         "chi2_per_pixel": _text(result.chi2_per_pixel),
         "seconds": f"{result.seconds:.3g}",

@@ -308,7 +308,8 @@ class TestFit:
 
     def test_a_wrong_model_is_not_a_good_fit(self, observation):
         round_lens = Scene([EPL(e1=0.0, e2=0.0, slope=2.0)], [Sersic()])
-        assert fit(observation, round_lens).chi2_excess > 5
+        result = fit(observation, round_lens)
+        assert result.chi2_excess > 5 and "does not describe the image" in result.warnings[0]
 
     def test_converged_means_that_a_further_step_gains_little(self, observation):
         result = fit(observation, lens())
