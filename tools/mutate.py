@@ -29,7 +29,7 @@ MUTANTS = [
         "tests/unit/training",
     ),
     ("predict/rows.py", 'row.path, "error", ""', 'row.path, "ok", ""', "tests/e2e/test_predict_archive.py"),
-    ("kernels/library.py", "not _is_intact(path)", "not path.exists()", "tests/unit/kernels/test_kernel_library.py"),
+    ("kernels/library.py", "and _is_intact(path)", "and path.exists()", "tests/unit/kernels/test_kernel_library.py"),
 ]
 
 

@@ -4,6 +4,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+from mutate import MUTANTS
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted([*(ROOT / "tools").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")])
@@ -13,3 +14,9 @@ SCRIPTS = sorted([*(ROOT / "tools").glob("*.py"), *(ROOT / "benchmarks").glob("*
 def test_a_script_finds_all_that_it_imports(path, monkeypatch):
     monkeypatch.syspath_prepend(str(path.parent))
     runpy.run_path(str(path), run_name="imported")
+
+
+def test_every_mutant_changes_one_line_that_exists():
+    source = ROOT / "src/darklens"
+    counts = {(file, text): (source / file).read_text(encoding="utf-8").count(text) for file, text, *_ in MUTANTS}
+    assert {mutant: n for mutant, n in counts.items() if n != 1} == {}
