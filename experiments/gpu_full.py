@@ -15,7 +15,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,7 @@ class Training:
         seed = rng.integer_seed(options.seed + TRAIN, self.recipe.name, seed)
         simulator = Simulator(self.recipe, population, self.device, seed % 2**32)
         loader = DataLoader(Truths(population, seed, options.batch_size), batch_size=None, num_workers=options.workers)
-        optimiser = torch.optim.AdamW(trained.parameters(), lr=options.lr, weight_decay=0.01)
+        optimiser = torch.optim.AdamW(trained.parameters(), lr=options.lr, weight_decay=0.01, fused=True)
         recent: deque[Tensor] = deque(maxlen=RECENT)
         start = checked = time.perf_counter()
         for step, (truth, labels) in enumerate(loader):
@@ -161,7 +161,7 @@ class Training:
                 self.images_seen += len(images)
             done = fraction >= 1
             if not dry and stage.task == "classify" and (done or now - checked > options.check_seconds):
-                recompute_batch_norm(mean, list(recent))
+                self._normalise(mean, recent)
                 auc = macro_auc(self.validation[1], self.probabilities(self.validation[0]))
                 self.curve.append({"images": self.images_seen, "scale": stage.substructure_scale, "auc": auc})
                 checked = time.perf_counter()
@@ -173,8 +173,13 @@ class Training:
             trained.load_state_dict(before)
             mean.load_state_dict(before)
         else:
-            recompute_batch_norm(mean, list(recent))
+            self._normalise(mean, recent)
             trained.load_state_dict(mean.state_dict())
+
+    @torch.no_grad()
+    def _normalise(self, mean: nn.Module, recent: Sequence[Tensor]) -> None:
+        """Compute the statistics of batch normalisation for the mean weights."""
+        recompute_batch_norm(mean, list(recent))
 
     @torch.no_grad()
     def probabilities(self, batches: list[Tensor]) -> np.ndarray:

@@ -19,6 +19,8 @@ EMBEDDED = (
     "*/shifts/shifts.md",
     "*/real_images/real_images.md",
     "*/study/study.md",
+    "*/convergence/convergence.md",
+    "*/few_images/few_images.md",
     "*/ablation/ablation.md",
 )
 FILES = ("eval.json", "roc.png", "calibration.png")
