@@ -1,4 +1,4 @@
-"""Every system and every training of the recipes, calibrated and classifying: one batch in each of their stages."""
+"""Every system, source and stage of the recipes: one batch in each stage, calibrated, and used to classify."""
 
 import re
 from functools import cache
@@ -54,12 +54,11 @@ def one_batch_a_stage(name):
 
 
 def distinct_recipes():
-    """Return recipes that together have every system, source and list of stages; dropout and numbers do not count."""
+    """Return recipes that together have every system, source and stage; dropout and numbers do not count."""
     numbers = r'"(dropout|epochs|batch_size|images_per_epoch|validation_images|n_per_class)":[^,}]*'
     chosen, covered = [], set()
     for recipe in sorted(map(recipes.get, names()), key=lambda recipe: len(recipe.stages)):
-        texts = [part.model_dump_json() for part in (recipe.data, *recipe.stages)]
-        parts = {re.sub(numbers, "", text) for text in (recipe.model.model_dump_json(), " ".join(texts))}
+        parts = {re.sub(numbers, "", part.model_dump_json()) for part in (recipe.model, recipe.data, *recipe.stages)}
         if not parts <= covered:
             chosen.append(recipe.name)
         covered |= parts
