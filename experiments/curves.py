@@ -55,6 +55,11 @@ def table(curves: list[dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
+def decades(limits: tuple[float, float]) -> tuple[float, float]:
+    """Return the powers of ten that enclose limits."""
+    return 10 ** np.floor(np.log10(limits[0])), 10 ** np.ceil(np.log10(limits[1]))
+
+
 def draw(curves: list[dict[str, Any]], differences: list[dict[str, Any]]) -> Figure:
     """Draw 1 - AUC against the images and the processor hours, and the paired differences if there are any."""
     drawing = Figure(figsize=(15 if differences else 10, 4.4), layout="constrained")
@@ -67,12 +72,13 @@ def draw(curves: list[dict[str, Any]], differences: list[dict[str, Any]]) -> Fig
         style = {"color": COLOURS[i % len(COLOURS)], "linestyle": "-" if i < len(COLOURS) else "--"}
         label = curve["system"] if curve["seed"] == 0 else None
         for axes, x in zip(sides, (images, images / curve["images_per_second"] / 3600), strict=True):
-            axes.plot(x, 1 - aucs, label=label, **style)
+            axes.plot(x, 1 - aucs, marker=".", label=label, **style)
     sides[0].set_xlabel("simulated images")
     sides[1].set_xlabel("processor hours")
     for axes in sides:
         axes.set(xscale="log", yscale="log", ylabel="1 - macro AUC on validation images")
         axes.grid(alpha=0.3, which="both")
+        axes.set(xlim=decades(axes.get_xlim()), ylim=decades(axes.get_ylim()))
     sides[0].legend(fontsize=8)
     for y, difference in enumerate(differences):
         value, (low, high) = difference["auc"]["value"], difference["auc"]["ci95"]
