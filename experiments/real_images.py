@@ -13,6 +13,8 @@ from experiments.engine import ROOT, Experiment, Work
 
 CLASSES = ["no", "sphere", "vort"]
 EXACT = 3  # images 1 to 3 of a class are exact originals, the others were recovered from figures to 1/256
+CHI2 = {"chi2_per_pixel": ".3f", "chi2_per_pixel_line": ".3f", "chi2_per_pixel_points": ".3f"}
+CHI2 |= {"delta_chi2_point_given_line": ".0f"}  # columns of models that fit, and their formats
 Row = dict[str, Any]
 
 
@@ -46,13 +48,13 @@ def summary(rows: list[Row]) -> dict[str, Any]:
     probabilities = np.array([[float(row[f"p_{name}"]) for name in CLASSES] for row in rows])
     probabilities /= probabilities.sum(1, keepdims=True)
     auc = dict(zip(CLASSES, class_auc(labels, probabilities), strict=True))
-    chi2 = [float(row["chi2_per_pixel"]) for row in rows if row["class"] == "no"]
+    chi2 = [float(row["chi2_per_pixel"]) for row in rows if row["class"] == "no" and "chi2_per_pixel" in row]
     return {
         "n": len(rows),
         "accuracy": float(accuracy(labels, probabilities)),
         "macro_auc": float(np.mean(list(auc.values()))),
         "auc": {name: float(value) for name, value in auc.items()},
-        "chi2_of_no": [min(chi2), float(np.median(chi2)), max(chi2)],
+        "chi2_of_no": [min(chi2), float(np.median(chi2)), max(chi2)] if chi2 else [],  # of a model that fits
     }
 
 
@@ -67,11 +69,8 @@ def page(config: Config, result: dict[str, Any]) -> str:
     images = [["image", "p no", "p sphere", "p vort", "chi2", "with line", "with points", "point given line"]]
     for row in result["rows"]:
         cells = [f"{float(row[f'p_{name}']):.4f}" for name in CLASSES]
-        cells += [
-            f"{float(row[name]):.3f}" for name in ("chi2_per_pixel", "chi2_per_pixel_line", "chi2_per_pixel_points")
-        ]
+        for name, form in CHI2.items():
+            cells.append(f"{float(row[name]):{form}}" if name in row else "-")
         right = "" if row["predicted"] == row["class"] else " (wrong)"
-        images.append(
-            [f"{row['class']}/{row['number']}{right}", *cells, f"{float(row['delta_chi2_point_given_line']):.0f}"]
-        )
+        images.append([f"{row['class']}/{row['number']}{right}", *cells])
     return engine.page(config, {**result["provenance"], "model": result["model"]}, groups, images)
