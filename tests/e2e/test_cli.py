@@ -69,7 +69,7 @@ def test_an_evaluation_contains_the_documented_entries(work, recipe):
     assert evaluation["warnings"] == []
     rows = rows_of(out / "predictions.csv")
     fixed = ["path", "status", "predicted", "p_no", "p_sphere", "p_vort", "message"]
-    assert list(rows[0]) == [*fixed, "set", "ood_score", "ood", "label"]
+    assert list(rows[0]) == [*fixed, "verdict", "reason", "set", "ood_score", "ood", "label"]
     assert len(rows) == 36
     for row in rows:
         p = {name: float(row[f"p_{name}"]) for name in evaluation["classes"]}
