@@ -2,9 +2,12 @@
 
     python benchmarks/bench_serve_load.py [--model runs/resnet]
 
-50 clients, each with its own address where the system has 127.0.0.2, send 2,000 requests of one to four files, one in
-five of them broken. Every answer is compared with that of the bundle in this process. Meanwhile a client sends its body
-byte by byte, clients leave before the answer, and bursts fill the queue. At the end the server gets SIGTERM under load.
+50 clients, each with its own address where the system has 127.0.0.2, send 2,000 requests of one to four files: good
+ones, with NaN pixels, masked regions, other sizes and pixel scales, and bad ones (too many NaN, wrong sizes, truncated
+FITS, no images), with HTML and control characters in some names. Every answer is compared with what
+`Bundle.classify` gives in this process for that file alone: status, probabilities and changes. Meanwhile a client sends
+its body byte by byte, clients leave before the answer, and bursts fill the queue. At the end the server gets SIGTERM
+under load.
 Writes results/serve_load.json. Without --model the model is a small untrained network, so that the server and not the
 classifier is timed.
 """
@@ -27,23 +30,44 @@ import httpx
 import numpy as np
 import psutil
 import torch
+from astropy.io import fits
 
 from darklens import __version__, provenance
 from darklens.bundle import Bundle
 from darklens.bundle.contract import Contract
+from darklens.data.prepare import prepare
+from darklens.data.readers import read_image
+from darklens.errors import DarklensError
 from darklens.files import write_json
 from darklens.models.resnet_simple import ResNetSimpleConfig
 
 OUT = Path(__file__).parent.parent / "results" / "serve_load.json"
-PATIENCE, TOLERANCE, IMAGES = 300.0, 1e-5, 24
-BROKEN = (
-    b"",
-    b"no image",
-    b"\x89PNG\r\n\x1a\n",
-    b"\x80\x04K\x01.",
-    b"SIMPLE  =" + b" " * 3000,
-    b"PK\x03\x04" + b"\0" * 40,
+PATIENCE, TOLERANCE, IMAGES = 300.0, 1e-5, 8
+BROKEN = {
+    "empty": b"",
+    "text": b"no image",
+    "png": b"\x89PNG\r\n\x1a\n",
+    "pickle": b"\x80\x04K\x01.",
+    "fits": b"SIMPLE  =" + b" " * 3000,
+    "npz": b"PK\x03\x04" + b"\0" * 40,
+}
+NAMES = (
+    "{}",
+    "<script>alert({})</script>.npy",
+    "<img src=x onerror=alert(1)> {}",
+    "&lt;{}&amp;\u202e.npy",
+    "a\x1b[31m{}",
 )
+
+
+@dataclass
+class File:
+    """A file to send, its kind, and what is right: probabilities and changes, or None for a bad file."""
+
+    kind: str
+    content: bytes
+    probabilities: np.ndarray | None = None
+    changes: tuple = ()
 
 
 @dataclass
@@ -53,7 +77,7 @@ class Tally:
     codes: Counter = field(default_factory=Counter)
     wrong: int = 0
     lost: int = 0
-    bad_files: int = 0
+    files: Counter = field(default_factory=Counter)
     seconds: list = field(default_factory=list)
     memory: list = field(default_factory=list)
 
@@ -68,9 +92,7 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         model = options.model or untrained(Path(scratch) / "untrained")
         bundle = Bundle.load(model)
-        n = bundle.contract.n_pixels
-        images = np.random.default_rng(0).poisson(20, (IMAGES, 1, n, n)).astype(np.float32)
-        load = Load([npy(image[0]) for image in images], bundle.probabilities(images), options)
+        load = Load([classified(file, bundle, Path(scratch) / "file") for file in files(bundle)], options)
         server = subprocess.Popen(
             [sys.executable, "-m", "darklens.cli", "serve", str(model), "--port", "0", "--queue", "128"],
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
@@ -99,8 +121,9 @@ def main():
 class Load:
     """The clients of one server."""
 
-    def __init__(self, good, expected, options):
-        self.good, self.expected, self.options = good, expected, options
+    def __init__(self, files, options):
+        self.files, self.options = files, options
+        self.good = [file for file in files if file.kind == "plain"]
         self.tally, self.others, self.stop = Tally(), Counter(), {}
         self.remaining = iter(range(options.requests))
         self.done, self.address = asyncio.Event(), ""
@@ -131,12 +154,9 @@ class Load:
 
     async def one(self, session, random):
         """Send a request until the server accepts it, and check the answer."""
-        chosen = [int(k) for k in random.integers(0, IMAGES, random.integers(1, 5))]
-        broken = random.random(len(chosen)) < 0.2
-        files = [
-            ("files", (f"{k}.npy", BROKEN[k % len(BROKEN)] if bad else self.good[k]))
-            for k, bad in zip(chosen, broken, strict=True)
-        ]
+        chosen = [self.files[k] for k in random.integers(0, len(self.files), random.integers(1, 5))]
+        names = [NAMES[random.integers(len(NAMES))].format(i) for i in range(len(chosen))]
+        files = [("files", (name, file.content)) for name, file in zip(names, chosen, strict=True)]
         while True:
             started = time.perf_counter()
             try:
@@ -149,18 +169,19 @@ class Load:
                 break
             await asyncio.sleep(float(response.headers["retry-after"]) * random.random())
         self.tally.seconds.append(time.perf_counter() - started)
-        self.tally.wrong += response.status_code != 200 or not self.right(response.json()["images"], chosen, broken)
-        self.tally.bad_files += int(broken.sum())
+        self.tally.wrong += response.status_code != 200 or not self.right(response.json()["images"], chosen)
+        self.tally.files.update(file.kind for file in chosen)
 
-    def right(self, results, chosen, broken):
-        if len(results) != len(chosen):
+    def right(self, results, chosen):
+        return len(results) == len(chosen) and all(map(self.agrees, results, chosen))
+
+    def agrees(self, result, file):
+        """Return whether a result is that of the file alone."""
+        if file.probabilities is None:
+            return result["status"] == "error" and bool(result["message"])
+        if result["status"] != "ok" or tuple(result["changes"]) != file.changes:
             return False
-        for result, k, bad in zip(results, chosen, broken, strict=True):
-            if bad != (result["status"] == "error") or (bad and not result["message"]):
-                return False
-            if not bad and np.abs(np.array([*result["probabilities"].values()]) - self.expected[k]).max() > TOLERANCE:
-                return False
-        return True
+        return np.abs(np.array([*result["probabilities"].values()]) - file.probabilities).max() <= TOLERANCE
 
     async def watch(self, process):
         """Record the memory of the server and its readers."""
@@ -192,7 +213,9 @@ class Load:
         while not self.done.is_set():
             async with httpx.AsyncClient(timeout=0.05, transport=transport(200)) as session:
                 try:
-                    await session.post(f"{self.address}/v1/predict", files=[("files", ("a.npy", self.good[0]))] * 8)
+                    await session.post(
+                        f"{self.address}/v1/predict", files=[("files", ("a.npy", self.good[0].content))] * 8
+                    )
                 except httpx.TimeoutException:
                     self.others["killed clients"] += 1
                 except httpx.TransportError:
@@ -203,7 +226,7 @@ class Load:
         """Send so many images that the queue is full now and then."""
         async with httpx.AsyncClient(timeout=PATIENCE, transport=transport(201)) as session:
             while not self.done.is_set():
-                files = [("files", (f"{i}.npy", self.good[i % IMAGES])) for i in range(60)]
+                files = [("files", (f"{i}.npy", self.good[i % IMAGES].content)) for i in range(60)]
                 answers = await asyncio.gather(
                     *(session.post(f"{self.address}/v1/predict", files=files) for _ in range(4)), return_exceptions=True
                 )
@@ -220,10 +243,10 @@ class Load:
             random = np.random.default_rng(1000 + i)
             async with httpx.AsyncClient(timeout=PATIENCE, transport=transport(i)) as session:
                 while True:
-                    k = int(random.integers(IMAGES))
+                    file = self.good[random.integers(IMAGES)]
                     try:
                         response = await session.post(
-                            f"{self.address}/v1/predict", files=[("files", ("a.npy", self.good[k]))]
+                            f"{self.address}/v1/predict", files=[("files", ("a.npy", file.content))]
                         )
                     except httpx.TransportError:  # not accepted, or lost: the server's count shows which
                         counts["refused" if stopping.is_set() else "lost"] += 1
@@ -233,7 +256,7 @@ class Load:
                         return
                     if response.status_code == 200:
                         counts["answered"] += 1
-                        counts["wrong"] += not self.right(response.json()["images"], [k], [False])
+                        counts["wrong"] += not self.right(response.json()["images"], [file])
 
         async def stop():
             await asyncio.sleep(2)
@@ -253,7 +276,7 @@ class Load:
             "clients": self.options.clients,
             "lost": tally.lost,
             "wrong": tally.wrong,
-            "bad_files": tally.bad_files,
+            "files": dict(sorted(tally.files.items())),
             "codes": {str(code): n for code, n in sorted(tally.codes.items())},
             "others": dict(self.others),
             "ready_afterwards": self.ready_status == 200,
@@ -278,6 +301,61 @@ def untrained(folder):
     torch.manual_seed(0)
     Bundle(contract, contract.build()).save(folder)
     return folder
+
+
+def files(bundle):
+    """Return files of all kinds for a model."""
+    n, scale = bundle.contract.n_pixels, bundle.contract.pixel_scale
+    g = np.random.default_rng(0)
+
+    def image(side=n, masked=0):
+        pixels = g.poisson(20, (side, side)).astype(np.float32)
+        pixels.ravel()[g.permutation(side * side)[:masked]] = np.nan
+        return pixels
+
+    def with_region():
+        pixels = image()
+        pixels[n // 4 : n // 4 + 6, 5 : n // 3] = np.nan
+        return pixels
+
+    def stated(side, pixel_scale):
+        stream = io.BytesIO()
+        np.savez(stream, image=image(side), pixel_scale=pixel_scale)
+        return stream.getvalue()
+
+    def as_fits():
+        stream = io.BytesIO()
+        fits.PrimaryHDU(image(), fits.Header({"PIXSCALE": scale})).writeto(stream)
+        return stream.getvalue()
+
+    makers = {
+        "plain": lambda: npy(image()),
+        "NaN pixels": lambda: npy(image(masked=int(g.integers(1, 40)))),
+        "masked region": lambda: npy(with_region()),
+        "FITS": as_fits,
+        "larger": lambda: npy(image(n + 9)),
+        "padded": lambda: npy(image(round(0.8 * n))),
+        "other pixel scale": lambda: stated(round(1.4 * n), 0.8 * scale),
+        "mostly NaN": lambda: npy(image(masked=n * n // 2)),
+        "too small": lambda: npy(image(n // 3)),
+        "truncated FITS": lambda: as_fits()[: 2880 + int(g.integers(0, 4 * n * n))],
+        "constant": lambda: npy(np.ones((n, n))),
+    }
+    made = [File(kind, make()) for kind, make in makers.items() for _ in range(IMAGES if kind == "plain" else 3)]
+    return made + [File(f"no image: {kind}", content) for kind, content in BROKEN.items()]
+
+
+def classified(file, bundle, path):
+    """Return a file with the answer of the bundle for it alone."""
+    contract = bundle.contract
+    path.write_bytes(file.content)
+    try:
+        prepared = prepare(read_image(path), n_pixels=contract.n_pixels, pixel_scale=contract.pixel_scale)
+    except DarklensError:
+        return file
+    mask = None if prepared.mask is None else prepared.mask[None, None]
+    answer = bundle.classify(prepared.pixels[None, None], mask=mask)
+    return File(file.kind, file.content, answer.probabilities[0], prepared.changes)
 
 
 def npy(image):
