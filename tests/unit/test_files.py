@@ -2,6 +2,7 @@ import multiprocessing
 import time
 
 import pytest
+from commandline import darklens
 
 from darklens import files
 from darklens.errors import InputError
@@ -53,3 +54,10 @@ SIZES = {0: "0.0 kB", 400: "0.4 kB", 99_949: "99.9 kB", 2_500_000: "2.5 MB", 3 *
 @pytest.mark.parametrize(("n_bytes", "words"), SIZES.items())
 def test_sizes_in_words(n_bytes, words):
     assert files.size_in_words(n_bytes) == words
+
+
+def test_control_characters_of_a_name_do_not_reach_the_terminal(tmp_path, capsys):
+    names = ["a\x1b[31m", "b\nc", "\u202ed", "\x9be"]
+    assert darklens("predict", *(tmp_path / name for name in names), tmp_path / "ok.npy", "--out", tmp_path / "t") == 2
+    (message,) = capsys.readouterr().err.splitlines()
+    assert "a\\x1b[31m: no" in message and message.isprintable()

@@ -22,7 +22,7 @@ class Contract(Frozen):
     model: AnySystemConfig
     classes: list[str]
     n_pixels: int = Field(ge=8, le=4096, description="pixels along a side of input images")
-    pixel_scale: float = Field(description="pixel scale of input images, arcsec")
+    pixel_scale: float = Field(gt=0, description="pixel scale of input images, arcsec")
     preprocess: Preprocess
     parameters: int
     weights_sha256: str = ""
@@ -38,6 +38,13 @@ class Contract(Frozen):
     def _current_names(cls, tree: Any) -> Any:
         """Replace keys of older bundles."""
         return aliases.configuration(tree)
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct(cls, classes: list[str]) -> list[str]:
+        if len(set(classes)) != len(classes):
+            raise ValueError("two classes have the same name")
+        return classes
 
     @field_validator("model", mode="before")
     @classmethod

@@ -1,5 +1,6 @@
 """The application and what its commands share: types of arguments, progress bars, and the printing of errors."""
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -42,8 +43,9 @@ Model = Annotated[
 
 
 def print_error(message: str) -> None:
-    """Print a message to standard error."""
-    print(f"darklens: {printable(message)}", file=sys.stderr)
+    """Print a message to standard error; control characters, as in names of files, are escaped."""
+    text = re.sub(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda match: repr(match[0])[1:-1], message)
+    print(f"darklens: {printable(text)}", file=sys.stderr)
 
 
 def print_problems(problems: list[str]) -> int:

@@ -17,7 +17,7 @@ class EnsembleConfig(Frozen):
     """The mean of the probabilities of several classifiers that take the same images."""
 
     kind: Literal["ensemble"] = "ensemble"
-    members: tuple[ModelConfig, ...] = Field(min_length=2)
+    members: tuple[ModelConfig, ...] = Field(min_length=2, max_length=100)
 
     @property
     def fit_settings(self) -> FitSettings | None:

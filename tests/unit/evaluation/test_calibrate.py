@@ -129,6 +129,23 @@ def test_an_unknown_system_is_one_sentence_that_names_the_variable_of_plug_ins(t
     assert str(caught.value) == f"{tmp_path / 'b' / CONTRACT}: model: {expected}"
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("pixel_scale", 0, "greater than 0"),
+        ("pixel_scale", -0.1, "greater than 0"),
+        ("classes", ["no", "no", "vort"], "two classes have the same name"),
+        ("model", {"kind": "ensemble", "members": [{"kind": "resnet_simple"}] * 9999}, "at most 100"),
+    ],
+)
+def test_a_contract_that_lies_is_one_sentence(tmp_path, key, value, problem):
+    untrained().save(tmp_path / "b")
+    contract = json.loads((tmp_path / "b" / CONTRACT).read_text())
+    (tmp_path / "b" / CONTRACT).write_text(json.dumps(contract | {key: value}))
+    with pytest.raises(InputError, match=rf"bundle.json: {key}.*{problem}"):
+        Bundle.load(tmp_path / "b")
+
+
 def test_verdicts_of_an_evaluation_are_those_of_single_classifications(store, calibrated, tmp_path):
     output, calibration = calibrated.outputs_of(store), calibrated.contract.calibration
     median = float(np.median(calibrated.ood_reference.scores(output.ood_features)))
