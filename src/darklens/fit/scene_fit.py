@@ -3,6 +3,9 @@
 1. Starts at different Einstein radii are drawn (`scene_starts`).
 2. Levenberg-Marquardt fits of the image in larger pixels begin there. After a few steps only the best are continued.
 3. The best of these fits is continued on the full-resolution image.
+
+Sersic profiles have a small core in these fits. The last steps omit it; their result is kept if it converges to a lower
+deviance.
 """
 
 import math
@@ -28,7 +31,7 @@ _COARSE_ARCSEC, _COARSE_SIDE = 0.11, 72  # maximum size of a coarse pixel, targe
 _CORE = 0.1  # core of light profiles with a cusp, in sampling distances
 _ROUNDS = ((5, 6), (10, 3), (40, 1))  # steps of the coarse fits, and number of fits continued after them
 _DIFFERENT = 0.03  # difference in ln theta_E of fits that are not the same
-_FINE_STEPS = 80
+_FINE_STEPS, _EXACT_STEPS = 80, 20  # at full resolution; of the scene without added cores
 _POOR, _POOR_SIGMA = 1.15, 5.0  # chi2 per pixel, and its excess in standard deviations, of a poor fit
 
 
@@ -128,15 +131,21 @@ def fit(observation: Observation, scene: Scene, *, seed: int = 0) -> FitResult:
     """
     started = time.process_time()
     oversampling = observation.psf.oversampling if observation.psf else 1
-    scene = scene.softened(_CORE * observation.pixel_scale / oversampling)
+    softened = scene.softened(_CORE * observation.pixel_scale / oversampling)
     coarse = _coarse(observation)
-    solver, data = Solver(scene, coarse.detector()), data_of(coarse)
+    solver, data = Solver(softened, coarse.detector()), data_of(coarse)
     starts = draw_starts(solver, coarse, torch.Generator().manual_seed(seed))
     for steps, kept in _ROUNDS:
         state = solver.minimise(starts, data.repeated(len(starts)), steps=steps)
-        starts = _distinct(scene, state)[:kept]
-    fine = Solver(scene, observation.detector())
-    return _result(fine, fine.minimise(starts, data_of(observation), steps=_FINE_STEPS), observation, started)
+        starts = _distinct(softened, state)[:kept]
+    fine, data = Solver(softened, observation.detector()), data_of(observation)
+    state = fine.minimise(starts, data, steps=_FINE_STEPS)
+    if scene.has_cusps:
+        exact = Solver(scene, observation.detector())
+        without_cores = exact.minimise(state.internal, data, steps=_EXACT_STEPS)
+        if bool(without_cores.converged) and float(without_cores.deviance) < float(state.deviance):
+            fine, state = exact, without_cores
+    return _result(fine, state, observation, started)
 
 
 def _coarse(observation: Observation) -> Observation:

@@ -127,6 +127,11 @@ class LightProfile(Profile):
     n_basis: int = 1
     positive: bool = True
 
+    @property
+    def has_cusp(self) -> bool:
+        """Whether the brightness varies on arbitrarily small scales."""
+        return False
+
     def softened(self, core: float) -> "LightProfile":
         """Return the profile without structure smaller than `core`, arcsec; the profile itself if it has none."""
         return self
@@ -304,6 +309,11 @@ class Sersic(LightProfile):
     ) -> None:
         super().__init__(name=name, **settings)
         self.b_n, self.core = b_n, core
+
+    @property
+    def has_cusp(self) -> bool:
+        """Whether there is no core."""
+        return not self.core
 
     def softened(self, core: float) -> "Sersic":
         """Return the profile with a core of at least `core`, arcsec."""

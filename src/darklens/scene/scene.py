@@ -114,6 +114,11 @@ class Scene:
             for _ in range(profile.n_basis)
         ]
 
+    @property
+    def has_cusps(self) -> bool:
+        """Whether a light profile has a cusp."""
+        return any(p.has_cusp for p in (*self.source.profiles, *self.lens_light.profiles))
+
     def softened(self, core: float) -> "Scene":
         """Return the scene with cores of at least `core`, arcsec, in light profiles with a cusp.
 

@@ -306,6 +306,16 @@ class TestFit:
         state = solver.state(scene.internal(scene.pack(values)), data)
         assert float(state.amplitudes[0, 1]) == 0 and float(state.amplitudes[0, 0]) > 0
 
+    def test_the_cusp_of_an_image_sampled_once_a_pixel_is_fitted_without_a_core(self):
+        values = TRUTH | {"source.n": 3.5, "epl.slope": 2.0}
+        psf = PSF.image(kernel(), pixel_scale=SCALE)
+        truth = image(lens(), values, [4.0], Detector((40, 40), SCALE, psf))
+        noisy = truth + np.random.default_rng(5).normal(0, 0.003 * truth.max(), truth.shape)
+        observation = Observation.of(noisy, noise_map=0.003 * truth.max(), pixel_scale=SCALE, psf=psf)
+        result = fit(observation, Scene([EPL(slope=2.0), Shear()], [Sersic()]))
+        assert result.scene.has_cusps and result.converged and abs(result.chi2_excess) < 4
+        assert result.parameters["source.n"] == pytest.approx(3.5, rel=0.05)
+
     def test_a_wrong_model_is_not_a_good_fit(self, observation):
         round_lens = Scene([EPL(e1=0.0, e2=0.0, slope=2.0)], [Sersic()])
         result = fit(observation, round_lens)
