@@ -22,7 +22,7 @@ from torch import Tensor
 
 from darklens.files import atomic_path
 from darklens.fit import scene_export, scene_figure
-from darklens.fit.scene_solver import Solver, State, data_of
+from darklens.fit.scene_solver import Data, Solver, State, data_of
 from darklens.fit.scene_starts import draw_starts, main_lens
 from darklens.scene.observation import Observation
 from darklens.scene.scene import Scene
@@ -31,6 +31,7 @@ _COARSE_ARCSEC, _COARSE_SIDE = 0.11, 72  # maximum size of a coarse pixel, targe
 _CORE = 0.1  # core of light profiles with a cusp, in sampling distances
 _ROUNDS = ((5, 6), (10, 3), (40, 1))  # steps of the coarse fits, and number of fits continued after them
 _DIFFERENT = 0.03  # difference in ln theta_E of fits that are not the same
+_RADII = (0.25, 0.5, 1.0, 2.0, 4.0)  # of profiles without light, in units of their start
 _FINE_STEPS, _EXACT_STEPS = 80, 20  # at full resolution; of the scene without added cores
 _POOR, _POOR_SIGMA = 1.15, 5.0  # chi2 per pixel, and its excess in standard deviations, of a poor fit
 
@@ -138,6 +139,7 @@ def fit(observation: Observation, scene: Scene, *, seed: int = 0) -> FitResult:
     for steps, kept in _ROUNDS:
         state = solver.minimise(starts, data.repeated(len(starts)), steps=steps)
         starts = _distinct(softened, state)[:kept]
+    starts = _revived(solver, starts, data)
     fine, data = Solver(softened, observation.detector()), data_of(observation)
     state = fine.minimise(starts, data, steps=_FINE_STEPS)
     if scene.has_cusps:
@@ -154,6 +156,26 @@ def _coarse(observation: Observation) -> Observation:
     by_size = -(-max(observation.image.shape) // _COARSE_SIDE)
     side = int(max(1, min(by_scale, by_size)))
     return replace(observation.binned(side), psf=observation.psf.binned(side) if observation.psf else None)
+
+
+def _revived(solver: Solver, best: Float[Tensor, "1 p"], data: Data) -> Float[Tensor, "1 p"]:
+    """Return a better fit in which Sersic profiles without light have other radii, if there is one.
+
+    The parameters of a profile whose amplitude is zero do not change in a fit.
+    """
+    scene = solver.scene
+    before = solver.state(best, data)
+    amplitudes = dict(zip(scene.amplitude_names, before.amplitudes[0].tolist(), strict=True))
+    dark = [n for n in scene.profiles if f"{n}.R_e" in scene.names and amplitudes.get(f"{n}.amplitude") == 0]
+    if not dark:
+        return best
+    starts = best.repeat(len(_RADII), 1)
+    for name in dark:
+        column = scene.names.index(f"{name}.R_e")
+        starts[:, column] = math.log(scene.free[column].start) + torch.tensor(_RADII).log()
+    after = solver.minimise(starts, data.repeated(len(starts)), steps=_ROUNDS[-1][0])
+    lowest = after.deviance.argmin()
+    return after.internal[lowest][None] if after.deviance[lowest] < before.deviance[0] else best
 
 
 def _distinct(scene: Scene, state: State) -> Float[Tensor, "d p"]:

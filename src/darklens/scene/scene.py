@@ -281,7 +281,7 @@ class Scene:
             if isinstance(profile, LightProfile) and (lens_light or profile in self.source.profiles):
                 value = self._values(name, parameters)
                 at = (x - alpha_x, y - alpha_y) if profile in self.source.profiles else _full(x, y, parameters)
-                planes.append(profile.basis(*_centred(*at, value), **value))
+                planes.append(profile.basis(*_centred(*at, value), **value).expand(len(parameters), -1, -1, -1))
         return torch.cat(planes, 1)
 
     def render(

@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import nnls
 
 from darklens.errors import ConfigError, InputError
-from darklens.fit.scene_fit import fit
+from darklens.fit.scene_fit import _revived, fit
 from darklens.fit.scene_solver import CONVERGED, Data, Solver, non_negative
 from darklens.scene import (
     EPL,
@@ -351,6 +351,22 @@ def test_two_compact_images_beside_bright_lens_light_are_found():
     result = fit(observation, scene)
     assert abs(result.theta_E - 1.5) < 4 * result.errors["sie.theta_E"] < 0.2
     assert result.converged and abs(result.chi2_excess) < 4
+
+
+def test_a_component_without_light_is_fitted_again_with_other_radii():
+    centred = {"e1": 0.0, "e2": 0.0, "centre_x": 0.0, "centre_y": 0.0}
+    lens_light = [Sersic(**centred, core=0.02), Sersic(**centred, core=0.02)]
+    scene = Scene([SIE(theta_E=1.0, **centred)], [Sersic(R_e=0.2, n=1.0, **centred, core=0.02)], lens_light)
+    values = {"light.R_e": 0.3, "light.n": 2.0, "light2.R_e": 1.2, "light2.n": 1.0}
+    detector = Detector((40, 40), SCALE)
+    truth = image(scene, values, [1.0, 10.0, 3.0], detector)
+    data = Data(torch.as_tensor(truth)[None].float(), torch.full((1, 40, 40), 1e4))
+    solver = Solver(scene, detector)
+    dark = scene.internal(scene.pack(values | {"light.R_e": 0.6, "light.n": 2.0, "light2.R_e": 0.3, "light2.n": 0.5}))
+    before = solver.state(dark.float(), data)
+    assert before.amplitudes[0, 2] == 0
+    after = solver.state(_revived(solver, dark.float(), data), data)
+    assert after.amplitudes[0, 2] > 0 and after.deviance[0] < 0.01 * before.deviance[0]
 
 
 def test_amplitudes_are_those_of_nonnegative_least_squares():
