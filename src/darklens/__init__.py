@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from darklens.fit.evidence import evidence_maps
     from darklens.fit.hypotheses import fit_hypotheses
     from darklens.fit.macro import fit_macro
+    from darklens.fit.perturbers import find_perturbers, sensitivity_map
     from darklens.fit.scene_fit import fit
     from darklens.physics.grid import Grid
     from darklens.populations.population import get as get_population
@@ -48,11 +49,13 @@ _HOME = {
     "fit": ("darklens.fit", ""),  # a package that can be called
     "evaluate": ("darklens.evaluation.evaluate", "evaluate"),
     "evidence_maps": ("darklens.fit.evidence", "evidence_maps"),
+    "find_perturbers": ("darklens.fit.perturbers", "find_perturbers"),
     "fit_hypotheses": ("darklens.fit.hypotheses", "fit_hypotheses"),
     "fit_macro": ("darklens.fit.macro", "fit_macro"),
     "generate": ("darklens.simulate.generate", "generate"),
     "get_population": ("darklens.populations.population", "get"),
     "get_recipe": ("darklens.training.recipe", "get"),
+    "sensitivity_map": ("darklens.fit.perturbers", "sensitivity_map"),
     "train": ("darklens.training.run", "train"),
 }
 _PROFILES = (
@@ -105,12 +108,14 @@ __all__ = [
     "Store",
     "evaluate",
     "evidence_maps",
+    "find_perturbers",
     "fit",
     "fit_hypotheses",
     "fit_macro",
     "generate",
     "get_population",
     "get_recipe",
+    "sensitivity_map",
     "train",
 ]
 

@@ -1,53 +1,66 @@
-"""The command that fits scenes to telescope images."""
+"""The commands that fit scenes to telescope images, and search for perturbers in them."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from darklens.cli.root import PARTIAL_SUCCESS, Positive, app, check_outputs, print_error, progress
 from darklens.errors import ConfigError
 
+if TYPE_CHECKING:
+    from darklens.fit.scene_table import FitRow
+    from darklens.scene.observation_files import Inputs
+    from darklens.scene.specification import SceneSpecification
+
 _OVERRIDE = re.compile(r"[\w+-]+(\.[\w+-]+)*=")
+Files = Annotated[
+    str,
+    Parameter(
+        help="Images (FITS, HDF5, npz, npy); folders with image.fits (or data.fits), noise_map.fits (or "
+        "noise.fits), psf.fits and perhaps mask.fits; npz or HDF5 files with `images`, `noise`, `psf` and "
+        "`pixel_scale`, each image one row; lists @LIST.txt. Overrides of the scene such as epl.slope=2."
+    ),
+]
+SceneOption = Annotated[str, Parameter(help="Scene to fit: a name (`darklens models` lists them), or a YAML file.")]
+Table = Annotated[Path, Parameter(help="CSV table to write.")]
 FileOption = Annotated[
     str | None, Parameter(help="FILE, or FILE[NAME] for one of its extensions; used for all images.")
 ]
+NoiseMap = Annotated[
+    str | None,
+    Parameter(
+        help="FILE or FILE[NAME]: standard deviation, variance or weight of each pixel, in the unit of the image."
+    ),
+]
+Mask = Annotated[str | None, Parameter(help="FILE or FILE[NAME]: non-zero pixels are left out.")]
+PixelScale = Annotated[
+    float | None, Parameter(help="Pixel scale of the images, arcsec; needed if the files do not state it.")
+]
+ImageName = Annotated[
+    str | None,
+    Parameter(help="Array, HDF5 dataset or FITS extension (name or number) with the image, if there are several."),
+]
+FlipRows = Annotated[
+    bool, Parameter(negative="", help="Row 0 is at the top, as in files of PyAutoLens; for all arrays.")
+]
+Workers = Annotated[Positive, Parameter(help="Number of processes.")]
+Seed = Annotated[int, Parameter(help="Random seed of the starts.")]
 
 
 @app.command
 def fit(
-    *files: Annotated[
-        str,
-        Parameter(
-            help="Images (FITS, HDF5, npz, npy); folders with image.fits (or data.fits), noise_map.fits (or "
-            "noise.fits), psf.fits and perhaps mask.fits; npz or HDF5 files with `images`, `noise`, `psf` and "
-            "`pixel_scale`, each image one row; lists @LIST.txt. Overrides of the scene such as epl.slope=2."
-        ),
-    ],
-    model: Annotated[
-        str, Parameter(help="Scene to fit: a name (`darklens models` lists them), or a YAML file.")
-    ] = "epl-shear",
-    out: Annotated[Path, Parameter(help="CSV table to write.")],
+    *files: Files,
+    model: SceneOption = "epl-shear",
+    out: Table,
     psf: FileOption = None,
-    noise_map: Annotated[
-        str | None,
-        Parameter(
-            help="FILE or FILE[NAME]: standard deviation, variance or weight of each pixel, in the unit of the image."
-        ),
-    ] = None,
-    mask: Annotated[str | None, Parameter(help="FILE or FILE[NAME]: non-zero pixels are left out.")] = None,
-    pixel_scale: Annotated[
-        float | None, Parameter(help="Pixel scale of the images, arcsec; needed if the files do not state it.")
-    ] = None,
-    image: Annotated[
-        str | None,
-        Parameter(help="Array, HDF5 dataset or FITS extension (name or number) with the image, if there are several."),
-    ] = None,
-    flip_rows: Annotated[
-        bool, Parameter(negative="", help="Row 0 is at the top, as in files of PyAutoLens; for all arrays.")
-    ] = False,
+    noise_map: NoiseMap = None,
+    mask: Mask = None,
+    pixel_scale: PixelScale = None,
+    image: ImageName = None,
+    flip_rows: FlipRows = False,
     maps: Annotated[
         Path | None,
         Parameter(
@@ -55,8 +68,8 @@ def fit(
             "source plane."
         ),
     ] = None,
-    workers: Annotated[Positive, Parameter(help="Number of processes.")] = 1,
-    seed: Annotated[int, Parameter(help="Random seed of the starts.")] = 0,
+    workers: Workers = 1,
+    seed: Seed = 0,
 ) -> int:
     """Fit a lens model to telescope images with noise map, PSF and mask.
 
@@ -72,7 +85,112 @@ def fit(
 
     Example: `darklens fit lens.fits --psf psf.fits --noise-map rms.fits --model sie-shear half_width=3 --out fits.csv`
     """
-    from darklens.fit.scene_table import fit_table, unfinished
+    from darklens.fit.scene_table import fit_table
+
+    run = _prepare(files, model, out, psf, noise_map, mask, pixel_scale, image, flip_rows, maps)
+    with progress("Fitting", len(run.labels)) as advance:
+        rows = fit_table(
+            run.labels, run.scene, run.inputs, out, maps=run.maps, seed=seed, workers=workers, advance=advance
+        )
+    return _report(rows, "fitted", out)
+
+
+@app.command
+def search(
+    *files: Files,
+    model: SceneOption = "epl-shear",
+    out: Table,
+    psf: FileOption = None,
+    noise_map: NoiseMap = None,
+    mask: Mask = None,
+    pixel_scale: PixelScale = None,
+    image: ImageName = None,
+    flip_rows: FlipRows = False,
+    perturber: Annotated[
+        Literal["tnfw", "point", "line"],
+        Parameter(help="Truncated NFW halo (dark subhalo), point mass, or line mass."),
+    ] = "tnfw",
+    n_max: Annotated[Positive, Parameter(help="Maximum number of perturbers, found one after the other.")] = 1,
+    threshold: Annotated[
+        float | None, Parameter(help="delta chi2 of a detection; by default 15, or 20 for line masses.")
+    ] = None,
+    simulations: Annotated[
+        int | None,
+        Parameter(
+            help="Compute the threshold of each lens, for 10 % false alarms, from this many (at least 10) simulated "
+            "smooth lenses.",
+            validator=validators.Number(gte=10),
+        ),
+    ] = None,
+    z_lens: Annotated[float, Parameter(help="Redshift of lens and perturber, for masses in M_sun.")] = 0.5,
+    z_source: Annotated[float, Parameter(help="Redshift of the source.")] = 1.0,
+    concentration: Annotated[
+        float | None, Parameter(help="c200 of haloes; by default from the mass (Dutton & Maccio 2014).")
+    ] = None,
+    maps: Annotated[
+        Path | None,
+        Parameter(
+            help="New folder for FILE.png and FILE.npz of each lens: residuals, gain in chi2 at each position, and "
+            "the mass that is detectable there."
+        ),
+    ] = None,
+    workers: Workers = 1,
+    seed: Seed = 0,
+) -> int:
+    """Search for dark perturbers in telescope images of lenses.
+
+    Fits the smooth scene, maps by how much a perturber at each position would lower chi2, and fits scene and perturber
+    together from the highest peaks. The table has one row per image: whether a perturber is detected, delta chi2,
+    threshold, position in arcsec, log10 of the mass (M200 of a halo, total mass of a point or line) in M_sun with its
+    error, and chi2 per pixel with and without it. No detection is claimed where the fit is bad; `message` has the
+    reason. Files are those of `darklens fit`.
+
+    Example: `darklens search lenses/ --model epl-shear --pixel-scale 0.05 --out search.csv --maps maps`
+    """
+    from darklens.fit.perturber_table import SearchOptions, search_table
+    from darklens.fit.perturbers import Redshifts
+
+    if not 0 < z_lens < z_source:
+        raise ConfigError(f"--z-source ({z_source:g}) must be above --z-lens ({z_lens:g}), and both above zero.")
+    for name, value in (("--concentration", concentration), ("--threshold", threshold)):
+        if value is not None and not value > 0:
+            raise ConfigError(f"{name} must be positive, got {value:g}.")
+    if threshold is not None and simulations is not None:
+        raise ConfigError("--threshold and --simulations exclude each other.")
+    run = _prepare(files, model, out, psf, noise_map, mask, pixel_scale, image, flip_rows, maps)
+    options = SearchOptions(perturber, n_max, Redshifts(z_lens, z_source, concentration), threshold, simulations, seed)
+    with progress("Searching", len(run.labels)) as advance:
+        rows = search_table(
+            run.labels, run.scene, run.inputs, out, options, maps=run.maps, workers=workers, advance=advance
+        )
+    detected = sum(row.columns.get("detected") == "yes" for row in rows)
+    print(f"Perturbers detected in {detected} of {len(rows)} images.")
+    return _report(rows, "searched", out)
+
+
+class _Run(NamedTuple):
+    """What the commands read, and the paths of the maps without suffix."""
+
+    labels: list[str]
+    scene: "SceneSpecification"
+    inputs: "Inputs"
+    maps: dict[str, Path] | None
+
+
+def _prepare(
+    files: Sequence[str],
+    model: str,
+    out: Path,
+    psf: str | None,
+    noise_map: str | None,
+    mask: str | None,
+    pixel_scale: float | None,
+    image: str | None,
+    flip_rows: bool,
+    maps: Path | None,
+) -> _Run:
+    """Load the scene, find the observations, and check what is to be written, before any work."""
+    from darklens.fit.scene_table import unfinished
     from darklens.scene import specification
     from darklens.scene.observation_files import Inputs, files_of, find_observations
 
@@ -101,21 +219,15 @@ def fit(
         folders=[maps] if maps else [],
         inputs=[*read, *options, *lists],
     )
-    with progress("Fitting", len(labels)) as advance:
-        rows = fit_table(
-            labels,
-            scene,
-            inputs,
-            out,
-            maps=_map_paths(maps, labels) if maps else None,
-            seed=seed,
-            workers=workers,
-            advance=advance,
-        )
+    return _Run(labels, scene, inputs, _map_paths(maps, labels) if maps else None)
+
+
+def _report(rows: Sequence["FitRow"], verb: str, out: Path) -> int:
+    """Print the problems of observations and a summary, and return the exit code."""
     problems = [row for row in rows if row.message]
     for row in problems:
         print_error(row.message)
-    print(f"{len(rows) - len(problems)} of {len(rows)} images fitted, in {out}")
+    print(f"{len(rows) - len(problems)} of {len(rows)} images {verb}, in {out}")
     if any(row.is_unexpected for row in problems):
         return 1
     return PARTIAL_SUCCESS if problems else 0

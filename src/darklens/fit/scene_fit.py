@@ -133,9 +133,9 @@ def fit(observation: Observation, scene: Scene, *, seed: int = 0) -> FitResult:
     started = time.process_time()
     oversampling = observation.psf.oversampling if observation.psf else 1
     softened = scene.softened(_CORE * observation.pixel_scale / oversampling)
-    coarse = _coarse(observation)
-    solver, data = Solver(softened, coarse.detector()), data_of(coarse)
-    starts = draw_starts(solver, coarse, torch.Generator().manual_seed(seed))
+    binned = coarse(observation)
+    solver, data = Solver(softened, binned.detector()), data_of(binned)
+    starts = draw_starts(solver, binned, torch.Generator().manual_seed(seed))
     for steps, kept in _ROUNDS:
         state = solver.minimise(starts, data.repeated(len(starts)), steps=steps)
         starts = _distinct(softened, state)[:kept]
@@ -147,10 +147,10 @@ def fit(observation: Observation, scene: Scene, *, seed: int = 0) -> FitResult:
         without_cores = exact.minimise(state.internal, data, steps=_EXACT_STEPS)
         if bool(without_cores.converged) and float(without_cores.deviance) < float(state.deviance):
             fine, state = exact, without_cores
-    return _result(fine, state, observation, started)
+    return result_of(fine, state, observation, started)
 
 
-def _coarse(observation: Observation) -> Observation:
+def coarse(observation: Observation) -> Observation:
     """Return the observation in larger pixels, with one sample for each pixel."""
     by_scale = int(_COARSE_ARCSEC / observation.pixel_scale)
     by_size = -(-max(observation.image.shape) // _COARSE_SIDE)
@@ -192,7 +192,8 @@ def _distinct(scene: Scene, state: State) -> Float[Tensor, "d p"]:
     return state.internal[chosen]
 
 
-def _result(solver: Solver, state: State, observation: Observation, started: float) -> FitResult:
+def result_of(solver: Solver, state: State, observation: Observation, started: float) -> FitResult:
+    """Return the first fit of a state at full resolution; `started` is the processor time at its start."""
     scene = solver.scene
     internal = state.internal[0]
     values = scene.external(state.internal)[0].tolist()

@@ -4,8 +4,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -189,17 +188,52 @@ def fit_table(
     """
     scene = specification.scene()
     require_lens(scene)
-    journal = None if maps else _Journal(out, _digest(labels, specification, inputs, seed))
+    return write_table(
+        labels,
+        columns_of(scene),
+        out,
+        fit_one,
+        (specification.model_dump_json(), inputs, seed),
+        maps=maps,
+        workers=workers,
+        advance=advance,
+    )
+
+
+def write_table(
+    labels: Sequence[str],
+    names: Sequence[str],
+    out: Path,
+    task: Callable[..., tuple[int, FitRow]],
+    arguments: tuple[Any, ...],
+    *,
+    maps: Mapping[str, Path] | None = None,
+    workers: int = 1,
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[FitRow]:
+    """Compute the rows of a table in parallel, write it, and return the rows; see `fit_table`.
+
+    Args:
+        labels: Observations.
+        names: Columns of the table.
+        out: CSV table to write.
+        task: Called in the processes with number, label, path of the maps or None, and `arguments`.
+        arguments: Further arguments of the task.
+        maps: For each label, the path without suffix of its maps.
+        workers: Number of processes.
+        advance: Called with the number of rows just computed.
+    """
+    journal = None if maps else _Journal(out, _digest(labels, arguments))
     rows = journal.rows() if journal else {}
     advance(len(rows))
     missing = [number for number in range(len(labels)) if number not in rows]
+    tasks = ((n, labels[n], (maps or {}).get(labels[n]), *arguments) for n in missing)
     with executors.local(min(workers, len(missing))) as pool:
-        for number, row in _finished(pool, missing, labels, specification, inputs, maps or {}, seed):
+        for number, row in executors.as_finished(pool, task, tasks):
             rows[number] = row
             if journal:
                 journal.add(number, row)
             advance(1)
-    names = columns_of(scene)
     lines = [csv_line(names)]
     for number in range(len(labels)):
         row = rows[number]
@@ -257,9 +291,9 @@ def _line(item: tuple[int, FitRow]) -> str:
     return json.dumps([item[0], asdict(item[1])]) + "\n"
 
 
-def _digest(labels: Sequence[str], specification: SceneSpecification, inputs: Inputs, seed: int) -> str:
+def _digest(labels: Sequence[str], arguments: tuple[Any, ...]) -> str:
     """Return a digest of all inputs of a run, with sizes and modification times of the files."""
-    digest = hashlib.sha256(repr((darklens.__version__, specification, inputs, seed)).encode())
+    digest = hashlib.sha256(repr((darklens.__version__, arguments)).encode())
     for label in labels:
         digest.update(os.fsencode(label))
         for file in files_of(label):
@@ -271,38 +305,33 @@ def _digest(labels: Sequence[str], specification: SceneSpecification, inputs: In
     return digest.hexdigest()
 
 
-def _finished(
-    pool: Executor | None,
-    numbers: Sequence[int],
-    labels: Sequence[str],
-    specification: SceneSpecification,
-    inputs: Inputs,
-    maps: Mapping[str, Path],
-    seed: int,
-) -> Iterator[tuple[int, FitRow]]:
-    text = specification.model_dump_json()
-    tasks = ((n, labels[n], text, inputs, maps.get(labels[n]), seed) for n in numbers)
-    yield from executors.as_finished(pool, fit_one, tasks)
-
-
 def fit_one(
-    number: int, label: str, specification: str, inputs: Inputs, maps: Path | None, seed: int
+    number: int, label: str, maps: Path | None, specification: str, inputs: Inputs, seed: int
 ) -> tuple[int, FitRow]:
     """Fit one observation, on one thread, write its maps, and return its number and row."""
     scene = SceneSpecification.model_validate_json(specification).scene()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+
+    def columns() -> dict[str, str]:
         result = fit(read_observation(label, inputs), scene, seed=seed)
         if maps is not None:
             _write_maps(result, maps, label)
-        return number, FitRow(label, row_of(result))
+        return row_of(result)
+
+    return number, computed_row(label, columns)
+
+
+def computed_row(label: str, columns: Callable[[], Mapping[str, str]]) -> FitRow:
+    """Return the row of an observation, computed on one thread; an error becomes its message."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return FitRow(label, columns())
     except DarklensError as error:
-        return number, FitRow(label, {}, " ".join(str(error).split()))
+        return FitRow(label, {}, " ".join(str(error).split()))
     except Exception as error:  # one lens must not end a long batch
         text = " ".join(str(error).split())
         message = f"{label}: unexpected {type(error).__name__}: {text}; please report it."
-        return number, FitRow(label, {}, message, is_unexpected=True)
+        return FitRow(label, {}, message, is_unexpected=True)
     finally:
         torch.set_num_threads(threads)
 

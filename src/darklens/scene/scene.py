@@ -345,11 +345,9 @@ class Scene:
             is_source = profile in self.source.profiles
             at = (x - alpha_x, y - alpha_y) if is_source else _full(x, y, parameters)
             value, columns = self._variables(name, parameters)
-            centre = [value_of(value.pop(symbol)) for symbol in ("centre_x", "centre_y")]
-            px, py = (variable(s, v - c) for s, v, c in zip(("x", "y"), at, centre, strict=True))
             weight = amplitudes[:, first : first + profile.n_basis, None, None]
             first += profile.n_basis
-            by_symbol = slopes_of((profile.basis(px, py, **value) * weight).sum(1))
+            by_symbol = _brightness_slopes(profile, at, value, weight)
             if is_source:
                 gradient_x, gradient_y = gradient_x + by_symbol["x"], gradient_y + by_symbol["y"]
             by_symbol |= {"centre_x": -by_symbol.pop("x"), "centre_y": -by_symbol.pop("y")}
@@ -364,6 +362,40 @@ class Scene:
             whole = (torch.zeros(shape).to(internal) if plane is None else plane).expand(shape)
             planes.append(whole * parameters[:, column, None, None] if self.free[column].log else whole)
         return torch.stack(planes, 1) if planes else torch.zeros(shape[0], 0, *shape[1:]).to(internal)
+
+    def source_gradient(
+        self, parameters: Parameters, amplitudes: Float[Tensor, "b l"], x: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the gradient of the source brightness at the source-plane positions of x and y, (b, rows, columns).
+
+        A small extra deflection alpha changes the brightness by minus the scalar product of alpha and this gradient.
+
+        Args:
+            parameters: (b, p), as `names`.
+            amplitudes: (b, l), as `amplitude_names`.
+            x: Positions in the image plane (1, columns), arcsec.
+            y: Positions (rows, 1), arcsec.
+        """
+        alpha_x, alpha_y = self.deflection(parameters, x, y)
+        gradient_x, gradient_y = torch.zeros_like(alpha_x), torch.zeros_like(alpha_y)
+        first = 0
+        for name, profile in self.profiles.items():
+            if isinstance(profile, LightProfile) and profile in self.source.profiles:
+                weight = amplitudes[:, first : first + profile.n_basis, None, None]
+                first += profile.n_basis
+                value = self._values(name, parameters)
+                slopes = _brightness_slopes(profile, (x - alpha_x, y - alpha_y), value, weight)
+                gradient_x, gradient_y = gradient_x + slopes["x"], gradient_y + slopes["y"]
+        return gradient_x, gradient_y
+
+
+def _brightness_slopes(
+    profile: LightProfile, at: tuple[Tensor, Tensor], value: dict[str, Any], weight: Tensor
+) -> dict[str, Any]:
+    """Return derivatives of the brightness by x, y and the variables in `value`, whose centre is removed."""
+    centre = [value_of(value.pop(symbol)) for symbol in ("centre_x", "centre_y")]
+    px, py = (variable(s, v - c) for s, v, c in zip(("x", "y"), at, centre, strict=True))
+    return slopes_of((profile.basis(px, py, **value) * weight).sum(1))
 
 
 def _require_values(sort: str, names: Sequence[str], values: Mapping[str, Any], fixed: Container[str] = ()) -> None:

@@ -1,0 +1,196 @@
+"""Searches for perturbers in many observations: a table with one row each, bad ones included, and maps."""
+
+import io
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from darklens.files import atomic_path
+from darklens.fit.false_alarms import false_alarm_threshold
+from darklens.fit.perturbers import (
+    PerturberKind,
+    Redshifts,
+    SearchResult,
+    find_perturbers,
+)
+from darklens.fit.scene_fit import fit
+from darklens.fit.scene_table import FitRow, computed_row, require_lens, write_table
+from darklens.scene.observation_files import Inputs, read_observation
+from darklens.scene.specification import SceneSpecification
+
+SEARCH_COLUMNS = (
+    *("path", "status", "message", "detected", "delta_chi2", "threshold", "x", "y", "log10_mass", "log10_mass_error"),
+    *("chi2_per_pixel", "chi2_per_pixel_smooth", "seconds"),
+)
+_DPI = 110
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How to search.
+
+    Attributes:
+        perturber: "tnfw", "point" or "line".
+        n_max: Maximum number of perturbers.
+        redshifts: Redshifts, and the concentration of haloes.
+        threshold: Threshold of delta chi2; None for the default.
+        simulations: Number of simulated smooth lenses from which to compute the threshold of each lens, for a rate of
+            false alarms of 10 %; None for none.
+        seed: Seed of the random starts.
+    """
+
+    perturber: PerturberKind = "tnfw"
+    n_max: int = 1
+    redshifts: Redshifts = field(default_factory=Redshifts)
+    threshold: float | None = None
+    simulations: int | None = None
+    seed: int = 0
+
+
+def search_table(
+    labels: Sequence[str],
+    specification: SceneSpecification,
+    inputs: Inputs,
+    out: Path,
+    options: SearchOptions,
+    *,
+    maps: Mapping[str, Path] | None = None,
+    workers: int = 1,
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[FitRow]:
+    """Search observations for perturbers, write the table, and return its rows; a bad observation gets an error row.
+
+    Without maps, the same call continues an interrupted run.
+
+    Args:
+        labels: Observations, from `find_observations`.
+        specification: The smooth scene.
+        inputs: How the observations are read.
+        out: CSV table to write.
+        options: How to search.
+        maps: For each label, the path without suffix of its PNG and npz.
+        workers: Number of processes.
+        advance: Called with the number of observations just searched.
+    """
+    require_lens(specification.scene())
+    names = [*SEARCH_COLUMNS]
+    for number in range(1, options.n_max):
+        names += [f"{name}_{number + 1}" for name in ("delta_chi2", "x", "y", "log10_mass", "log10_mass_error")]
+    arguments = (specification.model_dump_json(), inputs, options)
+    return write_table(labels, names, out, search_one, arguments, maps=maps, workers=workers, advance=advance)
+
+
+def search_one(
+    number: int, label: str, maps: Path | None, specification: str, inputs: Inputs, options: SearchOptions
+) -> tuple[int, FitRow]:
+    """Search one observation, on one thread, write its maps, and return its number and row."""
+    scene = SceneSpecification.model_validate_json(specification).scene()
+
+    def columns() -> dict[str, str]:
+        started = time.process_time()
+        observation, threshold = read_observation(label, inputs), options.threshold
+        result = fit(observation, scene, seed=options.seed)
+        if options.simulations is not None:
+            threshold = false_alarm_threshold(
+                result,
+                n=options.simulations,
+                perturber=options.perturber,
+                redshifts=options.redshifts,
+                seed=options.seed,
+            ).value
+        search = find_perturbers(
+            observation,
+            scene,
+            perturber=options.perturber,
+            n_max=options.n_max,
+            result=result,
+            threshold=threshold,
+            redshifts=options.redshifts,
+        )
+        if maps is not None:
+            write_maps(search, maps, Path(label).name)
+        return search_row(search, time.process_time() - started)
+
+    return number, computed_row(label, columns)
+
+
+def search_row(search: SearchResult, seconds: float) -> dict[str, str]:
+    """Return the columns of a search, but `path` and `status`."""
+    columns = {
+        "message": search.message,
+        "detected": "yes" if search.detected else "no",
+        "threshold": f"{search.threshold:.4g}",
+        "chi2_per_pixel": f"{search.best.chi2_per_pixel:.7g}",
+        "chi2_per_pixel_smooth": f"{search.smooth.chi2_per_pixel:.7g}",
+        "seconds": f"{seconds:.3g}",
+        "delta_chi2": f"{search.delta_chi2:.5g}",
+    }
+    for number, perturber in enumerate(search.perturbers):
+        suffix = f"_{number + 1}" if number else ""
+        for name in ("delta_chi2", "x", "y", "log10_mass", "log10_mass_error"):
+            columns[name + suffix] = f"{getattr(perturber, name):.5g}"
+    return columns
+
+
+def write_maps(search: SearchResult, path: Path, title: str = "") -> None:
+    """Write PATH.npz and PATH.png: image, residuals without and with perturbers, gain, and detectable mass."""
+    gains, observation = search.gains, search.smooth.observation
+    planes: dict[str, Any] = {
+        "image": observation.image,
+        "residual_smooth": search.smooth.residual,
+        "residual": search.best.residual,
+        "x": gains.x,
+        "y": gains.y,
+        "gain": gains.gain,
+        "log10_mass": gains.log10_mass,
+        "log10_mass_detectable": gains.detectable(search.threshold),
+        "threshold": np.array(search.threshold),
+        "perturbers": np.array([(p.x, p.y, p.log10_mass, p.delta_chi2) for p in search.perturbers]).reshape(-1, 4),
+        "pixel_scale": np.array(observation.pixel_scale),
+    }
+    with atomic_path(path.with_name(f"{path.name}.npz")) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, **planes)
+    with atomic_path(path.with_name(f"{path.name}.png")) as temporary:
+        temporary.write_bytes(draw_search(search, title))
+
+
+def draw_search(search: SearchResult, title: str = "") -> bytes:
+    """Return the figure of a search as PNG: image, residuals, gain and detectable mass, with the perturbers."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    gains, observation = search.gains, search.smooth.observation
+    rows, columns = observation.image.shape
+    half_x, half_y = (n * observation.pixel_scale / 2 for n in (columns, rows))
+    image_extent = (-half_x, half_x, -half_y, half_y)
+    step_x, step_y = (float(v[1] - v[0]) / 2 for v in (gains.x, gains.y))
+    extent = (gains.x[0] - step_x, gains.x[-1] + step_x, gains.y[0] - step_y, gains.y[-1] + step_y)
+    noise = float(np.median(observation.noise_map[observation.used]))
+    residuals = {"cmap": "RdBu_r", "vmin": -5.0, "vmax": 5.0}
+    panels: list[tuple[str, np.ndarray, tuple[float, ...], dict[str, Any]]] = [
+        ("data", np.arcsinh(observation.image / noise), image_extent, {"cmap": "magma"}),
+        ("residual / noise, smooth", search.smooth.residual, image_extent, residuals),
+        ("residual / noise, with perturber", search.best.residual, image_extent, residuals),
+        ("first-order gain in chi2", gains.gain, extent, {"cmap": "viridis", "vmin": 0.0}),
+        ("detectable log10 M / M_sun", gains.detectable(search.threshold), extent, {"cmap": "cividis_r"}),
+    ]
+    figure = Figure(figsize=(17, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (name, plane, size, style) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        picture = axes.imshow(plane, origin="lower", extent=size, interpolation="nearest", **style)
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel("x (arcsec)")
+        axes.set(xlim=image_extent[:2], ylim=image_extent[2:])
+        figure.colorbar(picture, ax=axes, shrink=0.8)
+        for perturber in search.perturbers if search.detected else ():
+            axes.plot(perturber.x, perturber.y, "+", color="tab:cyan", markersize=10)
+    figure.suptitle(
+        f"{title}   delta chi2 {search.delta_chi2:.1f}, threshold {search.threshold:.1f}".strip(), fontsize=10
+    )
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=_DPI)
+    return stream.getvalue()
