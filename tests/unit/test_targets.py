@@ -26,6 +26,8 @@ COMMANDS = {
     "predict --maps": ("predict bundle lens.npy --out table.csv --maps {}", "folder"),
     "fit": ("fit lens.npy --pixel-scale 0.05 --out {}", "file"),
     "fit --maps": ("fit lens.npy --pixel-scale 0.05 --out table.csv --maps {}", "folder"),
+    "search": ("search lens.npy --pixel-scale 0.05 --out {}", "file"),
+    "search --maps": ("search lens.npy --pixel-scale 0.05 --out table.csv --maps {}", "folder"),
     "explain": ("explain bundle lens.npy --out {}", "folder"),
     "evaluate": ("evaluate bundle store --out {}", "folder"),
     "compare": ("compare evaluated evaluated --out {}", "folder"),
@@ -170,6 +172,7 @@ INPUT_FILES = {
     "predict": ["lens.npy", "bundle/model.safetensors", "bundle/new.csv"],
     "predict a list": ["lens.npy", "list.txt", "bundle/bundle.json"],
     "fit": ["lens.npy"],
+    "search": ["lens.npy"],
     "doctor": ["store/store.json", "store/shards/00000.images.npy", "store/new.json"],
     "export": ["bundle/bundle.json", "bundle/model.safetensors"],
 }
