@@ -435,7 +435,7 @@ def input_of(seed, i, files):
 def readers(folder, files):
     """Return functions that read an input of each kind that is not a single image, beside valid ones in a folder."""
     from darklens.data.deeplense import list_images
-    from darklens.data.image_paths import find_images
+    from darklens.data.image_paths import expand
     from darklens.scene import specification
     from darklens.scene.observation_files import Inputs, find_observations, read_observation
 
@@ -458,7 +458,8 @@ def readers(folder, files):
         **{name: option(name) for name in valid},
         "image": lambda path: read_observation(str(path), Inputs(pixel_scale=0.05, **valid)),
         "observation": observation,
-        "list": lambda path: find_images([f"@{path}", str(path)]),
+        # A list may name any folder, such as /, whose files would take long to find.
+        "list": lambda path: list(expand([f"@{path}"], lambda named: [Path(named)])),
         "index": lambda path: list_images(path.parent),
         "scene": lambda path: specification.get(str(path)),
     }
