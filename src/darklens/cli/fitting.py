@@ -228,6 +228,8 @@ def _report(rows: Sequence["FitRow"], verb: str, out: Path) -> int:
     for row in problems:
         print_error(row.message)
     print(f"{len(rows) - len(problems)} of {len(rows)} images {verb}, in {out}")
+    if doubtful := sum(bool(row.columns.get("message")) for row in rows):
+        print(f"{doubtful} of these are not to be trusted: see the column `message`.")
     if any(row.is_unexpected for row in problems):
         return 1
     return PARTIAL_SUCCESS if problems else 0

@@ -67,6 +67,7 @@ def _masses(
 ) -> Float[Tensor, "b p"]:
     """Return random parameters, with the Einstein radius increasing and the lens light and all centres as given."""
     lens = main_lens(scene)
+    light_name = next((name for name, p in scene.profiles.items() if p in scene.lens_light.profiles), "")
     reach = min(observation.image.shape) * observation.pixel_scale / 2
     columns = {}
     for name, p in zip(scene.names, scene.free, strict=True):
@@ -77,7 +78,7 @@ def _masses(
             smallest, largest = max(p.low, 2 * observation.pixel_scale), min(p.high, 0.8 * reach)
             column = smallest * (largest / smallest) ** torch.linspace(0, 1, _DRAWS)
         elif component == lens and symbol in ("e1", "e2"):
-            column = light.get(f"light.{symbol}", p.start) + _ELLIPTICITY_SCATTER * p.step * normal
+            column = light.get(f"{light_name}.{symbol}", p.start) + _ELLIPTICITY_SCATTER * p.step * normal
         elif name in light or symbol in ("centre_x", "centre_y"):
             pass
         elif p.log:
@@ -109,12 +110,13 @@ def _trace_back(
     y = ((pixels // width) - (height - 1) / 2) * observation.pixel_scale
     alpha = scene.deflection(parameters, x[None, None], y[None, None])
     squared = torch.zeros(len(parameters), _ARC_PIXELS)
+    sources = [name for name, profile in scene.profiles.items() if profile in scene.source.profiles]
     for symbol, at, by in zip(("centre_x", "centre_y"), (x, y), alpha, strict=True):
         traced = (at - by)[:, 0]
         centre = traced.median(1).values
         squared += (traced - centre[:, None]) ** 2
         for column, name in enumerate(scene.names):
-            if name.startswith("source") and name.endswith(symbol):
+            if name in [f"{source}.{symbol}" for source in sources]:
                 parameters[:, column] += centre
     return torch.log1p(squared / _COMPACT**2).mean(1)
 

@@ -8,6 +8,7 @@ from scipy.optimize import nnls
 from darklens.errors import ConfigError, InputError
 from darklens.fit.scene_fit import _revived, fit
 from darklens.fit.scene_solver import CONVERGED, Data, Solver, non_negative
+from darklens.fit.scene_starts import draw_starts
 from darklens.scene import (
     EPL,
     PSF,
@@ -380,6 +381,16 @@ def test_amplitudes_are_those_of_nonnegative_least_squares():
     assert (amplitudes >= 0).all() and (amplitudes == 0).any(1).all()
     for row, target in zip(amplitudes, values, strict=True):
         assert np.linalg.norm(basis @ row - target) == pytest.approx(nnls(basis, target)[1], rel=1e-9)
+
+
+def test_starts_do_not_depend_on_the_names_of_components(observation):
+    starts = []
+    for names in ({}, {"name": "host"}):
+        lights = [Sersic(**({"name": "bulge"} if names else {}))]
+        solver = Solver(Scene([EPL(), Shear()], [Sersic(**names)], lights), observation.detector())
+        starts.append(draw_starts(solver, observation, torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(*starts)
+    assert starts[0][:, solver.scene.names.index("host.centre_x")].abs().max() > 0.01
 
 
 def test_a_scene_without_a_main_lens_is_not_fitted(observation):
