@@ -1,0 +1,252 @@
+"""A pretend CUDA device, for tests on machines without a GPU.
+
+    with pretend_device() as device:
+        images = torch.rand(2, 3, device="cuda")     # on cuda:0, computed by the CPU
+        images + torch.rand(2, 3)                    # RuntimeError, as on a GPU
+
+A `PretendTensor` holds a tensor on the CPU. Each call of torch is intercepted before it reaches C++: the devices of its
+arguments are checked by the rules of CUDA, the CPU computes the values, and results on the device are marked as such.
+Values are therefore bit-identical to those of the CPU. Rules of CUDA:
+
+- All tensors are on one device, except 0-dim CPU tensors in elementwise operations, and CPU tensors as indices.
+- Random generators are on the device of the result.
+- `.numpy()`, `numpy.asarray` and the address of the values need a copy on the CPU.
+- Tensors made without `device=` are on the CPU.
+
+It does not imitate rounding, atomic operations in undefined order, memory, streams or torch.compile.
+"""
+
+from contextlib import contextmanager
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+CUDA = torch.device("cuda", 0)
+CPU_GENERATOR = torch.Generator
+
+# Operations that take 0-dim CPU tensors beside tensors on the device, without underscores and a leading r or i.
+_ELEMENTWISE = set(
+    "add sub subtract mul multiply div divide truediv floordiv true_divide floor_divide mod fmod remainder pow "
+    "float_power maximum minimum max min fmax fmin clamp clip clamp_min clamp_max lerp addcmul addcdiv where atan2 "
+    "arctan2 hypot copysign nextafter xlogy logaddexp logaddexp2 heaviside eq ne lt le gt ge greater greater_equal less "
+    "less_equal not_equal and or xor logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor masked_fill "
+    "lshift rshift isclose foreach_add foreach_mul".split()
+)
+_COPIES = {"copy_", "_has_compatible_shallow_copy_type"}
+_NEED_CPU = {"numpy", "__array__", "data_ptr", "untyped_storage", "storage", "__dlpack__", "share_memory_"}
+_INDEXING = {"__getitem__", "__setitem__", "index_put", "index_put_"}
+
+
+class PretendTensor(Tensor):
+    """A tensor that reports cuda:0 and holds its values in `cpu_values`."""
+
+    cpu_values: Tensor
+
+    device = property(lambda self: CUDA)
+    is_cuda = property(lambda self: True)
+    is_cpu = property(lambda self: False)
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        return _call(func, args, kwargs or {}, None)
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        raise AssertionError(f"{func} was not intercepted by the pretend device")
+
+    def __deepcopy__(self, memo):
+        if id(self) not in memo:
+            copy = on_device(self.cpu_values.__deepcopy__(memo))
+            copy._is_param = getattr(self, "_is_param", False)
+            memo[id(self)] = copy
+        return memo[id(self)]
+
+
+class Generator(CPU_GENERATOR):
+    """A random generator of the CPU that may report cuda:0."""
+
+    def __new__(cls, device="cpu"):
+        generator = super().__new__(cls)
+        generator._device = _parsed(device)
+        return generator
+
+    device = property(lambda self: self._device)
+
+
+class PretendDevice(TorchFunctionMode):
+    """The rules of CUDA for all calls of torch.
+
+    Attributes:
+        uploads: Number of copies from the CPU to the device.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.uploads = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return _call(func, args, kwargs or {}, self)
+
+
+@contextmanager
+def pretend_device():
+    """Provide the device cuda:0; yields the `PretendDevice`."""
+    with (
+        mock.patch.object(torch, "Generator", Generator),
+        mock.patch.object(torch.cuda, "is_available", lambda: True),
+        mock.patch.object(torch.cuda, "device_count", lambda: 1),
+        mock.patch.object(torch.cuda, "get_device_name", lambda *_: "pretend device"),
+        mock.patch.object(torch.cuda, "synchronize", lambda *_: None),
+        PretendDevice() as device,
+    ):
+        yield device
+
+
+def on_device(values):
+    """Return a pretend tensor that holds a CPU tensor."""
+    tensor = Tensor._make_wrapper_subclass(PretendTensor, values.size(), dtype=values.dtype, device="cpu")
+    tensor.cpu_values = values
+    return tensor
+
+
+def _call(func, args, kwargs, device):
+    name = getattr(getattr(func, "__self__", None), "__name__", "") if _is_property(func) else func.__name__
+    if name == "__deepcopy__":  # on the CPU; its dictionary may hold tensors of both devices
+        return func(*args, **kwargs)
+    leaves = tree_flatten((args, kwargs))[0]
+    for leaf in list(leaves):
+        if isinstance(leaf, slice):
+            leaves += [leaf.start, leaf.stop, leaf.step]
+    tensors = [v for v in leaves if isinstance(v, Tensor)]
+    pretend = [v for v in tensors if isinstance(v, PretendTensor)]
+    target = _target(name, args, kwargs, bool(pretend))
+    _check_generators(leaves, target)
+    if not pretend and target.type != "cuda":
+        return func(*args, **kwargs)
+    if name in _NEED_CPU:
+        raise TypeError(
+            "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy it to the CPU first."
+        )
+    uploads = _check_devices(name, args, tensors) if pretend else 0
+    if name == "_has_compatible_shallow_copy_type" and len(pretend) == 1:
+        return False
+    if name in ("to", "cpu", "cuda"):
+        return _moved(func, name, args, kwargs, target, device)
+    if name in ("tensor", "as_tensor", "new_tensor", "asarray") and target.type == "cuda":
+        uploads = 0 if isinstance(args[-1], PretendTensor) else 1
+    if device is not None:
+        device.uploads += uploads
+    wrappers = {id(v.cpu_values): v for v in pretend}
+    args, kwargs = tree_map(_unwrapped, (args, kwargs))
+    if "device" in kwargs and target.type == "cuda":
+        kwargs["device"] = "cpu"
+    result = func(*args, **kwargs)
+    if target.type != "cuda":
+        return result
+    if name == "__iter__":
+        return iter([on_device(v) for v in result])
+
+    def wrapped(value):
+        if not isinstance(value, Tensor):
+            return value
+        return wrappers[id(value)] if id(value) in wrappers else on_device(value)
+
+    return tree_map(wrapped, result)
+
+
+def _is_property(func):
+    return func.__name__ in ("__get__", "__set__", "__delete__")
+
+
+def _unwrapped(value):
+    if isinstance(value, PretendTensor):
+        return value.cpu_values
+    if isinstance(value, slice):
+        return slice(*map(_unwrapped, (value.start, value.stop, value.step)))
+    return value
+
+
+def _parsed(device):
+    device = torch.device(device)
+    return CUDA if device.type == "cuda" else device
+
+
+def _target(name, args, kwargs, is_on_device):
+    """Return the device of the result."""
+    if name == "to":
+        for value in (*args[1:], *kwargs.values()):
+            if isinstance(value, Tensor):
+                return value.device
+            if isinstance(value, str | torch.device):
+                return _parsed(value)
+    if name in ("cpu", "cuda"):
+        return _parsed(name)
+    if kwargs.get("device") is not None:
+        return _parsed(kwargs["device"])
+    if name in ("tensor", "as_tensor", "asarray") and not isinstance(args[0], PretendTensor):
+        return torch.device("cpu")
+    return CUDA if is_on_device else torch.device("cpu")
+
+
+def _check_generators(leaves, target):
+    for value in leaves:
+        if isinstance(value, CPU_GENERATOR) and value.device.type != target.type:
+            raise RuntimeError(f"Expected a '{target.type}' device type for generator but found '{value.device.type}'")
+
+
+def _moved(func, name, args, kwargs, target, device):
+    """Return a tensor on another device or of another type."""
+    tensor = args[0]
+    was_on_device = isinstance(tensor, PretendTensor)
+    values = tensor.cpu_values if was_on_device else tensor
+    if name == "to":
+        dtypes = [v for v in (*args[1:], *kwargs.values()) if isinstance(v, torch.dtype)]
+        dtypes += [v.dtype for v in (*args[1:], *kwargs.values()) if isinstance(v, Tensor)]
+        options = {k: v for k, v in kwargs.items() if k in ("copy", "memory_format")}
+        moved = values.to(*dtypes[:1], **options)
+    else:
+        moved = values
+    if was_on_device == (target.type == "cuda"):
+        return tensor if moved is values else (on_device(moved) if was_on_device else moved)
+    moved = moved.clone() if moved is values else moved  # a copy between devices never shares memory
+    if target.type != "cuda":
+        return moved
+    if device is not None:
+        device.uploads += 1
+    return on_device(moved)
+
+
+def _check_devices(name, args, tensors):
+    """Raise what CUDA raises if the devices of tensors may not be mixed; return the number of implicit uploads."""
+    on_cpu = [v for v in tensors if not isinstance(v, PretendTensor)]
+    if not on_cpu or name in ("to", "cpu", "cuda", "tensor", "as_tensor", "asarray", "type_as"):
+        return 0
+    if name in _COPIES:
+        return int(name == "copy_" and isinstance(args[0], PretendTensor))
+    if name in _INDEXING:
+        return _check_indices(name, args)
+    plain = name.strip("_")
+    is_elementwise = plain in _ELEMENTWISE or plain[1:] in _ELEMENTWISE and name.startswith("__")
+    in_place = name.endswith("_") and not name.endswith("__") or name.startswith("__i") and plain not in _ELEMENTWISE
+    if not is_elementwise or any(v.ndim for v in on_cpu) or (in_place and not isinstance(args[0], PretendTensor)):
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({name})"
+        )
+    return 0
+
+
+def _check_indices(name, args):
+    tensor, *values = (args[0], args[2]) if len(args) > 2 else args[:1]
+    indices = [v for v in tree_flatten(args[1])[0] if isinstance(v, Tensor)]
+    # A 0-dim integer is read, and selects as a number.
+    arrays = [v for v in indices if v.ndim or v.dtype == torch.bool]
+    if not isinstance(tensor, PretendTensor) and any(isinstance(v, PretendTensor) for v in arrays):
+        raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
+    mixed = [v for v in values if isinstance(v, Tensor) and type(v).device != type(tensor).device]
+    advanced = arrays or any(isinstance(v, list) for v in (args[1] if isinstance(args[1], tuple) else (args[1],)))
+    if advanced and any(v.ndim or isinstance(v, PretendTensor) for v in mixed):
+        raise RuntimeError("Expected all tensors to be on the same device, but found at least two devices (index_put_)")
+    return sum(not isinstance(v, PretendTensor) for v in arrays) + len(mixed)
