@@ -28,13 +28,15 @@ CUDA = torch.device("cuda", 0)
 CPU_GENERATOR = torch.Generator
 
 # Operations that take 0-dim CPU tensors beside tensors on the device, without underscores and a leading r or i.
-_ELEMENTWISE = set(
-    "add sub subtract mul multiply div divide truediv floordiv true_divide floor_divide mod fmod remainder pow "
-    "float_power maximum minimum max min fmax fmin clamp clip clamp_min clamp_max lerp addcmul addcdiv where atan2 "
-    "arctan2 hypot copysign nextafter xlogy logaddexp logaddexp2 heaviside eq ne lt le gt ge greater greater_equal less "
-    "less_equal not_equal and or xor logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor masked_fill "
-    "lshift rshift isclose foreach_add foreach_mul".split()
-)
+_ELEMENTWISE = {
+    *("add", "sub", "subtract", "mul", "multiply", "div", "divide", "truediv", "true_divide", "floordiv"),
+    *("floor_divide", "mod", "fmod", "remainder", "pow", "float_power", "lerp", "addcmul", "addcdiv"),
+    *("maximum", "minimum", "max", "min", "fmax", "fmin", "clamp", "clip", "clamp_min", "clamp_max", "where"),
+    *("atan2", "arctan2", "hypot", "copysign", "nextafter", "xlogy", "logaddexp", "logaddexp2", "heaviside"),
+    *("eq", "ne", "lt", "le", "gt", "ge", "greater", "greater_equal", "less", "less_equal", "not_equal", "isclose"),
+    *("and", "or", "xor", "logical_and", "logical_or", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_xor"),
+    *("masked_fill", "foreach_add", "foreach_mul"),
+}
 _COPIES = {"copy_", "_has_compatible_shallow_copy_type"}
 _NEED_CPU = {"numpy", "__array__", "data_ptr", "untyped_storage", "storage", "__dlpack__", "share_memory_"}
 _INDEXING = {"__getitem__", "__setitem__", "index_put", "index_put_"}
@@ -96,10 +98,13 @@ def pretend_device():
     """Provide the device cuda:0; yields the `PretendDevice`."""
     with (
         mock.patch.object(torch, "Generator", Generator),
-        mock.patch.object(torch.cuda, "is_available", lambda: True),
-        mock.patch.object(torch.cuda, "device_count", lambda: 1),
-        mock.patch.object(torch.cuda, "get_device_name", lambda *_: "pretend device"),
-        mock.patch.object(torch.cuda, "synchronize", lambda *_: None),
+        mock.patch.multiple(
+            torch.cuda,
+            is_available=mock.Mock(return_value=True),
+            device_count=mock.Mock(return_value=1),
+            get_device_name=mock.Mock(return_value="pretend device"),
+            synchronize=mock.Mock(),
+        ),
         PretendDevice() as device,
     ):
         yield device
@@ -229,8 +234,9 @@ def _check_devices(name, args, tensors):
     if name in _INDEXING:
         return _check_indices(name, args)
     plain = name.strip("_")
-    is_elementwise = plain in _ELEMENTWISE or plain[1:] in _ELEMENTWISE and name.startswith("__")
-    in_place = name.endswith("_") and not name.endswith("__") or name.startswith("__i") and plain not in _ELEMENTWISE
+    is_dunder = name.startswith("__")
+    is_elementwise = plain in _ELEMENTWISE or (is_dunder and plain[1:] in _ELEMENTWISE)
+    in_place = name.startswith("__i") if is_dunder else name.endswith("_")
     if not is_elementwise or any(v.ndim for v in on_cpu) or (in_place and not isinstance(args[0], PretendTensor)):
         raise RuntimeError(
             f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({name})"
