@@ -79,7 +79,8 @@ def fit(
     image that cannot be used gets a row with the reason (exit code 3). To continue an interrupted run without --maps,
     repeat the command.
 
-    A pixel is left out where the mask is non-zero, or the noise is not finite, zero, or above 1e6 times its median.
+    A pixel is left out where the mask is non-zero, or the noise is not finite, zero, or more than a factor of 1e6 from
+    its median.
 
     Example: `darklens fit lenses/ --model epl-shear+light --pixel-scale 0.05 --out fits.csv --maps maps`
 

@@ -87,6 +87,7 @@ def false_alarm_threshold(
 def _score(result: FitResult, perturber: PerturberKind, redshifts: Redshifts, draws: np.random.Generator) -> float:
     """Return the score of one simulated image."""
     started = time.process_time()
+    result = result.scaled(1 / result.observation.unit)
     observation: Observation = result.observation
     noise = np.where(observation.used, observation.noise_map, 0.0) * draws.normal(size=observation.image.shape)
     simulated = replace(observation, image=np.where(observation.used, result.model + noise, 0.0))
@@ -101,7 +102,7 @@ def _score(result: FitResult, perturber: PerturberKind, redshifts: Redshifts, dr
 
 def _digest(result: FitResult, perturber: str, redshifts: Redshifts, n: int, seed: int) -> str:
     """Return a digest of scene, noise and options."""
-    observation = result.observation
+    observation = result.observation.scaled(1 / result.observation.unit)
     values = [f"{v:.5g}" for v in (*result.parameters.values(), *result.amplitudes.values(), observation.pixel_scale)]
     text = repr((darklens.__version__, result.scene.to_yaml(), values, perturber, redshifts, n, seed))
     digest = hashlib.sha256(text.encode())

@@ -1,6 +1,7 @@
 """Searches for perturbers in many observations: a table with one row each, bad ones included, and maps."""
 
 import io
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -132,7 +133,8 @@ def search_row(search: SearchResult, seconds: float) -> dict[str, str]:
     for number, perturber in enumerate(search.perturbers):
         suffix = f"_{number + 1}" if number else ""
         for name in ("delta_chi2", "x", "y", "log10_mass", "log10_mass_error"):
-            columns[name + suffix] = f"{getattr(perturber, name):.5g}"
+            value = getattr(perturber, name)
+            columns[name + suffix] = "" if math.isnan(value) else f"{value:.5g}"
     return columns
 
 

@@ -259,6 +259,7 @@ def gain_map(
         ConfigError: If there is no such perturber.
     """
     profile = _profile(perturber)(redshifts)
+    result = result.scaled(1 / result.observation.unit)
     scene, observation = result.scene, result.observation
     binned = coarse(replace(observation, image=np.where(observation.used, observation.image - result.model, 0.0)))
     detector, data = binned.detector(), data_of(binned)
@@ -292,8 +293,9 @@ def gain_map(
         values = {name: torch.tensor([[[value]]]) for name, value in shape.items()}
         alpha = profile.law(offset_x[None], offset_y[:, None], **values)
         windows = [a[0].unfold(0, n_y, 1).unfold(1, n_x, 1) for a in alpha]
-        scores, informations = [], []
-        for chosen in torch.split(torch.arange(len(at)), _BATCH):
+        scores, informations = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.float64)]
+        for start in range(0, len(at), _BATCH):
+            chosen = slice(start, start + _BATCH)
             first, second = n_y - 1 - at_rows[chosen], n_x - 1 - at_columns[chosen]
             change = -(gradient_x * windows[0][first, second] + gradient_y * windows[1][first, second])
             plane = detector.observe(change).flatten(1) * root
@@ -493,6 +495,8 @@ def find_perturbers(
     profile = _profile(perturber)
     limit = DEFAULT_THRESHOLD[perturber] if threshold is None else threshold
     smooth = fit(observation, scene, seed=seed) if result is None else result
+    unit = smooth.observation.unit
+    smooth = smooth.scaled(1 / unit)
     gains = gain_map(smooth, perturber=perturber, redshifts=redshifts)
     current, detected = smooth, False
     perturbers: list[Perturber] = []
@@ -518,8 +522,8 @@ def find_perturbers(
         detected=detected and not reasons,
         perturbers=tuple(perturbers),
         threshold=limit,
-        smooth=smooth,
-        best=current,
+        smooth=smooth.scaled(unit),
+        best=current.scaled(unit),
         gains=gains,
         message=f"no detection is claimed: {'; '.join(reasons)}" if reasons else "",
         seconds=time.process_time() - started,

@@ -34,6 +34,8 @@ _DIFFERENT = 0.03  # difference in ln theta_E of fits that are not the same
 _RADII = (0.25, 0.5, 1.0, 2.0, 4.0)  # of profiles without light, in units of their start
 _FINE_STEPS, _EXACT_STEPS = 80, 20  # at full resolution; of the scene without added cores
 _POOR, _POOR_SIGMA = 1.15, 5.0  # chi2 per pixel, and its excess in standard deviations, of a poor fit
+_FAINTEST = 100.0  # reduction of chi2 by the model below which the image may be noise alone
+_TOO_GOOD = 0.1  # chi2 per pixel below which the noise map is wrong, or the image has no noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +46,8 @@ class FitResult:
         scene: The fitted scene.
         observation: The observation to which it was fitted.
         parameters: Best-fitting values by name.
-        errors: Standard deviations by name, from the curvature of the deviance.
+        errors: Standard deviations by name, from the curvature of the deviance; NaN for parameters that the image does
+            not determine.
         amplitudes: Linear amplitudes by name, in the unit of the image.
         model: Best-fitting noise-free image (rows, columns).
         chi2: Sum of squared residuals in units of the noise, over the fitted pixels.
@@ -53,7 +56,7 @@ class FitResult:
         at_bounds: Names of the parameters at a bound.
         steps: Number of model evaluations at full resolution.
         seconds: Processor time.
-        covariance: Covariance matrix of the parameters, in the order of `scene.names`.
+        covariance: Covariance matrix of the parameters, in the order of `scene.names`; NaN as for `errors`.
     """
 
     scene: Scene = field(repr=False)
@@ -88,8 +91,15 @@ class FitResult:
         warnings = [] if self.converged else ["not converged"]
         if self.chi2_per_pixel > _POOR and self.chi2_excess > _POOR_SIGMA:
             warnings.append(f"chi2 per pixel {self.chi2_per_pixel:.2f}: the model does not describe the image")
-        at = [name for name in self.at_bounds if name.startswith((lens, "shear."))]
-        return (*warnings, *([f"at a bound: {', '.join(at)}"] if at else []))
+        if self.chi2_per_pixel < _TOO_GOOD:
+            warnings.append(f"chi2 per pixel {self.chi2_per_pixel:.2g}: the noise map exceeds the noise of the image")
+        if float((self.observation.weights * self.observation.image**2).sum()) - self.chi2 < _FAINTEST:
+            warnings.append("the image has no significant light")
+        undetermined = [name for name, error in self.errors.items() if math.isnan(error)]
+        for words, names in (("at a bound", self.at_bounds), ("not determined by the image", undetermined)):
+            if names := [name for name in names if name.startswith((lens, "shear."))]:
+                warnings.append(f"{words}: {', '.join(names)}")
+        return tuple(warnings)
 
     @cached_property
     def residual(self) -> Float[np.ndarray, "rows columns"]:
@@ -100,6 +110,17 @@ class FitResult:
     def theta_E(self) -> float:
         """Einstein radius of the main lens, arcsec: the radius of the circle with the area of its critical ellipse."""
         return self.scene.values_of(main_lens(self.scene), self.parameters)["theta_E"]
+
+    def scaled(self, factor: float) -> "FitResult":
+        """Return the fit of the observation multiplied by a factor."""
+        if factor == 1:
+            return self
+        return replace(
+            self,
+            observation=self.observation.scaled(factor),
+            amplitudes={name: value * factor for name, value in self.amplitudes.items()},
+            model=self.model * factor,
+        )
 
     def plot(self, path: Path | str) -> None:
         """Write a PNG of data, model, residual in units of the noise, and source plane."""
@@ -131,6 +152,7 @@ def fit(observation: Observation, scene: Scene, *, seed: int = 0) -> FitResult:
         The fit with the lowest deviance. Check `converged`, `chi2_excess` and `at_bounds` before you use it.
     """
     started = time.process_time()
+    original, observation = observation, observation.scaled(1 / observation.unit)
     oversampling = observation.psf.oversampling if observation.psf else 1
     softened = scene.softened(_CORE * observation.pixel_scale / oversampling)
     binned = coarse(observation)
@@ -147,7 +169,8 @@ def fit(observation: Observation, scene: Scene, *, seed: int = 0) -> FitResult:
         without_cores = exact.minimise(state.internal, data, steps=_EXACT_STEPS)
         if bool(without_cores.converged) and float(without_cores.deviance) < float(state.deviance):
             fine, state = exact, without_cores
-    return result_of(fine, state, observation, started)
+    result = result_of(fine, state, observation, started).scaled(original.unit)
+    return replace(result, observation=original)
 
 
 def coarse(observation: Observation) -> Observation:
@@ -199,7 +222,9 @@ def result_of(solver: Solver, state: State, observation: Observation, started: f
     values = scene.external(state.internal)[0].tolist()
     scales = torch.tensor([v if p.log else 1.0 for v, p in zip(values, scene.free, strict=True)], dtype=torch.float64)
     covariance = solver.covariance(state)[0].double() * scales * scales[:, None]
-    errors = covariance.diagonal().clamp_min(0).sqrt().tolist()
+    undetermined = ~(covariance.diagonal() > 0)
+    covariance[undetermined], covariance[:, undetermined] = torch.nan, torch.nan
+    errors = covariance.diagonal().sqrt().tolist()
     low, high = scene.bounds(internal)
     bound = ((internal <= low) | (internal >= high)).tolist()
     return FitResult(
@@ -208,7 +233,7 @@ def result_of(solver: Solver, state: State, observation: Observation, started: f
         parameters=dict(zip(scene.names, values, strict=True)),
         errors=dict(zip(scene.names, errors, strict=True)),
         amplitudes=dict(zip(scene.amplitude_names, state.amplitudes[0].tolist(), strict=True)),
-        model=state.model[0].numpy(),
+        model=state.model[0].double().numpy(),
         chi2=float(state.chi2[0]),
         n_pixels=int(observation.used.sum()),
         converged=bool(state.converged[0]),

@@ -1,6 +1,6 @@
 """An observed image with its noise map, mask and PSF, validated before a fit."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,8 @@ from darklens.scene.psf import PSF
 
 MASKED_NOISE = 1e6  # of the median; pipelines set the noise of masked pixels to such values
 _FEWEST_PIXELS = 100
-_LARGEST, _LOWEST_NOISE = 1e30, 1e-15  # fits are in float32
+_LARGEST = 1e12  # pixel, in units of the median noise
+_NOISE_LIMIT = 1e100  # of the median noise, and its inverse; their squares are in float64
 NoiseKind = Literal["standard deviation", "variance", "inverse variance"]
 _WRONG_NOISE, _RIGHT_NOISE = 5.0, 2.0  # factor from the image scatter: doubted above, plausible below
 
@@ -27,8 +28,8 @@ class Observation:
         noise_map: Standard deviation of each pixel, in the unit of the image.
         pixel_scale: arcsec.
         psf: Point-spread function; None for no blurring.
-        used: True for pixels that are fitted: not masked, finite, and with a finite, positive noise of at most 1e6
-            times its median.
+        used: True for pixels that are fitted: not masked, finite, below 1e12 times the noise, and with a finite,
+            positive noise within a factor of 1e6 of its median.
         changes: Changes to the inputs and assumptions about them, one phrase each.
     """
 
@@ -91,19 +92,23 @@ class Observation:
                 f"({pixels.shape[0]} x {pixels.shape[1]}); cut it to its core."
             )
         usable = np.isfinite(noise) & (noise > 0)
-        if usable.any():
-            usable &= noise <= MASKED_NOISE * np.median(noise[usable])
-        used = usable & ~excluded & (np.abs(pixels) < _LARGEST)
+        used = usable & ~excluded & np.isfinite(pixels)
         _require_pixels(used)
-        changes = list(kernel.notes) if kernel is not None else []
-        if flip_rows:
-            changes.append("rows reversed" + ("" if kernel is None else ", those of the PSF too"))
-        level = float(np.median(noise[used]))
-        if not _LOWEST_NOISE < level < 1 / _LOWEST_NOISE:
+        level = float(np.median(noise[usable]))
+        if not 1 / _NOISE_LIMIT < level < _NOISE_LIMIT:
             raise InputError(
                 f"The noise is {level:.3g}, which is outside the range of fits; multiply image and noise map by a "
                 "constant, such that the noise is about 1."
             )
+        used &= (noise <= MASKED_NOISE * level) & (noise >= level / MASKED_NOISE)
+        bright = np.abs(pixels) >= _LARGEST * level
+        if 2 * bright[used].sum() > used.sum():
+            raise InputError(f"The image exceeds {_LARGEST:.0e} times the noise; give both in the same unit.")
+        used &= ~bright
+        _require_pixels(used)
+        changes = list(kernel.notes) if kernel is not None else []
+        if flip_rows:
+            changes.append("rows reversed" + ("" if kernel is None else ", those of the PSF too"))
         changes += _exclusions(used)
         _require_deviation(pixels, noise, used)
         return cls(np.where(used, pixels, 0.0), noise, float(pixel_scale), kernel, used, tuple(changes))
@@ -162,6 +167,17 @@ class Observation:
         """Inverse variances; zero for excluded pixels."""
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(self.used, 1 / self.noise_map**2, 0.0)
+
+    @property
+    def unit(self) -> float:
+        """The power of two nearest to the median noise, in which fits work: float32 has no squares beyond 1e38."""
+        return float(2.0 ** np.round(np.log2(np.median(self.noise_map[self.used]))))
+
+    def scaled(self, factor: float) -> "Observation":
+        """Return the observation with image and noise map multiplied by a factor."""
+        if factor == 1:
+            return self
+        return replace(self, image=self.image * factor, noise_map=self.noise_map * factor)
 
     def detector(self, *, supersample: int | None = None) -> Detector:
         """Return the detector of this observation; `supersample` defaults to the oversampling of the PSF."""
@@ -232,7 +248,8 @@ def _plane(values: Any, name: str) -> Float[np.ndarray, "rows columns"]:
     array = np.asarray(values)
     if array.dtype.kind not in "biuf":
         raise InputError(f"The {name} holds {array.dtype}, not numbers.")
-    array = np.squeeze(array.astype(np.float64))
+    array = array.astype(np.float64)
+    array = np.squeeze(array) if array.ndim > 2 else array
     if array.ndim != 2:
         raise InputError(f"The {name} has shape {np.shape(values)}; one plane (rows, columns) is needed.")
     return array

@@ -489,6 +489,10 @@ def standard_deviation(
     kind = _KINDS.get(plane.role, "standard deviation")
     changes = [f"noise map {plane} taken as {_word(kind)}"] if plane.role in _KINDS else []
     is_weak = plane.role not in _KINDS and _WEAK.search(plane.name or plane.path.name.partition(".")[0])
+    if plane.role == "exposure" and judged is None:
+        raise InputError(
+            f"{plane} does not agree with the image as a noise map ({comparison}); it may be an exposure map."
+        )
     if plane.role not in _KINDS and judged is None:
         changes.append(f"noise map {plane} does not agree with the image: {comparison}")
     elif is_weak and judged in ("variance", "inverse variance"):

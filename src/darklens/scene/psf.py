@@ -16,6 +16,7 @@ _FWHM_PER_SIGMA = 2.3548200450309493
 _CENTRED_TO = 0.05  # pixels; a larger offset of the centroid from the centre of the array is noted
 _CORE = 0.05  # of the peak; brighter pixels are the core
 _NORMALISED_TO = 1e-3
+_LARGEST_SUM = 1e12  # and the inverse of the smallest, for an image in float32
 _SAME_SCALE = 1e-3  # relative difference below which two pixel scales count as equal
 _LARGEST_NEGATIVE = 0.05  # of the peak, in a wing
 
@@ -77,7 +78,8 @@ class PSF:
             recentre: Use the centroid of the core as the origin. Otherwise an off-centre PSF shifts the image.
 
         Raises:
-            InputError: If the array is not two-dimensional, its core has non-finite values, or its sum is not positive.
+            InputError: If the array is not two-dimensional, its core has non-finite values, or its sum is not positive
+                or, unless normalised, far from 1.
         """
         kernel = torch.as_tensor(np.array(values, dtype=np.float64))
         if kernel.ndim != 2 or min(kernel.shape) < 1:
@@ -93,6 +95,8 @@ class PSF:
         total = float(kernel.sum())
         if total <= 0:
             raise InputError(f"The PSF's values sum to {total:.3g}; a PSF needs positive light.")
+        if not total < np.inf or (not normalise and not 1 / _LARGEST_SUM < total < _LARGEST_SUM):
+            raise InputError(f"The PSF's values sum to {total:.3g}; divide them by their sum.")
         if float(kernel.min()) < -_LARGEST_NEGATIVE * float(kernel.max()):
             notes.append(f"PSF: its lowest value is {float(kernel.min() / kernel.max()):.2f} of the peak")
         if abs(total - 1) > _NORMALISED_TO:

@@ -1,0 +1,116 @@
+"""Fits of scenes to hostile observations: extreme units, single wild pixels, and images that determine nothing."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from darklens.errors import InputError
+from darklens.fit import perturbers, scene_starts
+from darklens.fit.perturbers import find_perturbers
+from darklens.fit.scene_fit import fit
+from darklens.fit.scene_solver import data_of
+from darklens.scene import PSF, SIE, Detector, Observation, Scene, Sersic
+
+N, SCALE, NOISE = 24, 0.15, 0.02
+SCENE = Scene([SIE(centre_x=0.0, centre_y=0.0)], [Sersic(n=1.0, e1=0.0, e2=0.0, core=0.01)])
+TRUTH = {"sie.theta_E": 1.0, "sie.e1": 0.1, "sie.e2": 0.05}
+TRUTH |= {"source.R_e": 0.2, "source.centre_x": 0.1, "source.centre_y": 0.05}
+KERNEL = PSF.gaussian(fwhm=0.3, pixel_scale=SCALE).kernel.numpy()
+LIGHT = SCENE.image(TRUTH, {"source.amplitude": 1.0}, Detector((N, N), SCALE, PSF.image(KERNEL, pixel_scale=SCALE)))
+IMAGE = LIGHT + np.random.default_rng(0).normal(0, NOISE, (N, N))
+NOISE_MAP = np.full((N, N), NOISE)
+
+
+def observed(image=IMAGE, noise=NOISE_MAP, psf=KERNEL):
+    return Observation.of(image, noise_map=noise, pixel_scale=SCALE, psf=psf)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_draws():
+    """Start fits of this small scene from few draws, and searches from one peak."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scene_starts, "_DRAWS", 1200)
+        for name, value in (("_PEAKS", 1), ("_CONTINUED", 1), ("_COARSE_STEPS", 3), ("_FINE_STEPS", 5)):
+            patch.setattr(perturbers, name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return fit(observed(), SCENE)
+
+
+@pytest.mark.parametrize("factor", [2.0**-10, 1e-40, 1e40])
+def test_the_unit_of_the_image_changes_the_amplitudes_alone(reference, factor):
+    result = fit(observed(IMAGE * factor, NOISE_MAP * factor), SCENE)
+    assert result.parameters == pytest.approx(reference.parameters, rel=1e-3, abs=1e-4)
+    assert result.errors == pytest.approx(reference.errors, rel=0.01)
+    assert result.amplitudes["source.amplitude"] == pytest.approx(
+        factor * reference.amplitudes["source.amplitude"], rel=1e-3
+    )
+    assert result.chi2 == pytest.approx(reference.chi2, rel=1e-4)
+    np.testing.assert_allclose(result.model / factor, reference.model, atol=1e-3 * LIGHT.max())
+    np.testing.assert_array_equal(result.observation.image, IMAGE * factor)
+    if factor == 2.0**-10:
+        assert result.parameters == reference.parameters and result.errors == reference.errors
+
+
+def test_the_unit_of_the_image_does_not_change_a_search(reference):
+    factor = 2.0**-130
+    first, scaled = (
+        find_perturbers(r.observation, SCENE, result=r, perturber="point")
+        for r in (reference, reference.scaled(factor))
+    )
+    assert scaled.perturbers[0].parameters == first.perturbers[0].parameters
+    assert scaled.delta_chi2 == first.delta_chi2
+    np.testing.assert_array_equal(scaled.gains.gain, first.gains.gain)
+    np.testing.assert_array_equal(scaled.best.model, first.best.model * factor)
+
+
+def wild(plane, value):
+    changed = plane.copy()
+    changed[10, 12] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("image", "noise"),
+    [
+        *((wild(IMAGE, value), NOISE_MAP) for value in (1e25, -1e25, 1e300)),
+        *((IMAGE, wild(NOISE_MAP, value)) for value in (1e-30, 1e-300, 1e30)),
+    ],
+)
+def test_one_wild_pixel_is_left_out(image, noise):
+    observation = observed(image, noise)
+    assert observation.changes == ("1 pixels left out",) and not observation.used[10, 12]
+    assert bool(torch.isfinite(data_of(observation.scaled(1 / observation.unit)).weights).all())
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.zeros((N, N)), "exceeds the noise of the image; the image has no significant light; not determined by"),
+        (IMAGE - LIGHT, "no significant light"),
+    ],
+)
+def test_an_image_that_determines_nothing_has_warnings_and_no_errors_of_zero(image, words):
+    result = fit(observed(image), SCENE)
+    assert words in "; ".join(result.warnings)
+    assert all(error > 0 or math.isnan(error) for error in result.errors.values())
+    assert not find_perturbers(result.observation, SCENE, result=result).detected
+
+
+@pytest.mark.parametrize(
+    ("psf", "image", "words"),
+    [
+        (KERNEL * 1e300, IMAGE, "divide them by their sum"),
+        (KERNEL * 1e-300, IMAGE, "divide them by their sum"),
+        (KERNEL[3:4, 3:4], np.ones((1, 1)), "1 pixels remain"),
+        (KERNEL, np.ones((1, 500)), "is larger than the image"),
+    ],
+)
+def test_what_no_fit_can_use_is_one_sentence(psf, image, words):
+    with pytest.raises(InputError, match=words):
+        observed(image, np.full(image.shape, NOISE), psf)
