@@ -99,13 +99,14 @@ def is_temporary(path: Path) -> bool:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, target: Path | None = None) -> Iterator[None]:
     """Lock a folder, or a file in it, so that only one process writes to the folder. The lock ends with the process.
 
     Without effect where the operating system or the file system has no locks.
 
     Args:
         path: The folder, or the file, which is created.
+        target: What the lock protects, in messages; by default the folder.
 
     Raises:
         InputError: If another process holds the lock.
@@ -121,11 +122,15 @@ def locked(path: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Another process may have finished and removed the file since it was opened.
+            is_alone = path.exists() and os.path.samestat(os.fstat(handle), path.stat())
         except BlockingIOError:
-            folder = path if path.is_dir() else path.parent
-            raise InputError(f"Another process is writing to {folder}; wait for it to finish, or end it.") from None
+            is_alone = False
         except OSError:  # a network file system without locks
-            pass
+            is_alone = True
+        if not is_alone:
+            target = target or (path if path.is_dir() else path.parent)
+            raise InputError(f"Another process is writing to {target}; wait for it to finish, or end it.")
         yield
     finally:
         _locks.discard(handle)

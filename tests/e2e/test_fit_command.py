@@ -7,9 +7,10 @@ import pytest
 from astropy.io import fits
 from commandline import darklens, rows_of
 
+from darklens.files import locked
 from darklens.fit import scene_table
 from darklens.fit.scene_fit import FitResult
-from darklens.fit.scene_table import COLUMNS, axis_ratio, measures, row_of
+from darklens.fit.scene_table import COLUMNS, axis_ratio, measures, row_of, unfinished
 from darklens.scene import EPL, PSF, Detector, Multipole, Observation, Scene, Sersic, Shear
 
 N, SCALE = 40, 0.1
@@ -141,6 +142,14 @@ def test_an_interrupted_run_continues(lens, tmp_path, monkeypatch):
     assert count == [0, 1, 1] and [path.name for path in tmp_path.iterdir()] == ["fits.csv"]
     first, second = rows_of(tmp_path / "fits.csv")
     assert {**first, "seconds": ""} == {**second, "seconds": ""}
+
+
+@pytest.mark.parametrize("command", ["fit", "search"])
+def test_two_processes_do_not_write_one_table(lens, tmp_path, capsys, command):
+    table = tmp_path / "t.csv"
+    with locked(unfinished(table)):
+        assert darklens(command, lens, "--pixel-scale", SCALE, "--out", table) == 2
+    assert f"Another process is writing to {table}" in capsys.readouterr().err and not table.exists()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
+import fcntl
 import multiprocessing
 import time
+from pathlib import Path
 
 import pytest
 from commandline import darklens
@@ -46,6 +48,18 @@ def test_a_forked_process_does_not_keep_the_lock(tmp_path):
     finally:
         child.kill()
         child.join()
+
+
+def test_the_lock_of_a_file_that_was_removed_protects_nothing(tmp_path, monkeypatch):
+    path, flock = tmp_path / "lock", fcntl.flock
+
+    def removed_before(*arguments):
+        path.unlink()
+        flock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", removed_before)
+    with pytest.raises(InputError, match=r"writing to t\.csv"), files.locked(path, target=Path("t.csv")):
+        pass
 
 
 SIZES = {0: "0.0 kB", 400: "0.4 kB", 99_949: "99.9 kB", 2_500_000: "2.5 MB", 3 * 10**12: "3,000.0 GB"}

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 _MAX_LISTED = 1000  # unusable files to print; the table lists them all
 FILES = (
-    "Image files (npy, npz, FITS, HDF5, PNG, TIFF), folders, quoted patterns such as 'lens*.fits', @LIST.txt for a "
+    "Image files (npy, npz, FITS, HDF5, PNG, TIFF), folders (without noise maps, PSFs and masks, named as for `fit`), "
+    "quoted patterns such as 'lens*.fits', @LIST.txt for a "
     "text file with one path per line, or - to read the paths from standard input."
 )
 PixelScale = Annotated[

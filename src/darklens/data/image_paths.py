@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from darklens.data.readers import MEASUREMENTS, SUFFIXES
+from darklens.data.readers.roles import role_in_folder
 from darklens.errors import InputError
 from darklens.files import decode_text
 
@@ -19,7 +20,8 @@ def find_images(arguments: Sequence[Path | str]) -> list[Path]:
     """Return the files that the arguments name.
 
     A folder means all files in it and its subfolders with the suffix of an image. Links to folders are not
-    followed, and PNG and TIFF files next to other image files are skipped as previews.
+    followed. PNG and TIFF files next to other image files are skipped as previews, and so are the noise map, PSF, mask
+    and exposure map of an observation (`OBSERVATION_FILES`) next to an image.
     `*`, `?`, `[...]` and `**` are patterns. `@list.txt` is a text file with one argument per line, and `-` or `@-`
     means such lines on standard input; a line that starts with `#` is a comment. An existing file with such a name
     takes precedence.
@@ -101,6 +103,8 @@ def _matches(pattern: str) -> list[str]:
 
 def _inside(folder: str) -> list[Path]:
     paths = images_in(folder)
+    with_image = {path.parent for path in paths if role_in_folder(path.name) in (None, "science")}
+    paths = [p for p in paths if p.parent not in with_image or role_in_folder(p.name) in (None, "science")]
     if not paths:
         raise InputError(f"{folder} contains no images ({', '.join(SUFFIXES)}).")
     return paths

@@ -4,7 +4,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from jaxtyping import Float
 import darklens
 from darklens import executors
 from darklens.errors import ConfigError, DarklensError
-from darklens.files import atomic_path, csv_line, write_text, writing
+from darklens.files import atomic_path, csv_line, locked, write_text, writing
 from darklens.fit.scene_figure import arrays, draw
 from darklens.fit.scene_fit import FitResult, fit
 from darklens.fit.scene_starts import main_lens
@@ -223,38 +224,52 @@ def write_table(
         workers: Number of processes.
         advance: Called with the number of rows just computed.
     """
-    journal = None if maps else _Journal(out, _digest(labels, arguments))
-    rows = journal.rows() if journal else {}
-    advance(len(rows))
-    missing = [number for number in range(len(labels)) if number not in rows]
-    tasks = ((n, labels[n], (maps or {}).get(labels[n]), *arguments) for n in missing)
-    with executors.local(min(workers, len(missing))) as pool:
-        for number, row in executors.as_finished(pool, task, tasks):
-            rows[number] = row
-            if journal:
-                journal.add(number, row)
-            advance(1)
-    lines = [csv_line(names)]
-    for number in range(len(labels)):
-        row = rows[number]
-        cells = {"path": row.label, "status": "error" if row.message else "ok", "message": row.message, **row.columns}
-        lines.append(csv_line([cells.get(name, "") for name in names]))
-    write_text(out, "".join(lines))
-    if journal:
-        journal.remove()
+    with _journal(None if maps else out, _digest(labels, arguments)) as journal:
+        rows = journal.rows() if journal else {}
+        advance(len(rows))
+        missing = [number for number in range(len(labels)) if number not in rows]
+        tasks = ((n, labels[n], (maps or {}).get(labels[n]), *arguments) for n in missing)
+        with executors.local(min(workers, len(missing))) as pool:
+            for number, row in executors.as_finished(pool, task, tasks):
+                rows[number] = row
+                if journal:
+                    journal.add(number, row)
+                advance(1)
+        lines = [csv_line(names)]
+        for number in range(len(labels)):
+            row = rows[number]
+            status = "error" if row.message else "ok"
+            cells = {"path": row.label, "status": status, "message": row.message, **row.columns}
+            lines.append(csv_line([cells.get(name, "") for name in names]))
+        write_text(out, "".join(lines))
+        if journal:
+            journal.remove()
     return [rows[number] for number in range(len(labels))]
+
+
+@contextmanager
+def _journal(out: Path | None, digest: str) -> Iterator["_Journal | None"]:
+    """Open the journal of a table, which no other process may write at the same time; None for no table."""
+    if out is None:
+        yield None
+        return
+    path = unfinished(out)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path, target=out):
+        yield _Journal(path, digest)
 
 
 class _Journal:
     """The finished rows of a table, from which an interrupted run continues: OUT.unfinished, lines of JSON.
 
     Args:
-        out: The table.
+        path: The file.
         digest: Of all inputs of the run; rows of other runs are discarded.
     """
 
-    def __init__(self, out: Path, digest: str) -> None:
-        self._path, self._digest = unfinished(out), digest
+    def __init__(self, path: Path, digest: str) -> None:
+        self._path, self._digest = path, digest
 
     def rows(self) -> dict[int, FitRow]:
         """Return the rows of an interrupted run, and start a new file if it had other inputs."""
@@ -268,7 +283,6 @@ class _Journal:
         except (OSError, ValueError, TypeError):  # missing, or the last line is incomplete
             pass
         with writing(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.write_text("".join([f"{self._digest}\n", *map(_line, rows.items())]), encoding="utf-8")
         return rows
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from darklens.config import Frozen
 from darklens.data.noise_estimate import noise_variance
 from darklens.data.readers.image import Image, as_float64
 from darklens.data.readers.planes import Plane
-from darklens.data.readers.roles import Role
+from darklens.data.readers.roles import OBSERVATION_FILES, OBSERVATION_SUFFIXES, Role
 from darklens.errors import InputError
 from darklens.populations.population import POPULATIONS, GaussianPSF, Population, get
 from darklens.scene.observation import MASKED_NOISE
@@ -22,6 +23,7 @@ from darklens.scene.observation_files import plane_of, standard_deviation
 
 _LARGEST_PSF_DIFFERENCE = 0.03  # of the peak; that of a Gaussian 1.5 % wider
 _LARGEST_NOISE_RATIO = 1.25
+_ROLES_OF_OPTIONS: dict[str, tuple[Role, ...]] = {"noise_map": ("noise", "weight"), "psf": ("psf",), "mask": ("mask",)}
 _WIDTHS = np.linspace(0.7, 1.4, 71)  # of the PSF of the population, where fits determine the width
 
 
@@ -91,6 +93,33 @@ class Auxiliary(Frozen):
         roles: dict[str, Role] = {"psf": "psf", "noise_map": "noise", "mask": "mask"}
         options = {name: getattr(self, name) for name in roles}
         return {name: plane_of(text, roles[name]) for name, text in options.items() if text is not None}
+
+
+def unused_maps(path: Path, auxiliary: Auxiliary | None) -> tuple[str, ...]:
+    """Return a remark on each noise map, PSF and mask in the folder of an image for which no option is given.
+
+    Args:
+        path: The image.
+        auxiliary: The options.
+    """
+    options = {} if auxiliary is None else auxiliary.model_dump(exclude_none=True)
+    maps = {option: name for option, name in _maps_in(path.parent).items() if option not in options}
+    return tuple(
+        f"{name} not used: no --{option.replace('_', '-')}" for option, name in maps.items() if name != path.name
+    )
+
+
+@lru_cache(maxsize=1024)
+def _maps_in(folder: Path) -> dict[str, str]:
+    """Return the names of noise map, PSF and mask in a folder of one observation, by option."""
+    names = {
+        option: [
+            f"{stem}{suffix}" for role in roles for stem in OBSERVATION_FILES[role] for suffix in OBSERVATION_SUFFIXES
+        ]
+        for option, roles in _ROLES_OF_OPTIONS.items()
+    }
+    present = {option: next((n for n in stems if (folder / n).is_file()), None) for option, stems in names.items()}
+    return {option: name for option, name in present.items() if name is not None}
 
 
 @lru_cache(maxsize=8)

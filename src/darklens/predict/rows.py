@@ -1,7 +1,7 @@
 """Rows of predictions.csv for image files, in order, bad files included."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from darklens.evaluation.columns import prediction_columns
 from darklens.files import csv_line
 from darklens.fit.features import no_features
 from darklens.fit.summary import findings
-from darklens.predict.auxiliary import Auxiliary
+from darklens.predict.auxiliary import Auxiliary, unused_maps
 
 OnBatch = Callable[[Sequence[Path], Sequence[Prepared], Classification], None]
 _POSITIONS = ("centre", "line", "point")  # prefixes of columns of positions, relative to the centre of the image
@@ -121,6 +121,7 @@ def read_one(
     size, scale, whole = bundle.contract.n_pixels, bundle.contract.pixel_scale, folder / path
     try:
         image = read_image(whole, name=name, pixel_scale=pixel_scale)
+        image = replace(image, changes=(*image.changes, *unused_maps(whole, auxiliary)))
         if auxiliary is not None:
             image, reasons = auxiliary.applied(image, bundle)
             if doubts is not None:

@@ -162,7 +162,7 @@ def predict_table(
     work = out.with_name(out.name + ".unfinished")
     with writing(out):
         work.mkdir(parents=True, exist_ok=True)
-    with locked(work / "lock"), _removed_unless_started(work):
+    with locked(work / "lock", target=out), _removed_unless_started(work):
         finished = _resume_or_start(work, task, blocks, warn)
         resumed = sum(len(blocks[n]) for n in finished)
         advance(resumed)

@@ -12,22 +12,13 @@ from jaxtyping import Bool, Float
 
 from darklens.data.image_paths import expand
 from darklens.data.readers.planes import Contents, Plane, contents
-from darklens.data.readers.roles import SCIENCE, Role, belongs, companion
+from darklens.data.readers.roles import OBSERVATION_FILES, OBSERVATION_SUFFIXES, SCIENCE, Role, belongs, companion
 from darklens.errors import ConfigError, InputError
 from darklens.scene.observation import MASKED_NOISE, NoiseKind, Observation, background_scatter, noise_meaning
 from darklens.scene.psf import PSF
 from darklens.scene.specification import NoiseSpecification, PSFSpecification
 
-_FILES: dict[Role, tuple[str, ...]] = {  # in a folder of one observation, in the order of preference
-    "science": ("image", "data"),
-    "noise": ("noise_map", "noise", "rms", "err"),
-    "weight": ("weight_map", "weight", "wht", "ivm"),
-    "psf": ("psf",),
-    "mask": ("mask",),
-    "exposure": ("exposure_time_map", "exposure_map", "exposure"),
-}
 _NOISE_ROLES: tuple[Role, ...] = ("noise", "variance", "weight")
-_SUFFIXES = (".fits", ".fits.gz", ".fits.fz", ".fit", ".fts")
 _SELECTED = re.compile(r"(?P<file>.+)\[(?P<name>[^\]]+)\]")
 _ROW = re.compile(r"(?P<file>.+)#(?P<row>\d+)")
 _MAX_OVERSAMPLING = 16
@@ -132,7 +123,7 @@ def files_of(label: str) -> list[Path]:
     path, _ = _location(label)
     if not path.is_dir():
         return [path]
-    return [file for role in _FILES if (file := _member(path, role)) is not None]
+    return [file for role in OBSERVATION_FILES if (file := _member(path, role)) is not None]
 
 
 def _location(label: str) -> tuple[Path, int | None]:
@@ -144,7 +135,9 @@ def _location(label: str) -> tuple[Path, int | None]:
 
 def _member(folder: Path, role: Role) -> Path | None:
     """Return the file of a role in a folder of one observation."""
-    candidates = (folder / f"{stem}{suffix}" for stem in _FILES.get(role, ()) for suffix in _SUFFIXES)
+    candidates = (
+        folder / f"{stem}{suffix}" for stem in OBSERVATION_FILES.get(role, ()) for suffix in OBSERVATION_SUFFIXES
+    )
     return next((path for path in candidates if path.is_file()), None)
 
 
@@ -210,7 +203,7 @@ class _Reader:
     def _science(self) -> Plane:
         """Choose the science image, and collect the planes that belong to it."""
         if self.path.is_dir():
-            for role in _FILES:
+            for role in OBSERVATION_FILES:
                 if (file := _member(self.path, role)) is not None:
                     self._add(contents(file), role)
             if not any(plane.role == "science" for plane in self.planes):

@@ -117,3 +117,14 @@ def test_files_with_names_that_are_not_utf8_or_like_comments_are_not_lost(files,
     monkeypatch.setattr("sys.stdin", Binary(content))
     found = find_images(["@list.txt" if source == "list" else "-"])
     assert [os.fsencode(path) for path in found] == names
+
+
+def test_a_folder_of_an_observation_is_its_image(tmp_path):
+    for name in ("lens/image.fits", "lens/noise_map.fits", "lens/PSF.FITS", "lens/mask.fits.gz", "lens/exposure.fits"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "psf.fits").write_bytes(b"x")
+    assert find_images([tmp_path / "lens"]) == [tmp_path / "lens" / "image.fits"]
+    for alone in ([tmp_path / "maps"], [tmp_path / "lens" / "PSF.FITS"]):  # named, or nothing else is there
+        assert len(find_images(alone)) == 1

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from archives import PIXELS, rings, small_bundle
+from astropy.io import fits
 
 from darklens.data.prepare import Prepared
 from darklens.files import csv_line, printable, write_text
-from darklens.predict import Row, find_images, predict, predict_table, problems_in, to_csv
+from darklens.predict import Auxiliary, Row, find_images, predict, predict_table, problems_in, to_csv
 from darklens.predict.rows import _in_original
 from darklens.predict.table import quoted, unquoted
 from darklens.training.trials import Trial, write_table
@@ -54,6 +55,14 @@ def test_rows_of_python_keep_the_name_and_their_table_is_utf8(folder):
     assert LATIN in [row.path for row in rows]
     write_text(folder / "t.csv", to_csv(rows, ["no", "sphere", "vort"]))
     assert len(rows_of(folder / "t.csv")) == 4
+
+
+def test_maps_beside_an_image_that_no_option_names_are_in_changes(tmp_path):
+    for name in ("image", "noise", "psf", "mask"):
+        fits.writeto(tmp_path / f"{name}.fits", rings(1)[0, 0] if name == "image" else np.zeros((PIXELS, PIXELS)))
+    (row,) = predict(small_bundle(), find_images([tmp_path]), auxiliary=Auxiliary.of(mask=str(tmp_path / "mask.fits")))
+    assert "noise.fits not used: no --noise-map" in row.changes and "psf.fits not used: no --psf" in row.changes
+    assert not any("mask.fits not used" in change for change in row.changes)
 
 
 @pytest.mark.parametrize("path", ["/a b/c", "/caf\udce9/100%41", "/é/\udcff"])

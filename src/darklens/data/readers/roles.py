@@ -55,6 +55,15 @@ def _words(name: str) -> list[str]:
 
 
 Role = Literal["science", "noise", "variance", "weight", "mask", "psf", "exposure", "other"]
+OBSERVATION_FILES: dict[Role, tuple[str, ...]] = {  # in a folder of one observation, in the order of preference
+    "science": ("image", "data"),
+    "noise": ("noise_map", "noise", "rms", "err"),
+    "weight": ("weight_map", "weight", "wht", "ivm"),
+    "psf": ("psf",),
+    "mask": ("mask",),
+    "exposure": ("exposure_time_map", "exposure_map", "exposure"),
+}
+OBSERVATION_SUFFIXES = (".fits", ".fits.gz", ".fits.fz", ".fit", ".fts")
 _ROLES: dict[Role, re.Pattern[str]] = {  # in the order of precedence
     "psf": re.compile(r"psfs?|prf|kernel"),
     "mask": re.compile(r"masks?|msk|bpm|badpix"),
@@ -79,6 +88,13 @@ def role_of(name: str) -> Role:
     if roles[0] == "psf" and len(roles) > 1:  # the variance of a PSF
         return "other"
     return "weight" if roles[0] == "variance" and {"inv", "inverse"} & words else roles[0]
+
+
+def role_in_folder(name: str) -> Role | None:
+    """Return the role that a file has in a folder of one observation, by its name; None for other files."""
+    lower = name.lower()
+    stem = next((lower.removesuffix(suffix) for suffix in OBSERVATION_SUFFIXES if lower.endswith(suffix)), None)
+    return next((role for role, stems in OBSERVATION_FILES.items() if stem in stems), None)
 
 
 def belongs(name: str, science: str) -> bool:
