@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 CUDA = torch.device("cuda", 0)
 CPU_GENERATOR = torch.Generator
+_MAKE_SUBCLASS = Tensor._make_subclass
 
 # Operations that take 0-dim CPU tensors beside tensors on the device, without underscores and a leading r or i.
 _ELEMENTWISE = {
@@ -67,6 +68,9 @@ class PretendTensor(Tensor):
         return memo[id(self)]
 
 
+_HANDLERS = (Tensor.__torch_function__, PretendTensor.__torch_function__, torch._C._disabled_torch_function_impl)
+
+
 class Generator(CPU_GENERATOR):
     """A random generator of the CPU that may report cuda:0."""
 
@@ -90,6 +94,10 @@ class PretendDevice(TorchFunctionMode):
         self.uploads = 0
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        for kind in types:
+            if kind.__torch_function__ not in _HANDLERS:  # a subclass with rules of its own, such as a dual number
+                with self:
+                    return kind.__torch_function__(func, types, args, kwargs or {})
         return _call(func, args, kwargs or {}, self)
 
 
@@ -105,9 +113,14 @@ def pretend_device():
             get_device_name=mock.Mock(return_value="pretend device"),
             synchronize=mock.Mock(),
         ),
+        mock.patch.object(Tensor, "_make_subclass", staticmethod(_make_subclass)),
         PretendDevice() as device,
     ):
         yield device
+
+
+def _make_subclass(kind, values, *options):
+    return _MAKE_SUBCLASS(kind, _unwrapped(values), *options)
 
 
 def on_device(values):
@@ -119,6 +132,12 @@ def on_device(values):
 
 def _call(func, args, kwargs, device):
     name = getattr(getattr(func, "__self__", None), "__name__", "") if _is_property(func) else func.__name__
+    if _is_property(func) and name in (
+        "device",
+        "is_cuda",
+        "is_cpu",
+    ):  # of another subclass that asks for those of its values
+        return getattr(args[0], name)
     if name == "__deepcopy__":  # on the CPU; its dictionary may hold tensors of both devices
         return func(*args, **kwargs)
     leaves = tree_flatten((args, kwargs))[0]

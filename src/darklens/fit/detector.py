@@ -63,6 +63,14 @@ class Detector:
         x, y = Grid(n_pixels=n, pixel_scale=field.pixel_scale).axes(supersample=s)
         self.x, self.y = x[:, low:high], y[low:high]
 
+    def to(self, device: torch.device) -> "Detector":
+        """Move the matrices and positions to a device, and return the detector."""
+        self._matrix, self._first_derivative, self._second_derivative, self.x, self.y = (
+            v.to(device) for v in (self._matrix, self._first_derivative, self._second_derivative, self.x, self.y)
+        )
+        self._bands = [(low, matrix.to(device)) for low, matrix in self._bands]
+        return self
+
     def observe(self, brightness: Float[Tensor, "... s s"]) -> Float[Tensor, "... m m"]:
         """Return the pixel values for brightness at the sample points."""
         maps = brightness.reshape(1, -1, *brightness.shape[-2:])

@@ -6,13 +6,14 @@ parameters of the smooth lens. The sums over pixels are matrix products with a b
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from darklens.constants import constant
 from darklens.data.contrast import HALF_WIDTH
 from darklens.errors import ConfigError
 from darklens.fit.fitter import Fitter, Images, fitter_of
@@ -64,6 +65,9 @@ class _Bank:
     xy: Float[Tensor, "z p"]
     yy: Float[Tensor, "z p"]
 
+    def to(self, device: torch.device) -> "_Bank":
+        return _Bank(*(getattr(self, f.name).to(device) for f in fields(self)))
+
 
 @torch.no_grad()
 def evidence_maps(
@@ -81,7 +85,7 @@ def evidence_maps(
         ConfigError: If the population does not vary the position of its source.
         ValueError: As `fit_macro`.
     """
-    fitter = fitter_of(population, centred=not set(CENTRE) <= set(fit.names))
+    fitter = fitter_of(population, centred=not set(CENTRE) <= set(fit.names), device=images.device)
     check_images(images, fitter)
     check_exposure(exposure, images)
     templates = templates_of(fitter)
@@ -125,7 +129,8 @@ class Templates:
         self._edge = (detector.n_pixels - n_pixels) // 2
         self.grid = Grid(n_pixels=n_pixels, pixel_scale=detector.pixel_scale)
         self._source = tuple(fitter.lens.names.index(f"source_{axis}") for axis in "xy")
-        self._points, self._lines = _point_bank(self.grid, fitter.population.psf.sigma), _line_bank(self.grid)
+        self._points = _point_bank(self.grid, fitter.population.psf.sigma).to(fitter.device)
+        self._lines = _line_bank(self.grid).to(fitter.device)
 
     def cut(self, maps: Float[Tensor, "... m m"]) -> Float[Tensor, "... n n"]:
         """Crop maps on the fine detector to the grid."""
@@ -231,7 +236,7 @@ def templates_of(fitter: Fitter) -> Templates:
 
 def shape_of(template: Int[Tensor, "..."]) -> tuple[Tensor, Tensor]:
     """Return length (arcsec) and angle (radians) for the shape indices of `Templates.lines`."""
-    lengths = torch.tensor(_LINE_LENGTHS, device=template.device)
+    lengths = constant(_LINE_LENGTHS, torch.float32, template.device)
     return lengths[template // _LINE_ANGLES], (template % _LINE_ANGLES) * (math.pi / _LINE_ANGLES)
 
 

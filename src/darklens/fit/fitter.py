@@ -23,6 +23,7 @@ _BLOCK = 0.1  # arcsec, largest side of a fitted block of pixels; samples a PSF 
 _BANK = 8192  # number of smooth lenses in the bank
 _BANK_ARCSEC = 0.25  # largest pixel of the bank's images
 N_STARTS = 4
+_CPU = torch.device("cpu")
 
 
 class Fitter:
@@ -32,6 +33,7 @@ class Fitter:
         population: Defines the lens model, the detector, the PSF and the noise.
         compiled: Whether torch.compile fuses the models.
         centred: Whether lenses are fixed at the centre of the image.
+        device: Device of the images to fit, which receives all constants once.
 
     Attributes:
         population: The population.
@@ -39,21 +41,29 @@ class Fitter:
         coarse: Detector with one sample of light per block of pixels, for a fast first fit.
         fine: Detector with the sampling of the population, binned in blocks of pixels.
         compiled: Whether torch.compile fuses the models.
+        device: Device of its tensors.
     """
 
-    def __init__(self, population: Population, *, compiled: bool = False, centred: bool = True) -> None:
+    def __init__(
+        self,
+        population: Population,
+        *,
+        compiled: bool = False,
+        centred: bool = True,
+        device: torch.device = _CPU,
+    ) -> None:
         field = population.field
-        self.compiled = compiled
-        self.population, self.lens = population, SmoothLens(population, centred=centred)
+        self.compiled, self.device = compiled, device
+        self.population, self.lens = population, SmoothLens(population, centred=centred).to(device)
         small = coarser_field(field, _BLOCK)
         self._coarse_pixels = small.n_pixels
         crop = min(small.n_pixels, 2 * round(HALF_WIDTH / small.pixel_scale))
-        self.coarse = Detector(population.model_copy(update={"field": small}), crop=crop)
+        self.coarse = Detector(population.model_copy(update={"field": small}), crop=crop).to(device)
         block = field.n_pixels // small.n_pixels
         crop = min(field.n_pixels, 2 * round(HALF_WIDTH / field.pixel_scale))
         crop -= (field.n_pixels - crop) % 2
         crop -= crop % (2 * block) if field.n_pixels % 2 == 0 else crop % block
-        self.fine = Detector(population, crop=crop, block=block)
+        self.fine = Detector(population, crop=crop, block=block).to(device)
 
     def model(self, kind: Kind = "smooth", *, blur: float = 0.0, coarse: bool = False) -> Model:
         """Return a forward model on the fine or on the coarse detector; `blur` in arcsec, see `masses.line_mass`."""
@@ -64,7 +74,7 @@ class Fitter:
     @torch.inference_mode(False)  # cached tensors must also serve in training
     def full(self) -> Detector:
         """The whole detector, without binning."""
-        return Detector(self.population, crop=self.population.field.n_pixels)
+        return Detector(self.population, crop=self.population.field.n_pixels).to(self.device)
 
     def on_coarse(self, images: Images, exposure: Images | None) -> tuple[Float[Tensor, "b m m"], Noise]:
         """Return images on the coarse detector, and their noise."""
@@ -79,7 +89,7 @@ class Fitter:
 
     def nearest(self, images: Images) -> list[FitParameters]:
         """Return the parameters of the best matches in the bank, with their scale and offset, best first."""
-        parameters, bank_mean, bank_norm, bank = (v.to(images.device) for v in self._bank)
+        parameters, bank_mean, bank_norm, bank = self._bank
         small = block_means(images, coarser_field(self.population.field, _BANK_ARCSEC).n_pixels).flatten(1)
         mean = small.mean(1)
         best, rows_of = ((small - mean[:, None]) @ bank.T).topk(N_STARTS, dim=1)
@@ -103,15 +113,22 @@ class Fitter:
         mean = images.mean(1)
         centred = images - mean[:, None]
         norm = centred.norm(dim=1)
-        return parameters, mean, norm, centred / norm[:, None]
+        on_device = (v.to(self.device) for v in (parameters, mean, norm, centred / norm[:, None]))
+        return tuple(on_device)  # type: ignore[return-value]  # four of them
 
 
-def fitter_of(population: Population | str, backend: Backend = "eager", *, centred: bool = True) -> Fitter:
-    """Return the cached fitter of a population or of its name; `centred` as for `fit_macro`."""
+def fitter_of(
+    population: Population | str,
+    backend: Backend = "eager",
+    *,
+    centred: bool = True,
+    device: torch.device = _CPU,
+) -> Fitter:
+    """Return the cached fitter of a population or of its name, on a device; `centred` as for `fit_macro`."""
     if isinstance(population, str) and population in populations.names():
-        return _cached_fitter(_built_in(population), backend, centred)
+        return _cached_fitter(_built_in(population), backend, centred, device)
     chosen = populations.get(population) if isinstance(population, str) else population
-    return _cached_fitter(chosen.model_dump_json(by_alias=True), backend, centred)
+    return _cached_fitter(chosen.model_dump_json(by_alias=True), backend, centred, device)
 
 
 @cache
@@ -121,10 +138,10 @@ def _built_in(name: str) -> str:
 
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)  # cached tensors must also serve in training
-def _cached_fitter(population: str, backend: Backend, centred: bool) -> Fitter:
+def _cached_fitter(population: str, backend: Backend, centred: bool, device: torch.device) -> Fitter:
     check(backend)
     parsed = Population.model_validate_json(population)
-    return Fitter(parsed, compiled=backend == "compiled", centred=centred)
+    return Fitter(parsed, compiled=backend == "compiled", centred=centred, device=device)
 
 
 def coarser_field(field: Field2D, arcsec: float) -> Field2D:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from darklens.constants import constant
 from darklens.data.contrast import contrast_problem
 from darklens.fit import masses, misfit
 from darklens.fit.evidence import Templates, line_centres, shape_of, templates_of
@@ -120,7 +121,7 @@ def fit_hypotheses(
         ConfigError: If the light of the population is not Sersic profiles, or it does not vary the source position.
         ValueError: If the images are not of the population's size, or not finite, or the exposure is not theirs.
     """
-    fitter = fitter_of(population, backend, centred=centred)
+    fitter = fitter_of(population, backend, centred=centred, device=images.device)
     check_images(images, fitter)
     check_exposure(exposure, images)
     load_for(len(images))
@@ -297,7 +298,7 @@ def _line_starts(prepared: _PreparedImages, fit: FitState) -> Float[Tensor, "s b
     delta_chi2, mass = prepared.templates.lines(prepared.pixels - fit.model, prepared.weight(fit), fit.slopes)
     best, shape = delta_chi2.max(1)
     best, shape, mass = best.flatten(1).clone(), shape.flatten(1), mass.flatten(2)
-    axis = torch.tensor(line_centres(), device=delta_chi2.device)
+    axis = constant(tuple(line_centres()), torch.float32, delta_chi2.device)
     x, y = axis.repeat(len(axis)), axis.repeat_interleave(len(axis))
     rows, starts = torch.arange(len(delta_chi2), device=delta_chi2.device), []
     for _ in range(_LINE_STARTS if prepared.fitter.lens.centred else _LINE_STARTS_FREE_CENTRE):

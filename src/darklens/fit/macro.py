@@ -90,7 +90,7 @@ def fit_macro(
         ConfigError: If the population's light is not Sersic profiles.
         ValueError: If the images are not of the population's size, or not finite, or the exposure is not theirs.
     """
-    fitter = fitter_of(population, backend, centred=centred)
+    fitter = fitter_of(population, backend, centred=centred, device=images.device)
     check_images(images, fitter)
     check_exposure(exposure, images)
     load_for(len(images))

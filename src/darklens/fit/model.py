@@ -1,5 +1,6 @@
 """The forward model of a fit: images of a smooth lens, alone or with perturbers, and their derivatives."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from darklens.compilation import compile_function
+from darklens.constants import constant
 from darklens.fit import masses
 from darklens.fit.detector import Detector
 from darklens.fit.noise import Gain, Maps
@@ -111,10 +113,10 @@ class Model:
     def apply_step(self, parameters: FitParameters, step: FitParameters) -> FitParameters:
         """Return the parameters after a step, with each component of the step limited and each parameter in bounds."""
         p = self.n_smooth - 2
-        smooth = [3 * self.lens.spread.to(step), step.new_tensor([_SCALE_STEP, torch.inf])]
         names = {"smooth": (), "points": masses.POINT, "line": masses.LINE}[self.kind]
         n_masses = (parameters.shape[1] - self.n_smooth) // max(1, len(names))
-        longest = torch.cat([*smooth, step.new_tensor([_LARGEST_STEPS[name] for name in names] * n_masses)])
+        others = (_SCALE_STEP, math.inf, *[_LARGEST_STEPS[name] for name in names] * n_masses)
+        longest = torch.cat([3 * self.lens.spread.to(step), constant(others, step.dtype, step.device)])
         stepped = parameters + torch.maximum(torch.minimum(step, longest), -longest)
         return torch.cat(
             [

@@ -140,13 +140,14 @@ class FitResult:
         return scene_export.write_coolest(self, Path(path), z_lens=z_lens, z_source=z_source)
 
 
-def fit(observation: Observation, scene: Scene, *, seed: int = 0) -> FitResult:
+def fit(observation: Observation, scene: Scene, *, seed: int = 0, device: torch.device | str = "cpu") -> FitResult:
     """Fit a scene to an observation.
 
     Args:
         observation: Image, noise map, mask and PSF.
         scene: Model to fit, with the starts, bounds and priors of its parameters.
         seed: Seed of the random starts.
+        device: Device that computes the fit, such as "cuda".
 
     Returns:
         The fit with the lowest deviance. Check `converged`, `chi2_excess` and `at_bounds` before you use it.
@@ -156,13 +157,13 @@ def fit(observation: Observation, scene: Scene, *, seed: int = 0) -> FitResult:
     oversampling = observation.psf.oversampling if observation.psf else 1
     softened = scene.softened(_CORE * observation.pixel_scale / oversampling)
     binned = coarse(observation)
-    solver, data = Solver(softened, binned.detector()), data_of(binned)
-    starts = draw_starts(solver, binned, torch.Generator().manual_seed(seed))
+    solver, data = Solver(softened, binned.detector()), data_of(binned, device)
+    starts = draw_starts(solver, binned, torch.Generator().manual_seed(seed), device)
     for steps, kept in _ROUNDS:
         state = solver.minimise(starts, data.repeated(len(starts)), steps=steps)
         starts = _distinct(softened, state)[:kept]
     starts = _revived(solver, starts, data)
-    fine, data = Solver(softened, observation.detector()), data_of(observation)
+    fine, data = Solver(softened, observation.detector()), data_of(observation, device)
     state = fine.minimise(starts, data, steps=_FINE_STEPS)
     if scene.has_cusps:
         exact = Solver(scene, observation.detector())
@@ -221,7 +222,7 @@ def result_of(solver: Solver, state: State, observation: Observation, started: f
     internal = state.internal[0]
     values = scene.external(state.internal)[0].tolist()
     scales = torch.tensor([v if p.log else 1.0 for v, p in zip(values, scene.free, strict=True)], dtype=torch.float64)
-    covariance = solver.covariance(state)[0].double() * scales * scales[:, None]
+    covariance = solver.covariance(state)[0].double().cpu() * scales * scales[:, None]
     undetermined = ~(covariance.diagonal() > 0)
     covariance[undetermined], covariance[:, undetermined] = torch.nan, torch.nan
     errors = covariance.diagonal().sqrt().tolist()
@@ -233,7 +234,7 @@ def result_of(solver: Solver, state: State, observation: Observation, started: f
         parameters=dict(zip(scene.names, values, strict=True)),
         errors=dict(zip(scene.names, errors, strict=True)),
         amplitudes=dict(zip(scene.amplitude_names, state.amplitudes[0].tolist(), strict=True)),
-        model=state.model[0].double().numpy(),
+        model=state.model[0].double().cpu().numpy(),
         chi2=float(state.chi2[0]),
         n_pixels=int(observation.used.sum()),
         converged=bool(state.converged[0]),

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from darklens.constants import constant
 from darklens.scene.imaging import Detector
 from darklens.scene.observation import Observation
 from darklens.scene.scene import Scene
@@ -50,10 +51,10 @@ class Data:
         return Data(self.images.expand(n, -1, -1), self.weights.expand(n, -1, -1))
 
 
-def data_of(observation: Observation) -> Data:
-    """Return the image of an observation as a batch of one."""
+def data_of(observation: Observation, device: torch.device | str = "cpu") -> Data:
+    """Return the image of an observation as a batch of one on a device."""
     arrays = (observation.image, observation.weights)
-    return Data(*(torch.as_tensor(np.ascontiguousarray(v), dtype=torch.float32)[None] for v in arrays))
+    return Data(*(torch.as_tensor(np.ascontiguousarray(v), dtype=torch.float32, device=device)[None] for v in arrays))
 
 
 @dataclass
@@ -109,8 +110,14 @@ class Solver:
 
     def __init__(self, scene: Scene, detector: Detector, *, regularisation: float = 1e-3) -> None:
         self.scene, self.detector = scene, detector
-        self._ridge = torch.tensor([_RIDGE if positive else regularisation for positive in scene.positive])
-        self._positive = torch.tensor(scene.positive)
+        self._ridges = tuple(_RIDGE if positive else regularisation for positive in scene.positive)
+        self._are_positive = tuple(scene.positive)
+
+    def _ridge(self, device: torch.device) -> Float[Tensor, " l"]:
+        return constant(self._ridges, torch.float32, device).double()
+
+    def _positive(self, device: torch.device) -> Bool[Tensor, " l"]:
+        return constant(self._are_positive, torch.bool, device)
 
     def state(self, internal: Float[Tensor, "b p"], data: Data) -> State:
         """Return model, deviance and normal equations at the given parameters, with the best-fitting amplitudes."""
@@ -128,11 +135,11 @@ class Solver:
         mean, prior = scene.prior(internal.double())
         away = internal.double() - mean
         p = slopes.shape[1]
-        diagonal = torch.arange(p)
+        diagonal = torch.arange(p, device=internal.device)
         curvature[:, diagonal, diagonal] += prior
-        diagonal = torch.arange(p, curvature.shape[1])
-        curvature[:, diagonal, diagonal] *= 1 + self._ridge.double().to(curvature.device)
-        zero = torch.nn.functional.pad(self._positive.to(curvature.device) & (amplitudes <= 0), (p, 0))
+        diagonal = torch.arange(p, curvature.shape[1], device=internal.device)
+        curvature[:, diagonal, diagonal] *= 1 + self._ridge(internal.device)
+        zero = torch.nn.functional.pad(self._positive(internal.device) & (amplitudes <= 0), (p, 0))
         curvature.masked_fill_(zero[:, :, None] | zero[:, None], 0.0)  # amplitudes at zero stay there in a step
         nothing = torch.zeros(len(internal), dtype=torch.float64, device=internal.device)
         return State(
@@ -167,7 +174,7 @@ class Solver:
         self, internal: Float[Tensor, "b p"], data: Data, lens_light: bool = True
     ) -> tuple[Float[Tensor, "b l n"], Float[Tensor, "b l l"], Float[Tensor, "b l"]]:
         """Return the model images for unit amplitudes, and the normal equations of the amplitudes."""
-        x, y = self.detector.x.to(internal), self.detector.y.to(internal)
+        x, y = self.detector.positions(internal)
         basis = self.detector.observe(
             self.scene.basis(self.scene.external(internal), x, y, lens_light=lens_light)
         ).flatten(2)
@@ -181,7 +188,7 @@ class Solver:
     def _amplitudes(self, gram: Float[Tensor, "b l l"], projected: Float[Tensor, "b l"]) -> Float[Tensor, "b l"]:
         """Solve for the amplitudes, of which the positive ones are at least zero."""
         n = gram.shape[1]
-        positive, ridge = self._positive[:n].to(gram.device), self._ridge[:n].double().to(gram.device)
+        positive, ridge = self._positive(gram.device)[:n], self._ridge(gram.device)[:n]
         diagonal = gram.diagonal(dim1=1, dim2=2)
         scale = diagonal.clamp_min(1e-300).rsqrt()
         matrix = gram * scale[:, :, None] * scale[:, None] + torch.diag(ridge)
@@ -204,7 +211,7 @@ class Solver:
         """Return the damped step; parameters that would cross a bound are set to it, and the others are recomputed."""
         at = state.internal.double()
         low, high = (bound - at for bound in self.scene.bounds(at))
-        longest = _LONGEST_STEP * torch.tensor([p.step for p in self.scene.free], dtype=at.dtype, device=at.device)
+        longest = _LONGEST_STEP * constant(tuple(p.step for p in self.scene.free), at.dtype, at.device)
         low, high = torch.maximum(low, -longest), torch.minimum(high, longest)
         scale = curvature.diagonal(dim1=1, dim2=2).clamp_min(1e-300).rsqrt()
         matrix = curvature * scale[:, :, None] * scale[:, None]

@@ -32,7 +32,9 @@ def main_lens(scene: Scene) -> str:
     raise ConfigError(f"A fit needs a main lens in the scene: one mass profile of {', '.join(_LENSES)}.")
 
 
-def draw_starts(solver: Solver, observation: Observation, generator: torch.Generator) -> Float[Tensor, "s p"]:
+def draw_starts(
+    solver: Solver, observation: Observation, generator: torch.Generator, device: torch.device | str = "cpu"
+) -> Float[Tensor, "s p"]:
     """Return internal parameters at which to start fits, one for each bin of the Einstein radius.
 
     Masses are drawn at random around the starts of the scene, with the ellipticity of the lens light. In each bin those
@@ -42,13 +44,14 @@ def draw_starts(solver: Solver, observation: Observation, generator: torch.Gener
     Args:
         solver: Solver of the scene, for the pixels of the observation.
         observation: Image, noise map and mask, in large pixels to save time.
-        generator: Source of random numbers.
+        generator: Source of random numbers, on the CPU.
+        device: Device of the fit.
     """
     scene = solver.scene
-    light, subtracted = _subtract_lens_light(scene, observation)
-    drawn = _masses(scene, observation, light, generator)
+    light, subtracted = _subtract_lens_light(scene, observation, data_of(observation, device))
+    drawn = _masses(scene, observation, light, generator).to(device)
     scatter = _trace_back(scene, drawn, observation, subtracted, generator).reshape(_BINS, -1)
-    first = torch.arange(_BINS)
+    first = torch.arange(_BINS, device=device)
     kept = scatter.argsort(1)[:, :_CANDIDATES] + first[:, None] * scatter.shape[1]
     internal = scene.internal(drawn[kept.flatten()])
     low, high = scene.bounds(internal)
@@ -103,13 +106,14 @@ def _trace_back(
     """
     excess = ((subtracted.images * subtracted.weights.sqrt())[0] - _ARC).clamp_min(0)
     if not bool(excess.any()):
-        return torch.zeros(len(parameters))
-    pixels = torch.multinomial(excess.flatten(), _ARC_PIXELS, replacement=True, generator=generator)
+        return torch.zeros(len(parameters), device=parameters.device)
+    pixels = torch.multinomial(excess.cpu().flatten(), _ARC_PIXELS, replacement=True, generator=generator)
+    pixels = pixels.to(parameters.device)
     height, width = observation.image.shape
     x = ((pixels % width) - (width - 1) / 2) * observation.pixel_scale
     y = ((pixels // width) - (height - 1) / 2) * observation.pixel_scale
     alpha = scene.deflection(parameters, x[None, None], y[None, None])
-    squared = torch.zeros(len(parameters), _ARC_PIXELS)
+    squared = torch.zeros(len(parameters), _ARC_PIXELS, device=parameters.device)
     sources = [name for name, profile in scene.profiles.items() if profile in scene.source.profiles]
     for symbol, at, by in zip(("centre_x", "centre_y"), (x, y), alpha, strict=True):
         traced = (at - by)[:, 0]
@@ -121,18 +125,18 @@ def _trace_back(
     return torch.log1p(squared / _COMPACT**2).mean(1)
 
 
-def _subtract_lens_light(scene: Scene, observation: Observation) -> tuple[dict[str, float], Data]:
+def _subtract_lens_light(scene: Scene, observation: Observation, data: Data) -> tuple[dict[str, float], Data]:
     """Fit the lens light alone, and return its parameters and the image without it.
 
     Pixels far from the model, such as those of arcs, have little weight in this fit. In the image returned, the noise
     includes a fraction of the lens light.
     """
-    data = data_of(observation)
     if not scene.lens_light.profiles:
         return {}, data
     alone = Scene([], [], scene.lens_light)
     solver = Solver(alone, observation.detector())
-    state = solver.minimise(alone.internal(alone.start()).float(), data, steps=_LIGHT_STEPS)
+    start = alone.internal(alone.start()).to(data.images)
+    state = solver.minimise(start, data, steps=_LIGHT_STEPS)
     for _ in range(_LIGHT_ROUNDS):
         away = data.weights * (data.images - state.model) ** 2
         robust = Data(data.images, data.weights / (1 + away / _OUTLIER**2))

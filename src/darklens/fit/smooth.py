@@ -107,6 +107,13 @@ class SmoothLens:
         if centred:
             self.fixed |= dict.fromkeys(CENTRE, torch.zeros(()))
 
+    def to(self, device: torch.device) -> "SmoothLens":
+        """Move the constants to a device, and return the lens."""
+        self.spread = self.spread.to(device)
+        self.fixed = {name: value.to(device) for name, value in self.fixed.items()}
+        self._median = {name: value.to(device) for name, value in self._median.items()}
+        return self
+
     def from_truth(self, truth: Mapping[str, object]) -> Parameters:
         """Return the parameters of centred lenses with a known PSF from the columns of `draw` or of a store."""
         natural = self._to_fit_columns(self._columns_of(truth))

@@ -52,7 +52,7 @@ class MacroFitK(nn.Module):
         Raises:
             ValueError: If the images are not finite or of another size.
         """
-        fitter = fitter_of(self._population, centred=self._centred)
+        fitter = fitter_of(self._population, centred=self._centred, device=images.device)
         # The fit averages blocks of pixels itself; repeated pixels keep the noise of a block what the fit expects.
         pixels = images[:, 0].float().repeat_interleave(self._block, -1).repeat_interleave(self._block, -2)
         check_images(pixels, fitter)

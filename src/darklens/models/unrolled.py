@@ -8,6 +8,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from darklens.constants import constant
 from darklens.fit.fitter import fitter_of
 from darklens.fit.levenberg import damped_step
 from darklens.fit.macro import check_images, coarse_fit, unit_range
@@ -65,7 +66,7 @@ class UnrolledResidual(HeadClassifier):
         """Return the features of the residual maps of images, and their ln chi2 per pixel."""
         maps = self.residual(inputs)
         chi2 = maps[:, 0].square().mean((1, 2)).clamp_min(1e-3)
-        scaled = maps / maps.new_tensor([_RESIDUAL_UNIT, 1.0, 1.0])[:, None, None]
+        scaled = maps / constant((_RESIDUAL_UNIT, 1.0, 1.0), maps.dtype, maps.device)[:, None, None]
         return torch.cat([self.encoder(scaled), chi2.log()[:, None] / _LN_CHI2_UNIT], 1)
 
     def residual(self, images: Float[Tensor, "b 1 n n"]) -> Float[Tensor, "b 3 m m"]:
@@ -74,7 +75,7 @@ class UnrolledResidual(HeadClassifier):
             return self._fit(images[:, 0].float())
 
     def _fit(self, images: Float[Tensor, "b n n"]) -> Float[Tensor, "b 3 m m"]:
-        population_fitter = fitter_of(self._config.population, centred=self._config.centred)
+        population_fitter = fitter_of(self._config.population, centred=self._config.centred, device=images.device)
         check_images(images, population_fitter)
         model = population_fitter.model()
         with torch.no_grad():

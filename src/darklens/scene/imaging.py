@@ -45,6 +45,15 @@ class Detector:
         self.y = self._axis(shape[0], height, origin[1])[:, None]
         self.x = self._axis(shape[1], width, origin[0])[None]
         self._transfers: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self._positions: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
+
+    def positions(self, like: Tensor) -> tuple[Float[Tensor, "1 width"], Float[Tensor, "height 1"]]:
+        """Return `x` and `y` in the type and on the device of `like`."""
+        key = like.dtype, like.device
+        if key not in self._positions:
+            with torch.inference_mode(False):  # cached tensors must also serve in training
+                self._positions[key] = self.x.to(like), self.y.to(like)
+        return self._positions[key]
 
     def _axis(self, n: int, taps: int, origin: float) -> Float[Tensor, " s"]:
         """Return the sampling positions along an axis of n pixels, arcsec, float64."""

@@ -6,6 +6,7 @@ The parameters of a batch are a tensor (b, p), in the order of `Scene.names` ("c
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from darklens.constants import constant
 from darklens.errors import ConfigError
 from darklens.physics.duals import slopes_of, value_of, variable
 from darklens.registry import unknown
@@ -228,15 +230,19 @@ class Scene:
 
     def bounds(self, like: Tensor) -> tuple[Float[Tensor, " p"], Float[Tensor, " p"]]:
         """Return lower and upper bounds of the internal values."""
-        low = self.internal(torch.tensor([[p.low for p in self.free]], dtype=torch.float64))[0]
-        high = self.internal(torch.tensor([[p.high for p in self.free]], dtype=torch.float64))[0]
-        return low.to(like), high.to(like)
+        low, high = self._bounds
+        return constant(low, like.dtype, like.device), constant(high, like.dtype, like.device)
+
+    @cached_property
+    def _bounds(self) -> tuple[tuple[float, ...], ...]:
+        limits = torch.tensor([[p.low for p in self.free], [p.high for p in self.free]], dtype=torch.float64)
+        return tuple(tuple(row) for row in self.internal(limits).tolist())
 
     def prior(self, like: Tensor) -> tuple[Float[Tensor, " p"], Float[Tensor, " p"]]:
         """Return mean and inverse variance of the Gaussian priors on the internal values; zero for flat priors."""
-        mean = torch.tensor([p.prior[0] if p.prior else 0.0 for p in self.free], dtype=torch.float64)
-        weight = torch.tensor([p.prior[1] ** -2 if p.prior else 0.0 for p in self.free], dtype=torch.float64)
-        return mean.to(like), weight.to(like)
+        mean = tuple(p.prior[0] if p.prior else 0.0 for p in self.free)
+        weight = tuple(p.prior[1] ** -2 if p.prior else 0.0 for p in self.free)
+        return constant(mean, like.dtype, like.device), constant(weight, like.dtype, like.device)
 
     def _values(self, name: str, parameters: Parameters) -> dict[str, Tensor]:
         """Return the parameters of a component, (b, 1, 1), or (1, 1, 1) if fixed."""
@@ -294,7 +300,7 @@ class Scene:
             amplitudes: (b, l), as `amplitude_names`.
             detector: Pixels and PSF.
         """
-        x, y = detector.x.to(parameters), detector.y.to(parameters)
+        x, y = detector.positions(parameters)
         light = (self.basis(parameters, x, y) * amplitudes[:, :, None, None]).sum(1)
         return detector.observe(light)
 
@@ -317,7 +323,7 @@ class Scene:
         minus the gradient of the source brightness times the derivative of the deflection.
         """
         parameters = self.external(internal)
-        x, y = detector.x.to(internal), detector.y.to(internal)
+        x, y = detector.positions(internal)
         slopes: list[Any] = [None] * len(self.names)
 
         def add(column: int, plane: Any) -> None:
