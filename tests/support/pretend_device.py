@@ -20,9 +20,9 @@ from contextlib import contextmanager
 from unittest import mock
 
 import torch
+import torch._dynamo  # which reads torch's functions when it is first imported, so before they are replaced
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 CUDA = torch.device("cuda", 0)
 CPU_GENERATOR = torch.Generator
@@ -140,10 +140,7 @@ def _call(func, args, kwargs, device):
         return getattr(args[0], name)
     if name == "__deepcopy__":  # on the CPU; its dictionary may hold tensors of both devices
         return func(*args, **kwargs)
-    leaves = tree_flatten((args, kwargs))[0]
-    for leaf in list(leaves):
-        if isinstance(leaf, slice):
-            leaves += [leaf.start, leaf.stop, leaf.step]
+    leaves = list(_leaves((args, kwargs)))
     tensors = [v for v in leaves if isinstance(v, Tensor)]
     pretend = [v for v in tensors if isinstance(v, PretendTensor)]
     target = _target(name, args, kwargs, bool(pretend))
@@ -164,7 +161,7 @@ def _call(func, args, kwargs, device):
     if device is not None:
         device.uploads += uploads
     wrappers = {id(v.cpu_values): v for v in pretend}
-    args, kwargs = tree_map(_unwrapped, (args, kwargs))
+    args, kwargs = _mapped(_unwrapped, (args, kwargs))
     if "device" in kwargs and target.type == "cuda":
         kwargs["device"] = "cpu"
     result = func(*args, **kwargs)
@@ -178,7 +175,32 @@ def _call(func, args, kwargs, device):
             return value
         return wrappers[id(value)] if id(value) in wrappers else on_device(value)
 
-    return tree_map(wrapped, result)
+    return _mapped(wrapped, result)
+
+
+def _leaves(value):
+    """Yield the elements of nested containers."""
+    if isinstance(value, tuple | list):
+        for element in value:
+            yield from _leaves(element)
+    elif isinstance(value, dict):
+        yield from _leaves(list(value.values()))
+    elif isinstance(value, slice):
+        yield from (value.start, value.stop, value.step)
+    else:
+        yield value
+
+
+def _mapped(function, value):
+    """Return nested containers with a function applied to their elements."""
+    if isinstance(value, dict):
+        return {key: _mapped(function, element) for key, element in value.items()}
+    if isinstance(value, tuple | list) and not isinstance(value, torch.Size):  # or a named tuple, or one of torch
+        elements = [_mapped(function, element) for element in value]
+        return type(value)(*elements) if hasattr(value, "_make") else type(value)(elements)
+    if isinstance(value, slice):
+        return slice(*(function(element) for element in (value.start, value.stop, value.step)))
+    return function(value)
 
 
 def _is_property(func):
@@ -186,11 +208,7 @@ def _is_property(func):
 
 
 def _unwrapped(value):
-    if isinstance(value, PretendTensor):
-        return value.cpu_values
-    if isinstance(value, slice):
-        return slice(*map(_unwrapped, (value.start, value.stop, value.step)))
-    return value
+    return value.cpu_values if isinstance(value, PretendTensor) else value
 
 
 def _parsed(device):
@@ -265,7 +283,7 @@ def _check_devices(name, args, tensors):
 
 def _check_indices(name, args):
     tensor, *values = (args[0], args[2]) if len(args) > 2 else args[:1]
-    indices = [v for v in tree_flatten(args[1])[0] if isinstance(v, Tensor)]
+    indices = [v for v in _leaves(args[1]) if isinstance(v, Tensor)]
     # A 0-dim integer is read, and selects as a number.
     arrays = [v for v in indices if v.ndim or v.dtype == torch.bool]
     if not isinstance(tensor, PretendTensor) and any(isinstance(v, PretendTensor) for v in arrays):
