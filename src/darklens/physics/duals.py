@@ -76,6 +76,28 @@ def _combined(value: Tensor, *parts: tuple[Number, Any]) -> Dual:
     return Dual.of(value, slopes)
 
 
+def with_slopes(
+    slopes: Callable[..., tuple[tuple[Tensor, ...], tuple[tuple[Tensor, ...], ...]]],
+) -> Callable[[Callable[..., tuple[Tensor, ...]]], Callable[..., tuple[Any, ...]]]:
+    """Return a decorator of a function of tensors for whose derivatives there is a closed form.
+
+    Args:
+        slopes: Returns the values of the function and, for each, its derivatives by the first arguments. Further
+            arguments must be functions of the first.
+    """
+
+    def decorate(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Any, ...]]:
+        def differentiable(*numbers: Number) -> tuple[Any, ...]:
+            if not any(isinstance(number, Dual) for number in numbers):
+                return function(*numbers)
+            values, rows = slopes(*map(value_of, numbers))
+            return tuple(_combined(v, *zip(numbers, row, strict=False)) for v, row in zip(values, rows, strict=True))
+
+        return differentiable
+
+    return decorate
+
+
 def _add(a: Number, b: Number) -> Dual:
     return _combined(value_of(a) + value_of(b), (a, 1.0), (b, 1.0))
 

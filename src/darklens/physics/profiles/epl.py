@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from darklens.physics.duals import with_slopes
 from darklens.physics.profiles.card import Parameter
 
 Field = Float[Tensor, "*#shape"]
@@ -33,6 +34,7 @@ PARAMETERS = (
 REFERENCE = "Tessore & Metcalf 2015, A&A 580, A79"
 
 TERMS = 40
+_SLOPE_TERMS = 24  # of the derivatives: an error of 3e-8 at |e| = 0.5, below the precision of float32
 
 _SMALLEST_SQUARE = 1e-16  # arcsec^2; of less, the gradient of the convergence overflows in float32
 
@@ -51,8 +53,41 @@ def _power(inverse: Tensor, theta_E: Tensor, t: Tensor, squared: Tensor) -> Tens
     return torch.where(present, base**t, 0.0)
 
 
-def _series(omega: Tensor, t: Tensor, squared: Tensor) -> tuple[Tensor, Tensor]:
-    """Return b_1 and the b_0 of sum_n c_n omega^n = b_0 + b_1 omega, from the real part of omega and |omega|^2.
+def _slopes_of_series(
+    real: Tensor, imaginary: Tensor, t: Tensor, squared: Tensor
+) -> tuple[tuple[Tensor, Tensor], tuple[tuple[Tensor, ...], ...]]:
+    """Return the sum of `_series` and its derivatives by the real and imaginary part of omega and by t.
+
+    The sum F = 1 + omega H is the hypergeometric function 2F1(1, t/2; 2 - t/2; omega). Since its first argument is 1,
+    its derivative needs no further series: (1 - omega) dF/d omega = t/2 F - (1 - t/2) H.
+    """
+    t = t[(None,) * (real.ndim - t.ndim)]
+    n = torch.arange(1, _SLOPE_TERMS + 1, dtype=t.dtype, device=t.device).reshape(-1, *(1,) * t.ndim)
+    above, below = 2 * n - 2 + t, 2 * n + 2 - t
+    coefficients = torch.cumprod(above / below, 0)
+    by_t = coefficients * torch.cumsum(1 / above + 1 / below, 0)
+    twice = 2 * real
+    first, second = torch.zeros_like(twice), torch.zeros_like(twice)
+    for c in torch.stack([coefficients, by_t], 1).flip(0):  # H and its derivative by t, together
+        first, second = torch.addcmul(torch.addcmul(c, squared, second, value=-1), twice, first), first
+    constant = first - twice * second
+    (h_real, h_t_real), (h_imaginary, h_t_imaginary) = constant + second * real, second * imaginary
+    sum_real, sum_imaginary = 1 + real * h_real - imaginary * h_imaginary, real * h_imaginary + imaginary * h_real
+    b = 0.5 * t
+    top_real, top_imaginary = b * sum_real - (1 - b) * h_real, b * sum_imaginary - (1 - b) * h_imaginary
+    scale = 1 / (1 - twice + squared)
+    along = (top_real * (1 - real) - top_imaginary * imaginary) * scale
+    across = (top_imaginary * (1 - real) + top_real * imaginary) * scale
+    t_real, t_imaginary = (
+        real * h_t_real - imaginary * h_t_imaginary,
+        real * h_t_imaginary + imaginary * h_t_real,
+    )
+    return (sum_real, sum_imaginary), ((along, -across, t_real), (across, along, t_imaginary))
+
+
+@with_slopes(_slopes_of_series)
+def _series(real: Tensor, imaginary: Tensor, t: Tensor, squared: Tensor) -> tuple[Tensor, Tensor]:
+    """Return sum_n c_n omega^n, from omega and |omega|^2.
 
     Horner's rule with the quadratic factor omega^2 - 2 Re(omega) omega + |omega|^2 in place of omega, so that no
     complex product is needed.
@@ -60,11 +95,11 @@ def _series(omega: Tensor, t: Tensor, squared: Tensor) -> tuple[Tensor, Tensor]:
     coefficients = [torch.ones_like(t)]
     for n in range(1, TERMS):
         coefficients.append(coefficients[-1] * ((2 * n - 2 + t) / (2 * n + 2 - t)))
-    twice = 2 * omega
-    first, second = torch.zeros_like(omega), torch.zeros_like(omega)
+    twice = 2 * real
+    first, second = torch.zeros_like(real), torch.zeros_like(real)
     for c in coefficients[:0:-1]:
         first, second = twice * first + (c - squared * second), first
-    return first, coefficients[0] - squared * second
+    return coefficients[0] - squared * second + first * real, first * imaginary
 
 
 def deflection(x: Field, y: Field, *, theta_E: Field, slope: Field, e1: Field, e2: Field) -> tuple[Tensor, Tensor]:
@@ -77,8 +112,7 @@ def deflection(x: Field, y: Field, *, theta_E: Field, slope: Field, e1: Field, e
     cos, sin = real * inverse, imaginary * inverse
     cos2, sin2 = cos * cos - sin * sin, 2 * cos * sin
     omega_real, omega_imaginary = -(e1 * cos2 + e2 * sin2), e2 * cos2 - e1 * sin2
-    first, constant = _series(omega_real, t, squared)
-    sum_real, sum_imaginary = constant + first * omega_real, first * omega_imaginary
+    sum_real, sum_imaginary = _series(omega_real, omega_imaginary, t, squared)
     scale = _power(inverse, theta_E, t, squared)
     return (
         scale * (real * sum_real - imaginary * sum_imaginary),
