@@ -1,28 +1,36 @@
 """The HTTP interface: responses, errors, limits, and isolation of clients from each other."""
 
 import asyncio
+import errno
 import io
+import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
+from spawning import prepared_processes
 
 from darklens.bundle import Bundle
+from darklens.serve import server
 from darklens.serve.batching import Batcher, Job
 from darklens.serve.http import create_app
 from darklens.serve.limits import Settings
-from darklens.serve.reader_processes import ReaderPool, ReadRequest
+from darklens.serve.reader_processes import ReaderPool, ReadRequest, _end_with_parent, _read_file
 from darklens.serve.simulated_lens import LensRequest, simulate
 
 N, SCALE = 50, 0.15
@@ -283,6 +291,12 @@ def read_request(name="lens.npy"):
 
 
 class TestReaders:
+    @pytest.fixture
+    def prepared(self, monkeypatch):
+        """Start processes without the imports of the server."""
+        context = SimpleNamespace(get_context=lambda _: prepared_processes())
+        monkeypatch.setattr("darklens.serve.reader_processes.multiprocessing", context)
+
     def test_a_process_that_hangs_is_killed_and_replaced(self):
         killed = []
         readers = ReaderPool(1, timeout=0.5, on_kill=lambda: killed.append(1))
@@ -291,7 +305,7 @@ class TestReaders:
             os.kill(readers._readers[0]._process.pid, signal.SIGSTOP)
             message = readers.read(npy(image()), read_request()).result(PATIENCE)
             assert message.startswith("lens.npy: takes more than 0.5 s") and killed == [1]
-            folder = readers._folder
+            folder = readers._readers[0].folder
             readers._timeout = PATIENCE
             prepared = readers.read(npy(image(5)), read_request()).result(PATIENCE)
             np.testing.assert_array_equal(prepared.pixels, image(5))
@@ -300,15 +314,66 @@ class TestReaders:
             readers.close()
         assert not folder.exists()
 
-    def test_a_process_that_crashes_fails_only_its_file(self):
+    @pytest.mark.parametrize(
+        ("number", "words"), [(signal.SIGSEGV, "it crashed the process"), (signal.SIGKILL, "was killed; send it again")]
+    )
+    def test_a_process_that_crashes_fails_only_its_file(self, prepared, number, words):
         readers = ReaderPool(1, timeout=PATIENCE)
         try:
             readers.wait_until_ready()
-            readers._readers[0]._process.kill()
-            assert "cannot be read" in readers.read(npy(image()), read_request()).result(PATIENCE)
+            pid = readers._readers[0]._process.pid
+            os.kill(pid, signal.SIGSTOP)
+            reading = readers.read(npy(image()), read_request())
+            time.sleep(0.1)
+            os.kill(pid, number)
+            os.kill(pid, signal.SIGCONT)
+            assert words in reading.result(PATIENCE)
             np.testing.assert_array_equal(readers.read(npy(image(6)), read_request()).result(PATIENCE).pixels, image(6))
         finally:
             readers.close()
+
+    @pytest.mark.parametrize("loss", ["killed", "folder removed"])
+    def test_a_process_lost_while_idle_fails_no_file(self, prepared, loss):
+        readers = ReaderPool(1, timeout=PATIENCE)
+        try:
+            readers.wait_until_ready()
+            reader = readers._readers[0]
+            if loss == "killed":
+                reader._process.kill()
+                reader._process.join()
+            else:
+                shutil.rmtree(reader.folder)
+            np.testing.assert_array_equal(readers.read(npy(image(6)), read_request()).result(PATIENCE).pixels, image(6))
+        finally:
+            readers.close()
+        assert not reader.folder.exists()
+
+    def test_a_process_whose_parent_is_killed_removes_its_folder(self, tmp_path):
+        context, folder = multiprocessing.get_context("fork"), tmp_path / "darklens-serve"
+        started = context.Event()
+
+        def child():
+            _end_with_parent(str(folder))
+            started.set()
+            time.sleep(PATIENCE)
+
+        def parent():
+            context.Process(target=child).start()
+            time.sleep(PATIENCE)
+
+        folder.mkdir()
+        process = context.Process(target=parent)
+        process.start()
+        assert started.wait(PATIENCE)
+        process.kill()
+        deadline = time.monotonic() + PATIENCE
+        while folder.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def test_a_file_that_cannot_be_stored_is_no_bad_image(self, tmp_path):
+        reply, _ = _read_file(tmp_path / "removed" / "file", read_request(), npy(image()))
+        assert reply == {"errno": errno.ENOENT}
 
     @pytest.mark.skipif(sys.platform != "linux", reason="memory is only limited on Linux")
     def test_memory_is_limited(self):
@@ -328,6 +393,25 @@ class TestReaders:
 
 class TestIsolation:
     """No client can harm the others."""
+
+    @pytest.mark.parametrize("where", ["upload", "reader"])
+    def test_a_full_disk_fails_the_request_and_not_the_server(self, running, monkeypatch, where):
+        failure = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def fail(*_, **__):
+            raise failure
+
+        with running() as (address, service):
+            with monkeypatch.context() as full:
+                if where == "upload":
+                    full.setattr("starlette.formparsers.SpooledTemporaryFile.write", fail)
+                else:
+                    full.setattr("darklens.serve.reader_processes._Reader.read", fail)
+                response = post(address, npy(image()), npy(image(1)))
+            assert response.status_code == 503
+            assert "no space left on device" in error_of(response)["message"]
+            assert error_of(response)["reason"] == "no_space" and service.admission.n_images == 0
+            assert post(address, npy(image())).status_code == 200
 
     def test_a_full_queue_rejects_requests_until_it_has_room(self, running):
         with running(queue=4, per_client=100) as (address, service):
@@ -371,6 +455,32 @@ class TestIsolation:
                 assert connection.recv(100).startswith(b"HTTP/1.1 408")
                 connection.close()
             _wait(lambda: service.admission.n_requests == 0)
+
+    def test_a_client_that_does_not_read_the_response_is_disconnected(self, monkeypatch):
+        monkeypatch.setattr(server, "UNREAD_TIMEOUT", 0.05)
+
+        async def large(scope, receive, send):
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": bytes(30_000_000)})
+
+        config = uvicorn.Config(large, port=0, http=server._Protocol, lifespan="off", log_level="warning")
+        running = uvicorn.Server(config)
+        thread = threading.Thread(target=running.run)
+        thread.start()
+        try:
+            while not running.started:
+                time.sleep(0.01)
+            with socket.create_connection(running.servers[0].sockets[0].getsockname()) as client:
+                client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                while not running.server_state.connections:
+                    time.sleep(0.01)
+                deadline = time.monotonic() + PATIENCE
+                while running.server_state.connections:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.01)
+        finally:
+            running.should_exit = True
+            thread.join(PATIENCE)
 
     def test_a_connection_without_a_request_is_closed(self, running, monkeypatch):
         monkeypatch.setattr("darklens.serve.server.HEADERS_TIMEOUT", 0.5)

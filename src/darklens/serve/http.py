@@ -30,6 +30,7 @@ from darklens.serve.responses import (
     Prediction,
     RequestError,
     Sliders,
+    no_space,
 )
 from darklens.serve.service import Service, Upload
 from darklens.serve.simulated_lens import LensRequest
@@ -246,7 +247,7 @@ async def _uploads(request: Request, settings: Settings) -> list[Upload]:
 
     Raises:
         RequestError: 415 if the request is not multipart, 422 if it has no files or other fields, 413 if it has too
-            many files.
+            many files, 503 if the disk is full.
     """
     if _content_type(request) != "multipart/form-data":
         raise RequestError(415, f"Send files as multipart/form-data, in the field {FILES_FIELD!r}.")
@@ -260,6 +261,8 @@ async def _uploads(request: Request, settings: Settings) -> list[Upload]:
                 413, f"A request may have at most {settings.max_files} files; send the rest in another request."
             ) from None
         raise RequestError(422, f"The multipart body cannot be parsed ({detail}).") from None
+    except OSError as error:
+        raise no_space(error) from None
 
 
 async def _upload(key: str, value: Any) -> Upload:

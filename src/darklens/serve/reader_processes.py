@@ -1,8 +1,9 @@
 """Processes that read the files of requests.
 
 Uploaded files are not trusted: they may be made to exhaust the memory or to take forever to read. A process therefore
-reads them with bounded memory, and is killed and replaced if it is too slow. The files lie in a private folder under
-names that the server chooses. Parent and child exchange bytes and JSON; nothing is pickled.
+reads them with bounded memory, and is killed and replaced if it is too slow. The files lie in private folders under
+names that the server chooses, one folder for each process. Parent and child exchange bytes and JSON; nothing is
+pickled.
 """
 
 import json
@@ -30,6 +31,7 @@ from darklens.errors import DarklensError
 
 MEMORY = 1_000_000_000  # bytes that a process may allocate beyond those it has at its start
 _START_TIMEOUT = 120.0  # s, for the imports on a busy machine
+_END_TIMEOUT = 5.0  # s, until a process whose connection is closed has ended
 # Messages name options of the command line; the web interface has parameters.
 _PARAMETER_NAMES = {"--pixel-scale": "pixel_scale", "--image NAME": "the parameter image"}
 
@@ -66,15 +68,17 @@ class ReaderPool:
 
     def __init__(self, n: int, *, timeout: float, on_kill: Callable[[], None] = lambda: None) -> None:
         self._timeout, self._on_kill = timeout, on_kill
-        self._folder = Path(tempfile.mkdtemp(prefix="darklens-serve-"))
         self._idle: SimpleQueue[_Reader] = SimpleQueue()
-        self._readers = [_Reader(self._folder / str(i)) for i in range(n)]
+        self._readers = [_Reader() for _ in range(n)]
         for reader in self._readers:
             self._idle.put(reader)
         self._threads = ThreadPoolExecutor(n, thread_name_prefix="read")
 
     def read(self, data: bytes, request: ReadRequest) -> "Future[Prepared | str]":
-        """Return the image on the model's pixel grid, or one sentence that says why it cannot be used."""
+        """Return the image on the model's pixel grid, or one sentence that says why it cannot be used.
+
+        The future raises OSError if the file cannot be stored, as on a full disk.
+        """
         return self._threads.submit(self._read, data, request)
 
     def wait_until_ready(self) -> None:
@@ -87,7 +91,6 @@ class ReaderPool:
         self._threads.shutdown(cancel_futures=True)
         for reader in self._readers:
             reader.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _read(self, data: bytes, request: ReadRequest) -> Prepared | str:
         reader = self._idle.get()
@@ -95,7 +98,8 @@ class ReaderPool:
             return reader.read(data, request, self._timeout)
         except _ReaderLostError as error:
             self._on_kill()
-            reader.restart()
+            with suppress(OSError):  # the next file starts it
+                reader.restart()
             return f"{request.name}: {error}"
         finally:
             self._idle.put(reader)
@@ -108,14 +112,14 @@ class _ReaderLostError(Exception):
 class _Reader:
     """The parent's side of one process; only one thread at a time may use it."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self) -> None:
         self._start()
 
     def _start(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="darklens-serve-"))
         context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         self._connection, child_connection = context.Pipe()
-        self._process = context.Process(target=read_files, args=(child_connection, str(self._path)), daemon=True)
+        self._process = context.Process(target=read_files, args=(child_connection, str(self.folder)), daemon=True)
         self._process.start()
         child_connection.close()
         self._ready = False
@@ -126,22 +130,31 @@ class _Reader:
             self._ready = True
 
     def read(self, data: bytes, request: ReadRequest, timeout: float) -> Prepared | str:
+        # It may have been killed while it was idle, or a cleaner of old files may have removed its folder.
+        if not self._process.is_alive() or not self.folder.exists():
+            self.restart()
         try:
             self.wait_until_ready()
             self._connection.send_bytes(json.dumps(vars(request)).encode())
             self._connection.send_bytes(data)
             reply: dict[str, Any] = json.loads(_receive(self._connection, timeout))
-            if "message" in reply:
-                return str(reply["message"])
-            pixels = np.frombuffer(_receive(self._connection, timeout), dtype="<f4").astype(np.float32)
+            encoded = b"" if reply.keys() & {"message", "errno"} else _receive(self._connection, timeout)
         except TimeoutError:
             raise _ReaderLostError(
                 f"takes more than {timeout:g} s to read; save the image again without compression."
             ) from None
         except (OSError, EOFError):
+            self._process.join(_END_TIMEOUT)
             raise _ReaderLostError(
-                "cannot be read: it crashed the process that read it; save the image again."
+                "cannot be read: the process that read it was killed; send it again."
+                if self._process.exitcode == -signal.SIGKILL
+                else "cannot be read: it crashed the process that read it; save the image again."
             ) from None
+        if "errno" in reply:
+            raise OSError(reply["errno"], os.strerror(reply["errno"]))
+        if "message" in reply:
+            return str(reply["message"])
+        pixels = np.frombuffer(encoded, dtype="<f4").astype(np.float32)
         shape = (request.n_pixels, request.n_pixels)
         mask = None
         if reply["masked"]:
@@ -157,8 +170,7 @@ class _Reader:
         self._connection.close()
         self._process.kill()
         self._process.join()
-        with suppress(OSError):
-            self._path.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _receive(connection: Connection, timeout: float) -> bytes:
@@ -167,39 +179,41 @@ def _receive(connection: Connection, timeout: float) -> bytes:
     return connection.recv_bytes()
 
 
-def read_files(connection: Connection, path: str) -> None:
+def read_files(connection: Connection, folder: str) -> None:
     """Read files until the connection is closed: the child's side of one process.
 
     Args:
         connection: Receives pairs of messages: a `ReadRequest` as JSON, then the bytes of the file. Sends JSON with
-            `message`, or with `changes`, `offset` and indices of `masked` pixels, followed by the pixels.
-        path: Temporary path of the file while it is read.
+            `message`, with `errno` if the file cannot be stored, or with `changes`, `offset` and indices of `masked`
+            pixels, followed by the pixels.
+        folder: Holds the file while it is read; removed if the parent is killed.
     """
     # The parent ends this process; a signal that stops the server reaches the whole process group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     warnings.simplefilter("ignore")
     _limit_memory()
-    _end_with_parent()
-    file = Path(path)
-    connection.send_bytes(b"ready")
-    while True:
-        try:
+    _end_with_parent(folder)
+    file = Path(folder, "file")
+    with suppress(EOFError, OSError):  # the parent has ended
+        connection.send_bytes(b"ready")
+        while True:
             request, data = json.loads(connection.recv_bytes()), connection.recv_bytes()
-        except EOFError:
-            return
-        reply, pixels = _read_file(file, ReadRequest(**request), data)
-        del data
-        connection.send_bytes(json.dumps(reply).encode())
-        if pixels is not None:
-            connection.send_bytes(pixels.tobytes())
+            reply, pixels = _read_file(file, ReadRequest(**request), data)
+            del data
+            connection.send_bytes(json.dumps(reply).encode())
+            if pixels is not None:
+                connection.send_bytes(pixels.tobytes())
 
 
 def _read_file(file: Path, request: ReadRequest, data: bytes) -> tuple[dict[str, Any], np.ndarray | None]:
     name = request.name
     try:
-        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
-            stream.write(data)
+        try:
+            with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
+                stream.write(data)
+        except OSError as error:
+            return {"errno": error.errno}, None
         image = read_image(file, name=request.image, pixel_scale=request.image_pixel_scale)
         n = image.pixels.size
         if n > request.max_pixels:
@@ -247,14 +261,15 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _end_with_parent() -> None:
-    """End this process when the parent ends: a killed parent cannot tell its children, and they may be busy."""
+def _end_with_parent(folder: str) -> None:
+    """End this process and remove its folder when the parent ends: a killed parent cannot, and a child may be busy."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
 
     def end() -> None:
         parent.join()
+        shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=end, daemon=True).start()

@@ -246,3 +246,9 @@ class RequestError(Exception):
     def body(self) -> bytes:
         """The response body as JSON."""
         return ErrorResponse(error=self.detail).model_dump_json(exclude_none=True).encode()
+
+
+def no_space(error: OSError) -> RequestError:
+    """Return the error of a request whose files cannot be stored, as on a full disk."""
+    reason = (error.strerror or str(error)).lower()
+    return RequestError(503, f"The server cannot store the files ({reason}); try again later.", reason="no_space")

@@ -14,6 +14,7 @@ from darklens.serve.limits import Settings
 from darklens.serve.service import Service
 
 HEADERS_TIMEOUT = 10.0  # s, from opening a connection to the headers of its first request
+UNREAD_TIMEOUT = 30.0  # s, in which a client must read some of a response
 _SHUTDOWN_MARGIN = 10  # s, added to the time limit of requests when the server stops
 
 
@@ -42,11 +43,23 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """Closes connections that send no request; uvicorn would keep them open forever."""
+    """Closes connections that send no request or do not read the response; uvicorn would keep them open forever."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn declares it so
         super().connection_made(transport)
         self.loop.call_later(HEADERS_TIMEOUT, self._close_if_silent)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._abort_if_unread(None)
+
+    def _abort_if_unread(self, before: int | None) -> None:
+        """Close the connection if the client has read nothing since `before` bytes were unread; else check later."""
+        unread = self.transport.get_write_buffer_size()
+        if before is not None and unread >= before > 0:
+            self.transport.abort()
+        elif unread:
+            self.loop.call_later(UNREAD_TIMEOUT, self._abort_if_unread, unread)
 
     def _close_if_silent(self) -> None:
         if self.cycle is None and not self.transport.is_closing():

@@ -20,7 +20,7 @@ from darklens.serve.classifier import Classifier
 from darklens.serve.limits import Admission, Settings
 from darklens.serve.prometheus import Metrics
 from darklens.serve.reader_processes import ReaderPool, ReadRequest
-from darklens.serve.responses import ImageResult, ModelCard, ModelInput, RequestError
+from darklens.serve.responses import ImageResult, ModelCard, ModelInput, RequestError, no_space
 from darklens.serve.simulated_lens import LensRequest
 
 T = TypeVar("T")
@@ -120,7 +120,7 @@ class Service:
         """Read and classify files; a file that cannot be read gives a result with status `error`.
 
         Raises:
-            RequestError: 503 if the queue has no room for them, or the time limit has passed.
+            RequestError: 503 if the queue has no room for them, the disk is full, or the time limit has passed.
         """
         assert self._readers is not None
         deadline = time.monotonic() + self.settings.timeout
@@ -176,7 +176,10 @@ class Service:
     async def _classify_file(
         self, model: Model, name: str, reading: "asyncio.Future[Prepared | str]", maps: bool, deadline: float
     ) -> ImageResult:
-        prepared = await reading
+        try:
+            prepared = await reading
+        except OSError as error:
+            raise no_space(error) from None
         if isinstance(prepared, str):
             self.metrics.bad_images.inc()
             return ImageResult(name=name, status="error", message=prepared)
