@@ -131,18 +131,18 @@ def on_device(values):
 
 
 def _call(func, args, kwargs, device):
-    name = getattr(getattr(func, "__self__", None), "__name__", "") if _is_property(func) else func.__name__
-    if _is_property(func) and name in (
-        "device",
-        "is_cuda",
-        "is_cpu",
-    ):  # of another subclass that asks for those of its values
-        return getattr(args[0], name)
-    if name == "__deepcopy__":  # on the CPU; its dictionary may hold tensors of both devices
+    """Call a function of torch by the rules of the device; `device` counts its uploads."""
+    name = func.__name__
+    if name == "__get__":
+        return _attribute(func, args[0])
+    if name in ("__set__", "__delete__"):
+        name = func.__self__.__name__
+    elif name == "__deepcopy__":  # on the CPU; its dictionary may hold tensors of both devices
         return func(*args, **kwargs)
-    leaves = list(_leaves((args, kwargs)))
-    tensors = [v for v in leaves if isinstance(v, Tensor)]
-    pretend = [v for v in tensors if isinstance(v, PretendTensor)]
+    leaves = []
+    _collect(args, leaves)
+    _collect(kwargs, leaves)
+    pretend = [v for v in leaves if type(v) is PretendTensor]
     target = _target(name, args, kwargs, bool(pretend))
     _check_generators(leaves, target)
     if not pretend and target.type != "cuda":
@@ -151,17 +151,17 @@ def _call(func, args, kwargs, device):
         raise TypeError(
             "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy it to the CPU first."
         )
-    uploads = _check_devices(name, args, tensors) if pretend else 0
+    uploads = _check_devices(name, args, [v for v in leaves if isinstance(v, Tensor)]) if pretend else 0
     if name == "_has_compatible_shallow_copy_type" and len(pretend) == 1:
         return False
     if name in ("to", "cpu", "cuda"):
-        return _moved(func, name, args, kwargs, target, device)
+        return _moved(name, args, kwargs, target, device)
     if name in ("tensor", "as_tensor", "new_tensor", "asarray") and target.type == "cuda":
         uploads = 0 if isinstance(args[-1], PretendTensor) else 1
     if device is not None:
         device.uploads += uploads
     wrappers = {id(v.cpu_values): v for v in pretend}
-    args, kwargs = _mapped(_unwrapped, (args, kwargs))
+    args, kwargs = _mapped(_unwrapped, args), _mapped(_unwrapped, kwargs)
     if "device" in kwargs and target.type == "cuda":
         kwargs["device"] = "cpu"
     result = func(*args, **kwargs)
@@ -178,37 +178,41 @@ def _call(func, args, kwargs, device):
     return _mapped(wrapped, result)
 
 
-def _leaves(value):
-    """Yield the elements of nested containers."""
-    if isinstance(value, tuple | list):
-        for element in value:
-            yield from _leaves(element)
-    elif isinstance(value, dict):
-        yield from _leaves(list(value.values()))
-    elif isinstance(value, slice):
-        yield from (value.start, value.stop, value.step)
-    else:
-        yield value
+def _attribute(func, tensor):
+    if type(tensor) is not PretendTensor:
+        return func(tensor)
+    if func.__self__.__name__ in ("device", "is_cuda", "is_cpu"):  # asked for by another subclass that holds the tensor
+        return getattr(tensor, func.__self__.__name__)
+    value = func(tensor.cpu_values)
+    return on_device(value) if isinstance(value, Tensor) else value
+
+
+def _collect(value, leaves):
+    """Append the elements of nested containers to a list."""
+    for element in value.values() if isinstance(value, dict) else value:
+        if isinstance(element, tuple | list | dict):
+            _collect(element, leaves)
+        elif isinstance(element, slice):
+            leaves += (element.start, element.stop, element.step)
+        else:
+            leaves.append(element)
 
 
 def _mapped(function, value):
     """Return nested containers with a function applied to their elements."""
-    if isinstance(value, dict):
+    kind = type(value)
+    if kind is dict:
         return {key: _mapped(function, element) for key, element in value.items()}
-    if isinstance(value, tuple | list) and not isinstance(value, torch.Size):  # or a named tuple, or one of torch
-        elements = [_mapped(function, element) for element in value]
-        return type(value)(*elements) if hasattr(value, "_make") else type(value)(elements)
-    if isinstance(value, slice):
+    if kind is slice:
         return slice(*(function(element) for element in (value.start, value.stop, value.step)))
+    if isinstance(value, tuple | list) and kind is not torch.Size:  # or a named tuple, or one of torch
+        elements = [_mapped(function, element) for element in value]
+        return kind(*elements) if hasattr(value, "_make") else kind(elements)
     return function(value)
 
 
-def _is_property(func):
-    return func.__name__ in ("__get__", "__set__", "__delete__")
-
-
 def _unwrapped(value):
-    return value.cpu_values if isinstance(value, PretendTensor) else value
+    return value.cpu_values if type(value) is PretendTensor else value
 
 
 def _parsed(device):
@@ -239,7 +243,7 @@ def _check_generators(leaves, target):
             raise RuntimeError(f"Expected a '{target.type}' device type for generator but found '{value.device.type}'")
 
 
-def _moved(func, name, args, kwargs, target, device):
+def _moved(name, args, kwargs, target, device):
     """Return a tensor on another device or of another type."""
     tensor = args[0]
     was_on_device = isinstance(tensor, PretendTensor)
@@ -283,7 +287,9 @@ def _check_devices(name, args, tensors):
 
 def _check_indices(name, args):
     tensor, *values = (args[0], args[2]) if len(args) > 2 else args[:1]
-    indices = [v for v in _leaves(args[1]) if isinstance(v, Tensor)]
+    leaves = []
+    _collect(args[1:2], leaves)
+    indices = [v for v in leaves if isinstance(v, Tensor)]
     # A 0-dim integer is read, and selects as a number.
     arrays = [v for v in indices if v.ndim or v.dtype == torch.bool]
     if not isinstance(tensor, PretendTensor) and any(isinstance(v, PretendTensor) for v in arrays):
