@@ -18,7 +18,7 @@ test-units:
 
 test-commands: test-units
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not sweep" \
-		tests/e2e tests/web tests/docs tests/experiments tests/parity tests/realdata
+		tests/e2e tests/web tests/docs tests/experiments tests/gpu tests/parity tests/realdata
 
 test-sweep: setup-test  ## long sweeps over samples, and over parts that are tested elsewhere (about three minutes)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m sweep tests/unit tests/e2e tests/parity

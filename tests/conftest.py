@@ -10,7 +10,9 @@ TESTS = Path(__file__).resolve().parent
 REALDATA = TESTS.parent.parent / "shared" / "realdata"
 # Whole commands, trainings and pages, and comparisons with other packages. They call what unit tests call, and run
 # twice as long with every call checked.
-WITHOUT_SHAPE_CHECKS = tuple(TESTS / name for name in ("docs", "e2e", "experiments", "parity", "realdata", "web"))
+WITHOUT_SHAPE_CHECKS = tuple(
+    TESTS / name for name in ("docs", "e2e", "experiments", "gpu", "parity", "realdata", "web")
+)
 SHAPE_CHECKS = pytest.StashKey[bool]()
 
 

@@ -125,8 +125,14 @@ def test_uploads_are_counted(device):
     assert device.uploads == 1
     x = x.to("cuda") + torch.zeros(3, device="cuda") * torch.tensor(2.0)
     assert device.uploads == 1
-    torch.tensor([1.0], device="cuda"), torch.as_tensor(np.ones(2), device="cuda"), x[torch.tensor([0, 1])]
-    assert device.uploads == 4
+    (
+        torch.tensor([1.0], device="cuda"),
+        torch.as_tensor(np.ones(2), device="cuda"),
+        x[torch.tensor([0, 1])],
+        x[[0, 1]],
+        x[x > 0],
+    )
+    assert device.uploads == 5
 
 
 def test_the_cpu_is_left_alone(device):

@@ -110,6 +110,9 @@ def pretend_device():
             torch.cuda,
             is_available=mock.Mock(return_value=True),
             device_count=mock.Mock(return_value=1),
+            current_device=mock.Mock(return_value=0),
+            is_bf16_supported=mock.Mock(return_value=False),
+            manual_seed=mock.Mock(),  # random numbers without a generator are those of the CPU
             get_device_name=mock.Mock(return_value="pretend device"),
             synchronize=mock.Mock(),
         ),
@@ -267,13 +270,13 @@ def _moved(name, args, kwargs, target, device):
 
 def _check_devices(name, args, tensors):
     """Raise what CUDA raises if the devices of tensors may not be mixed; return the number of implicit uploads."""
+    if name in _INDEXING:
+        return _check_indices(args)
     on_cpu = [v for v in tensors if not isinstance(v, PretendTensor)]
     if not on_cpu or name in ("to", "cpu", "cuda", "tensor", "as_tensor", "asarray", "type_as"):
         return 0
     if name in _COPIES:
         return int(name == "copy_" and isinstance(args[0], PretendTensor))
-    if name in _INDEXING:
-        return _check_indices(name, args)
     plain = name.strip("_")
     is_dunder = name.startswith("__")
     is_elementwise = plain in _ELEMENTWISE or (is_dunder and plain[1:] in _ELEMENTWISE)
@@ -285,7 +288,7 @@ def _check_devices(name, args, tensors):
     return 0
 
 
-def _check_indices(name, args):
+def _check_indices(args):
     tensor, *values = (args[0], args[2]) if len(args) > 2 else args[:1]
     leaves = []
     _collect(args[1:2], leaves)
@@ -295,7 +298,9 @@ def _check_indices(name, args):
     if not isinstance(tensor, PretendTensor) and any(isinstance(v, PretendTensor) for v in arrays):
         raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
     mixed = [v for v in values if isinstance(v, Tensor) and type(v).device != type(tensor).device]
-    advanced = arrays or any(isinstance(v, list) for v in (args[1] if isinstance(args[1], tuple) else (args[1],)))
-    if advanced and any(v.ndim or isinstance(v, PretendTensor) for v in mixed):
+    lists = [v for v in (args[1] if isinstance(args[1], tuple) else (args[1],)) if isinstance(v, list)]
+    if (arrays or lists) and any(v.ndim or isinstance(v, PretendTensor) for v in mixed):
         raise RuntimeError("Expected all tensors to be on the same device, but found at least two devices (index_put_)")
-    return sum(not isinstance(v, PretendTensor) for v in arrays) + len(mixed)
+    if not isinstance(tensor, PretendTensor):
+        return 0
+    return len(lists) + sum(not isinstance(v, PretendTensor) for v in arrays) + len(mixed)

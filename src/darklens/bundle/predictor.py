@@ -366,14 +366,18 @@ class Bundle:
 
     def _require_contrast(self, images: Images) -> None:
         """Raise ValueError if an image is not finite, or has no contrast at its centre."""
-        for i, image in enumerate(self._on_device(images)[:, 0].cpu().numpy()):
+        for i, image in enumerate(self._of_model_size(images)[:, 0].cpu().numpy()):
             problem = "" if np.isfinite(image).all() else "it has NaN or infinite pixels"
             problem = problem or contrast_problem(image, self.contract.pixel_scale)
             if problem:
                 raise ValueError(f"image {i} cannot be classified: {problem}")
 
     def _on_device(self, images: Images) -> Float[Tensor, "b 1 n n"]:
-        """Return images as float32 on the bundle's device.
+        """Return images as float32 on the bundle's device; raises as `_of_model_size`."""
+        return self._of_model_size(images).to(self._device)
+
+    def _of_model_size(self, images: Images) -> Float[Tensor, "b 1 n n"]:
+        """Return images as float32.
 
         Raises:
             ValueError: If they do not have the image size of the model, or are not real numbers.
@@ -384,7 +388,7 @@ class Bundle:
                 f"this model takes images of shape (b, 1, {side}, {side}), got {tuple(np.shape(images))}; "
                 "add the channel axis, or resample images with darklens.data.prepare"
             )
-        return float32_tensor(images).to(self._device)
+        return float32_tensor(images)
 
     def _smooth_fit(self, images: Images, exposure: Images | None) -> SmoothFit:
         assert self.fit_settings is not None

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from darklens.constants import constant
 from darklens.kernels import smooth_fit
 from darklens.physics import optics
 from darklens.physics.grid import Grid
@@ -84,7 +85,7 @@ class Detector:
         if (observed := smooth_fit.observe(self.band, brightness, columns, n)) is not None:
             return observed
         observed = brightness.new_empty(len(brightness), n, self.n_pixels, self.n_pixels)
-        observed[:, list(columns)] = self._observe(brightness)
+        observed[:, constant(tuple(columns), torch.long, observed.device)] = self._observe(brightness)
         return observed
 
     def _observe(self, brightness: Float[Tensor, "b k s s"]) -> Float[Tensor, "b k m m"]:

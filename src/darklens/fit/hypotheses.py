@@ -317,7 +317,7 @@ def _points(
     prepared: _PreparedImages, fit: FitState, smooth: Float[Tensor, " b"], mass: Maps, information: Maps
 ) -> tuple[FitState, Float[Tensor, "b k"], Float[Tensor, " b"]]:
     """Return the fit with all point masses, delta chi2 for each number of them, and that of one more."""
-    x, y = (v.flatten().to(mass) for v in prepared.templates.grid.coordinates())
+    x, y = (v.flatten() for v in prepared.templates.grid.coordinates(dtype=mass.dtype, device=mass.device))
     all_rows = torch.arange(len(smooth), device=smooth.device)
     model = prepared.fitter.model("points")
     current, delta_chi2, best = fit, [], smooth

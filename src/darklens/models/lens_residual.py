@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from darklens.constants import constant
 from darklens.fit.features import MAP_NAMES, FitFeatures, MapName
 from darklens.fit.summary import N_SUMMARY_FEATURES, fit_succeeded, ood_features, summary_features
 from darklens.models.base import NetworkOutput, OnPopulation, apply_head
@@ -90,11 +91,13 @@ class LensResidual(nn.Module):
         if self._config.inputs == "summary":
             encoded = maps.new_zeros(len(maps), ConvEncoder.features(self._config.width))
         else:
-            encoded = self.encoder(maps[:, _channels(self._config)])
+            encoded = self.encoder(maps[:, constant(tuple(_channels(self._config)), torch.long, maps.device)])
         return torch.cat([encoded, self.summary_mlp(summary)], 1)
 
     def _scaled_maps(self, inputs: FitFeatures) -> Float[Tensor, "b c m m"]:
-        return inputs.maps / inputs.maps.new_tensor([_SCALES[name] for name in MAP_NAMES])[:, None, None]
+        maps = inputs.maps
+        scales = constant(tuple(_SCALES[name] for name in MAP_NAMES), maps.dtype, maps.device)
+        return maps / scales[:, None, None]
 
     def _summary(self, inputs: FitFeatures) -> Float[Tensor, "b s"]:
         summary: Tensor = self.summary_norm(summary_features(inputs))

@@ -128,8 +128,14 @@ def _neg(a: Dual) -> Dual:
     return _combined(-a.value, (a, -1.0))
 
 
+def _tensor(slope: Tensor | float, like: Tensor) -> Tensor:
+    """Return a slope as a tensor in the type and on the device of `like`."""
+    tensor = slope if isinstance(slope, Tensor) else torch.full((), slope, device=like.device)
+    return tensor.to(like)
+
+
 def _index(a: Dual, index: Any) -> Dual:
-    full = {n: torch.as_tensor(s).to(a.value).expand_as(a.value)[index] for n, s in a.slopes.items()}
+    full = {n: _tensor(s, a.value).expand_as(a.value)[index] for n, s in a.slopes.items()}
     return Dual.of(a.value[index], full)
 
 
@@ -144,7 +150,7 @@ def _clamp_min(a: Dual, low: float) -> Dual:
 
 
 def _sum(a: Dual, dim: int | tuple[int, ...]) -> Dual:
-    full = {n: torch.as_tensor(s).to(a.value).expand_as(a.value) for n, s in a.slopes.items()}
+    full = {n: _tensor(s, a.value).expand_as(a.value) for n, s in a.slopes.items()}
     return Dual.of(a.value.sum(dim), {n: s.sum(dim) for n, s in full.items()})
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from darklens.constants import constant
 from darklens.errors import ConfigError
 from darklens.physics import light
 from darklens.physics.profiles import epl, line, multipole, nfw, point, pseudo_jaffe, shear, sie, sis, tnfw
@@ -360,7 +361,8 @@ class MultiGaussian(LightProfile):
     def basis(self, x: Any, y: Any, **values: Any) -> Any:
         """Return the Gaussians (b, n, rows, columns), narrowest first."""
         squared = light.elliptical_square(x, y, **values)[:, None]
-        return torch.exp(squared * (-0.5 * self.sigmas.to(squared) ** -2)[:, None, None])
+        sigmas = constant(tuple(self.sigmas.tolist()), squared.dtype, squared.device)
+        return torch.exp(squared * (-0.5 * sigmas**-2)[:, None, None])
 
 
 class Shapelets(LightProfile):

@@ -365,9 +365,9 @@ class Scene:
         shape = (len(parameters), y.shape[-2], x.shape[-1])
         planes = []
         for column, plane in enumerate(slopes):
-            whole = (torch.zeros(shape).to(internal) if plane is None else plane).expand(shape)
+            whole = (internal.new_zeros(shape) if plane is None else plane).expand(shape)
             planes.append(whole * parameters[:, column, None, None] if self.free[column].log else whole)
-        return torch.stack(planes, 1) if planes else torch.zeros(shape[0], 0, *shape[1:]).to(internal)
+        return torch.stack(planes, 1) if planes else internal.new_zeros(shape[0], 0, *shape[1:])
 
     def source_gradient(
         self, parameters: Parameters, amplitudes: Float[Tensor, "b l"], x: Tensor, y: Tensor

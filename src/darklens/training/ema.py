@@ -26,6 +26,11 @@ class WeightEMA(WeightAveraging):
         super().__init__(use_buffers=True, multi_avg_fn=_update_with(decay))
         self._recent: deque[Tensor | FitFeatures] = deque(maxlen=_N_BATCHES)
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Move the mean to the device of the weights, to which Lightning moves only these."""
+        if self._average_model is not None:
+            self._average_model.to(pl_module.device)
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Discard the images of the previous epoch, which a resumed run does not have."""
         self._recent.clear()
