@@ -1,7 +1,7 @@
 """Calibration of a trained classifier, saved with its bundle; fitted in `evaluation`."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 from darklens.config import Frozen
 from darklens.errors import InputError
 
+_ONE = 1.001  # with rounding errors
+Score = Annotated[float, Field(ge=0, le=_ONE)]
 MAX_SCORE = 1e6  # out-of-distribution score, also of features that overflow
 
 
@@ -17,10 +19,10 @@ class ConformalThresholds(Frozen):
     """Thresholds of conformal prediction sets: the largest score of a class in the set; see `evaluation.conformal`."""
 
     level: float = Field(gt=0, lt=1, description="smallest average coverage")
-    lac: float = Field(description="of the score 1 - p")
-    lac_by_class: tuple[float, ...] = Field(description="of the same score, for each class")
-    aps: float = Field(description="of the randomised sum of probabilities down to the class")
-    aps_whole: float = Field(description="of the same sum without randomisation")
+    lac: Score = Field(description="of the score 1 - p")
+    lac_by_class: tuple[Score, ...] = Field(description="of the same score, for each class")
+    aps: Score = Field(description="of the randomised sum of probabilities down to the class")
+    aps_whole: Score = Field(description="of the same sum without randomisation")
 
 
 class SelectiveThreshold(Frozen):
@@ -28,14 +30,20 @@ class SelectiveThreshold(Frozen):
 
     risk: float = Field(gt=0, lt=1)
     certainty: float = Field(gt=0, lt=1, description="probability, over samples of held-out images, that it holds")
-    confidence: float | None = Field(description="none: too few held-out images for a guarantee")
+    confidence: float | None = Field(ge=0, le=_ONE, description="none: too few held-out images for a guarantee")
 
 
 class OODThresholds(Frozen):
     """The 95 % and 99 % quantiles of the out-of-distribution score of held-out images; see `evaluation.ood`."""
 
-    p95: float
-    p99: float
+    p95: float = Field(ge=0)
+    p99: float = Field(ge=0, le=MAX_SCORE)
+
+    @model_validator(mode="after")
+    def _check_order(self) -> "OODThresholds":
+        if self.p95 > self.p99:
+            raise ValueError("p95 must not exceed p99")
+        return self
 
 
 class CalibrationCurve(Frozen):
@@ -56,7 +64,7 @@ class CalibrationCurve(Frozen):
 class Calibration(Frozen):
     """Calibration on held-out images: one half fits the temperature and the curves, the other all thresholds."""
 
-    temperature: float = Field(default=1.0, gt=0, description="logits are divided by it")
+    temperature: float = Field(default=1.0, ge=1e-3, le=1e3, description="logits are divided by it")
     temperature_images: int = Field(default=0, ge=0, description="0: too few for a fit")
     curves: tuple[CalibrationCurve, ...] = Field(default=(), description="of each class, applied after the temperature")
     threshold_images: int = Field(default=0, ge=0)
@@ -73,6 +81,11 @@ class Calibration(Frozen):
         columns = [np.interp(p, c.predicted, c.calibrated) for p, c in zip(plain.T, self.curves, strict=True)]
         calibrated = np.stack(columns, 1)
         return np.asarray(calibrated / calibrated.sum(1, keepdims=True))
+
+    def require_classes(self, n: int) -> None:
+        """Raise `ValueError` unless curves and thresholds are those of n classes."""
+        if len(self.curves) not in (0, n) or any(len(item.lac_by_class) != n for item in self.conformal):
+            raise ValueError(f"the calibration is not that of {n} classes")
 
     def require_temperature_alone(self, purpose: str) -> None:
         """Raise `InputError` if there are curves."""

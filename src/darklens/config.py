@@ -7,22 +7,49 @@ import difflib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from importlib.resources.abc import Traversable
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+    model_validator,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from darklens import aliases
 from darklens.errors import ConfigError
 
+UNKNOWN = "unknown"
+"""The verdict on an image whose class is not known."""
+
+_CLASS_NAME = re.compile(r"\w[\w .+-]{0,63}")
 _MAX_NODES = 100_000  # values in a YAML file, as often as aliases repeat them
+_MAX_BYTES = 10_000_000  # of a YAML file
 _MAX_DEPTH = 100  # of brackets
+
+
+def _checked_class_name(name: str) -> str:
+    if not _CLASS_NAME.fullmatch(name) or name == UNKNOWN:
+        raise ValueError(
+            "the name of a class has up to 64 letters, digits, spaces and . _ + -, begins with a letter or digit, and "
+            f"is not {UNKNOWN!r}"
+        )
+    return name
+
+
+ClassName = Annotated[str, AfterValidator(_checked_class_name)]
+"""Name of a class. It is part of paths, columns and prediction sets `a|b`, and appears on pages and terminals."""
 
 
 class Frozen(BaseModel):
@@ -145,7 +172,11 @@ def read_yaml(path: Traversable) -> dict[str, Any]:
         ConfigError: If the file is missing, not YAML, or not a mapping; the message names it.
     """
     try:
-        tree = _parsed(path.read_text(encoding="utf-8"))
+        with path.open("rb") as stream:
+            content = stream.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise ValueError("it has more than 10 MB")
+        tree = _parsed(content.decode("utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist.") from None
     except RecursionError:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EBUSY, errno.EISDIR, errno.ENAMETOOLONG}
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # also in full width
 _RANDOM = "[a-z0-9_]" * 8  # the random part of a temporary name
+_LARGEST_FILE = 1_000_000_000  # bytes
 _MAX_PREFIX = 30  # characters of a name that its temporary file repeats
 
 
@@ -225,27 +227,47 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def require_regular(path: Path) -> None:
+    """Check that a file is regular, as reading a FIFO or device may not end, and has at most 1 GB.
+
+    Raises:
+        InputError: If it is missing, not a regular file, or larger.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}).") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path} is not a regular file.")
+    if status.st_size > _LARGEST_FILE:
+        raise InputError(f"{path} has {size_in_words(status.st_size)}, which is too large for such a file.")
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        InputError: If the file is missing or not valid JSON.
+        InputError: If the file is missing, not a regular file, or not valid JSON.
     """
+    require_regular(path)
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist.") from None
-    except (
-        json.JSONDecodeError,
-        UnicodeDecodeError,
-        RecursionError,
-    ) as error:  # RecursionError: too many nested brackets
+    # ValueError: also not UTF-8, or an integer of thousands of digits; RecursionError: too many nested brackets
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path} is not valid JSON ({error}); create it again with the command that wrote it."
         ) from None
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal.
+
+    Raises:
+        FileNotFoundError: If there is no such regular file; reading a FIFO or device may not end.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -78,6 +78,6 @@ def _provenance(members: Sequence[Contract]) -> dict[str, Any]:
         name: ", ".join(dict.fromkeys(str(member.provenance.get(name)) for member in members))
         for name in ("version", "commit", "hardware", "seed")
     }
-    images = {(m.data["sha256"], m.provenance["train_images"]): m.provenance["train_images"] for m in members}
-    seconds = sum(member.provenance["train_seconds"] for member in members)
-    return {**shared, "train_seconds": round(seconds, 1), "train_images": sum(images.values())}
+    images = {(m.data.get("sha256"), m.provenance.get("train_images", 0)) for m in members}
+    seconds = sum(member.provenance.get("train_seconds", 0) for member in members)
+    return {**shared, "train_seconds": round(seconds, 1), "train_images": sum(n for _, n in images)}

@@ -1,5 +1,6 @@
 """The contract of a bundle, bundle.json: network, inputs, classes, calibration, metrics and provenance."""
 
+import math
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -7,8 +8,9 @@ from torch import nn
 
 from darklens import aliases
 from darklens.calibration import Calibration
-from darklens.config import Frozen
+from darklens.config import ClassName, Frozen
 from darklens.data.preprocess import Preprocess
+from darklens.fit.cache import fit_settings_of
 from darklens.models.ensemble import AnySystemConfig, Ensemble, EnsembleConfig
 from darklens.models.zoo import Task, build, task_of
 
@@ -20,7 +22,7 @@ class Contract(Frozen):
     recipe: str
     recipe_sha256: str
     model: AnySystemConfig
-    classes: list[str]
+    classes: list[ClassName] = Field(min_length=1)
     n_pixels: int = Field(ge=8, le=4096, description="pixels along a side of input images")
     pixel_scale: float = Field(gt=0, description="pixel scale of input images, arcsec")
     preprocess: Preprocess
@@ -45,6 +47,46 @@ class Contract(Frozen):
         if len(set(classes)) != len(classes):
             raise ValueError("two classes have the same name")
         return classes
+
+    @field_validator("recipe", "licence")
+    @classmethod
+    def _check_text(cls, text: str) -> str:
+        if not text.isprintable():
+            raise ValueError("has control characters")
+        return text
+
+    @field_validator("data")
+    @classmethod
+    def _check_population(cls, data: dict[str, Any]) -> dict[str, Any]:
+        name = data.get("population")
+        if not (name is None or (isinstance(name, str) and name.isprintable())):
+            raise ValueError("population must be a name")
+        return data
+
+    @field_validator("provenance")
+    @classmethod
+    def _check_provenance(cls, provenance: dict[str, Any]) -> dict[str, Any]:
+        numbers = [provenance.get(name, 0) for name in ("train_seconds", "train_images")]
+        if not all(isinstance(number, int | float) and 0 <= number < math.inf for number in numbers):
+            raise ValueError("train_seconds and train_images must be numbers")
+        if not all(text.isprintable() for text in provenance.values() if isinstance(text, str)):
+            raise ValueError("has control characters")
+        return provenance
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "Contract":
+        """Check that calibration and fitted population are those of such a model."""
+        if self.calibration is not None:
+            self.calibration.require_classes(len(self.classes))
+        settings = fit_settings_of(self.model)
+        if settings is not None:
+            field = settings.population.field
+            if field.n_pixels != self.n_pixels or not math.isclose(field.pixel_scale, self.pixel_scale, rel_tol=1e-3):
+                raise ValueError(
+                    f"the fitted population has {field.n_pixels} pixels of {field.pixel_scale} arcsec, the model "
+                    f"{self.n_pixels} of {self.pixel_scale}"
+                )
+        return self
 
     @field_validator("model", mode="before")
     @classmethod

@@ -81,7 +81,7 @@ def _read_contract(path: Path) -> Contract:
         return Contract.model_validate(read_json(path))
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = ".".join(str(part) for part in first["loc"]) or "its content"
         problem = first["msg"].removeprefix("Value error, ").rstrip(".")
         remedy = "train the model or download it again"
         if plugins.VARIABLE in problem:  # an unknown name, and those that are known
@@ -91,7 +91,7 @@ def _read_contract(path: Path) -> Contract:
 
 
 def _check_digest(path: Path, sha256: str) -> None:
-    if not path.exists() or sha256_of(path) != sha256:
+    if not path.is_file() or sha256_of(path) != sha256:
         raise InputError(f"{path} is missing or does not match its contract; train the model or download it again.")
 
 

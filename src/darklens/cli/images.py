@@ -15,6 +15,7 @@ from darklens.cli.root import (
     StorePath,
     app,
     check_outputs,
+    escaped,
     print_problems,
     progress,
 )
@@ -184,7 +185,7 @@ def inspect(
     contents = Store(store)
     index = contents.index
     print(f"{len(contents)} images of {index.n_pixels} x {index.n_pixels} pixels of {index.pixel_scale} arcsec")
-    print(f"{index.source}, seed {index.seed}, darklens {index.version}, sha256 {contents.sha256[:16]}")
+    print(escaped(f"{index.source}, seed {index.seed}, darklens {index.version}, sha256 {contents.sha256[:16]}"))
     if verify:
         problems = list(contents.problems())
         if problems:

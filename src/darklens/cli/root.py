@@ -42,10 +42,16 @@ Model = Annotated[
 ]
 
 
+def escaped(text: str) -> str:
+    """Return a text of a file, such as its name, for a terminal: control characters are escaped as Python does."""
+    return printable(
+        re.sub(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda match: repr(match[0])[1:-1], text)
+    )
+
+
 def print_error(message: str) -> None:
     """Print a message to standard error; control characters, as in names of files, are escaped."""
-    text = re.sub(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda match: repr(match[0])[1:-1], message)
-    print(f"darklens: {printable(text)}", file=sys.stderr)
+    print(f"darklens: {escaped(message)}", file=sys.stderr)
 
 
 def print_problems(problems: list[str]) -> int:

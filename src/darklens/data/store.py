@@ -19,13 +19,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from pydantic import Field, ValidationError
 
-from darklens.config import Frozen
+from darklens.config import ClassName, Frozen
 from darklens.errors import InputError
 from darklens.files import atomic_path, is_temporary, read_json, sha256_of, write_json
 from darklens.targets import check_targets
 
 INDEX = "store.json"
 IMAGES, TRUTH = "images.npy", "truth.npz"
+_MAX_TRUTH_BYTES = 1_000_000_000  # decompressed, of a shard
 _DAMAGED = (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
@@ -42,7 +43,7 @@ class StoreIndex(Frozen):
 
     schema_: Literal[1] = Field(default=1, alias="schema")
     kind: Literal["darklens-store"] = "darklens-store"
-    classes: list[str] = Field(min_length=2)
+    classes: list[ClassName] = Field(min_length=2)
     n_pixels: int = Field(ge=1)
     pixel_scale: float = Field(gt=0, description="arcsec")
     population: dict[str, Any] | None = None
@@ -225,7 +226,11 @@ class Store:
         """Read the named truth columns of a shard, or all of them."""
         path = self._file(shard, TRUTH)
         try:
+            if not path.is_file():
+                raise _damaged(path)
             with np.load(path, allow_pickle=False) as archive:
+                if sum(member.file_size for member in archive.zip.infolist()) > _MAX_TRUTH_BYTES:
+                    raise _damaged(path)
                 absent = [name for name in names if name not in archive]
                 columns = {name: archive[name] for name in names or archive.files if name not in absent}
                 available = ", ".join(sorted(archive))
@@ -238,6 +243,8 @@ class Store:
     def _mapped(self, shard: int) -> np.ndarray:
         path, n = self._file(shard, IMAGES), self.index.n_pixels
         try:
+            if not path.is_file():
+                raise _damaged(path)
             images = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
         except _DAMAGED:
             raise _damaged(path) from None

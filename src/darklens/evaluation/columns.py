@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from darklens.bundle import Bundle
+from darklens.config import UNKNOWN
 from darklens.evaluation import conformal, ood
 
 
@@ -29,7 +30,7 @@ def prediction_columns(
     if doubts is not None:
         predicted = classes[probabilities.argmax(1)]
         columns["verdict"] = [
-            "unknown" if reasons else str(name) for reasons, name in zip(doubts, predicted, strict=True)
+            UNKNOWN if reasons else str(name) for reasons, name in zip(doubts, predicted, strict=True)
         ]
         columns["reason"] = ["; ".join(reasons) for reasons in doubts]
     if calibration is not None and calibration.conformal:

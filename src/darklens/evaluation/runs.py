@@ -10,7 +10,7 @@ import numpy as np
 
 from darklens.errors import InputError
 from darklens.evaluation.metrics import Labels, Probabilities
-from darklens.files import read_json
+from darklens.files import read_json, require_regular
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,6 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     Raises:
         InputError: If there is no such file.
     """
-    if not path.exists():
-        raise InputError(f"{path} does not exist.")
+    require_regular(path)
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
         return list(csv.DictReader(stream))

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from darklens.config import Frozen, load
+from darklens.config import ClassName, Frozen, load
 from darklens.errors import ConfigError
 from darklens.physics.cosmology import point_mass_theta_E
 from darklens.physics.grid import Grid
@@ -174,7 +174,7 @@ class Population(Frozen):
     lens: Lens
     lens_light: SersicLight | None = None
     source: Source
-    classes: dict[str, Substructure]
+    classes: dict[ClassName, Substructure]
     noise: Noise
     conserve_mass: bool = Field(
         default=False,

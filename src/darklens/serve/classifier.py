@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from darklens.bundle import Bundle, Classification, SmoothFit
+from darklens.config import UNKNOWN
 from darklens.data.prepare import stacked_masks
 from darklens.evaluation.columns import prediction_columns
 from darklens.fit.checks import delta_chi2_of, hypothesis_of
@@ -94,7 +95,7 @@ class Classifier:
             probabilities=dict(zip(contract.classes, map(float, probabilities), strict=True)),
             set=members,
             coverage=calibration.conformal[0].level if has_sets and calibration is not None else None,
-            dont_know=columns["verdict"] == "unknown" or (has_sets and len(members) != 1),
+            dont_know=columns["verdict"] == UNKNOWN or (has_sets and len(members) != 1),
             verdict=columns["verdict"],
             reasons=list(classification.doubts[i]),
             ood=ood,

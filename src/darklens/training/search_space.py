@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from darklens.config import Frozen
+from darklens.config import Frozen, read_yaml
 from darklens.errors import ConfigError
 from darklens.training.recipe import Recipe, get
 
@@ -103,13 +103,8 @@ def _split(argument: str) -> tuple[str, str]:
 def _file_items(file: Path | None) -> list[tuple[str, str]]:
     if file is None:
         return []
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{file} does not exist.") from None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file} cannot be read as YAML ({str(error).splitlines()[0]}).") from None
-    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+    tree = read_yaml(file)
+    if not all(isinstance(key, str) for key in tree):
         raise ConfigError(f"{file} must map keys such as stages.0.optimiser.lr to ranges or lists.")
     return [
         (key, "{" + ",".join(map(json.dumps, value)) + "}" if isinstance(value, list) else str(value))

@@ -136,9 +136,21 @@ def test_a_truncated_shard_is_named_when_read(store):
         Store(store).images([5])
 
 
+def test_a_table_that_decompresses_to_more_than_its_limit_is_not_read(store, monkeypatch):
+    monkeypatch.setattr("darklens.data.store._MAX_TRUTH_BYTES", 100)
+    with pytest.raises(InputError, match="is missing or damaged"):
+        Store(store).truth("theta_E")
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
-    [({"schema": 2}, "schema"), ({"shards": []}, "shards"), ({"extra": 1}, "extra"), ({"n_pixels": "x"}, "n_pixels")],
+    [
+        ({"classes": ["no", "../../x"]}, "the name of a class"),
+        ({"schema": 2}, "schema"),
+        ({"shards": []}, "shards"),
+        ({"extra": 1}, "extra"),
+        ({"n_pixels": "x"}, "n_pixels"),
+    ],
 )
 def test_an_invalid_index_is_an_error(store, change, sentence):
     tree = json.loads((store / "store.json").read_text()) | change

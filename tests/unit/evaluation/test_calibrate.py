@@ -1,6 +1,7 @@
 """Calibration on held-out images, saved with the bundle; ensembles as means of their members."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -17,12 +18,16 @@ from darklens.evaluation.calibrate import calibrate_on, halves
 from darklens.evaluation.columns import prediction_columns, summarise_calibration
 from darklens.evaluation.evaluate import evaluate
 from darklens.export import _WithPreprocessing
-from darklens.locate import CONTRACT
+from darklens.locate import CONTRACT, SHIPPED
 from darklens.models.autoencoder import AutoencoderConfig
 from darklens.models.resnet_18 import ResNet18Config
 from darklens.models.resnet_simple import ResNetSimpleConfig
 
 N = 44
+CONFORMAL = {"level": 0.9, "lac": 0.5, "lac_by_class": [0.5] * 3, "aps": 0.9, "aps_whole": 0.9}
+CURVE = {"predicted": [0.0, 1.0], "calibrated": [0.1, 0.9]}
+HARMFUL_NAMES = ("../../x", "a|b", "<b>", "=1", "", "unknown", "x\x1b")
+TEMPERATURES = (math.nan, math.inf, -1, 0, 1e-300, 1e300)
 
 
 def untrained(seed=0, config=None, **changes):
@@ -104,6 +109,26 @@ def test_bundles_with_and_without_calibration_survive_a_round_trip(store, calibr
     assert summarise_calibration(old, np.ones((2, 3)) / 3, np.zeros((2, 5)), np.array([0, 1])) == {}
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"calibration": {"curves": [CURVE]}}, "not that of 3 classes"),
+        ({"calibration": {"conformal": [CONFORMAL | {"lac_by_class": [0.5]}]}}, "not that of 3 classes"),
+        ({"n_pixels": 64}, "the fitted population has 150 pixels of 0.05 arcsec, the model 64 of 0.05"),
+        ({"pixel_scale": 0.1}, "the fitted population has 150 pixels of 0.05 arcsec, the model 150 of 0.1"),
+    ],
+)
+def test_a_contract_whose_parts_do_not_agree_is_one_sentence(change, problem):
+    contract = json.loads((SHIPPED / "lens_residual" / CONTRACT).read_text())
+    with pytest.raises(ValueError, match=problem):
+        Contract.model_validate(contract | change)
+
+
+def test_models_of_unknown_provenance_can_be_combined():
+    members = [untrained(data={}, provenance={}), untrained(data={}, provenance={})]
+    assert ensemble(members).contract.provenance["train_images"] == 0
+
+
 @pytest.mark.parametrize("damage", ["absent", "changed", "other"])
 def test_a_damaged_ood_reference_is_one_sentence(calibrated, tmp_path, damage):
     calibrated.save(tmp_path / "b")
@@ -132,6 +157,26 @@ def test_an_unknown_system_is_one_sentence_that_names_the_variable_of_plug_ins(t
 @pytest.mark.parametrize(
     ("key", "value", "problem"),
     [
+        *(
+            ("classes", ["no", name, "vort"], "the name of a class")
+            for name in ("../../x", "a|b", "<b>", "=1", "", "unknown", "x\x1b")
+        ),
+        ("classes", [], "at least 1"),
+        ("recipe", "x\x1b[31m", "control characters"),
+        ("licence", "a\nb", "control characters"),
+        ("data", {"population": {"a": 1}}, "population must be a name"),
+        ("provenance", {"train_images": "many"}, "must be numbers"),
+        *(
+            ("calibration", {"temperature": value}, "temperature")
+            for value in (math.nan, math.inf, -1, 0, 1e-300, 1e300)
+        ),
+        *(
+            ("calibration", {"conformal": [CONFORMAL | {key: -1.0}]}, key)
+            for key in ("level", "lac", "aps", "aps_whole")
+        ),
+        ("calibration", {"conformal": [CONFORMAL | {"lac_by_class": [-1.0] * 3}]}, "lac_by_class"),
+        ("calibration", {"ood": {"p95": 2.0, "p99": 1.0}}, "p95 must not exceed p99"),
+        ("calibration", {"ood": {"p95": 1.0, "p99": 1e300}}, "p99"),
         ("pixel_scale", 0, "greater than 0"),
         ("pixel_scale", -0.1, "greater than 0"),
         ("classes", ["no", "no", "vort"], "two classes have the same name"),

@@ -143,6 +143,15 @@ def test_impossible_values_are_refused_by_name(override, sentence):
         populations.get("common-test-i", [override])
 
 
+@pytest.mark.parametrize("name", ["../../x", "a/b", "a|b", "<b>", "=1", "x\x1b", "", "unknown"])
+def test_names_of_classes_are_safe_as_folders_columns_and_text(name):
+    """`simulate --format deeplense` writes one folder for each class."""
+    population = populations.get("common-test-i").model_dump(by_alias=True)
+    population["classes"][name] = population["classes"].pop("vort")
+    with pytest.raises(ValueError, match="the name of a class"):
+        Population.model_validate(population)
+
+
 def test_one_class_is_not_enough():
     tree = populations.get("common-test-i").model_dump(mode="json", by_alias=True)
     with pytest.raises(ConfigError, match=r"classes.*two classes"):

@@ -61,7 +61,7 @@ def test_a_file_gives_the_same_space_as_arguments(tmp_path):
     )
     assert (space, plain) == from_arguments
     path.write_text("- a\n")
-    with pytest.raises(ConfigError, match="must map keys"):
+    with pytest.raises(ConfigError, match="must contain a mapping"):
         parse([], path)
     with pytest.raises(ConfigError, match="does not exist"):
         parse([], tmp_path / "absent.yaml")
