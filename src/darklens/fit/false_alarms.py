@@ -48,6 +48,7 @@ def false_alarm_threshold(
     perturber: PerturberKind = "tnfw",
     redshifts: Redshifts | None = None,
     seed: int = 0,
+    compiled: bool = False,
 ) -> FalseAlarmThreshold:
     """Return the threshold above which a share `rate` of smooth lenses like the fitted one have a perturber.
 
@@ -62,6 +63,7 @@ def false_alarm_threshold(
         perturber: "tnfw", "point" or "line".
         redshifts: Redshifts, and the concentration of haloes.
         seed: Seed of the noise.
+        compiled: Whether to compile the scenes (`darklens.fit`).
 
     Raises:
         ConfigError: If the rate is not between 1 / n and 1.
@@ -75,7 +77,7 @@ def false_alarm_threshold(
     if path.exists():
         scores = [float(score) for score in read_json(path)["scores"]]
     else:
-        scores = [_score(result, perturber, redshifts, generator(seed, "false alarms", i)) for i in range(n)]
+        scores = [_score(result, perturber, redshifts, generator(seed, "false alarms", i), compiled) for i in range(n)]
         write_json(path, {"schema": 1, "scores": scores})
     resampled = np.random.default_rng(0).choice(scores, (_BOOTSTRAPS, n))
     low, high = np.quantile(np.quantile(resampled, 1 - rate, axis=1), (0.16, 0.84))
@@ -84,7 +86,9 @@ def false_alarm_threshold(
     )
 
 
-def _score(result: FitResult, perturber: PerturberKind, redshifts: Redshifts, draws: np.random.Generator) -> float:
+def _score(
+    result: FitResult, perturber: PerturberKind, redshifts: Redshifts, draws: np.random.Generator, compiled: bool
+) -> float:
     """Return the score of one simulated image."""
     started = time.process_time()
     result = result.scaled(1 / result.observation.unit)
@@ -92,11 +96,13 @@ def _score(result: FitResult, perturber: PerturberKind, redshifts: Redshifts, dr
     noise = np.where(observation.used, observation.noise_map, 0.0) * draws.normal(size=observation.image.shape)
     simulated = replace(observation, image=np.where(observation.used, result.model + noise, 0.0))
     scene = result.scene
-    solver = Solver(scene, observation.detector())
+    solver = Solver(scene, observation.detector(), compiled=compiled)
     start = scene.internal(scene.pack(result.parameters)).float()
     state = solver.minimise(start, data_of(simulated), steps=_FIT_STEPS)
     smooth = result_of(solver, state, simulated, started)
-    search = find_perturbers(simulated, scene, perturber=perturber, result=smooth, redshifts=redshifts)
+    search = find_perturbers(
+        simulated, scene, perturber=perturber, result=smooth, redshifts=redshifts, compiled=compiled
+    )
     return 0.0 if search.message else search.score
 
 

@@ -9,7 +9,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, ClassVar, Literal
@@ -40,6 +40,7 @@ _PEAK_STEPS, _COARSE_STEPS, _FINE_STEPS = 6, 20, 40
 _BATCH = 64  # positions
 _LIGHTEST, _HEAVIEST = 6.0, 11.5  # log10 of M_sun
 _TRUNCATION = 20.0  # r_t / R_s
+_DEFLECTION_DEGREE = 4  # of the polynomial for the logarithm of alpha_Rs
 _HUBBLE = 0.7
 _POINT_CORE = 0.01  # arcsec
 _LINE_LENGTH, _LINE_ANGLES = 1.2, 6  # arcsec, number of angles in the map
@@ -79,7 +80,8 @@ def _halo_laws(redshifts: Redshifts) -> tuple[tuple[float, float], tuple[float, 
         z_source=redshifts.z_source,
     )
     radius, deflection = (
-        np.polynomial.polynomial.polyfit(log10_mass - 9, np.log(v), k) for v, k in ((R_s, 1), (alpha, 4))
+        np.polynomial.polynomial.polyfit(log10_mass - 9, np.log(v), k)
+        for v, k in ((R_s, 1), (alpha, _DEFLECTION_DEGREE))
     )
     return (float(radius[0]), float(radius[1])), tuple(float(c) for c in deflection)
 
@@ -116,19 +118,15 @@ class HaloPerturber(_Perturber):
     shapes = ({"log10_mass": 9.0}, {"log10_mass": 10.0})
 
     @property
+    def constants(self) -> Mapping[str, float]:
+        """Coefficients of the scale radius and of its deflection (`_halo_laws`)."""
+        laws = zip(("radius", "deflection"), _halo_laws(self.redshifts), strict=True)
+        return {f"{name}{k}": c for name, coefficients in laws for k, c in enumerate(coefficients)}
+
+    @property
     def law(self) -> Callable[..., tuple[Tensor, Tensor]]:
         """Function that returns the deflection."""
-        radius, deflection = _halo_laws(self.redshifts)
-
-        def halo(x: Tensor, y: Tensor, *, log10_mass: Tensor) -> tuple[Tensor, Tensor]:
-            at = log10_mass - 9.0
-            log_alpha: Any = deflection[-1]
-            for coefficient in deflection[-2::-1]:
-                log_alpha = at * log_alpha + coefficient
-            R_s = torch.exp(at * radius[1] + radius[0])
-            return tnfw.deflection(x, y, alpha_Rs=torch.exp(log_alpha), R_s=R_s, r_t=R_s * _TRUNCATION)
-
-        return halo
+        return _halo
 
 
 class PointPerturber(_Perturber):
@@ -139,15 +137,14 @@ class PointPerturber(_Perturber):
     shapes = ({"log10_mass": 9.0},)
 
     @property
+    def constants(self) -> Mapping[str, float]:
+        """The squared Einstein radius of 1e9 M_sun, arcsec^2."""
+        return {"unit": _unit_theta_E(self.redshifts) ** 2}
+
+    @property
     def law(self) -> Callable[..., tuple[Tensor, Tensor]]:
         """Function that returns the deflection."""
-        unit = _unit_theta_E(self.redshifts) ** 2
-
-        def mass_point(x: Tensor, y: Tensor, *, log10_mass: Tensor) -> tuple[Tensor, Tensor]:
-            scale = torch.exp((log10_mass - 9.0) * math.log(10)) * unit / (x * x + y * y + _POINT_CORE**2)
-            return scale * x, scale * y
-
-        return mass_point
+        return _point
 
 
 class LinePerturber(_Perturber):
@@ -163,17 +160,35 @@ class LinePerturber(_Perturber):
     )
 
     @property
+    def constants(self) -> Mapping[str, float]:
+        """The squared Einstein radius of 1e9 M_sun, arcsec^2."""
+        return {"unit": _unit_theta_E(self.redshifts) ** 2}
+
+    @property
     def law(self) -> Callable[..., tuple[Tensor, Tensor]]:
         """Function that returns the deflection."""
-        unit = _unit_theta_E(self.redshifts) ** 2
+        return _line
 
-        def mass_line(
-            x: Tensor, y: Tensor, *, log10_mass: Tensor, length: Tensor, angle: Tensor
-        ) -> tuple[Tensor, Tensor]:
-            mass = torch.exp((log10_mass - 9.0) * math.log(10)) * unit
-            return line.deflection(x, y, mass=mass, length=length, angle=angle)
 
-        return mass_line
+def _halo(x: Tensor, y: Tensor, *, log10_mass: Tensor, **coefficients: Any) -> tuple[Tensor, Tensor]:
+    at = log10_mass - 9.0
+    log_alpha: Any = 0.0
+    for k in range(_DEFLECTION_DEGREE, -1, -1):
+        log_alpha = at * log_alpha + coefficients[f"deflection{k}"]
+    R_s = torch.exp(at * coefficients["radius1"] + coefficients["radius0"])
+    return tnfw.deflection(x, y, alpha_Rs=torch.exp(log_alpha), R_s=R_s, r_t=R_s * _TRUNCATION)
+
+
+def _point(x: Tensor, y: Tensor, *, log10_mass: Tensor, unit: Any) -> tuple[Tensor, Tensor]:
+    scale = torch.exp((log10_mass - 9.0) * math.log(10)) * unit / (x * x + y * y + _POINT_CORE**2)
+    return scale * x, scale * y
+
+
+def _line(
+    x: Tensor, y: Tensor, *, log10_mass: Tensor, length: Tensor, angle: Tensor, unit: Any
+) -> tuple[Tensor, Tensor]:
+    mass = torch.exp((log10_mass - 9.0) * math.log(10)) * unit
+    return line.deflection(x, y, mass=mass, length=length, angle=angle)
 
 
 _PROFILES: dict[str, type[_Perturber]] = {"tnfw": HaloPerturber, "point": PointPerturber, "line": LinePerturber}
@@ -291,7 +306,7 @@ def gain_map(
     log_gain, log_mass, log_error = [], [], []
     for shape in profile.shapes:
         values = {name: torch.tensor([[[value]]]) for name, value in shape.items()}
-        alpha = profile.law(offset_x[None], offset_y[:, None], **values)
+        alpha = profile.law(offset_x[None], offset_y[:, None], **values, **profile.constants)
         windows = [a[0].unfold(0, n_y, 1).unfold(1, n_x, 1) for a in alpha]
         scores, informations = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.float64)]
         for start in range(0, len(at), _BATCH):
@@ -471,6 +486,7 @@ def find_perturbers(
     threshold: float | None = None,
     redshifts: Redshifts = _REDSHIFTS,
     seed: int = 0,
+    compiled: bool = False,
 ) -> SearchResult:
     """Search for perturbers of a lens.
 
@@ -484,6 +500,7 @@ def find_perturbers(
             `DEFAULT_THRESHOLD`.
         redshifts: Redshifts, and the concentration of haloes.
         seed: Seed of the random starts of the fit.
+        compiled: Whether to compile the scenes (`darklens.fit`).
 
     Returns:
         The perturbers, with the fits without and with them.
@@ -494,7 +511,7 @@ def find_perturbers(
     started = time.process_time()
     profile = _profile(perturber)
     limit = DEFAULT_THRESHOLD[perturber] if threshold is None else threshold
-    smooth = fit(observation, scene, seed=seed) if result is None else result
+    smooth = fit(observation, scene, seed=seed, compiled=compiled) if result is None else result
     unit = smooth.observation.unit
     smooth = smooth.scaled(1 / unit)
     gains = gain_map(smooth, perturber=perturber, redshifts=redshifts)
@@ -503,10 +520,10 @@ def find_perturbers(
     for number in range(n_max):
         name = f"perturber{number + 1 if number else ''}"
         maps = gains if number == 0 else gain_map(current, perturber=perturber, redshifts=redshifts)
-        joint = _joint_fit(current, profile, redshifts, name, maps)
+        joint = _joint_fit(current, profile, redshifts, name, maps, compiled)
         if joint is None:
             break
-        refitted = _refit(current, joint)
+        refitted = _refit(current, joint, compiled)
         item = _perturber(perturber, name, joint, _deviance(refitted) - _deviance(joint))
         significant = item.delta_chi2 >= limit * max(1.0, joint.chi2_per_pixel)
         if number and not significant:
@@ -531,7 +548,7 @@ def find_perturbers(
 
 
 def _joint_fit(
-    result: FitResult, profile: type[_Perturber], redshifts: Redshifts, name: str, gains: GainMap
+    result: FitResult, profile: type[_Perturber], redshifts: Redshifts, name: str, gains: GainMap, compiled: bool
 ) -> FitResult | None:
     """Return the best fit of the scene with one more perturber, from the peaks of a map; None if it has no peak."""
     peaks = gains.peaks(_PEAKS)
@@ -547,24 +564,25 @@ def _joint_fit(
     joint = Scene([*scene.mass.profiles, profile(redshifts, name=name, **bounds)], scene.source, scene.lens_light)
     values = dict(result.parameters) | {f"{name}.{k}": torch.tensor([p[k] for p in peaks]) for k in peaks[0]}
     binned = coarse(result.observation)
-    solver, data = Solver(joint, binned.detector()), data_of(binned)
+    solver, data = Solver(joint, binned.detector(), compiled=compiled), data_of(binned)
     starts = joint.internal(joint.pack(values)).float()
     for steps, kept in ((_PEAK_STEPS, _CONTINUED), (_COARSE_STEPS, 1)):
         state = solver.minimise(starts, data.repeated(len(starts)), steps=steps)
         starts = state.internal[state.deviance.argsort()[:kept]]
-    fine = Solver(joint, result.observation.detector())
+    fine = Solver(joint, result.observation.detector(), compiled=compiled)
     state = fine.minimise(starts, data_of(result.observation), steps=_FINE_STEPS)
     return result_of(fine, state, result.observation, started)
 
 
-def _refit(result: FitResult, joint: FitResult) -> FitResult:
+def _refit(result: FitResult, joint: FitResult, compiled: bool) -> FitResult:
     """Return the fit without the last perturber that starts from the joint fit, if it is better than `result`.
 
     Where the smooth fit was in a local minimum, the joint fit would otherwise seem to gain by the perturber.
     """
     started = time.process_time()
     scene = result.scene
-    solver, data = Solver(scene, result.observation.detector()), data_of(result.observation)
+    solver = Solver(scene, result.observation.detector(), compiled=compiled)
+    data = data_of(result.observation)
     values = {name: joint.parameters[name] for name in scene.names}
     state = solver.minimise(scene.internal(scene.pack(values)).float(), data, steps=_FINE_STEPS)
     other = result_of(solver, state, result.observation, started)

@@ -4,8 +4,8 @@
 2. Levenberg-Marquardt fits of the image in larger pixels begin there. After a few steps only the best are continued.
 3. The best of these fits is continued on the full-resolution image.
 
-Sersic profiles have a small core in these fits. The last steps omit it; their result is kept if it converges to a lower
-deviance.
+Sersic profiles have a small core in these fits, which then shrinks to zero in three stages. The stage with the lowest
+deviance is the result.
 """
 
 import math
@@ -22,17 +22,18 @@ from torch import Tensor
 
 from darklens.files import atomic_path
 from darklens.fit import scene_export, scene_figure
-from darklens.fit.scene_solver import Data, Solver, State, data_of
+from darklens.fit.scene_solver import CONVERGED, Data, Solver, State, data_of
 from darklens.fit.scene_starts import draw_starts, main_lens
 from darklens.scene.observation import Observation
 from darklens.scene.scene import Scene
 
 _COARSE_ARCSEC, _COARSE_SIDE = 0.11, 72  # maximum size of a coarse pixel, target number along a side
-_CORE = 0.1  # core of light profiles with a cusp, in sampling distances
+_CORES = (0.1, 0.03, 0.01, 0.0)  # of light profiles with a cusp, in sampling distances, one after the other
 _ROUNDS = ((5, 6), (10, 3), (40, 1))  # steps of the coarse fits, and number of fits continued after them
 _DIFFERENT = 0.03  # difference in ln theta_E of fits that are not the same
+_GOOD, _HOPELESS = 1.5, 10.0  # deviance per pixel of a good fit, and of a fit that ends if there is a good one
 _RADII = (0.25, 0.5, 1.0, 2.0, 4.0)  # of profiles without light, in units of their start
-_FINE_STEPS, _EXACT_STEPS = 80, 20  # at full resolution; of the scene without added cores
+_FINE_STEPS, _CORE_STEPS = 60, 20  # at full resolution, with the first core and with each of the others
 _POOR, _POOR_SIGMA = 1.15, 5.0  # chi2 per pixel, and its excess in standard deviations, of a poor fit
 _FAINTEST = 100.0  # reduction of chi2 by the model below which the image may be noise alone
 _TOO_GOOD = 0.1  # chi2 per pixel below which the noise map is wrong, or the image has no noise
@@ -140,7 +141,14 @@ class FitResult:
         return scene_export.write_coolest(self, Path(path), z_lens=z_lens, z_source=z_source)
 
 
-def fit(observation: Observation, scene: Scene, *, seed: int = 0, device: torch.device | str = "cpu") -> FitResult:
+def fit(
+    observation: Observation,
+    scene: Scene,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    compiled: bool = False,
+) -> FitResult:
     """Fit a scene to an observation.
 
     Args:
@@ -148,6 +156,7 @@ def fit(observation: Observation, scene: Scene, *, seed: int = 0, device: torch.
         scene: Model to fit, with the starts, bounds and priors of its parameters.
         seed: Seed of the random starts.
         device: Device that computes the fit, such as "cuda".
+        compiled: Whether to compile the scene, for fits of many images on the CPU (`darklens.scene.compiled`).
 
     Returns:
         The fit with the lowest deviance. Check `converged`, `chi2_excess` and `at_bounds` before you use it.
@@ -155,21 +164,25 @@ def fit(observation: Observation, scene: Scene, *, seed: int = 0, device: torch.
     started = time.process_time()
     original, observation = observation, observation.scaled(1 / observation.unit)
     oversampling = observation.psf.oversampling if observation.psf else 1
-    softened = scene.softened(_CORE * observation.pixel_scale / oversampling)
+    cores = [core * observation.pixel_scale / oversampling for core in (_CORES if scene.has_cusps else _CORES[:1])]
+    softened = [scene.softened(core) for core in cores]
     binned = coarse(observation)
-    solver, data = Solver(softened, binned.detector()), data_of(binned, device)
+    solver, data = Solver(softened[0], binned.detector(), compiled=compiled), data_of(binned, device)
     starts = draw_starts(solver, binned, torch.Generator().manual_seed(seed), device)
     for steps, kept in _ROUNDS:
         state = solver.minimise(starts, data.repeated(len(starts)), steps=steps)
-        starts = _distinct(softened, state)[:kept]
+        starts = _distinct(softened[0], state, data)[:kept]
     starts = _revived(solver, starts, data)
-    fine, data = Solver(softened, observation.detector()), data_of(observation, device)
-    state = fine.minimise(starts, data, steps=_FINE_STEPS)
-    if scene.has_cusps:
-        exact = Solver(scene, observation.detector())
-        without_cores = exact.minimise(state.internal, data, steps=_EXACT_STEPS)
-        if bool(without_cores.converged) and float(without_cores.deviance) < float(state.deviance):
-            fine, state = exact, without_cores
+    detector, data = observation.detector(), data_of(observation, device)
+    best: tuple[Solver, State] | None = None
+    for k, model in enumerate(softened):
+        fine = Solver(model, detector, compiled=compiled)
+        state = fine.minimise(starts, data, steps=_CORE_STEPS if k else _FINE_STEPS)
+        starts = state.internal
+        if best is None or float(state.deviance) < float(best[1].deviance) + CONVERGED:
+            best = fine, state
+    assert best is not None
+    fine, state = best
     result = result_of(fine, state, observation, started).scaled(original.unit)
     return replace(result, observation=original)
 
@@ -202,10 +215,13 @@ def _revived(solver: Solver, best: Float[Tensor, "1 p"], data: Data) -> Float[Te
     return after.internal[lowest][None] if after.deviance[lowest] < before.deviance[0] else best
 
 
-def _distinct(scene: Scene, state: State) -> Float[Tensor, "d p"]:
+def _distinct(scene: Scene, state: State, data: Data) -> Float[Tensor, "d p"]:
     """Return the internal parameters of fits with different Einstein radii, by increasing deviance."""
     name = f"{main_lens(scene)}.theta_E"
     order = state.deviance.argsort().tolist()
+    per_pixel = (state.deviance / (data.weights > 0).sum()).tolist()
+    if per_pixel[order[0]] < _GOOD:
+        order = [row for row in order if per_pixel[row] < _HOPELESS]
     if name not in scene.names:
         return state.internal[order]
     log_theta_E = scene.external(state.internal)[:, scene.names.index(name)].log().tolist()

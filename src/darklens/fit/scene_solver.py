@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from darklens.constants import constant
+from darklens.scene.compiled import CompiledScene
 from darklens.scene.imaging import Detector
 from darklens.scene.observation import Observation
 from darklens.scene.scene import Scene
@@ -106,10 +107,14 @@ class Solver:
         detector: Pixels and PSF.
         regularisation: Inverse variance of a Gaussian prior with mean zero on amplitudes that may be negative, relative
             to the diagonal of the normal matrix; prevents shapelets from fitting noise.
+        compiled: Whether to compile the scene (`darklens.scene.compiled`).
     """
 
-    def __init__(self, scene: Scene, detector: Detector, *, regularisation: float = 1e-3) -> None:
-        self.scene, self.detector = scene, detector
+    def __init__(
+        self, scene: Scene, detector: Detector, *, regularisation: float = 1e-3, compiled: bool = False
+    ) -> None:
+        self.scene, self.detector, self.compiled = scene, detector, compiled
+        self._functions = CompiledScene(scene) if compiled else scene
         self._ridges = tuple(_RIDGE if positive else regularisation for positive in scene.positive)
         self._are_positive = tuple(scene.positive)
 
@@ -122,10 +127,12 @@ class Solver:
     def state(self, internal: Float[Tensor, "b p"], data: Data) -> State:
         """Return model, deviance and normal equations at the given parameters, with the best-fitting amplitudes."""
         scene, detector = self.scene, self.detector
-        basis, gram, projected = self._linear(internal, data)
+        complete = scene.complete(scene.external(internal))
+        x, y = detector.positions(internal)
+        basis, gram, projected = self._linear(complete, data)
         weights = data.weights.flatten(1)
         amplitudes = self._amplitudes(gram, projected).to(internal)
-        slopes = detector.observe(scene.slopes(internal, amplitudes, detector)).flatten(2)
+        slopes = detector.observe(self._functions.slope_planes(complete, amplitudes, x, y)).flatten(2)
         model = (basis * amplitudes[:, :, None]).sum(1)
         residual = data.images.flatten(1) - model
         chi2 = (weights * residual * residual).double().sum(1)
@@ -163,7 +170,8 @@ class Solver:
             data: One image for each row; without its lens light if `lens_light` is False.
             lens_light: Whether the model includes the lens light.
         """
-        basis, gram, projected = self._linear(internal, data, lens_light)
+        complete = self.scene.complete(self.scene.external(internal))
+        basis, gram, projected = self._linear(complete, data, lens_light)
         amplitudes = self._amplitudes(gram, projected).to(internal)
         residual = data.images.flatten(1) - (basis * amplitudes[:, :, None]).sum(1)
         mean, prior = self.scene.prior(internal.double())
@@ -171,13 +179,11 @@ class Solver:
         return (data.weights.flatten(1) * residual * residual).double().sum(1) + penalty
 
     def _linear(
-        self, internal: Float[Tensor, "b p"], data: Data, lens_light: bool = True
+        self, complete: Float[Tensor, "b c"], data: Data, lens_light: bool = True
     ) -> tuple[Float[Tensor, "b l n"], Float[Tensor, "b l l"], Float[Tensor, "b l"]]:
         """Return the model images for unit amplitudes, and the normal equations of the amplitudes."""
-        x, y = self.detector.positions(internal)
-        basis = self.detector.observe(
-            self.scene.basis(self.scene.external(internal), x, y, lens_light=lens_light)
-        ).flatten(2)
+        x, y = self.detector.positions(complete)
+        basis = self.detector.observe(self._functions.planes(complete, x, y, lens_light=lens_light)).flatten(2)
         weighted = basis * data.weights.flatten(1)[:, None]
         return (
             basis,
@@ -199,11 +205,14 @@ class Solver:
     def step(self, state: State, damping: Float[Tensor, " b"]) -> tuple[Float[Tensor, "b p"], Float[Tensor, " b"]]:
         """Return the damped step of the internal parameters, and the predicted reduction of the deviance (`State`)."""
         curvature = self._reduced(state)
-        undamped = self._bounded_step(state, curvature, torch.full_like(damping, _UNDAMPED))
         damped = self._bounded_step(state, curvature, damping)
-        # If a bound limits the undamped step, its reduction can be smaller than that of the damped step, or zero.
-        gains = [(2 * state.rhs * s).sum(1) - torch.einsum("bi,bij,bj->b", s, curvature, s) for s in (undamped, damped)]
-        return damped, torch.maximum(*gains)
+        gain = _predicted(state, curvature, damped)
+        # The undamped step is needed only where the damped one is too small to tell. If a bound limits the undamped
+        # step, its reduction can be smaller than that of the damped step, or zero.
+        if bool((gain < CONVERGED).any()):
+            undamped = self._bounded_step(state, curvature, torch.full_like(damping, _UNDAMPED))
+            gain = torch.maximum(gain, _predicted(state, curvature, undamped))
+        return damped, gain
 
     def _bounded_step(
         self, state: State, curvature: Float[Tensor, "b p p"], damping: Float[Tensor, " b"]
@@ -285,6 +294,11 @@ class Solver:
         """Return the covariance of the internal parameters, marginalised over the amplitudes."""
         covariance: Tensor = torch.linalg.pinv(self._reduced(state), hermitian=True)
         return covariance
+
+
+def _predicted(state: State, curvature: Float[Tensor, "b p p"], step: Float[Tensor, "b p"]) -> Float[Tensor, " b"]:
+    """Return the reduction of the deviance by a step in the quadratic approximation."""
+    return (2 * state.rhs * step).sum(1) - ((curvature @ step[:, :, None])[..., 0] * step).sum(1)
 
 
 def non_negative(

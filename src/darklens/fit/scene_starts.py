@@ -11,6 +11,7 @@ from darklens.scene.scene import Scene
 
 _DRAWS, _BINS, _CANDIDATES = 24_000, 12, 30  # masses, bins of theta_E, and masses whose deviance is computed in each
 _BATCH = 32  # images rendered together
+_TRACED = 500  # masses traced together: their arrays fit the cache of a processor
 _ARC = 3.0  # signal-to-noise ratio above which a pixel without lens light belongs to an arc
 _ARC_PIXELS, _COMPACT = 100, 0.1  # traced back to the source plane; size in arcsec of a compact source
 _ELLIPTICITY_SCATTER = 0.7  # of the mass around that of the light, in units of `Parameter.step`
@@ -112,7 +113,8 @@ def _trace_back(
     height, width = observation.image.shape
     x = ((pixels % width) - (width - 1) / 2) * observation.pixel_scale
     y = ((pixels // width) - (height - 1) / 2) * observation.pixel_scale
-    alpha = scene.deflection(parameters, x[None, None], y[None, None])
+    parts = [scene.deflection(part, x[None, None], y[None, None]) for part in torch.split(parameters, _TRACED)]
+    alpha = [torch.cat(component) for component in zip(*parts, strict=True)]
     squared = torch.zeros(len(parameters), _ARC_PIXELS, device=parameters.device)
     sources = [name for name, profile in scene.profiles.items() if profile in scene.source.profiles]
     for symbol, at, by in zip(("centre_x", "centre_y"), (x, y), alpha, strict=True):

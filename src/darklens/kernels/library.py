@@ -74,9 +74,9 @@ def _loaded(compiler_path: str, folder: Path) -> ctypes.CDLL:
     path = _path(compiler_path, folder)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _is_private(folder):
+        if not is_private(folder):
             raise InputError(f"{folder} belongs to another user or can be written by others")
-        if not (_is_private(path) and _is_intact(path)):
+        if not (is_private(path) and _is_intact(path)):
             if path.is_symlink():  # `atomic_path` would replace the file that it leads to
                 path.unlink()
             with atomic_path(path) as temporary:
@@ -90,7 +90,7 @@ def _loaded(compiler_path: str, folder: Path) -> ctypes.CDLL:
             return ctypes.CDLL(str(path))
 
 
-def _is_private(path: Path) -> bool:
+def is_private(path: Path) -> bool:
     """Return whether only this user and root can have written a file or folder, which is no link.
 
     Loading a library executes its code. A folder of this user is closed to other writers, since some systems let the
@@ -103,7 +103,7 @@ def _is_private(path: Path) -> bool:
     if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and status.st_mode & 0o022:
         path.chmod(status.st_mode & 0o755)
         status = path.lstat()
-        for library_file in path.glob("kernels-*.so"):  # others may have placed them
+        for library_file in (*path.glob("kernels-*.so"), *path.glob("scene-*.pt2")):  # others may have placed them
             library_file.unlink()
     is_plain = stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)
     return is_plain and status.st_uid in (os.geteuid(), 0) and not status.st_mode & 0o022
@@ -114,11 +114,18 @@ def _path(compiler_path: str, folder: Path) -> Path:
 
 
 def _name(compiler_path: str) -> str:
-    """Return a digest of sources, compiler and processor, since the computers of a cluster may share the folder."""
-    # The processor as the compiler detects it.
-    target = _output(compiler_path, *_FLAGS, "-Q", "--help=target")
-    parts = [_output(compiler_path, "--version"), target, *(path.read_bytes() for path in _sources())]
+    """Return a digest of sources and target."""
+    parts = [target_of(compiler_path), *(path.read_bytes() for path in _sources())]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def target_of(compiler_path: str) -> bytes:
+    """Return the version of a compiler and the processor that it detects.
+
+    They belong to the name of a cached library, since the computers of a cluster may share the folder.
+    """
+    version, processor = ["--version"], [*_FLAGS, "-Q", "--help=target"]
+    return b"\0".join(_output(compiler_path, *options) for options in (version, processor))
 
 
 def _sources() -> list[Path]:

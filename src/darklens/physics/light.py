@@ -167,7 +167,7 @@ def sersic_of_ellipticity(
     e1: Field,
     e2: Field,
     b: Field,
-    core: float = 0.0,
+    core: float | Tensor = 0.0,
 ) -> Tensor:
     """Return the brightness of `sersic` from ellipticity components, in which it is smooth where the light is round.
 
@@ -175,8 +175,7 @@ def sersic_of_ellipticity(
     e = (1 - q)/(1 + q), e1 = e cos(2 angle) and e2 = e sin(2 angle); the other arguments are those of `sersic`.
     `core`, arcsec, is added to the elliptical radius in quadrature.
     """
-    squared = elliptical_square(x, y, e1=e1, e2=e2)
-    squared = squared + core**2 if core else squared.clamp_min(_SMALLEST_SQUARE)
+    squared = (elliptical_square(x, y, e1=e1, e2=e2) + core * core).clamp_min(_SMALLEST_SQUARE)
     power = torch.exp(torch.log(squared) * (0.5 / n) - torch.log(R_e) / n)
     return amplitude * torch.exp(b - b * power)
 

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from darklens.scene.psf import PSF
 
+_BLOCK = 16  # planes convolved together on a processor: their spectra fit its cache
+
 
 class Detector:
     """A grid of square pixels, and the PSF of the telescope.
@@ -83,9 +85,16 @@ class Detector:
                     .to(torch.complex128 if planes.dtype == torch.float64 else torch.complex64)
                     .to(planes.device)
                 )
-        spectrum = torch.fft.rfft2(planes, s=size) * self._transfers[key]
-        image: Tensor = torch.fft.irfft2(spectrum, s=size)
-        return image[..., taps[0] - 1 : planes.shape[-2], taps[1] - 1 : planes.shape[-1]]
+        height, width = planes.shape[-2:]
+        flat = planes.reshape(-1, height, width)
+        blocks = torch.split(flat, _BLOCK) if planes.device.type == "cpu" else (flat,)
+        images = [
+            torch.fft.irfft2(torch.fft.rfft2(block, s=size) * self._transfers[key], s=size)[
+                :, taps[0] - 1 : height, taps[1] - 1 : width
+            ]
+            for block in blocks
+        ]
+        return torch.cat(images).reshape(*planes.shape[:-2], *images[0].shape[1:])
 
 
 def _block_mean(planes: Tensor, side: int) -> Tensor:

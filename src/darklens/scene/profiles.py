@@ -91,6 +91,16 @@ class Profile:
         self.name = name or self.kind
         self.settings = settings
 
+    @property
+    def constants(self) -> Mapping[str, float]:
+        """Numbers that its functions take beside the parameters."""
+        return {}
+
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """All that determines its functions but parameters and constants."""
+        return type(self).__module__, type(self).__qualname__
+
     def __repr__(self) -> str:
         words = [f"name={self.name!r}"] if self.name != self.kind else []
         return f"{type(self).__name__}({', '.join([*words, *(f'{k}={v!r}' for k, v in self.settings.items())])})"
@@ -213,6 +223,11 @@ class Multipole(MassProfile):
         self.m = m
 
     @property
+    def structure(self) -> tuple[Any, ...]:
+        """Class and order."""
+        return (*super().structure, self.m)
+
+    @property
     def law(self) -> Callable[..., tuple[Tensor, Tensor]]:
         """Function that returns the deflection for order m."""
         return partial(multipole.deflection, m=self.m)
@@ -312,6 +327,16 @@ class Sersic(LightProfile):
         self.b_n, self.core = b_n, core
 
     @property
+    def constants(self) -> Mapping[str, float]:
+        """The core."""
+        return {"core": self.core}
+
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """Class and definition of b_n."""
+        return (*super().structure, self.b_n)
+
+    @property
     def has_cusp(self) -> bool:
         """Whether there is no core."""
         return not self.core
@@ -325,7 +350,7 @@ class Sersic(LightProfile):
     def basis(self, x: Any, y: Any, **values: Any) -> Any:
         """Return the brightness (b, 1, rows, columns)."""
         b = (light.sersic_b_linear if self.b_n == "linear" else light.sersic_b)(values["n"])
-        return light.sersic_of_ellipticity(x, y, amplitude=1.0, b=b, core=self.core, **values)[:, None]
+        return light.sersic_of_ellipticity(x, y, amplitude=1.0, b=b, **{**self.constants, **values})[:, None]
 
 
 class MultiGaussian(LightProfile):
@@ -358,6 +383,11 @@ class MultiGaussian(LightProfile):
         self.n_basis = n
         self.sigmas = torch.logspace(math.log10(smallest), math.log10(largest), n, dtype=torch.float64)
 
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """Class and Gaussians."""
+        return (*super().structure, self.n, self.smallest, self.largest)
+
     def basis(self, x: Any, y: Any, **values: Any) -> Any:
         """Return the Gaussians (b, n, rows, columns), narrowest first."""
         squared = light.elliptical_square(x, y, **values)[:, None]
@@ -386,6 +416,11 @@ class Shapelets(LightProfile):
         super().__init__(name=name, **settings)
         self.n_max = n_max
         self.n_basis = (n_max + 1) * (n_max + 2) // 2
+
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """Class and order."""
+        return (*super().structure, self.n_max)
 
     def basis(self, x: Any, y: Any, **values: Any) -> Any:
         """Return the basis functions (b, n_basis, rows, columns), sorted by total order, then by order along y."""

@@ -5,7 +5,7 @@ The parameters of a batch are a tensor (b, p), in the order of `Scene.names` ("c
 """
 
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,14 +52,6 @@ class LightModel:
         return f"LightModel({list(self.profiles)})"
 
 
-@dataclass(frozen=True)
-class _Reference:
-    """The source of a profile parameter: a column of the parameter tensor, or a fixed value."""
-
-    column: int | None
-    value: float = 0.0
-
-
 class Scene:
     """A lens, its source and its light.
 
@@ -94,7 +86,8 @@ class Scene:
         self._add(self.lens_light.profiles, "light")
         self.names: list[str] = []
         self.free: list[Parameter] = []
-        self._references: dict[str, dict[str, _Reference]] = {}
+        self._fixed: list[float] = []  # values of fixed parameters, and constants of the profiles
+        self._columns: dict[str, dict[str, int]] = {}  # of the parameters followed by the fixed values
         for name, profile in self.profiles.items():
             for symbol, default in profile.parameters.items():
                 setting = profile.settings.get(symbol)
@@ -102,7 +95,11 @@ class Scene:
                     self.names.append(f"{name}.{symbol}")
                     self.free.append(_changed(default, setting, f"{name}.{symbol}"))
         for name, profile in self.profiles.items():
-            self._references[name] = {symbol: self._resolve(f"{name}.{symbol}") for symbol in profile.parameters}
+            resolved = {symbol: self._resolve(f"{name}.{symbol}") for symbol in profile.parameters}
+            self._columns[name] = {
+                symbol: value if isinstance(value, int) else self._add_fixed(value)
+                for symbol, value in {**resolved, **profile.constants}.items()
+            }
         self.amplitude_names = [
             f"{name}.amplitude" + (f"_{k}" if profile.n_basis > 1 else "")
             for name, profile in self.profiles.items()
@@ -141,12 +138,16 @@ class Scene:
                 raise ConfigError(f"Two components are named {name!r}; give one of them another name.")
             self.profiles[name] = profile
 
-    def _resolve(self, path: str, visited: tuple[str, ...] = ()) -> _Reference:
-        """Follow tied parameters to a free parameter or a number."""
+    def _add_fixed(self, value: float) -> int:
+        self._fixed.append(value)
+        return len(self.names) + len(self._fixed) - 1
+
+    def _resolve(self, path: str, visited: tuple[str, ...] = ()) -> int | float:
+        """Follow tied parameters to a free one, and return its column, or to a number (a float)."""
         if path in visited:
             raise ConfigError(f"Shared parameters refer to each other in a circle: {' -> '.join([*visited, path])}.")
         if path in self.names:
-            return _Reference(self.names.index(path))
+            return self.names.index(path)
         name, _, symbol = path.rpartition(".")
         profile = self.profiles.get(name)
         if profile is None or symbol not in profile.parameters:
@@ -155,7 +156,7 @@ class Scene:
         if isinstance(setting, str):
             return self._resolve(setting, (*visited, path))
         assert isinstance(setting, int | float)
-        return _Reference(None, float(setting))
+        return float(setting)
 
     @classmethod
     def from_yaml(cls, name_or_path: Path | str, overrides: Sequence[str] = ()) -> "Scene":
@@ -181,12 +182,13 @@ class Scene:
     def values_of(self, name: str, values: Mapping[str, float]) -> dict[str, float]:
         """Return all parameters of a component, fixed and shared ones included, from values of the free parameters."""
         parameters = self.pack(values)
-        return {symbol: float(value) for symbol, value in self._values(name, parameters).items()}
+        values_by_symbol = self._values(name, self.complete(parameters))
+        return {symbol: float(values_by_symbol[symbol]) for symbol in self.profiles[name].parameters}
 
     def free_parameter(self, path: str) -> str | None:
         """Return the free parameter that determines `component.parameter`, itself or shared; None if it is fixed."""
-        column = self._resolve(path).column
-        return None if column is None else self.names[column]
+        column = self._resolve(path)
+        return self.names[column] if isinstance(column, int) else None
 
     # ------------------------------------------------------------------ parameters
     def start(self, **changes: float) -> Parameters:
@@ -244,30 +246,40 @@ class Scene:
         weight = tuple(p.prior[1] ** -2 if p.prior else 0.0 for p in self.free)
         return constant(mean, like.dtype, like.device), constant(weight, like.dtype, like.device)
 
-    def _values(self, name: str, parameters: Parameters) -> dict[str, Tensor]:
-        """Return the parameters of a component, (b, 1, 1), or (1, 1, 1) if fixed."""
-        values = {}
-        for symbol, reference in self._references[name].items():
-            if reference.column is None:
-                values[symbol] = parameters.new_full((1, 1, 1), reference.value)
-            else:
-                values[symbol] = parameters[:, reference.column, None, None]
-        return values
+    def complete(self, parameters: Parameters) -> Float[Tensor, "b c"]:
+        """Return the parameters followed by the fixed values of the scene."""
+        fixed = constant(tuple(self._fixed), parameters.dtype, parameters.device)
+        return torch.cat([parameters, fixed.expand(len(parameters), -1)], 1)
 
-    def _variables(self, name: str, parameters: Parameters) -> tuple[dict[str, Any], dict[str, int]]:
-        """Return the parameters of a component, with free ones as dual variables, and the columns of these."""
-        value: dict[str, Any] = self._values(name, parameters)
-        references = self._references[name].items()
-        columns = {symbol: reference.column for symbol, reference in references if reference.column is not None}
+    def _values(self, name: str, complete: Float[Tensor, "b c"]) -> dict[str, Tensor]:
+        """Return the parameters and constants of a component, (b, 1, 1)."""
+        return {symbol: complete[:, column, None, None] for symbol, column in self._columns[name].items()}
+
+    def _variables(self, name: str, complete: Float[Tensor, "b c"]) -> tuple[dict[str, Any], dict[str, int]]:
+        """Return the values of a component, with free ones as dual variables, and the columns of these."""
+        value: dict[str, Any] = self._values(name, complete)
+        columns = {symbol: column for symbol, column in self._columns[name].items() if column < len(self.names)}
         return value | {symbol: variable(symbol, value[symbol]) for symbol in columns}, columns
+
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """All that determines `planes` and `slope_planes` but their arguments."""
+        logs = tuple(parameter.log for parameter in self.free)
+        return logs, tuple(
+            (profile in self.source.profiles, profile.structure, tuple(self._columns[name].items()))
+            for name, profile in self.profiles.items()
+        )
 
     # ------------------------------------------------------------------ rendering
     def deflection(self, parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return the total deflection at x and y, arcsec, broadcast with (b, rows, columns)."""
+        return self._deflection(self.complete(parameters), x, y)
+
+    def _deflection(self, complete: Float[Tensor, "b c"], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         alpha_x, alpha_y = torch.zeros_like(x + y), torch.zeros_like(x + y)
         for name, profile in self.profiles.items():
             if isinstance(profile, MassProfile):
-                value = self._values(name, parameters)
+                value = self._values(name, complete)
                 along, across = profile.law(*_centred(x, y, value), **value)
                 alpha_x, alpha_y = alpha_x + along, alpha_y + across
         return alpha_x, alpha_y
@@ -281,13 +293,17 @@ class Scene:
             y: Positions (rows, 1), arcsec.
             lens_light: Whether to return the profiles of the lens light too, after those of the source.
         """
-        alpha_x, alpha_y = self.deflection(parameters, x, y)
+        return self.planes(self.complete(parameters), x, y, lens_light=lens_light)
+
+    def planes(self, complete: Float[Tensor, "b c"], x: Tensor, y: Tensor, *, lens_light: bool = True) -> Planes:
+        """Return what `basis` returns, from the result of `complete`."""
+        alpha_x, alpha_y = self._deflection(complete, x, y)
         planes = []
         for name, profile in self.profiles.items():
             if isinstance(profile, LightProfile) and (lens_light or profile in self.source.profiles):
-                value = self._values(name, parameters)
-                at = (x - alpha_x, y - alpha_y) if profile in self.source.profiles else _full(x, y, parameters)
-                planes.append(profile.basis(*_centred(*at, value), **value).expand(len(parameters), -1, -1, -1))
+                value = self._values(name, complete)
+                at = (x - alpha_x, y - alpha_y) if profile in self.source.profiles else _full(x, y)
+                planes.append(profile.basis(*_centred(*at, value), **value).expand(len(complete), -1, -1, -1))
         return torch.cat(planes, 1)
 
     def render(
@@ -322,8 +338,13 @@ class Scene:
         Forward-mode derivatives, chained through the source plane: the derivative with respect to a mass parameter is
         minus the gradient of the source brightness times the derivative of the deflection.
         """
-        parameters = self.external(internal)
         x, y = detector.positions(internal)
+        return self.slope_planes(self.complete(self.external(internal)), amplitudes, x, y)
+
+    def slope_planes(
+        self, complete: Float[Tensor, "b c"], amplitudes: Float[Tensor, "b l"], x: Tensor, y: Tensor
+    ) -> Planes:
+        """Return the `slopes` at x (1, columns) and y (rows, 1), arcsec, from the result of `complete`."""
         slopes: list[Any] = [None] * len(self.names)
 
         def add(column: int, plane: Any) -> None:
@@ -335,7 +356,7 @@ class Scene:
         for name, profile in self.profiles.items():
             if not isinstance(profile, MassProfile):
                 continue
-            value, columns = self._variables(name, parameters)
+            value, columns = self._variables(name, complete)
             at = _centred(x, y, value)
             along, across = profile.law(*at, **value)
             alpha_x, alpha_y = alpha_x + value_of(along), alpha_y + value_of(across)
@@ -349,8 +370,8 @@ class Scene:
             if not isinstance(profile, LightProfile):
                 continue
             is_source = profile in self.source.profiles
-            at = (x - alpha_x, y - alpha_y) if is_source else _full(x, y, parameters)
-            value, columns = self._variables(name, parameters)
+            at = (x - alpha_x, y - alpha_y) if is_source else _full(x, y)
+            value, columns = self._variables(name, complete)
             weight = amplitudes[:, first : first + profile.n_basis, None, None]
             first += profile.n_basis
             by_symbol = _brightness_slopes(profile, at, value, weight)
@@ -362,12 +383,12 @@ class Scene:
                     add(column, by_symbol[symbol])
         for column, by_x, by_y in by_mass:
             add(column, -(gradient_x * by_x + gradient_y * by_y))
-        shape = (len(parameters), y.shape[-2], x.shape[-1])
+        shape = (len(complete), y.shape[-2], x.shape[-1])
         planes = []
         for column, plane in enumerate(slopes):
-            whole = (internal.new_zeros(shape) if plane is None else plane).expand(shape)
-            planes.append(whole * parameters[:, column, None, None] if self.free[column].log else whole)
-        return torch.stack(planes, 1) if planes else internal.new_zeros(shape[0], 0, *shape[1:])
+            whole = (complete.new_zeros(shape) if plane is None else plane).expand(shape)
+            planes.append(whole * complete[:, column, None, None] if self.free[column].log else whole)
+        return torch.stack(planes, 1) if planes else complete.new_zeros(shape[0], 0, *shape[1:])
 
     def source_gradient(
         self, parameters: Parameters, amplitudes: Float[Tensor, "b l"], x: Tensor, y: Tensor
@@ -382,14 +403,15 @@ class Scene:
             x: Positions in the image plane (1, columns), arcsec.
             y: Positions (rows, 1), arcsec.
         """
-        alpha_x, alpha_y = self.deflection(parameters, x, y)
+        complete = self.complete(parameters)
+        alpha_x, alpha_y = self._deflection(complete, x, y)
         gradient_x, gradient_y = torch.zeros_like(alpha_x), torch.zeros_like(alpha_y)
         first = 0
         for name, profile in self.profiles.items():
             if isinstance(profile, LightProfile) and profile in self.source.profiles:
                 weight = amplitudes[:, first : first + profile.n_basis, None, None]
                 first += profile.n_basis
-                value = self._values(name, parameters)
+                value = self._values(name, complete)
                 slopes = _brightness_slopes(profile, (x - alpha_x, y - alpha_y), value, weight)
                 gradient_x, gradient_y = gradient_x + slopes["x"], gradient_y + slopes["y"]
         return gradient_x, gradient_y
@@ -439,7 +461,7 @@ def _changed(default: Parameter, setting: Free | None, name: str) -> Parameter:
     return changed
 
 
-def _full(x: Tensor, y: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:
+def _full(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return positions in the image plane as (1, rows, columns)."""
     shape = (1, y.shape[-2], x.shape[-1])
     return x.expand(shape), y.expand(shape)

@@ -83,8 +83,8 @@ class FaintHalo(HaloPerturber):
     def law(self):
         shape = super().law
 
-        def scaled(x, y, *, log10_mass):
-            return tuple(alpha / 100 for alpha in shape(x, y, log10_mass=log10_mass))
+        def scaled(x, y, *, log10_mass, **constants):
+            return tuple(alpha / 100 for alpha in shape(x, y, log10_mass=log10_mass, **constants))
 
         return scaled
 

@@ -127,7 +127,7 @@ def test_a_library_that_others_may_have_written_is_not_loaded(plant, short_sourc
     library.cache_clear()
     assert library().lanes() == 5
     if empty_cache.stat().st_uid == os.geteuid():
-        assert module._is_private(path) and module._is_private(empty_cache) and module._is_intact(path)
+        assert module.is_private(path) and module.is_private(empty_cache) and module._is_intact(path)
 
 
 @needs_compiler
