@@ -127,11 +127,12 @@ def test_masses_follow_the_concentration_and_redshifts():
     from darklens.physics.profiles import tnfw
 
     R_s, alpha_Rs = nfw_angles(mass=3e9, concentration=15.0, z_lens=0.3, z_source=0.8)
-    law = HaloPerturber(Redshifts(0.3, 0.8, 15.0)).law
+    halo = HaloPerturber(Redshifts(0.3, 0.8, 15.0))
     x, y = torch.tensor([[0.05, 0.3]], dtype=torch.float64), torch.tensor([[0.1]], dtype=torch.float64)
     values = {"alpha_Rs": torch.tensor(alpha_Rs), "R_s": torch.tensor(R_s), "r_t": torch.tensor(20 * R_s)}
     expected = tnfw.deflection(x, y, **values)
-    for a, b in zip(law(x, y, log10_mass=torch.tensor([[np.log10(3e9)]])), expected, strict=True):
+    alpha = halo.law(x, y, log10_mass=torch.tensor([[np.log10(3e9)]]), **halo.constants)
+    for a, b in zip(alpha, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=0)
 
 

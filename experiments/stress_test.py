@@ -1,0 +1,219 @@
+"""Searches for perturbers in the populations of a benchmark of substructure detectors, by its definitions.
+
+The benchmark's own script renders the populations with lenstronomy; nothing of darklens takes part. Each searched image
+adds a line to a file in runs/, so an interrupted experiment continues where it stopped.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from darklens.config import Frozen
+from darklens.errors import ConfigError
+from darklens.fit.perturbers import Redshifts, find_perturbers
+from darklens.memory import keep_freed_memory
+from darklens.scene.observation import Observation
+from darklens.scene.psf import PSF
+from darklens.scene.scene import Scene
+from experiments import engine
+from experiments.engine import ROOT, Experiment, Work
+
+RATE = 0.1  # of false alarms
+BINS = (9.0, 9.5, 10.0, 10.5, 11.0)  # log10 of M200, in M_sun
+LOCALISED = 0.16  # arcsec: two pixels
+EXCLUDED = 10.0  # chi2 per pixel
+LARGE = 20.0  # delta chi2 of false alarms that no threshold of this kind would remove
+Row = dict[str, Any]
+
+
+class Analysis(Frozen):
+    """A model, the smooth population that sets its threshold, and the populations that are judged.
+
+    Attributes:
+        model: Scene.
+        concentration: c200 of the haloes of the search; None for the relation with mass.
+        smooth: Population without perturbers.
+        judged: Other populations.
+    """
+
+    model: str
+    concentration: float | None = None
+    smooth: str
+    judged: list[str]
+
+
+class Config(Experiment):
+    """The analyses, and the script of the benchmark, from the root of the repository.
+
+    Attributes:
+        script: Renders a population: `script OUT --seed SEED --n N --only NAME`.
+        analyses: By name.
+        n: Number of images of each population.
+        threshold_seed: Seed of the images that set the threshold.
+        seed: Seed of the images that are judged.
+        only: Names of analyses to run; all if empty.
+        compiled: Whether to compile the scenes.
+    """
+
+    script: str
+    analyses: dict[str, Analysis]
+    n: int
+    threshold_seed: int
+    seed: int
+    only: list[str] = []
+    compiled: bool = True
+
+
+def run(config: Config, work: Work) -> dict[str, Any]:
+    """Search all images and return the measures of the benchmark."""
+    keep_freed_memory()
+    analyses = {}
+    for name, analysis in config.analyses.items():
+        if config.only and name not in config.only:
+            continue
+        reference = search(config, work, name, analysis, analysis.smooth, config.threshold_seed)
+        threshold = float(np.quantile([row["score"] for row in reference], 1 - RATE))
+        populations = {}
+        for population in dict.fromkeys([analysis.smooth, *analysis.judged]):
+            rows = search(config, work, name, analysis, population, config.seed)
+            populations[population] = measures(rows, threshold)
+        analyses[name] = {
+            "model": analysis.model,
+            "concentration": analysis.concentration,
+            "threshold": threshold,
+            "populations": populations,
+        }
+    return {"schema": 1, "n": config.n, "analyses": analyses, "provenance": engine.made_by()}
+
+
+def images(config: Config, work: Work, population: str, seed: int) -> Any:
+    """Return the images of a population, rendered if they are not there yet."""
+    folder = work.stores / "stress-test" / f"seed{seed}-n{config.n}"
+    path = folder / f"{population}.npz"
+    if not path.exists():
+        script = (ROOT / config.script).resolve()
+        if not script.is_file():
+            raise ConfigError(f"{script} does not exist; give the script of the benchmark as script=FILE.")
+        options = ["--seed", str(seed), "--n", str(config.n), "--only", population]
+        subprocess.run([sys.executable, str(script), str(folder), *options], check=True)
+    return np.load(path, allow_pickle=False)
+
+
+def search(config: Config, work: Work, name: str, analysis: Analysis, population: str, seed: int) -> list[Row]:
+    """Return a row for each image of a population."""
+    work.runs.mkdir(parents=True, exist_ok=True)
+    path = work.runs / f"{name.replace(' ', '-').replace('=', '')}-{population}-seed{seed}.jsonl"
+    rows: list[Row] = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if len(rows) >= config.n:
+        return rows[: config.n]
+    data = images(config, work, population, seed)
+    scene = Scene.from_yaml(analysis.model)
+    scale = float(data["pixel_scale"])
+    psf = PSF.image(data["psf"], pixel_scale=scale)
+    with path.open("a") as file:
+        for i in range(len(rows), config.n):
+            observation = Observation.of(data["images"][i], noise_map=data["noise"][i], psf=psf, pixel_scale=scale)
+            rows.append(row(observation, scene, analysis, json.loads(str(data["truth"][i])), compiled=config.compiled))
+            print(name, population, i, rows[-1], flush=True)
+            file.write(json.dumps(rows[-1]) + "\n")
+            file.flush()
+    return rows
+
+
+def row(observation: Observation, scene: Scene, analysis: Analysis, truth: Row, *, compiled: bool) -> Row:
+    """Return the result of one search beside the truth."""
+    redshifts = Redshifts(0.5, 1.0, analysis.concentration)
+    started = time.process_time()
+    result = find_perturbers(observation, scene, redshifts=redshifts, compiled=compiled)
+    out: Row = {
+        "score": 0.0 if result.message else result.score,
+        "delta_chi2": result.delta_chi2,
+        "chi2_per_pixel": result.best.chi2_per_pixel,
+        "message": result.message,
+        "seconds": time.process_time() - started,
+    }
+    halo = truth["subhalo"]
+    if halo:
+        out["true_log10_mass"] = halo["log10_M200"]
+    if halo and result.perturbers:
+        perturber = result.perturbers[0]
+        out["distance"] = float(np.hypot(perturber.x - halo["x"], perturber.y - halo["y"]))
+        out["mass_error"] = perturber.log10_mass - halo["log10_M200"]
+    return out
+
+
+def measures(rows: list[Row], threshold: float) -> dict[str, Any]:
+    """Return the measures of the benchmark for one population."""
+    above = np.array([r["score"] > threshold for r in rows])
+    out: dict[str, Any] = {
+        "n": len(rows),
+        "above_threshold": float(above.mean()),
+        "above_20": float(np.mean([r["score"] > LARGE for r in rows])),
+        "excluded": int(sum(r["chi2_per_pixel"] > EXCLUDED for r in rows)),
+        "flagged": int(sum(bool(r["message"]) for r in rows)),
+        "seconds": float(np.median([r["seconds"] for r in rows])),
+    }
+    if "true_log10_mass" not in rows[0]:
+        return out
+    mass = np.array([r["true_log10_mass"] for r in rows])
+    localised = above & np.array([r.get("distance", np.inf) < LOCALISED for r in rows])
+    out["completeness"], out["localised"], out["n_in_bin"] = [], [], []
+    for low, high in zip(BINS[:-1], BINS[1:], strict=True):
+        inside = (mass >= low) & (mass < high)
+        out["n_in_bin"].append(int(inside.sum()))
+        out["completeness"].append(float(above[inside].mean()) if inside.any() else None)
+        out["localised"].append(float(localised[inside].mean()) if inside.any() else None)
+    errors = np.array([r["mass_error"] for r, chosen in zip(rows, localised, strict=True) if chosen])
+    out["n_localised"] = int(localised.sum())
+    out["mass_error"] = quantiles(errors)
+    return out
+
+
+def quantiles(errors: NDArray[np.float64]) -> list[float] | None:
+    """Return median, and 16th and 84th percentile; None for no values."""
+    return [float(q) for q in np.quantile(errors, (0.5, 0.16, 0.84))] if len(errors) else None
+
+
+def page(config: Config, result: dict[str, Any]) -> str:
+    """Return the tables of completeness and of false alarms."""
+    bins = [f"10^{low:g} to 10^{high:g}" for low, high in zip(BINS[:-1], BINS[1:], strict=True)]
+    haloes = [["analysis", "population", "threshold", *bins, "localised", "mass error (dex)", "seconds"]]
+    alarms = [["analysis", "population", "n", "above threshold", "above 20", "flagged", "excluded", "seconds"]]
+    for name, analysis in result["analyses"].items():
+        for population, m in analysis["populations"].items():
+            if "completeness" in m:
+                error = m["mass_error"]
+                haloes.append(
+                    [
+                        f"{name} (`{analysis['model']}`)",
+                        population,
+                        f"{analysis['threshold']:.1f}",
+                        *(
+                            "" if c is None else f"{100 * c:.0f} % of {n}"
+                            for c, n in zip(m["completeness"], m["n_in_bin"], strict=True)
+                        ),
+                        f"{m['n_localised']} of {m['above_threshold'] * m['n']:.0f}",
+                        f"{error[0]:+.3f} ({error[1]:+.2f} to {error[2]:+.2f})" if error else "",
+                        f"{m['seconds']:.1f}",
+                    ]
+                )
+            else:
+                alarms.append(
+                    [
+                        f"{name} (`{analysis['model']}`)",
+                        population,
+                        str(m["n"]),
+                        f"{100 * m['above_threshold']:.1f} %",
+                        f"{100 * m['above_20']:.1f} %",
+                        str(m["flagged"]),
+                        str(m["excluded"]),
+                        f"{m['seconds']:.1f}",
+                    ]
+                )
+    return engine.page(config, {**result["provenance"], "n": result["n"]}, haloes, alarms)
