@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -164,7 +164,7 @@ def measures(rows: list[Row], threshold: float) -> dict[str, Any]:
     mass = np.array([r["true_log10_mass"] for r in rows])
     localised = above & np.array([r.get("distance", np.inf) < LOCALISED for r in rows])
     out["completeness"], out["localised"], out["n_in_bin"] = [], [], []
-    for low, high in zip(BINS[:-1], BINS[1:], strict=True):
+    for low, high in pairwise(BINS):
         inside = (mass >= low) & (mass < high)
         out["n_in_bin"].append(int(inside.sum()))
         out["completeness"].append(float(above[inside].mean()) if inside.any() else None)
@@ -182,7 +182,7 @@ def quantiles(errors: NDArray[np.float64]) -> list[float] | None:
 
 def page(config: Config, result: dict[str, Any]) -> str:
     """Return the tables of completeness and of false alarms."""
-    bins = [f"10^{low:g} to 10^{high:g}" for low, high in zip(BINS[:-1], BINS[1:], strict=True)]
+    bins = [f"10^{low:g} to 10^{high:g}" for low, high in pairwise(BINS)]
     haloes = [["analysis", "population", "threshold", *bins, "localised", "mass error (dex)", "seconds"]]
     alarms = [["analysis", "population", "n", "above threshold", "above 20", "flagged", "excluded", "seconds"]]
     for name, analysis in result["analyses"].items():
