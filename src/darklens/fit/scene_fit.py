@@ -4,8 +4,8 @@
 2. Levenberg-Marquardt fits of the image in larger pixels begin there. After a few steps only the best are continued.
 3. The best of these fits is continued on the full-resolution image.
 
-Sersic profiles have a small core in these fits, which then shrinks to zero in three stages. The stage with the lowest
-deviance is the result.
+Sersic profiles have a small core in these fits, which then shrinks to zero in three stages. The result is the last
+stage that is not worse than those before.
 """
 
 import math
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from darklens.files import atomic_path
 from darklens.fit import scene_export, scene_figure
-from darklens.fit.scene_solver import CONVERGED, Data, Solver, State, data_of
+from darklens.fit.scene_solver import Data, Solver, State, data_of
 from darklens.fit.scene_starts import draw_starts, main_lens
 from darklens.scene.observation import Observation
 from darklens.scene.scene import Scene
@@ -34,6 +34,7 @@ _DIFFERENT = 0.03  # difference in ln theta_E of fits that are not the same
 _GOOD, _HOPELESS = 1.5, 10.0  # deviance per pixel of a good fit, and of a fit that ends if there is a good one
 _RADII = (0.25, 0.5, 1.0, 2.0, 4.0)  # of profiles without light, in units of their start
 _FINE_STEPS, _CORE_STEPS = 60, 20  # at full resolution, with the first core and with each of the others
+_NO_WORSE = 4.0  # difference in deviance at which a smaller core is preferred
 _POOR, _POOR_SIGMA = 1.15, 5.0  # chi2 per pixel, and its excess in standard deviations, of a poor fit
 _FAINTEST = 100.0  # reduction of chi2 by the model below which the image may be noise alone
 _TOO_GOOD = 0.1  # chi2 per pixel below which the noise map is wrong, or the image has no noise
@@ -179,7 +180,7 @@ def fit(
         fine = Solver(model, detector, compiled=compiled)
         state = fine.minimise(starts, data, steps=_CORE_STEPS if k else _FINE_STEPS)
         starts = state.internal
-        if best is None or float(state.deviance) < float(best[1].deviance) + CONVERGED:
+        if best is None or float(state.deviance) < float(best[1].deviance) + _NO_WORSE:
             best = fine, state
     assert best is not None
     fine, state = best
