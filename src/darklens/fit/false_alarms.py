@@ -3,13 +3,14 @@
 import hashlib
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 import darklens
-from darklens.errors import ConfigError
+from darklens.errors import ConfigError, InputError
 from darklens.files import read_json, write_json
 from darklens.fit.perturbers import PerturberKind, Redshifts, find_perturbers
 from darklens.fit.scene_fit import FitResult, result_of
@@ -74,16 +75,29 @@ def false_alarm_threshold(
         )
     redshifts = redshifts or Redshifts()
     path = _cache_folder() / f"{_digest(result, perturber, redshifts, n, seed)}.json"
-    if path.exists():
-        scores = [float(score) for score in read_json(path)["scores"]]
-    else:
+    scores = _cached(path, n)
+    if scores is None:
         scores = [_score(result, perturber, redshifts, generator(seed, "false alarms", i), compiled) for i in range(n)]
-        write_json(path, {"schema": 1, "scores": scores})
+        with suppress(InputError, OSError, ValueError):  # a folder that cannot be written, or a score of NaN
+            if path.is_symlink():  # `write_json` would replace the file that it leads to
+                path.unlink()
+            write_json(path, {"schema": 1, "scores": scores})
     resampled = np.random.default_rng(0).choice(scores, (_BOOTSTRAPS, n))
     low, high = np.quantile(np.quantile(resampled, 1 - rate, axis=1), (0.16, 0.84))
     return FalseAlarmThreshold(
         float(np.quantile(scores, 1 - rate)), float(low), float(high), rate, tuple(sorted(scores))
     )
+
+
+def _cached(path: Path, n: int) -> list[float] | None:
+    """Return n scores from the cache; None if there are none, or the file is damaged or a link."""
+    if path.is_symlink():
+        return None
+    try:
+        scores = np.array(read_json(path)["scores"], dtype=np.float64)
+    except (InputError, LookupError, TypeError, ValueError, OverflowError):
+        return None
+    return scores.tolist() if scores.shape == (n,) and bool(np.isfinite(scores).all()) else None
 
 
 def _score(

@@ -1,5 +1,6 @@
 """The search for perturbers: first-order gains, a halo that is found, and a smooth lens that has none."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -144,6 +145,39 @@ def test_thresholds_from_simulations_are_cached(perturbed, tmp_path, monkeypatch
     assert false_alarm_threshold(perturbed[1], rate=0.5, n=2, seed=3) == threshold
     with pytest.raises(ConfigError, match="at least 10 simulations"):
         false_alarm_threshold(perturbed[1], rate=0.1, n=9)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("[1, 2]", "{}", '{"scores": 3}', '{"scores": [1]}', '{"scores": [NaN, 1]}', '{"scores": ["a", "b"]}'),
+        *('{"scores": [[1], [2]]}', f'{{"scores": [1, {"9" * 400}]}}', "{", "link", "FIFO", "folder"),
+    ],
+)
+def test_planted_thresholds_are_computed_again(perturbed, tmp_path, monkeypatch, content):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(false_alarms, "_score", lambda *_: 5.0)
+    false_alarm_threshold(perturbed[1], rate=0.5, n=2)
+    (path,) = (tmp_path / "darklens" / "false-alarms").iterdir()
+    path.unlink()
+    (tmp_path / "mine").write_text('{"scores": [9, 9]}')
+    if content == "link":
+        path.symlink_to(tmp_path / "mine")
+    elif content == "FIFO":
+        os.mkfifo(path)
+    elif content == "folder":
+        path.mkdir()
+    else:
+        path.write_text(content)
+    assert false_alarm_threshold(perturbed[1], rate=0.5, n=2).scores == (5.0, 5.0)
+    assert (tmp_path / "mine").read_text() == '{"scores": [9, 9]}'
+
+
+def test_thresholds_need_no_cache(perturbed, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(false_alarms, "_score", lambda *_: 5.0)
+    assert false_alarm_threshold(perturbed[1], rate=0.5, n=2).value == 5.0
 
 
 def test_the_sensitivity_is_highest_at_the_arcs(perturbed):
