@@ -30,6 +30,10 @@ TRUTH = {
     "source.centre_x": 0.08,
     "source.centre_y": 0.05,
 }
+FIXED = [
+    *("--model", "sie-shear", "sie.theta_E=1", "shear.gamma1=0", "shear.gamma2=0", "source.R_e=0.2", "source.n=1"),
+    *(f"{name}.{key}=0" for name in ("sie", "source") for key in ("e1", "e2", "centre_x", "centre_y")),
+]
 INTERFACE = (
     "path,status,message,converged,chi2_per_pixel,theta_E,theta_E_error,slope,q,phi,gamma1,gamma2,centre_x,centre_y,"
     "a3,a4,seconds"
@@ -161,6 +165,7 @@ def test_two_processes_do_not_write_one_table(lens, tmp_path, capsys, command):
         (["--pixel-scale", "0"], "--pixel-scale must be positive"),
         (["psf.fwhm=0.1", "--psf", "psf.fits"], "give one PSF"),
         (["mass.epl={kind: nfw}"], "The scene has no main lens"),
+        (FIXED, "The scene has no free parameter"),
     ],
 )
 def test_wrong_use_is_told_before_any_work(lens, tmp_path, capsys, words, sentence):

@@ -52,6 +52,11 @@ def test_a_table_of_a_lens_and_a_bad_file(lens, tmp_path, capsys):
         (["--threshold", "20", "--simulations", "20"], "exclude each other"),
         (["--concentration", "-1"], "--concentration must be positive"),
         (["--perturber", "tnfv"], "tnfv"),
+        (["--z-source", "inf"], "below 1100"),
+        (["--concentration", "inf"], "below 1000"),
+        (["--threshold", "inf"], "below inf"),
+        (["--n-max", "1000000000"], "n-max"),
+        (["--seed", "99999999999999999999"], "seed"),
     ],
 )
 def test_wrong_use_is_told_before_any_work(lens, tmp_path, capsys, words, sentence):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from archives import small_bundle
+from commandline import darklens
 
 from darklens.bundle import Bundle
 from darklens.config import read_yaml
@@ -62,6 +63,41 @@ def test_what_is_not_a_regular_file_is_one_sentence(folder, tmp_path, name, kind
     with pytest.raises(InputError) as caught:
         READERS[name](path)
     assert path.name in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "predict {} --out o",
+        "explain {} a.npy --out o",
+        "fit {} --out o",
+        "fit a.fits --model {} --out o",
+        "search {} --out o",
+        "simulate {} --out o --n-per-class 1",
+        "import {} --out o",
+        "train {} --out o",
+        "train resnet_simple --data {} --out o",
+        "evaluate {} store --out o",
+        "evaluate lens_residual {} --out o",
+        "compare {} --out o",
+        "inspect {}",
+        "doctor {}",
+        "ensemble {} {} --out o",
+        "export {} --onnx o",
+        "serve {}",
+    ],
+)
+def test_a_name_that_is_too_long_is_one_sentence(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    assert darklens(*words.replace("{}", "x" * 300).split()) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "Unexpected" not in message and not list(tmp_path.iterdir())
+
+
+def test_an_override_may_be_longer_than_a_name(tmp_path, capsys):
+    override = "mass.halo={kind: nfw, centre_x: {start: 1.0}" + " " * 300 + "}"
+    assert darklens("fit", "absent.fits", override, "--out", tmp_path / "t.csv") == 2
+    assert "absent.fits: no such file" in capsys.readouterr().err
 
 
 def test_an_endless_yaml_file_is_one_sentence():

@@ -1,5 +1,6 @@
 """The command line. Each command imports what it needs when it runs, so that --help is fast."""
 
+import errno
 import io
 import os
 import sys
@@ -12,6 +13,7 @@ from darklens.cli.root import app, print_error
 from darklens.errors import ConfigError, DarklensError
 
 __all__ = ["app", "main"]
+_PATH_ERRORS = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EROFS}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -46,6 +48,9 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.filename is not None and error.errno in _PATH_ERRORS:
+            print_error(f"{error.filename}: {os.strerror(error.errno).lower()}; check the path and its permissions.")
+            sys.exit(ConfigError.exit_code)
         print_error(f"Unexpected {type(error).__name__}: {error}. Please report it with the output of --debug.")
         code = 1
     sys.exit(code if isinstance(code, int) else 0)

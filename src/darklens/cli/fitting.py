@@ -1,5 +1,7 @@
 """The commands that fit scenes to telescope images, and search for perturbers in them."""
 
+import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +49,8 @@ FlipRows = Annotated[
     bool, Parameter(negative="", help="Row 0 is at the top, as in files of PyAutoLens; for all arrays.")
 ]
 Workers = Annotated[Positive, Parameter(help="Number of processes.")]
-Seed = Annotated[int, Parameter(help="Random seed of the starts.")]
+Seed = Annotated[int, Parameter(help="Random seed of the starts.", validator=validators.Number(gte=-(2**63), lt=2**63))]
+_LARGEST_REDSHIFT, _LARGEST_CONCENTRATION = 1100.0, 1000.0
 
 
 @app.command
@@ -111,7 +114,13 @@ def search(
         Literal["tnfw", "point", "line"],
         Parameter(help="Truncated NFW halo (dark subhalo), point mass, or line mass."),
     ] = "tnfw",
-    n_max: Annotated[Positive, Parameter(help="Maximum number of perturbers, found one after the other.")] = 1,
+    n_max: Annotated[
+        int,
+        Parameter(
+            help="Maximum number of perturbers (10 at most), found one after the other.",
+            validator=validators.Number(gte=1, lte=10),
+        ),
+    ] = 1,
     threshold: Annotated[
         float | None, Parameter(help="delta chi2 of a detection; by default 15, or 20 for line masses.")
     ] = None,
@@ -151,11 +160,15 @@ def search(
     from darklens.fit.perturber_table import SearchOptions, search_table
     from darklens.fit.perturbers import Redshifts
 
-    if not 0 < z_lens < z_source:
-        raise ConfigError(f"--z-source ({z_source:g}) must be above --z-lens ({z_lens:g}), and both above zero.")
-    for name, value in (("--concentration", concentration), ("--threshold", threshold)):
-        if value is not None and not value > 0:
-            raise ConfigError(f"{name} must be positive, got {value:g}.")
+    if not 0 < z_lens < z_source < _LARGEST_REDSHIFT:
+        raise ConfigError(
+            f"--z-source ({z_source:g}) must be above --z-lens ({z_lens:g}), and both above zero and below "
+            f"{_LARGEST_REDSHIFT:g}."
+        )
+    limits = {"--concentration": (concentration, _LARGEST_CONCENTRATION), "--threshold": (threshold, math.inf)}
+    for name, (value, largest) in limits.items():
+        if value is not None and not 0 < value < largest:
+            raise ConfigError(f"{name} must be positive and below {largest:g}, got {value:g}.")
     if threshold is not None and simulations is not None:
         raise ConfigError("--threshold and --simulations exclude each other.")
     run = _prepare(files, model, out, psf, noise_map, mask, pixel_scale, image, flip_rows, maps)
@@ -195,7 +208,7 @@ def _prepare(
     from darklens.scene import specification
     from darklens.scene.observation_files import Inputs, files_of, find_observations
 
-    overrides = [text for text in files if _OVERRIDE.match(text) and not Path(text).exists()]
+    overrides = [text for text in files if _OVERRIDE.match(text) and not os.path.exists(text)]
     arguments = [text for text in files if text not in overrides]
     if not arguments:
         raise ConfigError("Name the images or folders to fit, such as `darklens fit lens.fits --out fits.csv`.")

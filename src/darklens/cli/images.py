@@ -156,7 +156,7 @@ def import_(
 
     if pixel_scale is not None and not 0 < pixel_scale < math.inf:
         raise InputError(f"--pixel-scale must be positive (arcsec), got {pixel_scale}.")
-    check_outputs(folders=[out], inputs=[source])
+    check_outputs(folders=[out], inputs=[source], stores=[source])
     require_new(out)
     importer = IMPORTERS[format]
     entries = list_entries(importer, source, pixel_scale=pixel_scale)

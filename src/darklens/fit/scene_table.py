@@ -57,11 +57,13 @@ class FitRow:
 
 
 def require_lens(scene: Scene) -> None:
-    """Raise ConfigError unless the scene has a main lens and a source."""
+    """Raise ConfigError unless the scene has a main lens, a source and a free parameter."""
     if not any(isinstance(profile, EPL | SIE | SIS) for profile in scene.profiles.values()):
         raise ConfigError("The scene has no main lens; mass needs a component of kind epl, sie or sis.")
     if not scene.source.profiles:
         raise ConfigError("The scene has no source; add a component to source.")
+    if not scene.names:
+        raise ConfigError("The scene has no free parameter; set one to `free`.")
 
 
 def measures(result: FitResult) -> dict[str, Estimate]:

@@ -299,6 +299,8 @@ class _Reader:
         if scale is not None and self.inputs.pixel_scale is None and noise.shape != pixels.shape:
             self.changes.append(f"noise map: pixels of {scale:.4g} arcsec")
         _require_shape("noise map", noise.shape, pixels.shape)
+        if np.array_equal(noise, pixels, equal_nan=True):
+            raise InputError(f"the noise map {plane} is the image itself; select another with FILE[NAME].")
         noise, kind, changes = standard_deviation(plane, noise, pixels, used)
         self.changes += changes
         return self._in_unit(plane, noise, science.unit) if kind == "standard deviation" else noise

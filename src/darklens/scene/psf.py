@@ -16,6 +16,7 @@ _FWHM_PER_SIGMA = 2.3548200450309493
 _CENTRED_TO = 0.05  # pixels; a larger offset of the centroid from the centre of the array is noted
 _CORE = 0.05  # of the peak; brighter pixels are the core
 _NORMALISED_TO = 1e-3
+_LARGEST_FWHM = 1000.0  # kernel pixels, of a Gaussian
 _LARGEST_SUM = 1e12  # and the inverse of the smallest, for an image in float32
 _SAME_SCALE = 1e-3  # relative difference below which two pixel scales count as equal
 _LARGEST_NEGATIVE = 0.05  # of the peak, in a wing
@@ -53,8 +54,13 @@ class PSF:
             pixel_scale: Side of an image pixel, arcsec.
             oversampling: Number of kernel pixels along a side of an image pixel.
             truncate: Truncation radius in standard deviations.
+
+        Raises:
+            InputError: If the FWHM exceeds 1000 pixels.
         """
         scale = pixel_scale / oversampling
+        if not fwhm <= _LARGEST_FWHM * scale:
+            raise InputError(f"A PSF of {fwhm:g} arcsec is too wide for pixels of {scale:g} arcsec.")
         row = optics.gaussian_psf(sigma=fwhm / _FWHM_PER_SIGMA / scale, truncate=truncate)
         return cls(row[:, None] * row, scale, oversampling)
 

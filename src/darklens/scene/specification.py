@@ -11,7 +11,6 @@ source:
 
 import difflib
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from importlib import resources
@@ -31,16 +30,23 @@ from darklens.scene.scene import Scene
 
 _SECTIONS = {"mass": "mass", "source": "light", "lens_light": "light"}  # kind of profiles in each section
 _BASES: dict[str, type[Profile]] = {"mass": MassProfile, "light": LightProfile}
+_LARGEST = 1e6  # absolute value of a parameter
+_MOST_COMPONENTS = 20  # of a section
+Value = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]
+ComponentName = Annotated[str, Field(pattern=r"^[^\W\d][\w+-]{0,63}$")]
+"""Name of a component: the first part of the names of its parameters, which are columns of tables."""
 _SHARED_BY_MULTIPOLES = ("e1", "e2", "centre_x", "centre_y")
 
 
 class FreeParameter(Frozen):
     """A fitted parameter; keys that are missing keep the default of the profile."""
 
-    start: float | None = None
-    low: float | None = None
-    high: float | None = None
-    prior: tuple[float, Annotated[float, Field(gt=0)]] | None = Field(default=None, description="mean, deviation")
+    start: Value | None = None
+    low: Value | None = None
+    high: Value | None = None
+    prior: tuple[Value, Annotated[float, Field(ge=1 / _LARGEST, le=_LARGEST)]] | None = Field(
+        default=None, description="mean, deviation"
+    )
 
 
 class Component(Frozen):
@@ -91,7 +97,7 @@ def _setting(symbol: str, parameter: Parameter, value: Any) -> Any:
         if "." not in value:
             raise ValueError("a number, `free`, the name of another parameter, or {start, low, high, prior} is needed")
         return value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
         raise ValueError("a number, `free`, the name of another parameter, or {start, low, high, prior} is needed")
     _check_range(symbol, parameter, {"": float(value)})
     return float(value)
@@ -170,9 +176,9 @@ class SceneSpecification(Frozen):
     """
 
     description: str = ""
-    mass: dict[str, Annotated[Any, _MASS]]
-    source: dict[str, Annotated[Any, _LIGHT]]
-    lens_light: dict[str, Annotated[Any, _LIGHT]] = Field(default_factory=dict)
+    mass: dict[ComponentName, Annotated[Any, _MASS]] = Field(max_length=_MOST_COMPONENTS)
+    source: dict[ComponentName, Annotated[Any, _LIGHT]] = Field(max_length=_MOST_COMPONENTS)
+    lens_light: dict[ComponentName, Annotated[Any, _LIGHT]] = Field(default_factory=dict, max_length=_MOST_COMPONENTS)
     psf: PSFSpecification = PSFSpecification()
     noise: NoiseSpecification | None = None
     half_width: float | None = Field(default=None, gt=0, description="arcsec")

@@ -69,6 +69,11 @@ def test_the_unit_of_the_image_does_not_change_a_search(reference):
     np.testing.assert_array_equal(scaled.best.model, first.best.model * factor)
 
 
+def test_a_gaussian_wider_than_any_image_is_not_made():
+    with pytest.raises(InputError, match="too wide for pixels"):
+        PSF.gaussian(fwhm=1e9, pixel_scale=SCALE)
+
+
 def wild(plane, value):
     changed = plane.copy()
     changed[10, 12] = value

@@ -97,6 +97,23 @@ def test_a_name_that_the_values_contradict_is_an_error(tmp_path, name, plane, se
         read_observation(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "plane", "said"),
+    [
+        ("wht.fits", NOISE**-2, "taken as an inverse variance"),
+        ("lens_var.fits", NOISE**2, "taken as a variance"),
+        ("rms.fits", NOISE, ""),
+    ],
+)
+def test_the_name_of_a_file_of_one_unnamed_image_says_its_role(folder, name, plane, said):
+    path = write(folder.parent / name, plane)
+    observation = read_observation(str(folder / "image.fits"), Inputs(noise_map=path))
+    np.testing.assert_allclose(observation.noise_map, NOISE, rtol=1e-6)
+    assert said in "; ".join(observation.changes)
+    with pytest.raises(InputError, match="holds no science image"):
+        read_observation(path, Inputs(pixel_scale=SCALE))
+
+
 def test_masked_noise_of_every_kind_is_left_out(folder):
     noise = NOISE.copy()
     noise[0], noise[1], noise[2], noise[3] = 0, np.inf, 1e8, np.nan
@@ -218,6 +235,7 @@ def test_folders_are_searched_for_observations(folder, tmp_path):
         ({"noise_map": NOISE}, {"half_width": 0.3}, "36 pixels remain"),
         ({"noise_map": NOISE}, {"image": "SCI"}, "it has no image 'SCI'"),
         ({"noise_map": NOISE}, {"psf": "psf.txt"}, "no such file"),
+        ({"noise_map": IMAGE}, {}, "is the image itself"),
     ],
 )
 def test_what_is_missing_or_wrong_is_one_sentence(tmp_path, files, inputs, sentence):
@@ -282,6 +300,8 @@ def test_an_exposure_map_beside_a_noise_map_is_named(folder):
     assert read_observation(str(folder)).changes == (
         "exposure_time_map.fits not used: the noise map includes photon noise",
     )
+    with pytest.raises(InputError, match="may be an exposure map"):
+        read_observation(str(folder), Inputs(noise_map=str(folder / "exposure_time_map.fits")))
     (folder / "noise_map.fits").unlink()
     with pytest.raises(InputError, match="both an exposure map"):
         read_observation(str(folder), Inputs(noise=NoiseSpecification(exposure=300, background_rms=SIGMA)))

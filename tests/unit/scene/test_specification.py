@@ -74,6 +74,29 @@ def test_a_mistake_is_one_sentence(override, sentence):
     assert "\n" not in str(caught.value)
 
 
+SOURCE = {"source": {"kind": "sersic"}}
+HARMFUL = ("a.b", "a\nb", "=a()", "", "a b", "<b>", "3")
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        *(({"mass": {"epl": {}, name: {"kind": "shear"}}}, "mass") for name in HARMFUL),
+        ({"source": {f"s{i}": {"kind": "sersic"} for i in range(30)}}, "source"),
+        ({"source": {"s": {"kind": "shapelets", "n_max": 100_000}}}, "shapelets need n_max"),
+        ({"source": {"s": {"kind": "multi_gaussian", "n": 10**9}}}, "multi_gaussian needs n"),
+        *(({"mass": {"epl": {"theta_E": {"prior": [1.0, sigma]}}}}, "prior") for sigma in (0, -1, 1e-300, 1e300)),
+        *(({"mass": {"epl": {"centre_x": x}}}, "centre_x") for x in (1e300, {"low": -1e300}, {"start": 1e9})),
+    ],
+)
+def test_a_scene_of_others_cannot_exhaust_the_memory_or_spoil_a_table(tmp_path, change, key):
+    path = tmp_path / "scene.yaml"
+    path.write_text(yaml.safe_dump({"mass": {"epl": {}}, "source": SOURCE} | change))
+    with pytest.raises(ConfigError, match=key) as caught:
+        get(str(path))
+    assert str(caught.value).startswith(str(path))
+
+
 def test_a_misspelt_name_and_a_file_that_is_no_scene(tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'epl-shear'"):
         get("epl-sheer")

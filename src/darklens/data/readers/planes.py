@@ -116,8 +116,9 @@ def _of_fits(path: Path) -> Contents:
                 planes.append(
                     Plane(path, name, str(number), role, plane, unit.strip() if isinstance(unit, str) else "")
                 )
-    if len(planes) == 1 and planes[0].role == "science":  # `PRIMARY` or `SCI` in noise.fits
-        planes = [replace(planes[0], role=role_of(path.name.partition(".")[0]))]
+    if len(planes) == 1:
+        if planes[0].role == "science":  # `PRIMARY` or `SCI` in noise.fits
+            planes = [replace(planes[0], role=role_of(path.name.partition(".")[0]))]
     else:  # an unnamed first image is the science image
         planes = [replace(p, role="science") if not p.name and p.role != "science" else p for p in planes]
     return Contents(tuple(planes), numbers)
