@@ -101,9 +101,9 @@ class Training:
         network = self.contract.build().to(self.device).to(memory_format=torch.channels_last)
         self.network, self.mean = network, copy.deepcopy(network)
         if options.compile:
-            compile_network(network)
+            compile_network(network, self.device)
             if hasattr(network, "k_network"):
-                compile_network(network.k_network)
+                compile_network(network.k_network, self.device)
         self.images_seen, self.curve = 0, list[dict[str, float]]()
         simulator = Simulator(self.recipe, self.population, self.device, options.seed + VALIDATION)
         truths = Truths(self.population, options.seed + VALIDATION, options.batch_size)

@@ -52,12 +52,12 @@ def compile_function(
     return compiled
 
 
-def compile_network(network: nn.Module) -> None:
-    """Compile a network in place for training; its weights and their names stay as they are.
+def compile_network(network: nn.Module, device: torch.device) -> None:
+    """Compile a network in place for training on a device; its weights and their names stay as they are.
 
     Raises:
         ConfigError: If training runs on the CPU and there is no C++ compiler.
     """
-    if not torch.cuda.is_available():
+    if device.type == "cpu":
         require_compiler("compile: true", "omit compile")
     network.compile(dynamic=False)

@@ -17,6 +17,7 @@ from darklens.data.arrays import float32_tensor
 from darklens.data.contrast import contrast_problem
 from darklens.data.ring_statistics import ring_statistics
 from darklens.data.store import Store
+from darklens.devices import require_device
 from darklens.errors import InputError
 from darklens.fit.cache import FitSettings, cached_fits, fit_settings_of
 from darklens.fit.checks import doubts as doubts_of_fits
@@ -98,9 +99,9 @@ class Bundle:
         device: torch.device | str = "cpu",
     ) -> None:
         self.contract = contract
-        self.network = network.eval().to(device)
+        self._device = require_device(device)
+        self.network = network.eval().to(self._device)
         self.ood_reference = ood_reference
-        self._device = torch.device(device)
 
     @classmethod
     def load(cls, path: Path | str, *, device: torch.device | str = "cpu") -> "Bundle":
@@ -108,9 +109,10 @@ class Bundle:
 
         Args:
             path: A folder, the name of a shipped model, or a repository `owner/name` or `owner/name@revision`.
-            device: Device of the network.
+            device: Device of the network and of fits, such as "cuda".
 
         Raises:
+            ConfigError: If there is no such device.
             InputError: If it is missing, damaged, or of an unsupported version.
         """
         contract, network, ood_reference = storage.read(locate(Path(path)))
@@ -266,7 +268,7 @@ class Bundle:
 
         Args:
             store: The images. Fits are cached in the folder of the store.
-            workers: Number of processes for fits.
+            workers: Number of processes for fits on the CPU.
             advance: Called with the number of images just finished.
         """
         settings = self.fit_settings
@@ -274,7 +276,9 @@ class Bundle:
             blocks = [self.output(self.inputs_of(images)) for images in batched(len(store), store.images, advance)]
         else:
             population, centred = settings
-            fits = cached_fits(store, population, centred=centred, workers=workers, advance=advance)
+            fits = cached_fits(
+                store, population, centred=centred, workers=workers, device=self._device, advance=advance
+            )
             rows = [range(i, min(i + BATCH_SIZE, len(store))) for i in range(0, len(store), BATCH_SIZE)]
             blocks = [self.output(fits.features(batch).to(self._device)) for batch in rows]
         return Output(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))

@@ -61,7 +61,7 @@ def write(folder: Path, contract: Contract, network: nn.Module, ood_reference: M
     """Write weights and contract; the contract last, so that an interrupted write leaves no bundle."""
     # `save_file` would hide the reason of a failure to write.
     with atomic_path(folder / WEIGHTS) as temporary:
-        temporary.write_bytes(save({name: value.contiguous() for name, value in network.state_dict().items()}))
+        temporary.write_bytes(save({name: value.cpu().contiguous() for name, value in network.state_dict().items()}))
     digests = {"weights_sha256": sha256_of(folder / WEIGHTS), "ood_sha256": ""}
     if ood_reference is not None:
         with atomic_path(folder / OOD_REFERENCE) as temporary:

@@ -36,7 +36,7 @@ def simulate(
     n_per_class: Annotated[Positive, Parameter(help="Number of images per class.")] = 1000,
     seed: Annotated[int, Parameter(help="Random seed; equal seeds give identical files.")] = 0,
     workers: Annotated[
-        Positive | None, Parameter(help="Number of processes; by default one per available core.")
+        Positive | None, Parameter(help="Number of processes; by default one per available core, one on a GPU.")
     ] = None,
     cluster: Annotated[
         str | None,
@@ -58,6 +58,13 @@ def simulate(
     format: Annotated[
         Literal["store", "deeplense"], Parameter(help="store, or deeplense: one folder per class with .npy files.")
     ] = "store",
+    device: Annotated[
+        str,
+        Parameter(
+            help="Device that renders: cpu, cuda, or cuda:1 for the second GPU. A GPU draws other photon counts than "
+            "the CPU; the true parameters are the same."
+        ),
+    ] = "cpu",
 ) -> int:
     """Simulate labelled lens images.
 
@@ -80,7 +87,7 @@ def simulate(
         raise ConfigError("--workers is for this machine only; give either --workers or --cluster.")
     if workers is None:
         # Starting a process takes longer than simulating a shard.
-        workers = min(executors.usable_cores(), n // (2 * SHARD_SIZE)) or 1
+        workers = (min(executors.usable_cores(), n // (2 * SHARD_SIZE)) or 1) if device == "cpu" else 1
     with executors.cluster(cluster) if cluster else nullcontext() as executor:
         simulate_to = partial(
             generate,
@@ -90,6 +97,7 @@ def simulate(
             workers=workers,
             executor=executor,
             backend=backend,
+            device=device,
             shard_size=shard_size,
         )
         if format == "store":

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from darklens.cli.root import Model, Positive, StorePath, app, check_outputs, print_error, print_problems, progress
+from darklens.cli.root import (
+    Device,
+    Model,
+    Positive,
+    StorePath,
+    app,
+    check_outputs,
+    print_error,
+    print_problems,
+    progress,
+)
 from darklens.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -42,6 +52,7 @@ def evaluate(
         ),
     ],
     seed: Annotated[int, Parameter(help="Random seed of the bootstrap.")] = 0,
+    device: Device = "cpu",
 ) -> int:
     """Evaluate a model on test images: metrics with 95 % intervals, calibration, detection limit, and a report.
 
@@ -55,7 +66,7 @@ def evaluate(
     from darklens.report.evaluation import FILES, write_evaluation
 
     check_outputs(folders=[out], files=[out / name for name in FILES], stores=[store], models=[model])
-    images, bundle = Store(store), Bundle.load(model)
+    images, bundle = Store(store), Bundle.load(model, device=device)
     with progress("Evaluating", len(images)) as advance:
         result = evaluate_model(bundle, locate(model), images, seed=seed, workers=usable_cores(), advance=advance)
     write_evaluation(out, result, bundle, images, run=model)
@@ -131,7 +142,7 @@ def predict(
     ] = "auto",
     workers: Annotated[
         Positive | None,
-        Parameter(help="Number of processes; by default one per available core, or fewer for few files."),
+        Parameter(help="Number of processes; by default one per available core, fewer for few files, one on a GPU."),
     ] = None,
     cluster: Annotated[
         str | None,
@@ -149,6 +160,7 @@ def predict(
             "names repeat, the name of the folder comes first. Runs in one process and cannot be continued."
         ),
     ] = None,
+    device: Device = "cpu",
 ) -> int:
     """Classify image files. A file that cannot be used gets a row with the reason (exit code 3).
 
@@ -190,7 +202,9 @@ def predict(
         models=[model],
     )
     if maps is not None:
-        bad = _predict_with_maps(model, paths, out, maps, pixel_scale=pixel_scale, image=image, auxiliary=auxiliary)
+        bad = _predict_with_maps(
+            model, paths, out, maps, pixel_scale=pixel_scale, image=image, auxiliary=auxiliary, device=device
+        )
     else:
         with (
             executors.cluster(cluster) if cluster else nullcontext() as executor,
@@ -204,6 +218,7 @@ def predict(
                 image=image,
                 auxiliary=auxiliary,
                 backend=backend,
+                device=device,
                 workers=workers,
                 executor=executor,
                 advance=advance,
@@ -228,6 +243,7 @@ def _predict_with_maps(
     pixel_scale: float | None,
     image: str | None,
     auxiliary: "Auxiliary | None",
+    device: str,
 ) -> int:
     """Classify files with maps and return the number that cannot be used."""
     from darklens.bundle import Bundle
@@ -235,7 +251,7 @@ def _predict_with_maps(
     from darklens.predict import predict, to_csv
     from darklens.report.maps import MapWriter
 
-    bundle = Bundle.load(model)
+    bundle = Bundle.load(model, device=device)
     bundle.require_classifier("predict")
     files = [Path(path) for path in paths]
     writer = MapWriter(bundle, maps, files)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from darklens.cli.root import Model, Recipe, StorePath, app, check_outputs, progress
+from darklens.cli.root import Device, Model, Recipe, StorePath, app, check_outputs, progress
 
 
 @app.command
@@ -22,6 +22,7 @@ def train(
         int, Parameter(help="Random seed of initial weights, validation split, batch order and augmentation.")
     ] = 0,
     resume: Annotated[bool, Parameter(negative="", help="Continue an interrupted run.")] = False,
+    device: Device = "cpu",
 ) -> int:
     """Train a recipe on a store, or on images simulated during training. A validation split selects the best epoch.
 
@@ -30,8 +31,8 @@ def train(
     Example without a store: `darklens train resnet_simple --out runs/stream data.kind=stream
     data.population=common-test-i`
 
-    Distributed training with one process per GPU: `torchrun --nproc-per-node 4 -m darklens.cli train ...`, or `srun`.
-    The processes share each batch of the recipe.
+    Distributed training with one process per GPU: `torchrun --nproc-per-node 4 -m darklens.cli train ... --device
+    cuda`, or `srun`. The processes share each batch of the recipe.
     """
     from darklens.data.store import Store
     from darklens.training import recipe as recipes
@@ -39,14 +40,14 @@ def train(
     from darklens.training.run import fits_for
     from darklens.training.run import train as run
 
-    with process_group() as processes:
+    with process_group(device) as processes:
         processes.run_on_main(lambda: _check_run(out, resume, recipe, data))
         chosen_recipe, store = processes.run_on_all(
             lambda: (recipes.get(recipe, overrides), Store(data) if data else None)
         )
         with progress("Fitting", len(store) if store else 0) as advance:
-            processes.run_on_main(lambda: fits_for(chosen_recipe, store, advance=advance))
-        bundle = run(chosen_recipe, store, out, seed=seed, resume=resume)
+            processes.run_on_main(lambda: fits_for(chosen_recipe, store, device=device, advance=advance))
+        bundle = run(chosen_recipe, store, out, seed=seed, resume=resume, device=device)
         if not processes.is_main:
             return 0
     contract = bundle.contract
@@ -106,6 +107,7 @@ def calibrate(
         ),
     ] = "temperature",
     seed: Annotated[int, Parameter(help="Random seed of the split of the images into two halves.")] = 0,
+    device: Device = "cpu",
 ) -> int:
     """Calibrate a model on new images: probabilities, prediction sets, selective risk, out-of-distribution threshold.
 
@@ -123,7 +125,7 @@ def calibrate(
     images = Store(store)
     with progress("Calibrating", len(images)) as advance:
         bundle = calibrate_on(
-            Bundle.load(model), images, seed=seed, method=method, workers=usable_cores(), advance=advance
+            Bundle.load(model, device=device), images, seed=seed, method=method, workers=usable_cores(), advance=advance
         )
     bundle.save(out)
     assert bundle.contract.calibration is not None

@@ -41,6 +41,14 @@ Model = Annotated[
     ),
 ]
 
+Device = Annotated[
+    str,
+    Parameter(
+        help="Device that computes: cpu, cuda, or cuda:1 for the second GPU. Results on a GPU differ from those on the "
+        "CPU by rounding errors."
+    ),
+]
+
 
 def escaped(text: str) -> str:
     """Return a text of a file, such as its name, for a terminal: control characters are escaped as Python does."""

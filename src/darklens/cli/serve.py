@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from darklens.cli.root import Positive, app, print_error
+from darklens.cli.root import Device, Positive, app, print_error
 from darklens.errors import ConfigError
 
 _MISSING_EXTRA = 'The server needs FastAPI, uvicorn and python-multipart: pip install "darklens[serve]".'
@@ -35,6 +35,7 @@ def serve(
     queue: Annotated[Positive, Parameter(help="Images waiting or being classified.")] = 256,
     batch: Annotated[Positive, Parameter(help="Images per batch.")] = 16,
     per_client: Annotated[Positive, Parameter(help="Simultaneous requests per client address.")] = 16,
+    device: Device = "cpu",
 ) -> int:
     """Start a web server: a page at /, and an HTTP API below /v1 that /docs describes.
 
@@ -74,5 +75,5 @@ def serve(
         print_error(f"Anyone who can reach {host} can use this server; set DARKLENS_TOKEN to require a token.")
     keep_freed_memory()
     paths = models or sorted(map(Path, shipped()), key=lambda path: path.name != DEFAULT_MODEL)
-    run(create_app(*load_models(paths), settings), settings, port)
+    run(create_app(*load_models(paths, device), settings), settings, port)
     return 0

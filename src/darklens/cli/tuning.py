@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from darklens.cli.root import PARTIAL_SUCCESS, Positive, Recipe, app, check_outputs, print_error
+from darklens.cli.root import PARTIAL_SUCCESS, Device, Positive, Recipe, app, check_outputs, print_error
 
 
 @app.command
@@ -36,6 +36,7 @@ def tune(
         Parameter(name="--space", help="YAML file with the search space: keys with ranges or lists."),
     ] = None,
     seed: Annotated[int, Parameter(help="Random seed of the search and of each training.")] = 0,
+    device: Device = "cpu",
 ) -> int:
     """Tune the hyperparameters of a recipe.
 
@@ -79,6 +80,7 @@ def tune(
         pruner=pruner,
         prune_after=prune_after,
         seed=seed,
+        device=device,
         on_trial=report,
     )
     with atomic_path(out / "tune.png") as temporary:

@@ -109,6 +109,14 @@ class BatchOrder(Sampler[list[int]]):
             yield [int(j) for j in batch[self._batch_slice.of(len(batch))]]
 
 
-def loader(store: Store, order: BatchOrder) -> DataLoader[tuple[torch.Tensor, torch.Tensor]]:
-    """Return a loader of batches in a given order, without worker processes: reads are memory-mapped."""
-    return DataLoader(StoreDataset(store), sampler=order, batch_size=None)
+def loader(
+    store: Store, order: BatchOrder, *, pin_memory: bool = False
+) -> DataLoader[tuple[torch.Tensor, torch.Tensor]]:
+    """Return a loader of batches in a given order, without worker processes: reads are memory-mapped.
+
+    Args:
+        store: The images.
+        order: The batches.
+        pin_memory: Whether batches lie in page-locked memory, from which a GPU copies faster.
+    """
+    return DataLoader(StoreDataset(store), sampler=order, batch_size=None, pin_memory=pin_memory)

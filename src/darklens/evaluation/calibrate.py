@@ -102,7 +102,7 @@ def calibrate(
         }
     )
     contract = bundle.contract.model_copy(update={"calibration": record})
-    return Bundle(contract, bundle.network, ood_reference=ood_reference)
+    return Bundle(contract, bundle.network, ood_reference=ood_reference, device=bundle.device)
 
 
 def calibrate_on(

@@ -101,6 +101,7 @@ def cached_fits(
     backend: Backend = "eager",
     centred: bool = True,
     workers: int = 1,
+    device: torch.device | str = "cpu",
     limit: int | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> FitCache:
@@ -111,7 +112,8 @@ def cached_fits(
         population: Defines the smooth lens, the PSF and the noise.
         backend: See `fit_hypotheses`.
         centred: See `fit_macro`.
-        workers: Number of processes.
+        workers: Number of processes on the CPU; a GPU has one.
+        device: Device of new fits; those in the cache may be of another.
         limit: Number of images, in the order of the store, whose shards are fitted; None for all.
         advance: Called with the number of images just finished.
 
@@ -138,8 +140,9 @@ def cached_fits(
     if missing:
         write_json(folder / "fits.json", spec)
     advance(sum(index.shards[i].n for i in set(needed) - set(missing)))
-    tasks = ((str(store.path.resolve()), i, str(folder.resolve()), text, backend, centred) for i in missing)
-    workers = max(1, min(workers, len(missing)))
+    name = str(device)
+    tasks = ((str(store.path.resolve()), i, str(folder.resolve()), text, backend, centred, name) for i in missing)
+    workers = max(1, min(workers, len(missing))) if name == "cpu" else 1
     with executors.local(workers) if missing else nullcontext() as pool:
         for n in executors.as_finished(pool, _fit_shard, tasks):
             advance(n)
@@ -163,15 +166,19 @@ def _check_names(folder: Path) -> None:
         )
 
 
-def _fit_shard(path: str, shard: int, folder: str, population: str, backend: Backend, centred: bool) -> int:
+def _fit_shard(
+    path: str, shard: int, folder: str, population: str, backend: Backend, centred: bool, device: str
+) -> int:
     torch.set_num_threads(1)
     keep_freed_memory()
     store = Store(path)
     load_for(len(store))
     start = sum(s.n for s in store.index.shards[:shard])
     rows = range(start, start + store.index.shards[shard].n)
-    images = torch.from_numpy(store.images(rows))[:, 0]
-    fits = extract_features(images, Population.model_validate_json(population), backend=backend, centred=centred)
+    images = torch.from_numpy(store.images(rows))[:, 0].to(device)
+    fits = extract_features(images, Population.model_validate_json(population), backend=backend, centred=centred).to(
+        torch.device("cpu")
+    )
     # The maps are written last: their file marks the shard as finished.
     for name, array in (("numbers", fits.summary.numpy()), ("maps", fits.maps.numpy().astype(np.float16))):
         with atomic_path(_file(Path(folder), shard, name)) as temporary:

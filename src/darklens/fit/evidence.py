@@ -17,7 +17,7 @@ from darklens.constants import constant
 from darklens.data.contrast import HALF_WIDTH
 from darklens.errors import ConfigError
 from darklens.fit.fitter import Fitter, Images, fitter_of
-from darklens.fit.macro import BATCH_SIZE, MacroFit, batches, check_exposure, check_images, concatenate, unit_range
+from darklens.fit.macro import MacroFit, batch_size_on, batches, check_exposure, check_images, concatenate, unit_range
 from darklens.fit.model import Model
 from darklens.fit.noise import Maps, quantisation_steps
 from darklens.fit.smooth import CENTRE
@@ -92,7 +92,7 @@ def evidence_maps(
     model, parts = Model(fitter.lens, fitter.fine), []
     parameters = torch.cat([fit.parameters, fit.scale.log()[:, None], fit.offset[:, None]], 1)
     for (block, block_exposure), block_parameters in zip(
-        batches(images, exposure), torch.split(parameters, BATCH_SIZE), strict=True
+        batches(images, exposure), torch.split(parameters, batch_size_on(images.device)), strict=True
     ):
         scaled, low, spread = unit_range(block)
         block_parameters = torch.cat(

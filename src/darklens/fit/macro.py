@@ -23,6 +23,7 @@ from darklens.simulate.backend import Backend
 Result = TypeVar("Result", bound=Any)  # a dataclass of tensors
 
 BATCH_SIZE = 16  # images in a fit of all hypotheses; larger batches exceed the CPU cache
+_GPU_BATCHES = 8  # times as large on a GPU, whose time goes into launching kernels otherwise
 _SMOOTH_BATCH_SIZE, _ALL_PIXELS_BATCH_SIZE = 128, 16  # images in a fit of the smooth lens: binned, and on all pixels
 _COARSE_STEPS, _FINE_STEPS, _LAST_STEPS = 10, 8, 6
 _REUSE_SLOPES_BELOW = 30.0  # predicted reduction of the deviance; a smaller step is a few standard deviations
@@ -103,12 +104,18 @@ def fit_macro(
     )
 
 
+def batch_size_on(device: torch.device, batch_size: int = BATCH_SIZE) -> int:
+    """Return the number of images in a batch on a device, for a number that suits the cache of a CPU."""
+    return batch_size if device.type == "cpu" else _GPU_BATCHES * batch_size
+
+
 def batches(
     images: Images, exposure: Images | None = None, batch_size: int = BATCH_SIZE
 ) -> Iterator[tuple[Images, Images | None]]:
     """Yield batches of images, with their exposures."""
-    blocks = torch.split(images.float(), batch_size)
-    exposures = [None] * len(blocks) if exposure is None else torch.split(exposure.float(), batch_size)
+    size = batch_size_on(images.device, batch_size)
+    blocks = torch.split(images.float(), size)
+    exposures = [None] * len(blocks) if exposure is None else torch.split(exposure.float(), size)
     yield from zip(blocks, exposures, strict=True)
 
 
@@ -181,7 +188,8 @@ def _finish(images: Images, fitter: Fitter, exposure: Images | None) -> Iterator
     """Yield fits on all pixels, in the units of the images, for small batches."""
     scaled, low, spread = unit_range(images)
     fit, noise = fit_smooth(scaled, fitter, exposure)
-    for rows in torch.split(torch.arange(len(images), device=images.device), _ALL_PIXELS_BATCH_SIZE):
+    size = batch_size_on(images.device, _ALL_PIXELS_BATCH_SIZE)
+    for rows in torch.split(torch.arange(len(images), device=images.device), size):
         block_exposure = None if exposure is None else exposure[rows]
         yield _on_all_pixels(scaled[rows], fit.parameters[rows], noise.extra[rows], fitter, block_exposure).in_units(
             low[rows], spread[rows]

@@ -28,23 +28,25 @@ SMALLEST_ONNX_RUN = 4096  # images; from there, ONNX saves more than the half mi
 _LARGEST_INT8_CHANGE = 0.05  # of probabilities, mean over the calibration images
 
 
-def choose(requested: BackendChoice, bundle: Bundle, n: int) -> BackendChoice:
-    """Return the backend to use for `n` images, after checking that it is available.
+def choose(requested: BackendChoice, bundle: Bundle, n: int, device: torch.device | str | None = None) -> BackendChoice:
+    """Return the backend to use for `n` images, after checking that it is available on a device.
 
     `auto` is `onnx` for many images on a CPU if ONNX Runtime is installed, otherwise `eager`. Systems that fit lenses
     use `eager`: a compiled fit ends in another local minimum in one of some thousand images. `auto` is never `int8`,
-    which is less accurate.
+    which is less accurate. The device is by default that of the bundle.
 
     Raises:
         ConfigError: If the system cannot run on the requested backend, or a package or the compiler is missing.
     """
+    on_cpu = torch.device(bundle.device if device is None else device).type == "cpu"
     if requested == "auto":
-        if n < SMALLEST_ONNX_RUN or bundle.requires_fitting or bundle.device.type != "cpu":
+        if n < SMALLEST_ONNX_RUN or bundle.requires_fitting or not on_cpu:
             return "eager"
         return "onnx" if not missing_packages() else "eager"
     if requested == "compiled":
         require_compiler("The compiled backend", "use backend eager")
     if requested in ("onnx", "int8"):
+        _require_cpu(requested, on_cpu)
         if bundle.requires_fitting:
             raise ConfigError(
                 f"{bundle.contract.recipe} fits lenses iteratively, which ONNX cannot express; use backend eager or "
@@ -52,6 +54,11 @@ def choose(requested: BackendChoice, bundle: Bundle, n: int) -> BackendChoice:
             )
         require_onnx(f"The {requested} backend")
     return requested
+
+
+def _require_cpu(name: BackendChoice, on_cpu: bool) -> None:
+    if not on_cpu:
+        raise ConfigError(f"The backend {name} computes on the CPU; use device cpu, or backend eager or compiled.")
 
 
 def backend_of(name: BackendChoice, bundle: Bundle, model: Path | None = None) -> InferenceBackend:
@@ -85,6 +92,7 @@ def write_model(name: BackendChoice, bundle: Bundle, path: Path, images: Float[n
     """
     if name not in ("onnx", "int8"):
         return
+    _require_cpu(name, bundle.device.type == "cpu")
     inputs = bundle.inputs_of(images)
     assert isinstance(inputs, Tensor)
     exact = bundle.calibrated(bundle.output(inputs).logits)
@@ -155,7 +163,7 @@ class _CompiledNetwork:
 
 
 class _OnnxNetwork:
-    """A network run by ONNX Runtime."""
+    """A network run by ONNX Runtime on the CPU; the bundle may be on a GPU, to which outputs are moved."""
 
     def __init__(self, bundle: Bundle, path: Path) -> None:
         import onnxruntime
@@ -176,7 +184,7 @@ class _OnnxNetwork:
         parts = []
         for batch in torch.split(inputs, MICRO_BATCH):
             arrays = self._session.run(["logits", "features"], {"image": batch.contiguous().cpu().numpy()})
-            parts.append(tuple(torch.from_numpy(np.asarray(value)) for value in arrays))
+            parts.append(tuple(torch.from_numpy(np.asarray(value)).to(inputs.device) for value in arrays))
         return _concatenate(parts, len(inputs))
 
 

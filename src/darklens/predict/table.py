@@ -32,6 +32,7 @@ from darklens import executors
 from darklens.bundle import BATCH_SIZE, Bundle, InferenceBackend, sha256_of_bundle
 from darklens.config import Frozen
 from darklens.data.prepare import Prepared
+from darklens.devices import require_device
 from darklens.errors import ConfigError, DarklensError, InputError
 from darklens.files import atomic_path, locked, read_json, write_json, writing
 from darklens.kernels.smooth_fit import load_for
@@ -55,6 +56,7 @@ class Task(Frozen):
     model: str = Field(description="bundle folder, absolute, or the name of a shipped model, `quoted`")
     bundle_sha256: str
     backend: BackendChoice
+    device: str = "cpu"
     backend_file: str = Field(default="", description="ONNX file of the backend, empty for others")
     pixel_scale: float | None = None
     image: str | None = None
@@ -114,6 +116,7 @@ def predict_table(
     image: str | None = None,
     auxiliary: Auxiliary | None = None,
     backend: BackendChoice = "auto",
+    device: torch.device | str = "cpu",
     workers: int | None = None,
     executor: Executor | None = None,
     advance: Callable[[int], None] = lambda _: None,
@@ -131,31 +134,36 @@ def predict_table(
         image: Name of the image in files with several images.
         auxiliary: As for `predict`.
         backend: See `darklens.predict.backends`.
-        workers: Number of processes; by default one per usable core, fewer for few files. Processes are spawned, so
-            scripts need `if __name__ == "__main__"`.
+        device: Device of the network and of fits, such as "cuda"; of each worker of an executor.
+        workers: Number of processes; by default one per usable core, fewer for few files, one on a GPU. Processes are
+            spawned, so scripts need `if __name__ == "__main__"`.
         executor: Executor to use instead; its workers must see the model, the files and the folder of `out`.
         advance: Called with the number of files just finished.
         warn: Called with the reason if an interrupted run cannot be resumed.
 
     Raises:
         InputError: If the model does not classify, or the folder of `out` cannot be written to.
-        ConfigError: If the backend cannot be used.
+        ConfigError: If the backend cannot be used, or there is no such device.
         StoppedError: If workers were killed. Finished blocks are kept, and the same call resumes the run.
     """
+    on = torch.device(device) if executor else require_device(device)
     bundle = Bundle.load(model)
     require_usable(bundle, pixel_scale)
     where = locate(model)
     task = Task(
         model=model.name if where == Path(str(SHIPPED)) / model.name else quoted(where.resolve()),
         bundle_sha256=sha256_of_bundle(where),
-        backend=choose(backend, bundle, len(files)),
+        backend=choose(backend, bundle, len(files), on),
+        device=str(on),
         pixel_scale=pixel_scale,
         image=image,
         auxiliary=auxiliary,
         folder=quoted(Path.cwd()),
         files=len(files),
     )
-    blocks = Blocks(files, _FIT_BLOCK_SIZE if bundle.requires_fitting else BATCH_SIZE)
+    blocks = Blocks(files, _FIT_BLOCK_SIZE if bundle.requires_fitting and on.type == "cpu" else BATCH_SIZE)
+    if workers is None and on.type != "cpu":
+        workers = 1
     if workers is None:
         # Starting a process takes as long as a few blocks without fits, or one with.
         workers = min(executors.usable_cores(), len(blocks) // (2 if bundle.requires_fitting else 8))
@@ -294,7 +302,7 @@ def _loaded(task: str) -> tuple[Bundle, InferenceBackend]:
         raise InputError(
             f"The model {settings.model} on the worker {host} differs; pass a folder that all workers share."
         )
-    bundle = Bundle.load(where)
+    bundle = Bundle.load(where, device=settings.device)
     file = unquoted(settings.backend_file) if settings.backend_file else None
     if file is not None and not file.exists():
         raise InputError(f"The worker on {host} cannot see {file}: put --out on a file system they share.")

@@ -183,10 +183,10 @@ def _solar(population: Population, squared: float, theta_E: float) -> float | No
 
 def _smooth_fit_maps(smooth: SmoothFit, i: int, pixel_scale: float) -> dict[str, Map]:
     macro, evidence = smooth
-    delta_chi2 = evidence.delta_chi2_line[i]
+    delta_chi2 = evidence.delta_chi2_line[i].cpu()
     return {
-        "smooth": _map(macro.model[i].numpy(), "Fitted smooth lens", "image units", pixel_scale),
-        "residual": _map(macro.residual[i].numpy(), "Residual of the smooth lens", _SIGMA, pixel_scale),
+        "smooth": _map(macro.model[i].cpu().numpy(), "Fitted smooth lens", "image units", pixel_scale),
+        "residual": _map(macro.residual[i].cpu().numpy(), "Residual of the smooth lens", _SIGMA, pixel_scale),
         "evidence_line": _map(
             (delta_chi2.sign() * delta_chi2.abs().sqrt()).numpy(),
             "Evidence for a line",

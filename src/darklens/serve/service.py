@@ -248,18 +248,19 @@ def _card(name: str, bundle: Bundle, digest: str) -> ModelCard:
     )
 
 
-def load_models(paths: Sequence[Path]) -> tuple[dict[str, Bundle], dict[str, str]]:
-    """Load bundles; return them and their SHA-256 digests by name.
+def load_models(paths: Sequence[Path], device: str = "cpu") -> tuple[dict[str, Bundle], dict[str, str]]:
+    """Load bundles on a device; return them and their SHA-256 digests by name.
 
     The name is the last part of the path, followed by -2, -3, ... where several are equal.
 
     Raises:
+        ConfigError: If there is no such device.
         InputError: If a bundle is missing or damaged, or is no classifier.
     """
     models: dict[str, Bundle] = {}
     digests: dict[str, str] = {}
     for path in paths:
-        bundle = Bundle.load(path)
+        bundle = Bundle.load(path, device=device)
         bundle.require_classifier("serve")
         stem = path.resolve().name
         name, k = stem, 1

@@ -29,7 +29,7 @@ def simulate_batch(
         seed: With its number, fixes an image.
         indices: Numbers of the images.
         backend: See `darklens.simulate.backend`; it decides the last bits.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda" or "cuda:N".
 
     Returns:
         Images (b, 1, n, n) float32, and the truth columns with `label`. On the CPU the bytes of an image do not depend

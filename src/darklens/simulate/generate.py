@@ -16,12 +16,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import Field, ValidationError
 
 import darklens
 from darklens import executors
 from darklens.config import Frozen
 from darklens.data.store import INDEX, Shard, Store, StoreIndex, prepare_folder, shard_damage, write_index, write_shard
+from darklens.devices import require_device
 from darklens.errors import InputError
 from darklens.files import locked, read_json, remove_temporaries, require_space, write_json
 from darklens.memory import keep_freed_memory
@@ -45,7 +47,13 @@ class Plan(Frozen):
     n: int = Field(ge=1)
     shard_size: int = Field(ge=1)
     backend: Backend
+    device: str = "cpu"
     version: str
+
+    @property
+    def engine(self) -> str:
+        """Backend and, if it is not the CPU, the device, which decide the bytes."""
+        return self.backend if self.device == "cpu" else f"{self.backend}, {torch.device(self.device).type}"
 
     @property
     def n_shards(self) -> int:
@@ -70,6 +78,7 @@ def generate(
     workers: int = 1,
     executor: Executor | None = None,
     backend: Backend = "eager",
+    device: torch.device | str = "cpu",
     shard_size: int | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Store:
@@ -83,16 +92,27 @@ def generate(
         workers: Processes. More than one needs a script guarded by `if __name__ == "__main__"`, as they are spawned.
         executor: Runs the simulation instead of `workers` processes; its workers must have access to `out`.
         backend: See `darklens.simulate.backend`; it decides the last bits.
+        device: Device that renders; a GPU draws other photon counts than the CPU.
         shard_size: Images in a file; by default 256, or fewer if a shard would exceed 64 MB.
         advance: Called with the number of images just finished.
 
     Raises:
+        ConfigError: If there is no such device.
         InputError: If `out` contains something else or cannot be written to, or the disk has too little space.
         StoppedError: If workers were killed. Finished shards stay, and the same call continues.
     """
     out, n = Path(out), n_per_class * len(population.classes)
     size = shard_size or _shard_size(population)
-    plan = Plan(population=population, seed=seed, n=n, shard_size=size, backend=backend, version=darklens.__version__)
+    on = torch.device(device) if executor else require_device(device)
+    plan = Plan(
+        population=population,
+        seed=seed,
+        n=n,
+        shard_size=size,
+        backend=backend,
+        device=str(on),
+        version=darklens.__version__,
+    )
     if _claim(out, plan):
         with locked(out / _UNFINISHED / "lock"):
             _make_shards(plan, out, workers, executor, advance)
@@ -117,7 +137,7 @@ def _claim(out: Path, plan: Plan) -> bool:
     if (out / INDEX).exists():
         index = Store(out).index
         stored = index.population, index.seed, index.backend, sum(s.n for s in index.shards)
-        if stored != (plan.tree()["population"], plan.seed, plan.backend, plan.n):
+        if stored != (plan.tree()["population"], plan.seed, plan.engine, plan.n):
             raise InputError(f"{out} already holds another store; choose another --out or remove it.")
         shutil.rmtree(out / _UNFINISHED, ignore_errors=True)
         return False
@@ -154,7 +174,7 @@ def _make_shards(
             population=plan.tree()["population"],
             seed=plan.seed,
             source=f"simulated from {plan.population.name}",
-            engine=plan.backend,
+            engine=plan.engine,
             version=plan.version,
             columns=columns(plan.population),
             shards=[shards[number] for number in range(plan.n_shards)],
@@ -172,7 +192,9 @@ def _make_shard(store: str, number: int) -> tuple[int, Shard]:
         if finished:
             return number, finished
         keep_freed_memory()
-        images, truth = simulate_batch(plan.population, plan.seed, plan.rows(number), backend=plan.backend)
+        images, truth = simulate_batch(
+            plan.population, plan.seed, plan.rows(number), backend=plan.backend, device=plan.device
+        )
         shard = write_shard(out, number, images, truth)
         write_json(entry, shard.model_dump())
     return number, shard

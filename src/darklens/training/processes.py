@@ -25,6 +25,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from darklens.data.batch_slice import BatchSlice
+from darklens.devices import require_device
 from darklens.errors import ConfigError, DarklensError, StoppedError
 from darklens.files import atomic_path
 
@@ -32,6 +33,8 @@ R = TypeVar("R")
 # The main process may fit a whole store, or calibrate, while the others wait.
 _OBJECT_TIMEOUT = timedelta(days=7)
 _TENSOR_TIMEOUT = timedelta(minutes=30)
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -100,10 +103,10 @@ def _tasks_per_node(text: str) -> int:
 
 
 class Processes:
-    """All processes of a training, from the point of view of one of them."""
+    """All processes of a training, from the point of view of one of them, which computes on `device`."""
 
-    def __init__(self, rank: Rank, group: Any = None) -> None:
-        self.rank, self._group = rank, group
+    def __init__(self, rank: Rank, group: Any = None, device: torch.device = _CPU) -> None:
+        self.rank, self._group, self.device = rank, group, device
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Processes":
         # The averaging of weights copies the Lightning module, within the same process.
@@ -174,9 +177,12 @@ class Processes:
         # Also for a single process: Lightning would take the tasks of a Slurm job for processes of the training.
         arguments = {"plugins": [_LaunchedEnvironment(self.rank), _AtomicCheckpoints()]}
         if not self.is_distributed:
-            return arguments | {"accelerator": "auto", "devices": 1}
+            return arguments | {
+                "accelerator": self.device.type,
+                "devices": [self.device.index] if self.device.type == "cuda" else 1,
+            }
         return arguments | {
-            "accelerator": "cuda" if torch.cuda.is_available() else "cpu",
+            "accelerator": self.device.type,
             "devices": self.rank.local_world_size,
             "num_nodes": self.rank.world_size // self.rank.local_world_size,
             # A stage may leave parts of a system untrained. Running statistics are equal on all processes.
@@ -195,11 +201,14 @@ _current: list[Processes] = []
 
 
 @contextmanager
-def process_group() -> Iterator[Processes]:
+def process_group(device: torch.device | str = "cpu") -> Iterator[Processes]:
     """Connect to the other processes of this launch, if there are any. A nested call returns the same group.
 
+    Args:
+        device: cpu, or cuda for a GPU of each process. A single process may name its GPU.
+
     Raises:
-        ConfigError: If there are fewer GPUs than processes.
+        ConfigError: If there is no such device, or there are fewer GPUs than processes.
         StoppedError: If other processes are missing, or ended early.
     """
     if _current:
@@ -207,9 +216,9 @@ def process_group() -> Iterator[Processes]:
         return
     rank = rank_from(os.environ)
     if rank.world_size == 1:
-        yield SINGLE_PROCESS
+        yield Processes(rank, device=require_device(device))
         return
-    processes = _connect(rank)
+    processes = _connect(rank, cuda=torch.device(device).type == "cuda")
     _current.append(processes)
     try:
         yield processes
@@ -232,8 +241,7 @@ def process_group() -> Iterator[Processes]:
         _current.clear()
 
 
-def _connect(rank: Rank) -> Processes:
-    cuda = torch.cuda.is_available()
+def _connect(rank: Rank, *, cuda: bool) -> Processes:
     if cuda and torch.cuda.device_count() < rank.local_world_size:
         error = ConfigError(
             f"{rank.local_world_size} processes on {socket.gethostname()} see {torch.cuda.device_count()} of its GPUs; "
@@ -256,7 +264,8 @@ def _connect(rank: Rank) -> Processes:
             world_size=rank.world_size,
             timeout=_TENSOR_TIMEOUT,
         )
-        return Processes(rank, dist.new_group(backend="gloo", timeout=_OBJECT_TIMEOUT))
+        device = torch.device("cuda", rank.local_rank) if cuda else torch.device("cpu")
+        return Processes(rank, dist.new_group(backend="gloo", timeout=_OBJECT_TIMEOUT), device)
     except (dist.DistError, RuntimeError, OSError) as error:
         failure = StoppedError(
             f"The {rank.world_size} processes of this training could not all connect to "

@@ -58,6 +58,7 @@ def train(
     *,
     seed: int = 0,
     resume: bool = False,
+    device: torch.device | str = "cpu",
     on_epoch: Callable[[EpochMetrics], None] = lambda _: None,
 ) -> Bundle:
     """Train a recipe on a store, write the run folder and return its bundle.
@@ -70,19 +71,20 @@ def train(
         out: Run folder to write.
         seed: Seed of the initial weights, the split, the order and the augmentation.
         resume: Continue an interrupted run in `out` from the last complete epoch.
+        device: Device of network and fits, such as "cuda". Of several processes, each takes a GPU.
         on_epoch: Called after each epoch. An exception that it raises ends the training. For a single process only.
 
     Raises:
-        ConfigError: If the recipe and the images do not fit together.
+        ConfigError: If the recipe and the images do not fit together, or there is no such device.
         InputError: If `out` contains a run and `resume` is not set, or a run of another recipe, data or seed, or
             another process is training there.
     """
-    with process_group() as processes, ExitStack() as stack:
+    with process_group(device) as processes, ExitStack() as stack:
         _silence_lightning()
         keep_freed_memory()
         processes.run_on_main(lambda: require_new_run(out, resume=resume))
         library()  # before the first step, so that a resumed run uses the same code
-        fits = processes.run_main_first(lambda: fits_for(recipe, store))
+        fits = processes.run_main_first(lambda: fits_for(recipe, store, device=processes.device))
         source, network = processes.run_on_all(lambda: _prepare(recipe, store, fits, seed, processes))
         processes.run_on_main(lambda: _lock(out, stack))
         processes.run_on_main(lambda: _claim(out, recipe, source, seed, resume))
@@ -92,7 +94,9 @@ def train(
             if stage.task != "reconstruct" or recipe.pretrained is None:
                 validation = _run_stage(network, recipe, stage, index, source, out, seed, processes, on_epoch)
         world_size = processes.rank.world_size
-        processes.run_on_main(lambda: _write_bundle(network, recipe, source, out, seed, validation, world_size))
+        processes.run_on_main(
+            lambda: _write_bundle(network, recipe, source, out, seed, validation, world_size, processes.device)
+        )
         return processes.run_on_all(lambda: Bundle.load(out))
 
 
@@ -100,7 +104,8 @@ def _prepare(
     recipe: Recipe, store: Store | None, fits: FitCache | None, seed: int, processes: Processes
 ) -> tuple[Source, nn.Module]:
     """Return the source of the images, and the network with its initial weights."""
-    source = source_of(recipe.data, recipe.stages, store, seed=seed, fits=fits)
+    pin_memory = processes.device.type == "cuda"
+    source = source_of(recipe.data, recipe.stages, store, seed=seed, fits=fits, pin_memory=pin_memory)
     _check_world_size(recipe, source, processes.rank.world_size)
     recipe.check_sizes(source.n_pixels)
     pl.seed_everything(rng.integer_seed(seed, "weights") % 2**32, verbose=False)
@@ -113,7 +118,7 @@ def _prepare(
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     if recipe.pretrained is not None:
         _load_autoencoder(network, recipe, source.n_pixels)
-    return source, synchronised(network) if processes.is_distributed else network
+    return source, synchronised(network, processes.device) if processes.is_distributed else network
 
 
 def _check_world_size(recipe: Recipe, source: Source, world_size: int) -> None:
@@ -136,6 +141,7 @@ def _write_bundle(
     seed: int,
     validation: dict[str, float],
     world_size: int,
+    device: torch.device,
 ) -> None:
     """Calibrate the trained network and write its bundle."""
     seconds = sum(float(row["seconds"]) for row in read_rows(out / "metrics.csv"))
@@ -160,20 +166,25 @@ def _write_bundle(
             **({"processes": world_size} if world_size > 1 else {}),
         },
     )
-    bundle = Bundle(contract, network)
+    bundle = Bundle(contract, network, device=device)
     if contract.task == "classify":
         bundle = _calibrate(bundle, source, recipe.stages, seed)
     bundle.save(out / "bundle")
 
 
 def fits_for(
-    recipe: Recipe, store: Store | None, *, advance: Callable[[int], None] = lambda _: None
+    recipe: Recipe,
+    store: Store | None,
+    *,
+    device: torch.device | str = "cpu",
+    advance: Callable[[int], None] = lambda _: None,
 ) -> FitCache | None:
     """Return the fits of a store if the network of the recipe takes fits, and fit the images that have none yet.
 
     Args:
         recipe: The recipe.
         store: The images. Their fits are cached in its folder.
+        device: Device of the fits.
         advance: Called with the number of newly fitted images.
 
     Raises:
@@ -194,6 +205,7 @@ def fits_for(
         backend=recipe.data.backend,
         centred=settings.centred,
         workers=usable_cores(),
+        device=device,
         limit=limit,
         advance=advance,
     )
@@ -210,7 +222,8 @@ def _calibrate(bundle: Bundle, source: Source, stages: Sequence[Stage], seed: in
 def _outputs(bundle: Bundle, images: Loader) -> LabelledOutputs:
     outputs, labels = [], []
     for batch, batch_labels in images:
-        outputs.append(bundle.output(batch if isinstance(batch, FitFeatures) else bundle.inputs_of(batch.numpy())))
+        inputs = batch.to(bundle.device) if isinstance(batch, FitFeatures) else bundle.inputs_of(batch.numpy())
+        outputs.append(bundle.output(inputs))
         labels.append(batch_labels.numpy())
     return LabelledOutputs(
         Output(*(np.concatenate(parts) for parts in zip(*outputs, strict=True))), np.concatenate(labels)
@@ -233,7 +246,7 @@ def _run_stage(
     if stage.task == "reconstruct" and isinstance(child := getattr(network, "k_network", None), nn.Module):
         trained = child
     if recipe.compile:
-        compile_network(trained)
+        compile_network(trained, processes.device)
     folder = out / "checkpoints" / f"stage{index}-{stage.task}"
     last = folder / "last.ckpt"
     # Not the save_last of ModelCheckpoint, which writes only when the best epoch changes.
@@ -244,7 +257,7 @@ def _run_stage(
     trainer = pl.Trainer(
         max_epochs=stage.epochs,
         **processes.trainer_arguments(),
-        precision=precision_of(recipe.precision),
+        precision=precision_of(recipe.precision, processes.device),
         gradient_clip_val=stage.gradient_clip,
         callbacks=[
             *([WeightEMA(stage.ema_decay)] if stage.ema_decay else []),

@@ -25,8 +25,10 @@ Loader = DataLoader[tuple[Any, torch.Tensor]]
 class StoreSource:
     """A store, split into training and validation images."""
 
-    def __init__(self, store: Store, data: DataConfig, seed: int, fits: FitCache | None = None) -> None:
-        self._store, self._seed, self._fits = store, seed, fits
+    def __init__(
+        self, store: Store, data: DataConfig, seed: int, fits: FitCache | None = None, *, pin_memory: bool = False
+    ) -> None:
+        self._store, self._seed, self._fits, self._pin_memory = store, seed, fits, pin_memory
         self._split = split(
             store.labels, validation_fraction=data.validation_fraction, seed=seed, n_per_class=data.n_per_class
         )
@@ -68,8 +70,9 @@ class StoreSource:
 
     def _loader(self, order: BatchOrder) -> Loader:
         if self._fits is None:
-            return loader(self._store, order)
-        return DataLoader(FitsDataset(self._fits, self._store.labels), sampler=order, batch_size=None)
+            return loader(self._store, order, pin_memory=self._pin_memory)
+        dataset = FitsDataset(self._fits, self._store.labels)
+        return DataLoader(dataset, sampler=order, batch_size=None, pin_memory=self._pin_memory)
 
 
 class FitsDataset(Dataset[tuple[FitFeatures, torch.Tensor]]):
@@ -89,7 +92,8 @@ class FitsDataset(Dataset[tuple[FitFeatures, torch.Tensor]]):
 class StreamSource:
     """A population that is simulated during training."""
 
-    def __init__(self, data: DataConfig, stages: Sequence[Stage], seed: int) -> None:
+    def __init__(self, data: DataConfig, stages: Sequence[Stage], seed: int, *, pin_memory: bool = False) -> None:
+        self._pin_memory = pin_memory
         self._population = populations.get(str(data.population), data.overrides)
         self._data, self._seed = data, seed
         self.classes = self._population.class_names
@@ -138,6 +142,7 @@ class StreamSource:
             # Spawned, not forked: torch's threads do not survive a fork.
             multiprocessing_context="spawn" if workers else None,
             persistent_workers=workers > 0,
+            pin_memory=self._pin_memory,
         )
         return train, self._validation(stage, batch_slice)
 
@@ -180,7 +185,7 @@ class StreamSource:
             whole_batches = (range(i, min(i + size, n)) for i in range(0, n, size))
             shares = (batch[batch_slice.of(len(batch))] for batch in whole_batches)
             batches = [images[list(share)] for share in shares if share]
-            self._validation_loaders[key] = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]  # a list is a data set
+            self._validation_loaders[key] = DataLoader(batches, batch_size=None, pin_memory=self._pin_memory)  # type: ignore[arg-type]  # a list is a data set
         return self._validation_loaders[key]
 
 
@@ -188,9 +193,15 @@ Source = StoreSource | StreamSource
 
 
 def source_of(
-    data: DataConfig, stages: Sequence[Stage], store: Store | None, *, seed: int, fits: FitCache | None = None
+    data: DataConfig,
+    stages: Sequence[Stage],
+    store: Store | None,
+    *,
+    seed: int,
+    fits: FitCache | None = None,
+    pin_memory: bool = False,
 ) -> Source:
-    """Return the source of the images of a recipe.
+    """Return the source of the images of a recipe; `pin_memory` makes copies to a GPU faster.
 
     Raises:
         ConfigError: If the recipe needs a store and there is none, or the reverse, or a setting is wrong.
@@ -199,9 +210,9 @@ def source_of(
     if data.kind == "stream":
         if store is not None:
             raise ConfigError("The recipe simulates its images (data.kind: stream); omit --data.")
-        return StreamSource(data, stages, seed)
+        return StreamSource(data, stages, seed, pin_memory=pin_memory)
     if store is None:
         raise ConfigError("Pass a store with --data, or set data.kind=stream and data.population.")
     if any(stage.task == "classify" for stage in stages):
         store.require_all_classes("a training")
-    return StoreSource(store, data, seed, fits)
+    return StoreSource(store, data, seed, fits, pin_memory=pin_memory)

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def synchronised(network: nn.Module) -> nn.Module:
+def synchronised(network: nn.Module, device: torch.device) -> nn.Module:
     """Return the network with batch normalisation over all processes. Names of weights do not change."""
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]  # no types
         return converted
     for module in list(network.modules()):

@@ -14,9 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from darklens import config, rng
 from darklens.bundle.contract import Contract
 from darklens.data.store import Store, prepare_folder
+from darklens.devices import require_device
 from darklens.errors import ConfigError, DivergedError, InputError
 from darklens.files import locked, read_json, write_json, write_text
 from darklens.training import search_space
@@ -43,6 +46,7 @@ def tune(
     pruner: Pruner = "median",
     prune_after: int = 5,
     seed: int = 0,
+    device: torch.device | str = "cpu",
     on_trial: Callable[[Trial, Trial | None], None] = lambda _, __: None,
 ) -> list[Trial]:
     """Run trials with settings from a search space until there are `trials`, and write the recipe of the best.
@@ -60,6 +64,7 @@ def tune(
         pruner: Trials to stop early: those worse than the median at an epoch, those of Hyperband, or none.
         prune_after: Complete trials before the median pruner stops any.
         seed: Random seed of the search and of every training.
+        device: As for `train`.
         on_trial: Called after each trial with it and the best so far.
 
     Raises:
@@ -73,6 +78,7 @@ def tune(
         raise ConfigError(f"--metric val_auc: {base.name} does not classify; omit the option.")
     if rank_from(os.environ).world_size > 1:
         raise ConfigError("tune runs in one process; start it without torchrun or srun.")
+    device = require_device(device)
     optuna = _optuna()
     data = source_of(base.data, base.stages, store, seed=seed).identity()["sha256"]
     identity = {
@@ -93,7 +99,7 @@ def tune(
         while (done := _n_ended(study)) < trials:
             # A seed per trial, so that a continued search makes the same trials as an uninterrupted one.
             study.sampler = optuna.samplers.TPESampler(seed=rng.integer_seed(seed, "tune", done) % 2**32)
-            _run(optuna, study, recipe, overrides, space, store, out, metric, seed)
+            _run(optuna, study, recipe, overrides, space, store, out, metric, seed, device)
             results = [_to_trial(trial) for trial in study.get_trials(deepcopy=False)]
             _write(out, results, recipe, overrides, metric)
             on_trial(results[-1], best_of(results, metric))
@@ -110,6 +116,7 @@ def _run(
     out: Path,
     metric: Metric,
     seed: int,
+    device: torch.device | str,
 ) -> None:
     """Run one trial and record its result in the study."""
     state = optuna.trial.TrialState
@@ -118,7 +125,7 @@ def _run(
         values = search_space.suggested(space, trial)
         trial_recipe = get(recipe, [*overrides, *(f"{key}={text}" for key, text in values.items())])
         folder = out / "trials" / config.digest(trial_recipe)[:16]
-        value = _value(trial_recipe, trial, store, folder, metric, seed)
+        value = _value(trial_recipe, trial, store, folder, metric, seed, device)
     except _Pruned as pruned:
         trial.set_user_attr("problem", str(pruned))
         study.tell(trial, state=state.PRUNED)
@@ -137,7 +144,15 @@ class _Pruned(Exception):
     """A trial is stopped early."""
 
 
-def _value(recipe: Recipe, trial: Any, store: Store | None, folder: Path, metric: Metric, seed: int) -> float:
+def _value(
+    recipe: Recipe,
+    trial: Any,
+    store: Store | None,
+    folder: Path,
+    metric: Metric,
+    seed: int,
+    device: torch.device | str,
+) -> float:
     """Train a recipe, or continue the training of a killed trial, and return the metric of its best epoch."""
     last = len(recipe.stages) - 1
     reported: set[int] = set()
@@ -156,7 +171,7 @@ def _value(recipe: Recipe, trial: Any, store: Store | None, folder: Path, metric
         report(EpochMetrics.from_row(row))
     if not (folder / "bundle" / "bundle.json").exists():
         try:
-            train(recipe, store, folder, seed=seed, resume=True, on_epoch=report)
+            train(recipe, store, folder, seed=seed, resume=True, device=device, on_epoch=report)
         except DivergedError as error:
             raise _Pruned(str(error)) from None
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)

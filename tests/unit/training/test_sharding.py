@@ -140,5 +140,5 @@ def test_fewer_gpus_than_processes_are_refused(monkeypatch):
     monkeypatch.setattr(processes.torch, "cuda", SimpleNamespace(is_available=lambda: True, device_count=lambda: 1))
     for name, value in ELASTIC.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=r"4 processes on .* see 1 of its GPUs"), processes.process_group():
+    with pytest.raises(ConfigError, match=r"4 processes on .* see 1 of its GPUs"), processes.process_group("cuda"):
         pass

@@ -77,7 +77,7 @@ def test_compiling_a_network_needs_a_compiler(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="needs a C\\+\\+ compiler"):
-        compile_network(nn.Linear(2, 2))
+        compile_network(nn.Linear(2, 2), torch.device("cpu"))
 
 
 def test_a_compiled_network_has_the_same_weights_and_outputs():
@@ -86,7 +86,7 @@ def test_a_compiled_network_has_the_same_weights_and_outputs():
     network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     x, names_before = torch.rand(5, 4), list(network.state_dict())
     expected = network(x)
-    compile_network(network)
+    compile_network(network, torch.device("cpu"))
     torch.testing.assert_close(network(x), expected)
     assert list(network.state_dict()) == names_before
     torch.testing.assert_close(copy.deepcopy(network)(x), expected)
