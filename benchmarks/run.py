@@ -31,7 +31,7 @@ SCRIPTS = {
     "loader": ("bench_loader.py", [], ["--few", "1024", "--many", "2048", "--rounds", "1"]),
     "serve_lens": ("bench_serve_lens.py", [], ["--requests", "3"]),
     "memory": ("bench_memory.py", ["--skip", "predict"], QUICK_MEMORY),
-    "gpu": ("bench_gpu.py", [], ["--batch", "8", "--steps", "1", "--rounds", "1"]),
+    "gpu": ("bench_gpu.py", [], ["--quick"]),
 }
 HEAD = ("what", "against", "ratio", "ours", "commit")
 
@@ -108,16 +108,10 @@ def rows_of(bench):
     yield "make a lens on the page, median", "", None, quantity(entry("serve_lens", "p50_s"), "s"), "serve_lens"
     yield "import darklens", "", None, quantity(entry("startup", "import_s"), "s"), "startup"
     yield "darklens --help", "", None, quantity(entry("startup", "help_s"), "s"), "startup"
-    for name, figures in bench.get("gpu", {}).items():
+    for task, figures in bench.get("gpu", {}).items():
         if isinstance(figures, dict):
-            for task in ("train", "infer"):
-                yield (
-                    f"{task} {name} on the GPU",
-                    "",
-                    None,
-                    quantity(figures[f"{task}_images_per_s"], "images/s"),
-                    "gpu",
-                )
+            time_each = quantity(figures.get("per_s"), "images/s")
+            yield f"{task.replace('_', ' ')} on the GPU", "its CPU", figures.get("vs_cpu"), time_each, "gpu"
 
 
 def infer_rows(name, figures):

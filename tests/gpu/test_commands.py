@@ -83,7 +83,9 @@ def test_simulate_records_the_device(tmp_path):
     with pretend_device():
         run(f"simulate common-test-i --out {tmp_path}/gpu --n-per-class 2 --device cuda field.n_pixels=32")
     store = Store(tmp_path / "gpu")
-    reference = generate(populations.get("common-test-i", ["field.n_pixels=32"]), tmp_path / "cpu", n_per_class=2, seed=0)
+    reference = generate(
+        populations.get("common-test-i", ["field.n_pixels=32"]), tmp_path / "cpu", n_per_class=2, seed=0
+    )
     assert (store.index.backend, reference.index.backend) == ("eager, cuda", "eager")
     assert np.array_equal(store.truth("theta_E"), reference.truth("theta_E"))
     # The same lenses with other photon noise.

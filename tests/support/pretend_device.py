@@ -115,6 +115,7 @@ def pretend_device():
             manual_seed=mock.Mock(),  # random numbers without a generator are those of the CPU
             get_device_name=mock.Mock(return_value="pretend device"),
             synchronize=mock.Mock(),
+            max_memory_allocated=mock.Mock(return_value=0),
         ),
         mock.patch.object(Tensor, "_make_subclass", staticmethod(_make_subclass)),
         PretendDevice() as device,

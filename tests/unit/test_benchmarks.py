@@ -46,12 +46,18 @@ def test_the_table_has_a_line_for_what_was_measured_and_no_other():
             "cold_predict": {"wall_s": 5.5},
             "batch": 64,
         },
-        "gpu": {"device": "H100", "resnet_18": {"train_images_per_s": 9000.0, "infer_images_per_s": 30000.0}},
+        "gpu": {
+            "device": "H100",
+            "train resnet_18": {"per_s": 9000.0, "cpu_per_s": 90.0, "vs_cpu": 100.0},
+            "fit_macro": {"per_s": 300.0},
+        },
     }
     lines = script("run").table(bench).splitlines()
     assert "a laptop; GPU: H100" in lines[0]
     body = lines[4:]
     assert len(body) == 9
+    assert body[7].split() == ["train", "resnet_18", "on", "the", "GPU", "its", "CPU", "100.00", "9000", "images/s"]
+    assert body[8].split() == ["fit", "macro", "on", "the", "GPU", "its", "CPU", "300", "images/s"]
     assert "infer resnet_18, int8" in body[2] and body[2].split()[-3:] == ["4.00", "40", "images/s"]
     assert body[6].split() == ["first", "prediction", "of", "a", "new", "process", "5.5", "s"]
     assert body[0].split() == [

@@ -25,9 +25,9 @@ Batch = Sequence[Any]  # images or their fits, and labels; a list from torch's l
 class Learner(pl.LightningModule):
     """Trains `network` for one stage.
 
-    Random numbers depend on (seed, stage, epoch, batch) only, so a resumed run repeats the interrupted one. The
-    processes of a distributed training share every batch of `batch_size` images. Their result is that of one process,
-    except for the masks of dropout and for losses that depend on the whole batch.
+    Random numbers depend on (seed, stage, epoch, batch) only, so a resumed run repeats the interrupted one, on a GPU
+    up to the order of its sums. The processes of a distributed training share every batch of `batch_size` images. Their
+    result is that of one process, except for the masks of dropout and for losses that depend on the whole batch.
 
     Args:
         network: The part of the system that the stage trains.

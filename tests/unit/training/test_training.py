@@ -358,8 +358,8 @@ def test_mixed_precision_trains(store, tmp_path):
 
 
 def test_precisions_have_lightnings_names():
-    assert precision_of("auto") in ("32-true", "bf16-mixed")
-    assert precision_of("bfloat16") == "bf16-mixed"
+    assert precision_of("auto", torch.device("cpu")) in ("32-true", "bf16-mixed")
+    assert precision_of("bfloat16", torch.device("cuda")) == "bf16-mixed"
 
 
 class TestBundle:
