@@ -111,7 +111,7 @@ def rows_of(bench):
     for task, figures in bench.get("gpu", {}).items():
         if isinstance(figures, dict):
             time_each = quantity(figures.get("per_s"), "images/s")
-            yield f"{task.replace('_', ' ')} on the GPU", "its CPU", figures.get("vs_cpu"), time_each, "gpu"
+            yield f"{task.replace('fit_', 'fit ')} on the GPU", "its CPU", figures.get("vs_cpu"), time_each, "gpu"
 
 
 def infer_rows(name, figures):

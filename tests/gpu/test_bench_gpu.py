@@ -12,7 +12,6 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.fixture
 def bench_gpu(monkeypatch):
-    monkeypatch.setenv("DARKLENS_KERNELS", "0")
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     spec = importlib.util.spec_from_file_location("bench_gpu", BENCHMARKS / "bench_gpu.py")
     module = importlib.util.module_from_spec(spec)

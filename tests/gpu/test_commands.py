@@ -29,11 +29,6 @@ class PretendAccelerator(CPUAccelerator):
         assert device == CUDA
 
 
-@pytest.fixture(autouse=True)
-def _no_kernels(monkeypatch):
-    monkeypatch.setenv("DARKLENS_KERNELS", "0")
-
-
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     """Two stores of the shipped model's population, and image files."""

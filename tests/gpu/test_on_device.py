@@ -52,12 +52,6 @@ from darklens.training.recipe import get
 SCALE = 0.1
 
 
-@pytest.fixture(autouse=True)
-def _no_kernels(monkeypatch):
-    """Compute on the CPU by the operations of a GPU, not by the C++ kernels."""
-    monkeypatch.setenv("DARKLENS_KERNELS", "0")
-
-
 def tensors_of(value):
     """Return all tensors and arrays in a result."""
     if isinstance(value, torch.Tensor | np.ndarray):
