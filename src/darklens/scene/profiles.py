@@ -61,7 +61,7 @@ class Free:
 Setting = float | str | Free
 """A number fixes a parameter, "component.parameter" ties it to that of another component, `Free` changes defaults."""
 
-_MOST_GAUSSIANS, _HIGHEST_ORDER = 50, 40  # of multi-Gaussian expansions and shapelets; more exhaust the memory
+_MAX_GAUSSIANS, _HIGHEST_ORDER = 50, 40  # of multi-Gaussian expansions and shapelets; more exhaust the memory
 _CENTRE = Parameter(unit="arcsec", low=-1.0, high=1.0, start=0.0, step=0.05)
 _ELLIPTICITY = Parameter(low=-0.5, high=0.5, start=0.0, step=0.1, prior=(0.0, 0.2))
 _THETA_E = Parameter(unit="arcsec", low=0.1, high=10.0, start=1.2, step=0.2)
@@ -376,9 +376,9 @@ class MultiGaussian(LightProfile):
         self, n: int = 12, *, smallest: float = 0.02, largest: float = 4.0, name: str | None = None, **settings: Setting
     ) -> None:
         super().__init__(name=name, **settings)
-        if not 1 <= n <= _MOST_GAUSSIANS or not 0 < smallest <= largest < math.inf:
+        if not 1 <= n <= _MAX_GAUSSIANS or not 0 < smallest <= largest < math.inf:
             raise ConfigError(
-                f"multi_gaussian needs n from 1 to {_MOST_GAUSSIANS} and 0 < smallest <= largest, got {n}, "
+                f"multi_gaussian needs n from 1 to {_MAX_GAUSSIANS} and 0 < smallest <= largest, got {n}, "
                 f"{smallest:g} and {largest:g}."
             )
         self.n, self.smallest, self.largest = n, smallest, largest

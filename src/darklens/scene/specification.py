@@ -31,7 +31,7 @@ from darklens.scene.scene import Scene
 _SECTIONS = {"mass": "mass", "source": "light", "lens_light": "light"}  # kind of profiles in each section
 _BASES: dict[str, type[Profile]] = {"mass": MassProfile, "light": LightProfile}
 _LARGEST = 1e6  # absolute value of a parameter
-_MOST_COMPONENTS = 20  # of a section
+_MAX_COMPONENTS = 20  # of a section
 Value = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]
 ComponentName = Annotated[str, Field(pattern=r"^[^\W\d][\w+-]{0,63}$")]
 """Name of a component: the first part of the names of its parameters, which are columns of tables."""
@@ -176,9 +176,9 @@ class SceneSpecification(Frozen):
     """
 
     description: str = ""
-    mass: dict[ComponentName, Annotated[Any, _MASS]] = Field(max_length=_MOST_COMPONENTS)
-    source: dict[ComponentName, Annotated[Any, _LIGHT]] = Field(max_length=_MOST_COMPONENTS)
-    lens_light: dict[ComponentName, Annotated[Any, _LIGHT]] = Field(default_factory=dict, max_length=_MOST_COMPONENTS)
+    mass: dict[ComponentName, Annotated[Any, _MASS]] = Field(max_length=_MAX_COMPONENTS)
+    source: dict[ComponentName, Annotated[Any, _LIGHT]] = Field(max_length=_MAX_COMPONENTS)
+    lens_light: dict[ComponentName, Annotated[Any, _LIGHT]] = Field(default_factory=dict, max_length=_MAX_COMPONENTS)
     psf: PSFSpecification = PSFSpecification()
     noise: NoiseSpecification | None = None
     half_width: float | None = Field(default=None, gt=0, description="arcsec")
