@@ -20,6 +20,7 @@ RESULTS = HERE.parent / "results"
 QUICK_INFER = ["--rounds", "1", "--images", "4", "--systems", "resnet_simple", "--skip", "lens_residual", "cold"]
 QUICK_FIT = ["--images", "9", "--scipy-images", "1", "--rounds", "1", "--backend", "eager", "--out", str(SCRATCH)]
 QUICK_MEMORY = ["--few", "60", "--many", "600", "--pixels", "16", "--skip", "predict"]
+QUICK_SCENE = ["--eager", "--images", "1", "--peer-images", "1", "--pixels", "40", "--swarm", "0.02"]
 # Name: script, its arguments, its arguments with --quick.
 SCRIPTS = {
     "startup": ("bench_startup.py", [], ["--rounds", "3"]),
@@ -28,6 +29,7 @@ SCRIPTS = {
     "simulate": ("bench_simulate.py", ["--images", "240"], ["--images", "6", "--rounds", "1"]),
     "stream": ("bench_stream.py", [], ["--images", "96", "--rounds", "1"]),
     "fit": ("bench_fit.py", ["--rounds", "5"], QUICK_FIT),
+    "scene_fit": ("bench_scene_fit.py", [], QUICK_SCENE),
     "loader": ("bench_loader.py", [], ["--few", "1024", "--many", "2048", "--rounds", "1"]),
     "serve_lens": ("bench_serve_lens.py", [], ["--requests", "3"]),
     "memory": ("bench_memory.py", ["--skip", "predict"], QUICK_MEMORY),
@@ -97,6 +99,8 @@ def rows_of(bench):
     yield "fit the smooth lens", "scipy", entry("fit", "vs_scipy"), rate, "fit"
     rate = quantity(entry("fit", "hypotheses_images_per_s"), "images/s")
     yield "fit all hypotheses", "", None, rate, "fit"
+    rate = quantity(entry("fit", "realistic", "64", "lenses_per_minute"), "lenses a minute")
+    yield "fit a telescope image", "lenstronomy", entry("fit", "realistic_vs_lenstronomy"), rate, "fit"
     rate = quantity(entry("loader", "images_per_s"), "images/s")
     yield "load, shuffled", "fastest training", entry("loader", "vs_fastest_training"), rate, "loader"
     time_each = quantity(entry("stream", "ms_per_image", "compiled"), "ms an image")

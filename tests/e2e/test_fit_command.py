@@ -191,3 +191,12 @@ def test_errors_of_axis_ratio_and_angle_are_propagated():
     angles = np.degrees(np.arctan2(e2, e1)) / 2
     assert (phi, phi_error) == (pytest.approx(angles.mean(), abs=0.1), pytest.approx(angles.std(), rel=0.03))
     assert axis_ratio((0.0, 0.0), np.eye(2))[0][0] == 1
+
+
+@pytest.mark.parametrize("command", ["fit", "search"])
+def test_compilation_without_a_compiler_is_told_before_any_work(lens, tmp_path, capsys, monkeypatch, command):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    out = tmp_path / "table.csv"
+    words = [command, lens, "--model", "sie-shear", "--pixel-scale", SCALE, "--compile", "--out", out]
+    assert darklens(*words) == 2
+    assert "needs a C++ compiler" in capsys.readouterr().err and not out.exists()

@@ -49,6 +49,15 @@ FlipRows = Annotated[
     bool, Parameter(negative="", help="Row 0 is at the top, as in files of PyAutoLens; for all arrays.")
 ]
 Workers = Annotated[Positive, Parameter(help="Number of processes.")]
+Compile = Annotated[
+    bool,
+    Parameter(
+        name="--compile",
+        negative="",
+        help="Compile the scene first, in one to three minutes, unless it is cached from an earlier run. Fits are then "
+        "several times as fast. Needs a C++ compiler.",
+    ),
+]
 Seed = Annotated[int, Parameter(help="Random seed of the starts.", validator=validators.Number(gte=-(2**63), lt=2**63))]
 _LARGEST_REDSHIFT, _LARGEST_CONCENTRATION = 1100.0, 1000.0
 
@@ -71,6 +80,7 @@ def fit(
             "source plane."
         ),
     ] = None,
+    compiled: Compile = False,
     workers: Workers = 1,
     seed: Seed = 0,
 ) -> int:
@@ -94,7 +104,15 @@ def fit(
     run = _prepare(files, model, out, psf, noise_map, mask, pixel_scale, image, flip_rows, maps)
     with progress("Fitting", len(run.labels)) as advance:
         rows = fit_table(
-            run.labels, run.scene, run.inputs, out, maps=run.maps, seed=seed, workers=workers, advance=advance
+            run.labels,
+            run.scene,
+            run.inputs,
+            out,
+            maps=run.maps,
+            seed=seed,
+            compiled=compiled,
+            workers=workers,
+            advance=advance,
         )
     return _report(rows, "fitted", out)
 
@@ -144,6 +162,7 @@ def search(
             "the mass that is detectable there."
         ),
     ] = None,
+    compiled: Compile = False,
     workers: Workers = 1,
     seed: Seed = 0,
 ) -> int:
@@ -172,7 +191,8 @@ def search(
     if threshold is not None and simulations is not None:
         raise ConfigError("--threshold and --simulations exclude each other.")
     run = _prepare(files, model, out, psf, noise_map, mask, pixel_scale, image, flip_rows, maps)
-    options = SearchOptions(perturber, n_max, Redshifts(z_lens, z_source, concentration), threshold, simulations, seed)
+    redshifts = Redshifts(z_lens, z_source, concentration)
+    options = SearchOptions(perturber, n_max, redshifts, threshold, simulations, seed, compiled)
     with progress("Searching", len(run.labels)) as advance:
         rows = search_table(
             run.labels, run.scene, run.inputs, out, options, maps=run.maps, workers=workers, advance=advance

@@ -16,6 +16,7 @@ from darklens.fit.perturbers import (
     PerturberKind,
     Redshifts,
     SearchResult,
+    compile_search,
     find_perturbers,
 )
 from darklens.fit.scene_fit import fit
@@ -42,6 +43,7 @@ class SearchOptions:
         simulations: Number of simulated smooth lenses from which to compute the threshold of each lens, for a rate of
             false alarms of 10 %; None for none.
         seed: Seed of the random starts.
+        compiled: Whether to compile the scenes first (`darklens.scene.compiled`).
     """
 
     perturber: PerturberKind = "tnfw"
@@ -50,6 +52,7 @@ class SearchOptions:
     threshold: float | None = None
     simulations: int | None = None
     seed: int = 0
+    compiled: bool = False
 
 
 def search_table(
@@ -77,7 +80,9 @@ def search_table(
         workers: Number of processes.
         advance: Called with the number of observations just searched.
     """
-    require_lens(specification.scene())
+    require_lens(scene := specification.scene())
+    if options.compiled:
+        compile_search(scene, options.perturber, options.redshifts)
     names = [*SEARCH_COLUMNS]
     for number in range(1, options.n_max):
         names += [f"{name}_{number + 1}" for name in ("delta_chi2", "x", "y", "log10_mass", "log10_mass_error")]
@@ -94,7 +99,7 @@ def search_one(
     def columns() -> dict[str, str]:
         started = time.process_time()
         observation, threshold = read_observation(label, inputs), options.threshold
-        result = fit(observation, scene, seed=options.seed)
+        result = fit(observation, scene, seed=options.seed, compiled=options.compiled)
         if options.simulations is not None:
             threshold = false_alarm_threshold(
                 result,
@@ -102,6 +107,7 @@ def search_one(
                 perturber=options.perturber,
                 redshifts=options.redshifts,
                 seed=options.seed,
+                compiled=options.compiled,
             ).value
         search = find_perturbers(
             observation,
@@ -111,6 +117,7 @@ def search_one(
             result=result,
             threshold=threshold,
             redshifts=options.redshifts,
+            compiled=options.compiled,
         )
         if maps is not None:
             write_maps(search, maps, Path(label).name)

@@ -25,6 +25,7 @@ from darklens.fit.scene_solver import Solver, data_of
 from darklens.physics.cosmology import nfw_angles, point_mass_theta_E
 from darklens.physics.profiles import line, tnfw
 from darklens.registry import unknown
+from darklens.scene.compiled import CompiledScene
 from darklens.scene.observation import Observation
 from darklens.scene.profiles import Free, MassProfile, Parameter
 from darklens.scene.scene import Scene
@@ -474,6 +475,12 @@ def sensitivity_map(
     gains = gain_map(result, perturber=perturber, redshifts=redshifts)
     limit = DEFAULT_THRESHOLD[perturber] if threshold is None else threshold
     return SensitivityMap(gains.x, gains.y, gains.detectable(limit), limit)
+
+
+def compile_search(scene: Scene, perturber: PerturberKind, redshifts: Redshifts = _REDSHIFTS) -> None:
+    """Compile the scenes of a search for one perturber, so that later processes find them in the cache."""
+    for mass in (scene.mass.profiles, [*scene.mass.profiles, _profile(perturber)(redshifts)]):
+        CompiledScene(Scene(mass, scene.source, scene.lens_light))
 
 
 def find_perturbers(

@@ -21,6 +21,8 @@ from darklens.files import atomic_path, csv_line, locked, write_text, writing
 from darklens.fit.scene_figure import arrays, draw
 from darklens.fit.scene_fit import FitResult, fit
 from darklens.fit.scene_starts import main_lens
+from darklens.memory import keep_freed_memory
+from darklens.scene.compiled import CompiledScene
 from darklens.scene.observation_files import Inputs, files_of, read_observation
 from darklens.scene.profiles import EPL, SIE, SIS, Multipole, Shear
 from darklens.scene.scene import Scene
@@ -172,6 +174,7 @@ def fit_table(
     *,
     maps: Mapping[str, Path] | None = None,
     seed: int = 0,
+    compiled: bool = False,
     workers: int = 1,
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[FitRow]:
@@ -186,17 +189,20 @@ def fit_table(
         out: CSV table to write.
         maps: For each label, the path without suffix of its PNG and npz.
         seed: Seed of the random starts.
+        compiled: Whether to compile the scene first (`darklens.scene.compiled`).
         workers: Number of processes.
         advance: Called with the number of observations just fitted.
     """
     scene = specification.scene()
     require_lens(scene)
+    if compiled:
+        CompiledScene(scene)  # cached for all processes
     return write_table(
         labels,
         columns_of(scene),
         out,
         fit_one,
-        (specification.model_dump_json(), inputs, seed),
+        (specification.model_dump_json(), inputs, seed, compiled),
         maps=maps,
         workers=workers,
         advance=advance,
@@ -322,13 +328,13 @@ def _digest(labels: Sequence[str], arguments: tuple[Any, ...]) -> str:
 
 
 def fit_one(
-    number: int, label: str, maps: Path | None, specification: str, inputs: Inputs, seed: int
+    number: int, label: str, maps: Path | None, specification: str, inputs: Inputs, seed: int, compiled: bool
 ) -> tuple[int, FitRow]:
     """Fit one observation, on one thread, write its maps, and return its number and row."""
     scene = SceneSpecification.model_validate_json(specification).scene()
 
     def columns() -> dict[str, str]:
-        result = fit(read_observation(label, inputs), scene, seed=seed)
+        result = fit(read_observation(label, inputs), scene, seed=seed, compiled=compiled)
         if maps is not None:
             _write_maps(result, maps, label)
         return row_of(result)
@@ -340,6 +346,7 @@ def computed_row(label: str, columns: Callable[[], Mapping[str, str]]) -> FitRow
     """Return the row of an observation, computed on one thread; an error becomes its message."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    keep_freed_memory()
     try:
         return FitRow(label, columns())
     except DarklensError as error:
