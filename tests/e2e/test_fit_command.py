@@ -148,6 +148,15 @@ def test_an_interrupted_run_continues(lens, tmp_path, monkeypatch):
     assert {**first, "seconds": ""} == {**second, "seconds": ""}
 
 
+def test_a_command_that_ends_before_its_first_row_leaves_no_file(lens, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scene_table, "fit_one", interrupted)
+    assert darklens("fit", lens, "--pixel-scale", SCALE, "--out", tmp_path / "fits.csv") == 130
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("command", ["fit", "search"])
 def test_two_processes_do_not_write_one_table(lens, tmp_path, capsys, command):
     table = tmp_path / "t.csv"

@@ -18,7 +18,7 @@ FIXED = ["sie.centre_x=0", "sie.centre_y=0", "shear.gamma1=0", "shear.gamma2=0",
 @pytest.fixture(scope="module")
 def lens(tmp_path_factory):
     """A npz file of a lens with a halo of 10^10 M_sun at (0.9, 0.5)."""
-    path = tmp_path_factory.mktemp("lenses") / "lens.npz"
+    path = tmp_path_factory.mktemp("lenses") / "lens$x^$.npz"  # no formula in the title of its figure
     psf = PSF.gaussian(fwhm=0.2, pixel_scale=0.1)
     halo = HaloPerturber(log10_mass=10.0, centre_x=0.9, centre_y=0.5)
     source = Sersic(R_e=0.15, n=1.0, e1=0.0, e2=0.0, centre_x=0.08, centre_y=0.05)

@@ -197,9 +197,8 @@ def draw_search(search: SearchResult, title: str = "") -> bytes:
         figure.colorbar(picture, ax=axes, shrink=0.8)
         for perturber in search.perturbers if search.detected else ():
             axes.plot(perturber.x, perturber.y, "+", color="tab:cyan", markersize=10)
-    figure.suptitle(
-        f"{title}   delta chi2 {search.delta_chi2:.1f}, threshold {search.threshold:.1f}".strip(), fontsize=10
-    )
+    heading = f"{title}   delta chi2 {search.delta_chi2:.1f}, threshold {search.threshold:.1f}".strip()
+    figure.suptitle(heading, fontsize=10, parse_math=False)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=_DPI)
     return stream.getvalue()

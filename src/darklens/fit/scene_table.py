@@ -265,7 +265,11 @@ def _journal(out: Path | None, digest: str) -> Iterator["_Journal | None"]:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path, target=out):
-        yield _Journal(path, digest)
+        journal = _Journal(path, digest)
+        try:
+            yield journal
+        finally:
+            journal.remove_if_empty()
 
 
 class _Journal:
@@ -302,6 +306,11 @@ class _Journal:
     def remove(self) -> None:
         """Remove the file."""
         self._path.unlink(missing_ok=True)
+
+    def remove_if_empty(self) -> None:
+        """Remove the file if it has no rows."""
+        if self._path.exists() and self._path.stat().st_size <= len(self._digest) + 1:
+            self.remove()
 
 
 def unfinished(out: Path) -> Path:

@@ -70,7 +70,8 @@ def auc_bars(systems: Sequence[Mapping[str, Any]]) -> Figure:
         y = np.arange(len(names)) + (k - (len(systems) - 1) / 2) * height
         values = np.array([system["auc"][name]["value"] for name in names])
         errors = _error_bars(values, [system["auc"][name]["ci95"] for name in names])
-        axes.errorbar(values, y, xerr=errors, fmt="o", color=COLOURS[k % len(COLOURS)], capsize=3, label=system["name"])
+        label = system["name"].replace("$", r"\$")  # no formula
+        axes.errorbar(values, y, xerr=errors, fmt="o", color=COLOURS[k % len(COLOURS)], capsize=3, label=label)
     axes.set(yticks=range(len(names)), yticklabels=names, xlabel="one-vs-rest AUC")
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)

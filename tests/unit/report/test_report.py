@@ -2,6 +2,7 @@ import base64
 import re
 
 import numpy as np
+import pytest
 
 from darklens.report import charts, figures, strata_section
 from darklens.report.html import Picture, Section, Table, page
@@ -56,6 +57,12 @@ def test_the_page_is_self_contained_and_escapes_text():
     assert "http" not in re.sub(r'"data:[^"]*"', "", html)  # base64 may contain any letters
     assert base64.b64encode(PNG).decode() in html
     assert all('alt="' in image for image in re.findall(r"<img[^>]*>", html))
+
+
+@pytest.mark.parametrize("name", ["$x^$", r"a$\frac{$", "$"])
+def test_names_are_no_formulas(name):
+    auc = {"macro": {"value": 0.9, "ci95": [0.8, 0.95]}}
+    assert figures.to_png(charts.auc_bars([{"name": name, "auc": auc}])).startswith(b"\x89PNG")
 
 
 def test_figures_are_png_and_reproducible():
