@@ -541,7 +541,8 @@ def find_perturbers(
         if not significant:
             break
         detected = True
-    reasons = current.warnings
+    # Position and mass of a perturber without effect are not determined, so its fit need not converge.
+    reasons = (current if detected else smooth).warnings
     return SearchResult(
         detected=detected and not reasons,
         perturbers=tuple(perturbers),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from darklens.errors import ConfigError
-from darklens.fit import false_alarms
+from darklens.fit import false_alarms, perturbers
 from darklens.fit.false_alarms import false_alarm_threshold
 from darklens.fit.perturbers import (
     HaloPerturber,
@@ -186,3 +186,12 @@ def test_the_sensitivity_is_highest_at_the_arcs(perturbed):
     row, column = np.unravel_index(np.nanargmin(sensitivity.log10_mass), sensitivity.log10_mass.shape)
     assert abs(np.hypot(sensitivity.x[column], sensitivity.y[row]) - 1.1) < 0.4
     assert 8 < np.nanmin(sensitivity.log10_mass) < 9.8 < np.nanmax(sensitivity.log10_mass)
+
+
+def test_a_perturber_without_effect_need_not_converge(perturbed, monkeypatch):
+    observation, smooth = perturbed
+    joint_fit = perturbers._joint_fit
+    monkeypatch.setattr(perturbers, "_joint_fit", lambda *words: replace(joint_fit(*words), converged=False))
+    for threshold, words in ((1e6, ""), (1.0, "no detection is claimed: not converged")):
+        search = find_perturbers(observation, SMOOTH, result=smooth, threshold=threshold)
+        assert not search.detected and search.message == words
