@@ -1,5 +1,8 @@
 """The devices that compute: the CPU, and GPUs by CUDA."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from darklens.errors import ConfigError
@@ -33,3 +36,14 @@ def require_device(device: torch.device | str) -> torch.device:
         names = "cuda:0 alone" if n == 1 else f"cuda:0 to cuda:{n - 1}"
         raise ConfigError(f"There is no device cuda:{number} on this computer, which has {names}.")
     return torch.device("cuda", number)
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Compute convolutions of a GPU in float32: by default their products have the 10-bit mantissa of TF32."""
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed

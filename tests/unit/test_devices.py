@@ -1,14 +1,16 @@
 """Devices by name, and the sentences for those that do not exist."""
 
+import numpy as np
 import pytest
 import torch
 from pretend_device import pretend_device
 
-from darklens import Bundle
+from darklens import Bundle, Observation, Scene, Sersic, fit
 from darklens.cli import main
-from darklens.devices import require_device
+from darklens.devices import full_float32, require_device
 from darklens.errors import ConfigError
 from darklens.predict.backends import choose
+from darklens.scene import SIS
 
 ABSENT = "finds no CUDA device on this computer; use device cpu"
 
@@ -51,8 +53,6 @@ def test_onnx_on_a_gpu_is_refused():
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     """A store and an image file."""
-    import numpy as np
-
     from darklens import populations
     from darklens.simulate.generate import generate
 
@@ -83,3 +83,16 @@ def test_commands_refuse_an_absent_device_before_any_work(words, inputs, monkeyp
     assert stopped.value.code == 2
     assert capsys.readouterr().err.strip().endswith("and a CUDA build of PyTorch.")
     assert set(inputs.iterdir()) == before
+
+
+def test_tf32_is_off_in_a_block_alone():
+    allowed = torch.backends.cudnn.allow_tf32
+    with full_float32():
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == allowed
+
+
+def test_a_scene_fit_refuses_an_absent_device():
+    observation = Observation.of(np.ones((12, 12)), noise_map=1.0, pixel_scale=0.1)
+    with pytest.raises(ConfigError, match=ABSENT):
+        fit(observation, Scene([SIS()], [Sersic()]), device="cuda")

@@ -17,7 +17,7 @@ from darklens.data.arrays import float32_tensor
 from darklens.data.contrast import contrast_problem
 from darklens.data.ring_statistics import ring_statistics
 from darklens.data.store import Store
-from darklens.devices import require_device
+from darklens.devices import full_float32, require_device
 from darklens.errors import InputError
 from darklens.fit.cache import FitSettings, cached_fits, fit_settings_of
 from darklens.fit.checks import doubts as doubts_of_fits
@@ -169,7 +169,8 @@ class Bundle:
         if isinstance(inputs, Tensor) and inputs.device.type == "cpu" and len(inputs) > MICRO_BATCH:
             parts = [self.forward(part) for part in torch.split(inputs, MICRO_BATCH)]
             return NetworkOutput(*map(torch.cat, zip(*parts, strict=True)))
-        return forward_features(self.network, inputs)
+        with full_float32():
+            return forward_features(self.network, inputs)
 
     @torch.inference_mode()
     def output(self, inputs: Inputs, network_output: NetworkOutput | None = None) -> Output:

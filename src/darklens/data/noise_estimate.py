@@ -5,9 +5,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from darklens.constants import constant
+from darklens.devices import full_float32
+
 # The response vanishes where the image is locally 1, x, y, x y, x^2 or y^2. The squared entries sum to 1.
 # (Immerkaer 1996, Computer Vision and Image Understanding 64, 300)
-_NOISE_FILTER = torch.tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]]) / 6
+_NOISE_FILTER = tuple((torch.tensor([1.0, -2.0, 1.0, -2.0, 4.0, -2.0, 1.0, -2.0, 1.0]) / 6).tolist())
 _SMOOTHING = 7  # side of the box that estimates the mean brightness, pixels
 
 Images = Float[Tensor, "b 1 n n"]
@@ -20,7 +23,8 @@ def noise_variance(images: Images) -> Images:
     for at least ten sky counts per pixel, and 12 % too low for three.
     """
     inner = images[..., 1:-1, 1:-1]
-    squared = F.conv2d(images, _NOISE_FILTER.to(images)[None, None]) ** 2
+    with full_float32():
+        squared = F.conv2d(images, constant(_NOISE_FILTER, images.dtype, images.device).reshape(1, 1, 3, 3)) ** 2
     margin = _SMOOTHING // 2
     mean = F.avg_pool2d(F.pad(images, [margin] * 4, mode="replicate"), _SMOOTHING, stride=1)
     x, y = mean[..., 1:-1, 1:-1].flatten(1), squared.flatten(1)

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from darklens.devices import require_device
 from darklens.files import atomic_path
 from darklens.fit import scene_export, scene_figure
 from darklens.fit.scene_solver import Data, Solver, State, data_of
@@ -161,8 +162,11 @@ def fit(
 
     Returns:
         The fit with the lowest deviance. Check `converged`, `chi2_excess` and `at_bounds` before you use it.
+
+    Raises:
+        ConfigError: If there is no such device, or the scene has no main lens.
     """
-    started = time.process_time()
+    started, device = time.process_time(), require_device(device)
     original, observation = observation, observation.scaled(1 / observation.unit)
     oversampling = observation.psf.oversampling if observation.psf else 1
     cores = [core * observation.pixel_scale / oversampling for core in (_CORES if scene.has_cusps else _CORES[:1])]
