@@ -15,7 +15,7 @@ class AutoencoderConfig(Frozen):
     """The study's autoencoder, trained to reconstruct images."""
 
     kind: Literal["autoencoder_resnet_simple"] = "autoencoder_resnet_simple"
-    latent: int = Field(default=512, ge=1, description="dimension of the latent space")
+    latent: int = Field(default=512, ge=1, le=65_536, description="dimension of the latent space")
 
 
 class Autoencoder(nn.Module):

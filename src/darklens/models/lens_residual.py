@@ -26,7 +26,7 @@ class LensResidualConfig(OnPopulation):
     inputs: Literal["all", "maps", "summary", "image", "image_and_residual"] = Field(
         default="all", description="inputs of the classifier; subsets are for ablations"
     )
-    width: int = Field(default=24, ge=4, description="channels of the first convolution")
+    width: int = Field(default=24, ge=4, le=4096, description="channels of the first convolution")
 
 
 class LensResidual(nn.Module):

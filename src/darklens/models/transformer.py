@@ -18,10 +18,10 @@ class TransformerConfig(Frozen):
     """Settings of `Transformer`."""
 
     kind: Literal["transformer"] = "transformer"
-    patch: int = Field(default=10, ge=2, description="pixels along a side of a patch")
-    width: int = Field(default=96, ge=4, description="dimension of a token; a multiple of 4 and of heads")
-    depth: int = Field(default=4, ge=1, description="layers")
-    heads: int = Field(default=4, ge=1)
+    patch: int = Field(default=10, ge=2, le=4096, description="pixels along a side of a patch")
+    width: int = Field(default=96, ge=4, le=4096, description="dimension of a token; a multiple of 4 and of heads")
+    depth: int = Field(default=4, ge=1, le=100, description="layers")
+    heads: int = Field(default=4, ge=1, le=100)
 
     @model_validator(mode="after")
     def _divisible(self) -> "TransformerConfig":

@@ -28,7 +28,7 @@ class UnrolledResidualConfig(OnPopulation):
 
     kind: Literal["unrolled_residual"] = "unrolled_residual"
     steps: int = Field(default=3, ge=1, le=10, description="fit steps that are layers")
-    width: int = Field(default=16, ge=4, description="channels of the classifier's first convolution")
+    width: int = Field(default=16, ge=4, le=4096, description="channels of the classifier's first convolution")
 
     @property
     def fit_settings(self) -> None:

@@ -24,12 +24,15 @@ from darklens.populations.substructure_models import Substructure
 from darklens.registry import Registry, unknown
 from darklens.units import FWHM_PER_SIGMA
 
+_MOST_CLASSES = 100
+_MOST_TAPS = 10_000  # sub-pixels from the centre to the edge of the PSF
+
 
 class Field2D(Frozen):
     """The detector: square pixels, and the number of sub-pixels along the side of a pixel that are averaged."""
 
     n_pixels: int = Field(ge=8, le=4096)
-    pixel_scale: float = Field(gt=0, description="arcsec")
+    pixel_scale: float = Field(ge=1e-4, le=100, description="arcsec")
     supersample: int = Field(default=1, ge=1, le=16)
 
     @property
@@ -187,7 +190,17 @@ class Population(Frozen):
     def _at_least_two(cls, value: dict[str, Substructure]) -> dict[str, Substructure]:
         if len(value) < 2:
             raise ValueError("at least two classes are needed")
+        if len(value) > _MOST_CLASSES:
+            raise ValueError(f"at most {_MOST_CLASSES} classes are possible")
         return value
+
+    @model_validator(mode="after")
+    def _check_psf(self) -> "Population":
+        """Refuse kernels that exhaust the memory."""
+        taps = self.psf.truncate * self.psf.sigma / self.field.pixel_scale * self.field.supersample
+        if taps > _MOST_TAPS:
+            raise ValueError(f"psf: a PSF that extends {taps:.2g} sub-pixels from its centre is too wide")
+        return self
 
     @model_validator(mode="before")
     @classmethod

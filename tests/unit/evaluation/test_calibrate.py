@@ -177,6 +177,8 @@ def test_an_unknown_system_is_one_sentence_that_names_the_variable_of_plug_ins(t
         ("calibration", {"conformal": [CONFORMAL | {"lac_by_class": [-1.0] * 3}]}, "lac_by_class"),
         ("calibration", {"ood": {"p95": 2.0, "p99": 1.0}}, "p95 must not exceed p99"),
         ("calibration", {"ood": {"p95": 1.0, "p99": 1e300}}, "p99"),
+        ("model", {"kind": "autoencoder_resnet_simple", "latent": 10**12}, "less than or equal to 65536"),
+        ("model", {"kind": "sis_autoencoder2", "k_network": {"kind": "transformer", "depth": 10**9}}, "equal to 100"),
         ("pixel_scale", 0, "greater than 0"),
         ("pixel_scale", -0.1, "greater than 0"),
         ("classes", ["no", "no", "vort"], "two classes have the same name"),
