@@ -36,6 +36,7 @@ _GOOD, _HOPELESS = 1.5, 10.0  # deviance per pixel of a good fit, and of a fit t
 _RADII = (0.25, 0.5, 1.0, 2.0, 4.0)  # of profiles without light, in units of their start
 _FINE_STEPS, _CORE_STEPS = 60, 20  # at full resolution, with the first core and with each of the others
 _NO_WORSE = 4.0  # difference in deviance at which a smaller core is preferred
+_CLOSE, _CLOSE_RELATIVE = 25.0, 0.02  # excess of the deviance of another solution, absolute and relative
 _POOR, _POOR_SIGMA = 1.15, 5.0  # chi2 per pixel, and its excess in standard deviations, of a poor fit
 _FAINTEST = 100.0  # reduction of chi2 by the model below which the image may be noise alone
 _TOO_GOOD = 0.1  # chi2 per pixel below which the noise map is wrong, or the image has no noise
@@ -60,6 +61,8 @@ class FitResult:
         steps: Number of model evaluations at full resolution.
         seconds: Processor time.
         covariance: Covariance matrix of the parameters, in the order of `scene.names`; NaN as for `errors`.
+        alternatives: Other Einstein radii at which the image is fitted almost as well, and the excess of their
+            deviance (`_CLOSE`).
     """
 
     scene: Scene = field(repr=False)
@@ -75,6 +78,7 @@ class FitResult:
     steps: int
     seconds: float
     covariance: Float[np.ndarray, "p p"] = field(repr=False)
+    alternatives: tuple[tuple[float, float], ...] = ()
 
     @property
     def chi2_per_pixel(self) -> float:
@@ -102,6 +106,8 @@ class FitResult:
         for words, names in (("at a bound", self.at_bounds), ("not determined by the image", undetermined)):
             if names := [name for name in names if name.startswith((lens, "shear."))]:
                 warnings.append(f"{words}: {', '.join(names)}")
+        for theta_E, excess in self.alternatives:
+            warnings.append(f"theta_E = {theta_E:.3g} fits almost as well: its chi2 is {excess:.0f} higher")
         return tuple(warnings)
 
     @cached_property
@@ -176,7 +182,9 @@ def fit(
     starts = draw_starts(solver, binned, torch.Generator().manual_seed(seed), device)
     for steps, kept in _ROUNDS:
         state = solver.minimise(starts, data.repeated(len(starts)), steps=steps)
-        starts = _distinct(softened[0], state, data)[:kept]
+        rows = _distinct(softened[0], state, data)
+        starts = state.internal[rows[:kept]]
+    alternatives = _alternatives(softened[0], state, rows)
     starts = _revived(solver, starts, data)
     detector, data = observation.detector(), data_of(observation, device)
     best: tuple[Solver, State] | None = None
@@ -189,7 +197,7 @@ def fit(
     assert best is not None
     fine, state = best
     result = result_of(fine, state, observation, started).scaled(original.unit)
-    return replace(result, observation=original)
+    return replace(result, observation=original, alternatives=alternatives)
 
 
 def coarse(observation: Observation) -> Observation:
@@ -220,21 +228,33 @@ def _revived(solver: Solver, best: Float[Tensor, "1 p"], data: Data) -> Float[Te
     return after.internal[lowest][None] if after.deviance[lowest] < before.deviance[0] else best
 
 
-def _distinct(scene: Scene, state: State, data: Data) -> Float[Tensor, "d p"]:
-    """Return the internal parameters of fits with different Einstein radii, by increasing deviance."""
+def _alternatives(scene: Scene, state: State, rows: list[int]) -> tuple[tuple[float, float], ...]:
+    """Return Einstein radius, and excess of the deviance, of those of several fits that are close to the first."""
+    name = f"{main_lens(scene)}.theta_E"
+    if name not in scene.names:
+        return ()
+    theta_E = scene.external(state.internal)[:, scene.names.index(name)].tolist()
+    deviance = state.deviance.tolist()
+    close = max(_CLOSE, _CLOSE_RELATIVE * deviance[rows[0]])
+    excess = {row: deviance[row] - deviance[rows[0]] for row in rows[1:]}
+    return tuple((theta_E[row], value) for row, value in excess.items() if value < close)
+
+
+def _distinct(scene: Scene, state: State, data: Data) -> list[int]:
+    """Return the rows of fits with different Einstein radii, by increasing deviance."""
     name = f"{main_lens(scene)}.theta_E"
     order = state.deviance.argsort().tolist()
     per_pixel = (state.deviance / (data.weights > 0).sum()).tolist()
     if per_pixel[order[0]] < _GOOD:
         order = [row for row in order if per_pixel[row] < _HOPELESS]
     if name not in scene.names:
-        return state.internal[order]
+        return order
     log_theta_E = scene.external(state.internal)[:, scene.names.index(name)].log().tolist()
     chosen: list[int] = []
     for row in order:
         if all(abs(log_theta_E[row] - log_theta_E[other]) > _DIFFERENT for other in chosen):
             chosen.append(row)
-    return state.internal[chosen]
+    return chosen
 
 
 def result_of(solver: Solver, state: State, observation: Observation, started: float) -> FitResult:
