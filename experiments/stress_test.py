@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from darklens.config import Frozen
 from darklens.errors import ConfigError
-from darklens.fit.perturbers import Redshifts, find_perturbers
+from darklens.fit.perturber_profiles import Redshifts
+from darklens.fit.perturbers import find_perturbers
 from darklens.memory import keep_freed_memory
 from darklens.scene.observation import Observation
 from darklens.scene.psf import PSF

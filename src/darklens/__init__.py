@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from darklens.data.store import Store
     from darklens.evaluation.evaluate import evaluate
     from darklens.fit.evidence import evidence_maps
+    from darklens.fit.gain_map import sensitivity_map
     from darklens.fit.hypotheses import fit_hypotheses
     from darklens.fit.macro import fit_macro
-    from darklens.fit.perturbers import find_perturbers, sensitivity_map
+    from darklens.fit.perturbers import find_perturbers
     from darklens.fit.scene_fit import fit
     from darklens.physics.grid import Grid
     from darklens.populations.population import get as get_population
@@ -55,7 +56,7 @@ _HOME = {
     "generate": ("darklens.simulate.generate", "generate"),
     "get_population": ("darklens.populations.population", "get"),
     "get_recipe": ("darklens.training.recipe", "get"),
-    "sensitivity_map": ("darklens.fit.perturbers", "sensitivity_map"),
+    "sensitivity_map": ("darklens.fit.gain_map", "sensitivity_map"),
     "train": ("darklens.training.run", "train"),
 }
 _PROFILES = (

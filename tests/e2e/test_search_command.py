@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from commandline import darklens, rows_of
 
+from darklens.fit.perturber_profiles import HaloPerturber
 from darklens.fit.perturber_table import SEARCH_COLUMNS
-from darklens.fit.perturbers import HaloPerturber
 from darklens.scene import PSF, SIE, Detector, Scene, Sersic
 
 INTERFACE = (

@@ -176,8 +176,8 @@ def search(
 
     Example: `darklens search lenses/ --model epl-shear --pixel-scale 0.05 --out search.csv --maps maps`
     """
+    from darklens.fit.perturber_profiles import Redshifts
     from darklens.fit.perturber_table import SearchOptions, search_table
-    from darklens.fit.perturbers import Redshifts
 
     if not 0 < z_lens < z_source < _LARGEST_REDSHIFT:
         raise ConfigError(

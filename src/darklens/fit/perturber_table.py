@@ -12,13 +12,8 @@ import numpy as np
 
 from darklens.files import atomic_path
 from darklens.fit.false_alarms import false_alarm_threshold
-from darklens.fit.perturbers import (
-    PerturberKind,
-    Redshifts,
-    SearchResult,
-    compile_search,
-    find_perturbers,
-)
+from darklens.fit.perturber_profiles import PerturberKind, Redshifts
+from darklens.fit.perturbers import SearchResult, compile_search, find_perturbers
 from darklens.fit.scene_fit import fit
 from darklens.fit.scene_table import FitRow, computed_row, require_lens, write_table
 from darklens.scene.observation_files import Inputs, read_observation

@@ -10,13 +10,9 @@ import torch
 from darklens.errors import ConfigError
 from darklens.fit import false_alarms, perturbers
 from darklens.fit.false_alarms import false_alarm_threshold
-from darklens.fit.perturbers import (
-    HaloPerturber,
-    Redshifts,
-    find_perturbers,
-    gain_map,
-    sensitivity_map,
-)
+from darklens.fit.gain_map import gain_map, sensitivity_map
+from darklens.fit.perturber_profiles import HaloPerturber, Redshifts
+from darklens.fit.perturbers import find_perturbers
 from darklens.fit.scene_fit import fit
 from darklens.fit.scene_solver import Data, Solver
 from darklens.scene import PSF, SIE, Detector, Observation, Scene, Sersic, Shear
