@@ -80,22 +80,23 @@ def _check_folder(path: Path) -> None:
     status = _status(path)
     if status is not None and not stat.S_ISDIR(status.st_mode):
         _refuse(path, f"is {_kind(status)}, not a folder")
-    _check_parent(path / "file")
+    _check_parent(path / "file", path)
 
 
-def _check_parent(path: Path) -> None:
-    """Check that a file can be created in the nearest existing folder above `path`."""
+def _check_parent(path: Path, target: Path | None = None) -> None:
+    """Check that a file can be created in the nearest existing folder above `path`; `target` is named in messages."""
+    target = target or path
     for folder in path.absolute().parents:
         status = _status(folder)
         if status is None:
             continue
         if not stat.S_ISDIR(status.st_mode):
-            _refuse(path, f"cannot be written: {folder} is {_kind(status)}, not a folder")
+            _refuse(target, f"cannot be written: {folder} is {_kind(status)}, not a folder")
         try:
             with tempfile.TemporaryFile(dir=folder):
                 return
         except OSError as error:
-            _refuse(path, f"cannot be written: {folder}: {_reason(error)}")
+            _refuse(target, f"cannot be written: {folder}: {_reason(error)}")
 
 
 def _check_inputs(

@@ -601,6 +601,15 @@ class TestCommandLine:
         assert darklens("serve") == 2
         assert "darklens[serve]" in capsys.readouterr().err
 
+    @pytest.mark.parametrize("words", ["--port 99999", "--port -1", f"--host {'x' * 100}", "--port USED"])
+    def test_an_address_at_which_no_server_can_listen_is_one_sentence(self, capsys, words):
+        from commandline import darklens
+
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            words = words.replace("USED", str(other.getsockname()[1]))
+            assert darklens("serve", *words.split()) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
     def test_a_missing_model_or_an_invalid_limit_is_one_sentence(self, tmp_path, capsys):
         from commandline import darklens
 

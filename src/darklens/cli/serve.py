@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from darklens.cli.root import Device, Positive, app, print_error
 from darklens.errors import ConfigError
@@ -20,7 +20,9 @@ def serve(
     ] = None,
     *,
     host: Annotated[str, Parameter(help="Address to listen on; 0.0.0.0 accepts other machines.")] = "127.0.0.1",
-    port: Annotated[int, Parameter(help="Port; 0 chooses a free one.")] = 8000,
+    port: Annotated[
+        int, Parameter(help="Port; 0 chooses a free one.", validator=validators.Number(gte=0, lte=65535))
+    ] = 8000,
     token: Annotated[
         str | None,
         Parameter(
@@ -68,9 +70,10 @@ def serve(
         raise ConfigError(f"--{'-'.join(map(str, first['loc'])).replace('_', '-')}: {first['msg']}.") from None
     from darklens.memory import keep_freed_memory
     from darklens.serve.http import create_app
-    from darklens.serve.server import run
+    from darklens.serve.server import require_address, run
     from darklens.serve.service import load_models
 
+    require_address(host, port)
     if not settings.is_local and settings.token is None:
         print_error(f"Anyone who can reach {host} can use this server; set DARKLENS_TOKEN to require a token.")
     keep_freed_memory()

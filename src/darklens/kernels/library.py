@@ -83,7 +83,7 @@ def _loaded(compiler_path: str, folder: Path) -> ctypes.CDLL:
                 _build(compiler_path, temporary)
             path.chmod(0o644)
         return ctypes.CDLL(str(path))
-    except (FileExistsError, NotADirectoryError, PermissionError, InputError):  # no folder that is safe to use
+    except (OSError, InputError):  # no folder that is safe to use, or a read-only or full disk
         with tempfile.TemporaryDirectory() as temporary_folder:
             path = Path(temporary_folder) / path.name
             _build(compiler_path, path)

@@ -10,6 +10,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from darklens.errors import ConfigError
 from darklens.serve.limits import Settings
 from darklens.serve.service import Service
 
@@ -86,6 +87,24 @@ def create_server(app: FastAPI, settings: Settings, port: int) -> uvicorn.Server
         timeout_graceful_shutdown=int(settings.timeout + settings.receive_timeout) + _SHUTDOWN_MARGIN,
     )
     return _Server(config, app.state.service)
+
+
+def require_address(host: str, port: int) -> None:
+    """Check that a server can listen at an address, before models are loaded.
+
+    Raises:
+        ConfigError: If it cannot; one sentence says why.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except (OSError, UnicodeError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise ConfigError(
+            f"The server cannot listen at {host}, port {port} ({reason}); change --host or --port."
+        ) from None
 
 
 def run(app: FastAPI, settings: Settings, port: int) -> None:

@@ -1,6 +1,7 @@
 """Building, caching and loading the compiled kernels."""
 
 import ctypes
+import errno
 import hashlib
 import os
 import shutil
@@ -141,6 +142,15 @@ def test_two_processes_may_build_at_once(short_source, empty_cache):
 @needs_compiler
 def test_it_works_without_a_writable_cache_folder(short_source, empty_cache, tmp_path):
     empty_cache.parent.write_text("a file in place of the folder")
+    assert library() is not None
+
+
+@needs_compiler
+def test_it_works_on_a_read_only_disk(short_source, empty_cache, monkeypatch):
+    def read_only(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(module.Path, "mkdir", read_only)
     assert library() is not None
 
 
