@@ -13,7 +13,7 @@ from darklens.scene.psf import PSF
 
 MASKED_NOISE = 1e6  # of the median; pipelines set the noise of masked pixels to such values
 _FEWEST_PIXELS = 100
-_LARGEST = 1e12  # pixel, in units of the median noise
+_LARGEST, _SMALLEST = 1e12, 1e-3  # pixel, and the brightest one, in units of the median noise
 _NOISE_LIMIT = 1e100  # of the median noise, and its inverse; their squares are in float64
 NoiseKind = Literal["standard deviation", "variance", "inverse variance"]
 _WRONG_NOISE, _RIGHT_NOISE = 5.0, 2.0  # factor from the image scatter: doubted above, plausible below
@@ -111,6 +111,8 @@ class Observation:
             changes.append("rows reversed" + ("" if kernel is None else ", those of the PSF too"))
         changes += _exclusions(used)
         _require_deviation(pixels, noise, used)
+        if 0 < np.abs(pixels[used]).max() < _SMALLEST * level:
+            raise InputError(f"The image is nowhere above {_SMALLEST:g} times the noise; give both in the same unit.")
         return cls(np.where(used, pixels, 0.0), noise, float(pixel_scale), kernel, used, tuple(changes))
 
     @classmethod
