@@ -21,7 +21,7 @@ test-commands: test-units
 		tests/e2e tests/web tests/docs tests/experiments tests/gpu tests/parity tests/realdata
 
 test-sweep: setup-test  ## long sweeps over samples, and over parts that are tested elsewhere (about three minutes)
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m sweep tests/unit tests/e2e tests/parity
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m sweep tests/unit tests/e2e tests/gpu tests/parity
 
 bench: setup-test  ## side-by-side speed and memory (about 40 minutes); prints one table, writes results/bench.json
 	@$(PYTHON) tools/setup_venv.py dev parity bench

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from pretend_device import pretend_device
 
+pytestmark = pytest.mark.sweep
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 

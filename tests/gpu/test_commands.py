@@ -18,6 +18,8 @@ from darklens.serve.classifier import Classifier
 from darklens.simulate.generate import generate
 from darklens.training.processes import Processes
 
+pytestmark = pytest.mark.sweep  # a minute of processor time; other tests run the parts
+
 SMALL = ["stages.0.epochs=2", "stages.0.batch_size=4", "stages.0.ema_decay=0.9", "data.preprocess.crop=50"]
 
 

@@ -106,6 +106,7 @@ def test_macro_fit_with_a_noise_map_of_exposures():
     compare(lambda device: fit_macro(images.to(device), population, exposure=exposure.to(device)))
 
 
+@pytest.mark.sweep
 def test_hypotheses_and_evidence_maps():
     population, images = lens_images()
 
@@ -229,6 +230,7 @@ def test_metrics_and_statistics_of_images():
     compare(lambda device: reconstruction_metrics(images.to(device), images.to(device) * 0.9))
 
 
+@pytest.mark.sweep
 def test_bundle_classifies_with_maps_and_covariance():
     images, _ = simulate_batch(populations.get("common-test-i"), 1, range(2))
     exposure, mask = np.ones_like(images), np.zeros(images.shape, dtype=bool)
