@@ -1,6 +1,7 @@
 """Fits of scenes to hostile observations: extreme units, single wild pixels, and images that determine nothing."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ import torch
 from darklens.errors import InputError
 from darklens.fit import perturbers, scene_starts
 from darklens.fit.perturbers import find_perturbers
-from darklens.fit.scene_fit import fit
-from darklens.fit.scene_solver import data_of
+from darklens.fit.scene_fit import _alternatives, _distinct, fit
+from darklens.fit.scene_solver import Solver, data_of
 from darklens.scene import PSF, SIE, Detector, Observation, Scene, Sersic
 
 N, SCALE, NOISE = 24, 0.15, 0.02
@@ -120,3 +121,21 @@ def test_an_image_that_determines_nothing_has_warnings_and_no_errors_of_zero(ima
 def test_what_no_fit_can_use_is_one_sentence(psf, image, words):
     with pytest.raises(InputError, match=words):
         observed(image, np.full(image.shape, NOISE), psf)
+
+
+def test_another_einstein_radius_that_fits_almost_as_well_is_a_warning(reference):
+    scene = reference.scene
+    internal = scene.internal(
+        scene.pack(reference.parameters | {"sie.theta_E": torch.tensor([1.2, 1.0, 1.21, 0.8, 0.5])})
+    )
+    data = data_of(reference.observation.scaled(1 / reference.observation.unit))
+    solver = Solver(scene, reference.observation.detector())
+    state = solver.state(internal.float(), data.repeated(5))
+    state.deviance = torch.tensor([1100.0, 1000.0, 1005.0, 1024.0, 1026.0])
+    rows = _distinct(scene, state, data)
+    assert rows == [1, 2, 3, 4]
+    alternatives = _alternatives(scene, state, rows)
+    assert [round(theta_E, 2) for theta_E, _ in alternatives] == [1.21, 0.8]
+    assert [excess for _, excess in alternatives] == [5.0, 24.0]
+    warning = replace(reference, alternatives=alternatives).warnings[-1]
+    assert warning == "theta_E = 0.8 fits almost as well: its chi2 is 24 higher"
