@@ -114,7 +114,7 @@ def test_an_image_that_determines_nothing_has_warnings_and_no_errors_of_zero(ima
         (KERNEL * 1e300, IMAGE, "divide them by their sum"),
         (KERNEL * 1e-300, IMAGE, "divide them by their sum"),
         (KERNEL[3:4, 3:4], np.ones((1, 1)), "1 pixels remain"),
-        *((KERNEL, image, "nowhere above 0.001 times the noise") for image in (IMAGE * 1e-29, IMAGE * 1e-4)),
+        *((KERNEL, image, "nowhere above 0.001 times the noise") for image in (IMAGE * 1e-29, IMAGE * 1e-6)),
         (KERNEL, np.ones((1, 500)), "is larger than the image"),
     ],
 )
