@@ -24,8 +24,8 @@ from darklens.populations.substructure_models import Substructure
 from darklens.registry import Registry, unknown
 from darklens.units import FWHM_PER_SIGMA
 
-_MOST_CLASSES = 100
-_MOST_TAPS = 10_000  # sub-pixels from the centre to the edge of the PSF
+_MAX_CLASSES = 100
+_MAX_TAPS = 10_000  # sub-pixels from the centre to the edge of the PSF
 
 
 class Field2D(Frozen):
@@ -190,15 +190,15 @@ class Population(Frozen):
     def _at_least_two(cls, value: dict[str, Substructure]) -> dict[str, Substructure]:
         if len(value) < 2:
             raise ValueError("at least two classes are needed")
-        if len(value) > _MOST_CLASSES:
-            raise ValueError(f"at most {_MOST_CLASSES} classes are possible")
+        if len(value) > _MAX_CLASSES:
+            raise ValueError(f"at most {_MAX_CLASSES} classes are possible")
         return value
 
     @model_validator(mode="after")
     def _check_psf(self) -> "Population":
         """Refuse kernels that exhaust the memory."""
         taps = self.psf.truncate * self.psf.sigma / self.field.pixel_scale * self.field.supersample
-        if taps > _MOST_TAPS:
+        if taps > _MAX_TAPS:
             raise ValueError(f"psf: a PSF that extends {taps:.2g} sub-pixels from its centre is too wide")
         return self
 
