@@ -30,7 +30,7 @@ from darklens.serve import server
 from darklens.serve.batching import Batcher, Job
 from darklens.serve.http import create_app
 from darklens.serve.limits import Settings
-from darklens.serve.reader_processes import ReaderPool, ReadRequest, _end_with_parent, _read_file
+from darklens.serve.reader_processes import ReaderPool, ReadRequest, _end_with_parent, _read_file, read_files
 from darklens.serve.simulated_lens import LensRequest, simulate
 
 N, SCALE = 50, 0.15
@@ -370,6 +370,22 @@ class TestReaders:
         while folder.exists():
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+    def test_a_process_whose_connection_is_closed_removes_its_folder(self, tmp_path):
+        context, folder = multiprocessing.get_context("fork"), tmp_path / "darklens-serve"
+        folder.mkdir()
+        ours, theirs = context.Pipe()
+
+        def child():
+            ours.close()
+            read_files(theirs, str(folder))
+
+        process = context.Process(target=child)
+        process.start()
+        assert ours.recv_bytes() == b"ready"
+        ours.close()
+        process.join(PATIENCE)
+        assert process.exitcode == 0 and not folder.exists()
 
     def test_a_file_that_cannot_be_stored_is_no_bad_image(self, tmp_path):
         reply, _ = _read_file(tmp_path / "removed" / "file", read_request(), npy(image()))

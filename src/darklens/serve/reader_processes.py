@@ -204,6 +204,7 @@ def read_files(connection: Connection, folder: str) -> None:
             connection.send_bytes(json.dumps(reply).encode())
             if pixels is not None:
                 connection.send_bytes(pixels.tobytes())
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _read_file(file: Path, request: ReadRequest, data: bytes) -> tuple[dict[str, Any], np.ndarray | None]:
