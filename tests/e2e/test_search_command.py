@@ -36,7 +36,7 @@ def test_a_table_of_a_lens_and_a_bad_file(lens, tmp_path, capsys):
     assert ",".join(SEARCH_COLUMNS) == INTERFACE == (tmp_path / "search.csv").read_text().splitlines()[0]
     assert "Perturbers detected in 1 of 2 images." in capsys.readouterr().out
     good, bad = rows_of(tmp_path / "search.csv")
-    assert good["detected"] == "yes" and float(good["delta_chi2"]) > float(good["threshold"]) == 15
+    assert good["detected"] == "yes" and float(good["delta_chi2"]) > float(good["threshold"]) == 11
     assert np.hypot(float(good["x"]) - 0.9, float(good["y"]) - 0.5) < 0.15
     assert bad["status"] == "error" and "missing.fits" in bad["message"] and not bad["detected"]
     png, npz = sorted((tmp_path / "maps").iterdir(), key=lambda path: path.suffix, reverse=True)

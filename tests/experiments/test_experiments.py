@@ -234,7 +234,10 @@ def test_a_model_is_calibrated_on_one_simulation_and_evaluated_on_another(quick,
 
 
 NOT_RUN_YET = {"few_images"}
-KEPT = [*((name, "") for name in names() if read(name, []).out and name not in NOT_RUN_YET), ("shifts", "robust")]
+KEPT = [
+    *((name, "") for name in names() if read(name, []).out and name not in NOT_RUN_YET),
+    ("shifts", "robust"),
+]
 
 
 @pytest.mark.parametrize(("name", "variant"), KEPT)

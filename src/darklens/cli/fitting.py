@@ -140,7 +140,7 @@ def search(
         ),
     ] = 1,
     threshold: Annotated[
-        float | None, Parameter(help="delta chi2 of a detection; by default 15, or 20 for line masses.")
+        float | None, Parameter(help="delta chi2 of a detection; by default 11 for haloes (10 % false alarms), 15 for points, 20 for lines.")
     ] = None,
     simulations: Annotated[
         int | None,

@@ -175,7 +175,7 @@ def _line(
 _PROFILES: dict[str, type[PerturberProfile]] = {"tnfw": HaloPerturber, "point": PointPerturber, "line": LinePerturber}
 
 
-DEFAULT_THRESHOLD = {"tnfw": 15.0, "point": 15.0, "line": 20.0}
+DEFAULT_THRESHOLD = {"tnfw": 11.0, "point": 15.0, "line": 20.0}
 """Thresholds of delta chi2 without simulations."""
 
 

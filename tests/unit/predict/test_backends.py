@@ -47,6 +47,7 @@ def test_onnx_gives_the_same_probabilities_and_features(exported, tmp_path, monk
     )
 
 
+@pytest.mark.sweep
 @pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
 def test_compiled_gives_the_same_probabilities_and_features(tmp_path):
     # In a separate process: torch.compile rejects functions with the type checks of pytest.

@@ -45,6 +45,7 @@ print("equal")
 """
 
 
+@pytest.mark.sweep
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler on this machine")
 def test_compiled_images_differ_by_rounding_only_and_not_with_the_batch():
     done = subprocess.run([sys.executable, "-c", COMPARISON], capture_output=True, text=True, check=False)
