@@ -140,7 +140,10 @@ def search(
         ),
     ] = 1,
     threshold: Annotated[
-        float | None, Parameter(help="delta chi2 of a detection; by default 11 for haloes (10 % false alarms), 15 for points, 20 for lines.")
+        float | None,
+        Parameter(
+            help="delta chi2 of a detection; by default 11 for haloes (10 % false alarms), 15 for points, 20 for lines."
+        ),
     ] = None,
     simulations: Annotated[
         int | None,
