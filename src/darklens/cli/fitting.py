@@ -54,7 +54,7 @@ Compile = Annotated[
     Parameter(
         name="--compile",
         negative="",
-        help="Compile the scene first, in one to three minutes, unless it is cached from an earlier run. Fits are then "
+        help="Compile the scene first, in one to ten minutes, unless it is cached from an earlier run. Fits are then "
         "several times as fast. Needs a C++ compiler.",
     ),
 ]
