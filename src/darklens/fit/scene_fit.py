@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from darklens.devices import require_device
+from darklens.errors import ConfigError
 from darklens.files import atomic_path
 from darklens.fit import scene_export, scene_figure
 from darklens.fit.scene_solver import Data, Solver, State, data_of
@@ -167,11 +168,14 @@ def fit(
         compiled: Whether to compile the scene, for fits of many images on the CPU (`darklens.scene.compiled`).
 
     Returns:
-        The fit with the lowest deviance. Check `converged`, `chi2_excess` and `at_bounds` before you use it.
+        The fit with the lowest deviance. Check its `warnings` before you use it.
 
     Raises:
-        ConfigError: If there is no such device, or the scene has no main lens.
+        ConfigError: If there is no such device, the scene has no main lens, or `compiled` is combined with a device
+            other than the CPU or needs a C++ compiler that is missing.
     """
+    if compiled and torch.device(device).type != "cpu":
+        raise ConfigError(f"A compiled fit runs on the CPU, not on {device}; leave out compiled=True or the device.")
     started, device = time.process_time(), require_device(device)
     original, observation = observation, observation.scaled(1 / observation.unit)
     oversampling = observation.psf.oversampling if observation.psf else 1

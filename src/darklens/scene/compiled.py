@@ -5,6 +5,7 @@ positions, so that one compilation serves images of any size, batches of any len
 cached on disk for scenes of the same structure.
 """
 
+import contextlib
 import hashlib
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from darklens.compilation import compiler, require_compiler
+from darklens.errors import InputError
 from darklens.files import atomic_path
 from darklens.kernels.library import cache_folder, is_private, target_of
 from darklens.scene.scene import Planes, Scene
@@ -115,16 +117,22 @@ def _digest(scene: Scene) -> str:
 
 
 def _loaded(name: str, function: _Function, arguments: tuple[Tensor, ...]) -> _Function:
+    """Return a function from the cache, compiled where it is missing or damaged, or where no folder is safe to use."""
     folder = cache_folder()
     path = folder / f"scene-{name}.pt2"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if is_private(folder):
-        if not is_private(path):
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if is_private(folder):
+            if is_private(path):
+                with contextlib.suppress(RuntimeError):  # a damaged file
+                    return _load(path)
             path.unlink(missing_ok=True)
             with atomic_path(path) as temporary:
                 _build(function, arguments, temporary)
             path.chmod(0o644)
-        return _load(path)
+            return _load(path)
+    except (OSError, InputError):  # such as a folder on a read-only or full disk
+        pass
     with tempfile.TemporaryDirectory() as temporary_folder:
         path = Path(temporary_folder) / path.name
         _build(function, arguments, path)

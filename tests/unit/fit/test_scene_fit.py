@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from darklens.errors import InputError
+from darklens.errors import ConfigError, InputError
 from darklens.fit import perturbers, scene_starts
 from darklens.fit.perturbers import find_perturbers
 from darklens.fit.scene_fit import _alternatives, _distinct, fit
@@ -139,3 +139,8 @@ def test_another_einstein_radius_that_fits_almost_as_well_is_a_warning(reference
     assert [excess for _, excess in alternatives] == [5.0, 24.0]
     warning = replace(reference, alternatives=alternatives).warnings[-1]
     assert warning == "theta_E = 0.8 fits almost as well: its chi2 is 24 higher"
+
+
+def test_a_compiled_fit_on_another_device_is_one_sentence():
+    with pytest.raises(ConfigError, match="runs on the CPU, not on cuda"):
+        fit(observed(), SCENE, device="cuda", compiled=True)

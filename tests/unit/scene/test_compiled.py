@@ -85,6 +85,26 @@ def test_no_compiler_is_one_sentence(monkeypatch):
         CompiledScene(Scene(SIS(), Shapelets(4)))
 
 
+@pytest.mark.parametrize("damage", ["truncated", "a file for a folder"])
+def test_a_damaged_cache_is_no_error(monkeypatch, tmp_path, damage):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "darklens"
+    if damage == "truncated":
+        folder.mkdir(mode=0o700)
+        (folder / "scene-name.pt2").write_bytes(b"PK")
+    else:
+        folder.write_text("")
+
+    def load(path):
+        if path.read_bytes() != b"built":
+            raise RuntimeError("damaged")
+        return "function"
+
+    monkeypatch.setattr(compiled, "_build", lambda function, arguments, path: path.write_bytes(b"built"))
+    monkeypatch.setattr(compiled, "_load", load)
+    assert compiled._loaded("name", None, ()) == "function"
+
+
 @pytest.mark.sweep
 @pytest.mark.skipif(library.compiler() is None, reason="no C++ compiler")
 def test_compiled_functions_equal_pytorch_and_are_cached(monkeypatch, tmp_path):
