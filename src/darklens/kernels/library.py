@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -71,7 +72,17 @@ def cache_folder() -> Path:
 
 
 def _loaded(compiler_path: str, folder: Path) -> ctypes.CDLL:
-    path = _path(compiler_path, folder)
+    return load_cached(_path(compiler_path, folder), lambda target: _build(compiler_path, target))
+
+
+def load_cached(path: Path, build: Callable[[Path], None]) -> ctypes.CDLL:
+    """Load a library from the cache, built where it is missing or damaged, or where no folder is safe to use.
+
+    Args:
+        path: Its file in the cache.
+        build: Builds it at a path, with its digest at the end (`compile_library`).
+    """
+    folder = path.parent
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not is_private(folder):
@@ -80,13 +91,13 @@ def _loaded(compiler_path: str, folder: Path) -> ctypes.CDLL:
             if path.is_symlink():  # `atomic_path` would replace the file that it leads to
                 path.unlink()
             with atomic_path(path) as temporary:
-                _build(compiler_path, temporary)
+                build(temporary)
             path.chmod(0o644)
         return ctypes.CDLL(str(path))
     except (OSError, InputError):  # no folder that is safe to use, or a read-only or full disk
         with tempfile.TemporaryDirectory() as temporary_folder:
             path = Path(temporary_folder) / path.name
-            _build(compiler_path, path)
+            build(path)
             return ctypes.CDLL(str(path))
 
 
@@ -103,7 +114,7 @@ def is_private(path: Path) -> bool:
     if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and status.st_mode & 0o022:
         path.chmod(status.st_mode & 0o755)
         status = path.lstat()
-        for library_file in (*path.glob("kernels-*.so"), *path.glob("scene-*.pt2")):  # others may have placed them
+        for library_file in (*path.glob("kernels-*.so"), *path.glob("scene-*.so")):  # others may have placed them
             library_file.unlink()
     is_plain = stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)
     return is_plain and status.st_uid in (os.geteuid(), 0) and not status.st_mode & 0o022
@@ -125,25 +136,32 @@ def target_of(compiler_path: str) -> bytes:
     They belong to the name of a cached library, since the computers of a cluster may share the folder.
     """
     version, processor = ["--version"], [*_FLAGS, "-Q", "--help=target"]
-    return b"\0".join(_output(compiler_path, *options) for options in (version, processor))
+    return b"\0".join(output_of(compiler_path, *options) for options in (version, processor))
 
 
 def _sources() -> list[Path]:
     return sorted(path for path in _SOURCE.iterdir() if path.suffix in {".cpp", ".h"})
 
 
-def _output(*command: str) -> bytes:
+def output_of(*command: str) -> bytes:
+    """Return the output of a command; raise SubprocessError if it fails."""
     return subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT).stdout
 
 
 def _build(compiler_path: str, target: Path) -> None:
+    # Linked without -fopenmp, so that its functions resolve to the library that PyTorch has loaded.
+    compile_library(compiler_path, [*_FLAGS, f"-I{_SOURCE}"], (_SOURCE / "kernels.cpp").read_text(), target)
+
+
+def compile_library(compiler_path: str, flags: Sequence[str], code: str, target: Path) -> None:
+    """Compile C++ code to a shared library, followed by its digest."""
     with tempfile.TemporaryDirectory() as folder:
-        objects = Path(folder) / "kernels.o"
-        _output(compiler_path, *_FLAGS, "-c", str(_SOURCE / "kernels.cpp"), "-o", str(objects))
-        # Linked without -fopenmp, so that its functions resolve to the library that PyTorch has loaded.
-        _output(compiler_path, "-shared", str(objects), "-o", str(target))
-    code = target.read_bytes()
-    target.write_bytes(code + hashlib.sha256(code).digest())  # the loader ignores bytes after the code
+        source, objects = Path(folder) / "code.cpp", Path(folder) / "code.o"
+        source.write_text(code)
+        output_of(compiler_path, *flags, "-c", str(source), "-o", str(objects))
+        output_of(compiler_path, "-shared", str(objects), "-o", str(target))
+    content = target.read_bytes()
+    target.write_bytes(content + hashlib.sha256(content).digest())  # the loader ignores bytes after the code
 
 
 def _is_intact(path: Path) -> bool:

@@ -1,49 +1,16 @@
-// Arithmetic on a register of float32: 16 lanes with AVX-512, 8 with AVX2.
+// Operations on registers that need AVX2 or AVX-512.
 #pragma once
 
 #include <immintrin.h>
 
-#include <cstdint>
-#include <cstring>
-#include <initializer_list>
+#include "arithmetic.h"
 
-#if defined __AVX512F__
-constexpr int64_t LANES = 16;
-#elif defined __AVX2__ && defined __FMA__
-constexpr int64_t LANES = 8;
-#else
+#if !defined __AVX2__ || !defined __FMA__
 #error "AVX2 and FMA are required"
 #endif
 
-typedef float Floats __attribute__((vector_size(4 * LANES)));
-typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
-typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
-
-inline Floats load(const float* from) {
-    Floats values;
-    std::memcpy(&values, from, sizeof values);
-    return values;
-}
-
-inline void store(float* to, Floats values) { std::memcpy(to, &values, sizeof values); }
-
-inline Floats broadcast(float value) { return Floats{} + value; }
-
 // NaN stays NaN, as in torch.
 inline Floats clamp_min(Floats value, float minimum) { return value < minimum ? broadcast(minimum) : value; }
-
-// The keep_first n lanes from memory; the other lanes are 0.
-inline Floats load_partial(const float* from, int64_t n) {
-    Floats values = {};
-    if (n == LANES) return load(from);
-    std::memcpy(&values, from, n * sizeof(float));
-    return values;
-}
-
-inline void store_partial(float* to, Floats values, int64_t n) {
-    if (n == LANES) return store(to, values);
-    std::memcpy(to, &values, n * sizeof(float));
-}
 
 // Sets broadcast lanes but the keep_first n to 0.
 inline Floats keep_first(Floats values, int64_t n) {
@@ -60,28 +27,6 @@ inline Floats inverse_root(Floats value) {
     guess = guess * (1.5f - 0.5f * value * guess * guess);
 #endif
     return guess * (1.5f - 0.5f * value * guess * guess);
-}
-
-// The natural logarithm of positive numbers: 2 artanh((m - 1) / (m + 1)) of the mantissa m between sqrt(1/2) and
-// sqrt(2).
-inline Floats ln(Floats value) {
-    const Words bits = (Words)value, lowest = Words{} + 0x3f3504f3;  // sqrt(1/2)
-    const Ints exponent = (Ints)(bits - lowest) >> 23;
-    const Floats m = (Floats)(bits - ((Words)exponent << 23));
-    const Floats t = (m - 1) / (m + 1), squared = t * t;
-    const Floats series = 1 + squared * (1 / 3.0f + squared * (1 / 5.0f + squared * (1 / 7.0f + squared * (1 / 9.0f))));
-    return 2 * t * series + __builtin_convertvector(exponent, Floats) * 0.69314718f;
-}
-
-// e^value = 2^whole e^rest with |rest| <= ln(2) / 2, and a power series for e^rest.
-inline Floats exp(Floats value) {
-    const Floats bounded = value < -87.0f ? broadcast(-87.0f) : (value > 88.0f ? broadcast(88.0f) : value);
-    const Floats shifted = bounded * 1.44269504f + 12582912.0f;  // adding 1.5 * 2^23 rounds to an integer
-    const Floats whole = shifted - 12582912.0f, rest = bounded - whole * 0.693145752f - whole * 1.42860677e-6f;
-    Floats series = broadcast(1 / 5040.0f);
-    for (const float factor : {1 / 720.0f, 1 / 120.0f, 1 / 24.0f, 1 / 6.0f, 0.5f, 1.0f, 1.0f})
-        series = series * rest + factor;
-    return (Floats)((Words)series + ((Words)shifted << 23));
 }
 
 inline float sum_lanes(Floats values) {

@@ -3,12 +3,30 @@ import shutil
 import pytest
 import torch
 
+from darklens.compilation import compiler
 from darklens.errors import ConfigError
-from darklens.kernels import library
+from darklens.fit.perturber_profiles import Redshifts, profile_of
+from darklens.kernels import fields
 from darklens.scene import compiled
-from darklens.scene.compiled import POINTS, CompiledScene
-from darklens.scene.profiles import EPL, SIS, MultiGaussian, Multipole, Sersic, Shapelets, Shear
+from darklens.scene.compiled import CompiledScene
+from darklens.scene.profiles import (
+    EPL,
+    NFW,
+    SIS,
+    TNFW,
+    LineMass,
+    MultiGaussian,
+    Multipole,
+    PointMass,
+    PseudoJaffe,
+    Sersic,
+    Shapelets,
+    Shear,
+)
 from darklens.scene.scene import Scene
+from darklens.scene.specification import names
+
+needs_compiler = pytest.mark.skipif(compiler(("g++", "clang++")) is None, reason="no C++ compiler")
 
 X, Y = torch.linspace(-1.5, 1.5, 61)[None], torch.linspace(-1.2, 1.2, 43)[:, None]
 
@@ -31,23 +49,6 @@ def compare(functions, model):
     expected = model.slope_planes(complete, amplitudes, X, Y)
     atol = 1e-5 * float(expected.abs().max())
     torch.testing.assert_close(functions.slope_planes(complete, amplitudes, X, Y), expected, rtol=1e-4, atol=atol)
-
-
-def test_images_are_evaluated_in_blocks(monkeypatch):
-    model, lengths = scene(), set()
-
-    def checked(function):
-        def wrapper(*tensors):
-            lengths.update(len(tensors[-1][0]) for _ in tensors)
-            assert len(tensors[0]) == 1
-            return function(*tensors)
-
-        return wrapper
-
-    monkeypatch.setattr(compiled, "_functions", lambda key: (checked(model.planes), checked(model.slope_planes)))
-    assert X.numel() * Y.numel() % POINTS
-    compare(CompiledScene(model), model)
-    assert lengths == {POINTS}
 
 
 def test_scenes_that_differ_in_values_alone_have_one_structure():
@@ -81,41 +82,43 @@ def test_the_order_of_shapelets_belongs_to_the_structure():
 
 def test_no_compiler_is_one_sentence(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(ConfigError, match="a compiled fit needs a C\\+\\+ compiler"):
+    with pytest.raises(ConfigError, match=r"A compiled fit needs a C\+\+ compiler"):
         CompiledScene(Scene(SIS(), Shapelets(4)))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "a file for a folder"])
-def test_a_damaged_cache_is_no_error(monkeypatch, tmp_path, damage):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = tmp_path / "darklens"
-    if damage == "truncated":
-        folder.mkdir(mode=0o700)
-        (folder / "scene-name.pt2").write_bytes(b"PK")
-    else:
-        folder.write_text("")
-
-    def load(path):
-        if path.read_bytes() != b"built":
-            raise RuntimeError("damaged")
-        return torch.sum
-
-    monkeypatch.setattr(compiled, "_build", lambda function, arguments, path: path.write_bytes(b"built"))
-    monkeypatch.setattr(compiled, "_load", load)
-    assert compiled._loaded("name", torch.sum, ()) is torch.sum
-
-
-@pytest.mark.sweep
-@pytest.mark.skipif(library.compiler() is None, reason="no C++ compiler")
-def test_compiled_functions_equal_pytorch_and_are_cached(monkeypatch, tmp_path):
+@needs_compiler
+def test_one_compilation_serves_all_values(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     compiled._functions.cache_clear()
     model = scene()
     compare(CompiledScene(model), model)
-    files = sorted((tmp_path / "darklens").glob("scene-*.pt2"))
-    assert len(files) == 2
+    monkeypatch.setattr(fields, "compile_library", None)
     other = scene(core=0.0, theta_E=0.7)
-    monkeypatch.setattr(compiled, "_build", None)
     compare(CompiledScene(other), other)
     compiled._functions.cache_clear()
     compare(CompiledScene(other), other)  # from the cache
+    assert len(list((tmp_path / "darklens").glob("scene-*.so"))) == 1
+
+
+MASSES = [NFW(), TNFW(), PseudoJaffe(), PointMass(), LineMass()]
+MASSES += [profile_of(kind)(Redshifts()) for kind in ("tnfw", "point", "line")]
+
+
+@needs_compiler
+@pytest.mark.sweep
+@pytest.mark.parametrize(
+    "model",
+    [*map(Scene.from_yaml, names()), *(Scene([SIS(), mass], [MultiGaussian(3)]) for mass in MASSES)],
+    ids=[*names(), *(mass.kind for mass in MASSES)],
+)
+def test_every_profile_compiles(model):
+    generator = torch.Generator().manual_seed(0)
+    start = model.start().repeat(2, 1)
+    parameters = start * (1 + 0.03 * torch.rand(start.shape, generator=generator)) + 0.01
+    complete, amplitudes = model.complete(parameters), torch.ones(2, len(model.positive))
+    functions = CompiledScene(model)
+    for method, batch in (("planes", (complete,)), ("slope_planes", (complete, amplitudes))):
+        result = getattr(functions, method)(*batch, X, Y)
+        exact = getattr(model, method)(*(v.double() for v in batch), X.double(), Y.double())
+        largest = exact.abs().amax((2, 3), keepdim=True).clamp_min(1e-6)
+        assert float(((result - exact) / largest).abs().max()) < 2e-3

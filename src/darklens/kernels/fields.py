@@ -1,0 +1,166 @@
+"""Functions of position, compiled from functions of tensors by the C++ compiler of the machine.
+
+A function is recorded for one image and one position (`darklens.kernels.expressions`) and written as C++. What does not
+depend on the position is computed once for each image, the rest for a register of positions at a time. The libraries
+are cached on disk beside the other kernels.
+"""
+
+import ctypes
+import hashlib
+import math
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from darklens.compilation import compiler
+from darklens.errors import ConfigError
+from darklens.kernels.calls import address
+from darklens.kernels.expressions import Expression, record
+from darklens.kernels.library import cache_folder, compile_library, load_cached, output_of
+
+_FOLDER = Path(__file__).parent
+_HEADERS = ("arithmetic.h", "fields.h")
+_COMPILERS = ("g++", "clang++")
+_FLAGS = ("-std=c++17", "-O2", "-march=native", "-fno-trapping-math", "-fno-math-errno", "-fPIC", "-w")
+_INFIX = {"add": "+", "sub": "-", "mul": "*"}
+
+
+class Recipe(NamedTuple):
+    """A function to compile, and tensors of the shapes it takes.
+
+    Attributes:
+        function: Of tensors (1, l) for each image, and of x and y (1, 1, 1). Its result has one position.
+        arguments: Such tensors.
+    """
+
+    function: Callable[..., Tensor]
+    arguments: Sequence[Tensor]
+
+
+class Fields:
+    """A compiled function of position.
+
+    Args:
+        function: Its entry in the library.
+        n_values: Number of values for each position.
+    """
+
+    def __init__(self, function: Callable[..., None], n_values: int) -> None:
+        self._function, self.n_values = function, n_values
+
+    def __call__(self, *arguments: Float[Tensor, "b _"], x: Tensor, y: Tensor) -> Float[Tensor, "b k n"]:
+        """Return the values at positions x, y (n,) for a batch of images."""
+        x, y, *batch = (v.to(torch.float32).contiguous() for v in (x, y, *arguments))
+        out = torch.empty(len(batch[0]), self.n_values, len(x), dtype=torch.float32)
+        pointers = (ctypes.c_void_p * (len(batch) + 2))(*map(address, (*batch, x, y)))
+        self._function(ctypes.c_int64(len(out)), ctypes.c_int64(len(x)), pointers, ctypes.c_void_p(address(out)))
+        return out
+
+
+def compile_fields(recipes: Mapping[str, Recipe], feature: str) -> dict[str, Fields]:
+    """Compile functions, or load them from the cache.
+
+    Args:
+        recipes: Functions by name.
+        feature: The part of darklens that needs them, as the subject of a sentence.
+
+    Raises:
+        ConfigError: If there is no C++ compiler, or it fails.
+    """
+    path = compiler(_COMPILERS)
+    if path is None:
+        raise ConfigError(f"{feature} needs a C++ compiler: install g++ or clang++, or leave out the compilation.")
+    written = {name: _written(name, recipe) for name, recipe in recipes.items()}
+    code = '#include "fields.h"\n\n' + "\n".join(text for text, _ in written.values())
+    try:
+        headers = [(_FOLDER / name).read_bytes() for name in _HEADERS]
+        target = output_of(path, "--version"), output_of(path, *_FLAGS, "-E", "-dM", "-xc++", "/dev/null")
+        digest = hashlib.sha256(b"\0".join([*target, *headers, code.encode()])).hexdigest()[:16]
+        flags = [*_FLAGS, f"-I{_FOLDER}"]
+        library = load_cached(
+            cache_folder() / f"scene-{digest}.so", lambda file: compile_library(path, flags, code, file)
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ConfigError(
+            f"{feature} failed: {path} could not compile ({error}); leave out the compilation."
+        ) from error
+    return {name: Fields(getattr(library, name), n_values) for name, (_, n_values) in written.items()}
+
+
+def _written(name: str, recipe: Recipe) -> tuple[str, int]:
+    """Return a function as C++, and the number of its values."""
+    expressions, outputs = record(recipe.function, recipe.arguments)
+    items = expressions.items
+    n_batch = len(recipe.arguments) - 2
+    used, varies = [False] * len(items), [False] * len(items)
+    for index, item in enumerate(items):
+        varies[index] = any(varies[operand] for operand in item.operands)
+        if item.operation == "input":
+            varies[index] = item.value[0] >= n_batch
+    for index in outputs:
+        used[index] = True
+    for index in range(len(items) - 1, -1, -1):
+        for operand in items[index].operands if used[index] else ():
+            used[operand] = True
+    statements: tuple[list[str], list[str]] = [], []
+    for index, item in enumerate(items):
+        if used[index] and item.operation != "constant":
+            kind = "Floats" if varies[index] else "float"
+            text = _expression(item, n_batch, items, varies, vector=varies[index])
+            statements[varies[index]].append(f"const {kind} v{index} = {text};")
+    for k, index in enumerate(outputs):
+        value = _operand(index, items, varies, vector=True)
+        statements[1].append(f"store_partial(values + {k} * n + i, {value}, width);")
+    lengths = [argument.numel() for argument in recipe.arguments[:n_batch]]
+    images = [f"const float* a{k} = arguments[{k}] + image * {length};" for k, length in enumerate(lengths)]
+    lines = [
+        f'extern "C" void {name}(int64_t images, int64_t n, const float* const* arguments, float* out) {{',
+        "for (int64_t image = 0; image < images; ++image) {",
+        *images,
+        f"float* values = out + image * {len(outputs)} * n;",
+        *statements[0],
+        "for (int64_t i = 0; i < n; i += LANES) {",
+        "const int64_t width = n - i < LANES ? n - i : LANES;",
+        *statements[1],
+        "}}}",
+    ]
+    return "\n".join(lines) + "\n", len(outputs)
+
+
+def _operand(index: int, items: Sequence[Expression], varies: Sequence[bool], *, vector: bool) -> str:
+    """Return the name of an expression, or the number; as a register if `vector`."""
+    item = items[index]
+    text = _literal(item.value) if item.operation == "constant" else f"v{index}"
+    return f"broadcast({text})" if vector and not varies[index] else text
+
+
+def _expression(
+    item: Expression, n_batch: int, items: Sequence[Expression], varies: Sequence[bool], *, vector: bool
+) -> str:
+    """Return an operation as C++."""
+    if item.operation == "input":
+        argument, element = item.value
+        if argument >= n_batch:
+            return f"load_partial(arguments[{argument}] + i, width)"
+        return f"a{argument}[{element}]"
+    in_line = item.operation in (*_INFIX, "neg", "reciprocal", "not")
+    names = [_operand(index, items, varies, vector=vector and not in_line) for index in item.operands]
+    if item.operation in _INFIX:
+        return f" {_INFIX[item.operation]} ".join(names)
+    if item.operation in ("neg", "reciprocal", "not"):
+        return {"neg": "-", "reciprocal": "1.0f / ", "not": "1.0f - "}[item.operation] + names[0]
+    return f"op::{item.operation}({', '.join(names)})"
+
+
+def _literal(value: float) -> str:
+    """Return a number as a float of C++."""
+    if math.isnan(value):
+        return "NAN"
+    if math.isinf(value) or abs(value) > torch.finfo(torch.float32).max:
+        return "-INFINITY" if value < 0 else "INFINITY"
+    return f"({value:.9e}f)"
