@@ -165,11 +165,11 @@ _MOVED = {
 _NEW = {_aten.zeros_like, _aten.ones_like, _aten.full_like, _aten.new_zeros, _aten.new_ones, _aten.new_full}
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # no types
     """Computes each operation as usual and notes the expressions of its result."""
 
     def __init__(self, arguments: Sequence[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # no types
         self.expressions = Expressions()
         self._known: dict[int, tuple[Tensor, Tensor]] = {}  # tensors that depend on an argument, with their indices
         for number, argument in enumerate(arguments):
@@ -239,7 +239,7 @@ class _Recorder(TorchDispatchMode):
         raise NotImplementedError(f"{packet} has no rule for expressions; add one to darklens.kernels.expressions")
 
     def _broadcast(self, operation: str, *operands: Tensor) -> Tensor:
-        arrays = torch.broadcast_tensors(*operands)
+        arrays: tuple[Tensor, ...] = torch.broadcast_tensors(*operands)  # type: ignore[no-untyped-call]  # no types
         rows = zip(*(array.flatten().tolist() for array in arrays), strict=True)
         return torch.tensor([self.expressions.apply(operation, *row) for row in rows], dtype=torch.int64).reshape(
             arrays[0].shape

@@ -42,7 +42,8 @@ class CompiledScene:
     def _evaluate(self, name: str, batch: tuple[Float[Tensor, "b _"], ...], x: Tensor, y: Tensor) -> Planes:
         shape = y.shape[-2], x.shape[-1]
         flat_x, flat_y = (v.expand(shape).reshape(-1) for v in (x, y))
-        return self._functions[name](*batch, x=flat_x, y=flat_y).unflatten(-1, shape)
+        planes = self._functions[name](*batch, x=flat_x, y=flat_y)
+        return planes.reshape(*planes.shape[:2], *shape)
 
 
 class _Key:

@@ -76,7 +76,7 @@ class Detector:
         """Return the convolution with the PSF where the kernel lies entirely within the planes."""
         assert self.psf is not None
         taps = self.psf.kernel.shape
-        size = [_fast_length(n) for n in planes.shape[-2:]]
+        size = [fast_length(n) for n in planes.shape[-2:]]
         key = planes.dtype, planes.device
         if key not in self._transfers:
             with torch.inference_mode(False):  # cached tensors must also serve in training
@@ -104,7 +104,7 @@ def _block_mean(planes: Tensor, side: int) -> Tensor:
     return planes.reshape(*planes.shape[:-2], rows, side, columns, side).mean((-3, -1))
 
 
-def _fast_length(n: int) -> int:
+def fast_length(n: int) -> int:
     """Return the smallest length of at least n without prime factors above 5."""
     while True:
         rest = n
