@@ -161,6 +161,10 @@ class Solver:
             steps=nothing.clone(),
         )
 
+    def deflection(self, parameters: Float[Tensor, "b p"], x: Tensor, y: Tensor) -> Float[Tensor, "b 2 rows columns"]:
+        """Return the deflection along x and y at positions x and y, arcsec, which broadcast to (rows, columns)."""
+        return self._functions.deflection_planes(self.scene.complete(parameters), x, y)
+
     @torch.no_grad()
     def deviance(self, internal: Float[Tensor, "b p"], data: Data, *, lens_light: bool = True) -> Float[Tensor, " b"]:
         """Return the deviance at the given parameters, with the best-fitting amplitudes.

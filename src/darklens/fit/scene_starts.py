@@ -51,7 +51,7 @@ def draw_starts(
     scene = solver.scene
     light, subtracted = _subtract_lens_light(scene, observation, data_of(observation, device))
     drawn = _masses(scene, observation, light, generator).to(device)
-    scatter = _trace_back(scene, drawn, observation, subtracted, generator).reshape(_BINS, -1)
+    scatter = _trace_back(solver, drawn, observation, subtracted, generator).reshape(_BINS, -1)
     first = torch.arange(_BINS, device=device)
     kept = scatter.argsort(1)[:, :_CANDIDATES] + first[:, None] * scatter.shape[1]
     internal = scene.internal(drawn[kept.flatten()])
@@ -94,7 +94,7 @@ def _masses(
 
 
 def _trace_back(
-    scene: Scene,
+    solver: Solver,
     parameters: Float[Tensor, "b p"],
     observation: Observation,
     subtracted: Data,
@@ -113,8 +113,9 @@ def _trace_back(
     height, width = observation.image.shape
     x = ((pixels % width) - (width - 1) / 2) * observation.pixel_scale
     y = ((pixels // width) - (height - 1) / 2) * observation.pixel_scale
-    parts = [scene.deflection(part, x[None, None], y[None, None]) for part in torch.split(parameters, _TRACED)]
-    alpha = [torch.cat(component) for component in zip(*parts, strict=True)]
+    scene = solver.scene
+    parts = [solver.deflection(part, x[None], y[None]) for part in torch.split(parameters, _TRACED)]
+    alpha = torch.cat(parts).unbind(1)
     squared = torch.zeros(len(parameters), _ARC_PIXELS, device=parameters.device)
     sources = [name for name, profile in scene.profiles.items() if profile in scene.source.profiles]
     for symbol, at, by in zip(("centre_x", "centre_y"), (x, y), alpha, strict=True):

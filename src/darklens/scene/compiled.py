@@ -1,6 +1,6 @@
 """Compiled functions of a scene, for fits of many images on the CPU.
 
-`Scene.planes` and `Scene.slope_planes` are compiled for one position, so one compilation serves images of any size,
+The functions of a scene are compiled for one position, so one compilation serves images of any size,
 batches of any length and any fixed values. Scenes of the same structure share it.
 """
 
@@ -15,7 +15,7 @@ from darklens.scene.scene import Planes, Scene
 
 
 class CompiledScene:
-    """`Scene.planes` and `Scene.slope_planes`, compiled for float32 on the CPU.
+    """`Scene.planes`, `slope_planes` and `deflection_planes`, compiled for float32 on the CPU.
 
     Args:
         scene: Scene.
@@ -38,6 +38,10 @@ class CompiledScene:
     ) -> Planes:
         """Return what `Scene.slope_planes` returns."""
         return self._evaluate("slope_planes", (complete, amplitudes), x, y)
+
+    def deflection_planes(self, complete: Float[Tensor, "b c"], x: Tensor, y: Tensor) -> Planes:
+        """Return what `Scene.deflection_planes` returns."""
+        return self._evaluate("deflection_planes", (complete,), x, y)
 
     def _evaluate(self, name: str, batch: tuple[Float[Tensor, "b _"], ...], x: Tensor, y: Tensor) -> Planes:
         shape = y.shape[-2], x.shape[-1]
@@ -69,5 +73,6 @@ def _functions(key: _Key) -> dict[str, Fields]:
     recipes = {
         "planes": Recipe(scene.planes, (complete, x, y)),
         "slope_planes": Recipe(scene.slope_planes, (complete, amplitudes, x, y)),
+        "deflection_planes": Recipe(scene.deflection_planes, (complete, x, y)),
     }
     return compile_fields(recipes, "A compiled fit")

@@ -273,7 +273,13 @@ class Scene:
     # ------------------------------------------------------------------ rendering
     def deflection(self, parameters: Parameters, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return the total deflection at x and y, arcsec, broadcast with (b, rows, columns)."""
-        return self._deflection(self.complete(parameters), x, y)
+        alpha_x, alpha_y = self.deflection_planes(self.complete(parameters), x, y).unbind(1)
+        return alpha_x, alpha_y
+
+    def deflection_planes(self, complete: Float[Tensor, "b c"], x: Tensor, y: Tensor) -> Planes:
+        """Return the `deflection` along x and y as planes (b, 2, rows, columns), from the result of `complete`."""
+        alpha = self._deflection(complete, x, y)
+        return torch.stack([part.expand(len(complete), -1, -1) for part in alpha], 1)
 
     def _deflection(self, complete: Float[Tensor, "b c"], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         alpha_x, alpha_y = torch.zeros_like(x + y), torch.zeros_like(x + y)
