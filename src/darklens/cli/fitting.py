@@ -50,12 +50,12 @@ FlipRows = Annotated[
 ]
 Workers = Annotated[Positive, Parameter(help="Number of processes.")]
 Compile = Annotated[
-    bool,
+    bool | None,
     Parameter(
         name="--compile",
-        negative="",
-        help="Compile the scene first, in one to ten minutes, unless it is cached from an earlier run. Fits are then "
-        "several times as fast. Needs a C++ compiler.",
+        negative="--no-compile",
+        help="Compile the scene first, in seconds, unless it is cached from an earlier run. Fits are then several "
+        "times as fast. The default is to compile if there is a C++ compiler.",
     ),
 ]
 Seed = Annotated[int, Parameter(help="Random seed of the starts.", validator=validators.Number(gte=-(2**63), lt=2**63))]
@@ -80,7 +80,7 @@ def fit(
             "source plane."
         ),
     ] = None,
-    compiled: Compile = False,
+    compiled: Compile = None,
     workers: Workers = 1,
     seed: Seed = 0,
 ) -> int:
@@ -165,7 +165,7 @@ def search(
             "the mass that is detectable there."
         ),
     ] = None,
-    compiled: Compile = False,
+    compiled: Compile = None,
     workers: Workers = 1,
     seed: Seed = 0,
 ) -> int:

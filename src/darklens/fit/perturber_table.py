@@ -4,7 +4,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ import numpy as np
 from darklens.files import atomic_path
 from darklens.fit.false_alarms import false_alarm_threshold
 from darklens.fit.perturber_profiles import PerturberKind, Redshifts
-from darklens.fit.perturbers import SearchResult, compile_search, find_perturbers
+from darklens.fit.perturbers import SearchResult, find_perturbers, scenes_of_search
 from darklens.fit.scene_fit import fit
 from darklens.fit.scene_table import FitRow, computed_row, require_lens, write_table
+from darklens.scene.compiled import compile_scenes
 from darklens.scene.observation_files import Inputs, read_observation
 from darklens.scene.specification import SceneSpecification
 
@@ -38,7 +39,7 @@ class SearchOptions:
         simulations: Number of simulated smooth lenses from which to compute the threshold of each lens, for a rate of
             false alarms of 10 %; None for none.
         seed: Seed of the random starts.
-        compiled: Whether to compile the scenes first (`darklens.scene.compiled`).
+        compiled: Whether to compile the scenes first (`darklens.scene.compiled`); None: if that is possible.
     """
 
     perturber: PerturberKind = "tnfw"
@@ -47,7 +48,7 @@ class SearchOptions:
     threshold: float | None = None
     simulations: int | None = None
     seed: int = 0
-    compiled: bool = False
+    compiled: bool | None = False
 
 
 def search_table(
@@ -76,8 +77,8 @@ def search_table(
         advance: Called with the number of observations just searched.
     """
     require_lens(scene := specification.scene())
-    if options.compiled:
-        compile_search(scene, options.perturber, options.redshifts)
+    scenes = scenes_of_search(scene, options.perturber, options.redshifts)
+    options = replace(options, compiled=compile_scenes(scenes, options.compiled))
     names = [*SEARCH_COLUMNS]
     for number in range(1, options.n_max):
         names += [f"{name}_{number + 1}" for name in ("delta_chi2", "x", "y", "log10_mass", "log10_mass_error")]
@@ -94,7 +95,7 @@ def search_one(
     def columns() -> dict[str, str]:
         started = time.process_time()
         observation, threshold = read_observation(label, inputs), options.threshold
-        result = fit(observation, scene, seed=options.seed, compiled=options.compiled)
+        result = fit(observation, scene, seed=options.seed, compiled=bool(options.compiled))
         if options.simulations is not None:
             threshold = false_alarm_threshold(
                 result,
@@ -102,7 +103,7 @@ def search_one(
                 perturber=options.perturber,
                 redshifts=options.redshifts,
                 seed=options.seed,
-                compiled=options.compiled,
+                compiled=bool(options.compiled),
             ).value
         search = find_perturbers(
             observation,
@@ -112,7 +113,7 @@ def search_one(
             result=result,
             threshold=threshold,
             redshifts=options.redshifts,
-            compiled=options.compiled,
+            compiled=bool(options.compiled),
         )
         if maps is not None:
             write_maps(search, maps, Path(label).name)

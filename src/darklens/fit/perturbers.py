@@ -24,7 +24,6 @@ from darklens.fit.perturber_profiles import (
 )
 from darklens.fit.scene_fit import FitResult, coarse, fit, result_of
 from darklens.fit.scene_solver import Solver, data_of
-from darklens.scene.compiled import CompiledScene
 from darklens.scene.observation import Observation
 from darklens.scene.profiles import Free
 from darklens.scene.scene import Scene
@@ -95,10 +94,10 @@ class SearchResult:
         return self.delta_chi2 / max(1.0, self.best.chi2_per_pixel)
 
 
-def compile_search(scene: Scene, perturber: PerturberKind, redshifts: Redshifts = _REDSHIFTS) -> None:
-    """Compile the scenes of a search for one perturber, so that later processes find them in the cache."""
-    for mass in (scene.mass.profiles, [*scene.mass.profiles, profile_of(perturber)(redshifts)]):
-        CompiledScene(Scene(mass, scene.source, scene.lens_light))
+def scenes_of_search(scene: Scene, perturber: PerturberKind, redshifts: Redshifts = _REDSHIFTS) -> list[Scene]:
+    """Return the scenes that a search for one perturber fits: without and with it."""
+    masses = scene.mass.profiles, [*scene.mass.profiles, profile_of(perturber)(redshifts)]
+    return [Scene(mass, scene.source, scene.lens_light) for mass in masses]
 
 
 def find_perturbers(

@@ -22,7 +22,7 @@ from darklens.fit.scene_figure import arrays, draw
 from darklens.fit.scene_fit import FitResult, fit
 from darklens.fit.scene_starts import main_lens
 from darklens.memory import keep_freed_memory
-from darklens.scene.compiled import CompiledScene
+from darklens.scene.compiled import compile_scenes
 from darklens.scene.observation_files import Inputs, files_of, read_observation
 from darklens.scene.profiles import EPL, SIE, SIS, Multipole, Shear
 from darklens.scene.scene import Scene
@@ -174,7 +174,7 @@ def fit_table(
     *,
     maps: Mapping[str, Path] | None = None,
     seed: int = 0,
-    compiled: bool = False,
+    compiled: bool | None = False,
     workers: int = 1,
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[FitRow]:
@@ -189,14 +189,13 @@ def fit_table(
         out: CSV table to write.
         maps: For each label, the path without suffix of its PNG and npz.
         seed: Seed of the random starts.
-        compiled: Whether to compile the scene first (`darklens.scene.compiled`).
+        compiled: Whether to compile the scene first (`darklens.scene.compiled`); None: if that is possible.
         workers: Number of processes.
         advance: Called with the number of observations just fitted.
     """
     scene = specification.scene()
     require_lens(scene)
-    if compiled:
-        CompiledScene(scene)  # cached for all processes
+    compiled = compile_scenes([scene], compiled)
     return write_table(
         labels,
         columns_of(scene),

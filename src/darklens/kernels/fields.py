@@ -25,7 +25,7 @@ from darklens.kernels.library import cache_folder, compile_library, load_cached,
 
 _FOLDER = Path(__file__).parent
 _HEADERS = ("arithmetic.h", "fields.h")
-_COMPILERS = ("g++", "clang++")
+COMPILERS = ("g++", "clang++")
 _FLAGS = ("-std=c++17", "-O2", "-march=native", "-fno-trapping-math", "-fno-math-errno", "-fPIC", "-w")
 _INFIX = {"add": "+", "sub": "-", "mul": "*"}
 
@@ -72,7 +72,7 @@ def compile_fields(recipes: Mapping[str, Recipe], feature: str) -> dict[str, Fie
     Raises:
         ConfigError: If there is no C++ compiler, or it fails.
     """
-    path = compiler(_COMPILERS)
+    path = compiler(COMPILERS)
     if path is None:
         raise ConfigError(f"{feature} needs a C++ compiler: install g++ or clang++, or leave out the compilation.")
     written = {name: _written(name, recipe) for name, recipe in recipes.items()}

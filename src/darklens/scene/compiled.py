@@ -4,13 +4,17 @@ The functions of a scene are compiled for one position, so one compilation serve
 batches of any length and any fixed values. Scenes of the same structure share it.
 """
 
+import warnings
+from collections.abc import Sequence
 from functools import cache
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from darklens.kernels.fields import Fields, Recipe, compile_fields
+from darklens.compilation import compiler
+from darklens.errors import ConfigError
+from darklens.kernels.fields import COMPILERS, Fields, Recipe, compile_fields
 from darklens.scene.scene import Planes, Scene
 
 
@@ -48,6 +52,29 @@ class CompiledScene:
         flat_x, flat_y = (v.expand(shape).reshape(-1) for v in (x, y))
         planes = self._functions[name](*batch, x=flat_x, y=flat_y)
         return planes.reshape(*planes.shape[:2], *shape)
+
+
+def compile_scenes(scenes: Sequence[Scene], choice: bool | None) -> bool:
+    """Compile scenes, so that other processes find them in the cache, and return whether fits are to be compiled.
+
+    Args:
+        scenes: Scenes.
+        choice: Whether to compile; None: where it is possible, with a warning where the compiler fails.
+
+    Raises:
+        ConfigError: If `choice` is True and there is no C++ compiler, or it fails.
+    """
+    if choice is False or (choice is None and compiler(COMPILERS) is None):
+        return False
+    try:
+        for scene in scenes:
+            CompiledScene(scene)
+    except ConfigError as error:
+        if choice:
+            raise
+        warnings.warn(f"Fits are slower than they could be: {error}", stacklevel=2)
+        return False
+    return True
 
 
 class _Key:

@@ -8,7 +8,7 @@ from darklens.errors import ConfigError
 from darklens.fit.perturber_profiles import Redshifts, profile_of
 from darklens.kernels import fields
 from darklens.scene import compiled
-from darklens.scene.compiled import CompiledScene
+from darklens.scene.compiled import CompiledScene, compile_scenes
 from darklens.scene.profiles import (
     EPL,
     NFW,
@@ -84,6 +84,29 @@ def test_no_compiler_is_one_sentence(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(ConfigError, match=r"A compiled fit needs a C\+\+ compiler"):
         CompiledScene(Scene(SIS(), Shapelets(4)))
+
+
+@needs_compiler
+@pytest.mark.parametrize(("choice", "result"), [(None, True), (True, True), (False, False)])
+def test_scenes_are_compiled_by_default(choice, result):
+    assert compile_scenes([scene()], choice) is result
+
+
+def test_without_a_compiler_scenes_are_not_compiled_by_default(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert not compile_scenes([scene()], None)
+    with pytest.raises(ConfigError, match="needs a C"):
+        compile_scenes([Scene(SIS(), Shapelets(4))], True)
+
+
+@needs_compiler
+def test_a_failing_compiler_is_a_warning_by_default(monkeypatch, tmp_path):
+    script = tmp_path / "g++"
+    script.write_text("#!/bin/sh\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    with pytest.warns(UserWarning, match="Fits are slower than they could be: A compiled fit failed"):
+        assert not compile_scenes([Scene(SIS(), Shapelets(5))], None)
 
 
 @needs_compiler
