@@ -42,7 +42,6 @@ class MacroFitK(nn.Module):
         self._centred = config.centred
         self._block, self._population = _on_inputs(config.population, n_pixels, pixel_scale)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def forward(
         self, images: Float[Tensor, "b 1 n n"]
@@ -52,6 +51,13 @@ class MacroFitK(nn.Module):
         Raises:
             ValueError: If the images are not finite or of another size.
         """
+        # The fit cannot be traced. As a decorator, `disable` would import the compiler at start-up, two seconds.
+        fit = torch.compiler.disable(self._fit) if torch.compiler.is_compiling() else self._fit  # type: ignore[no-untyped-call]
+        return fit(images)
+
+    def _fit(
+        self, images: Float[Tensor, "b 1 n n"]
+    ) -> tuple[Float[Tensor, " b"], tuple[Float[Tensor, " b"], Float[Tensor, " b"]]]:
         fitter = fitter_of(self._population, centred=self._centred, device=images.device)
         # The fit averages blocks of pixels itself; repeated pixels keep the noise of a block what the fit expects.
         pixels = images[:, 0].float().repeat_interleave(self._block, -1).repeat_interleave(self._block, -2)
