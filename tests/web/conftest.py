@@ -6,15 +6,9 @@ import time
 from types import SimpleNamespace
 
 import pytest
-import torch
 from spawning import prepared_processes
 
-from darklens.bundle import Bundle
-from darklens.bundle.contract import Contract
-from darklens.models.resnet_simple import ResNetSimpleConfig
-from darklens.serve.http import create_app
-from darklens.serve.limits import Settings
-from darklens.serve.server import create_server
+# Imports of torch are in the fixtures, because the process that distributes tests to workers does without it.
 
 N, SCALE = 50, 0.15  # as wide as simulated images, in which no lens is then searched
 
@@ -22,6 +16,12 @@ N, SCALE = 50, 0.15  # as wide as simulated images, in which no lens is then sea
 @pytest.fixture(scope="session")
 def tiny():
     """A classifier of images of 50 x 50 pixels of 0.15 arcsec."""
+    import torch
+
+    from darklens.bundle import Bundle
+    from darklens.bundle.contract import Contract
+    from darklens.models.resnet_simple import ResNetSimpleConfig
+
     metadata = {"parameters": 7, "data": {"population": "common-test-i"}}
     contract = Contract.untrained(ResNetSimpleConfig(), n_pixels=N, pixel_scale=SCALE, **metadata)
     with torch.random.fork_rng(devices=[]):
@@ -43,6 +43,9 @@ def tiny_folder(tiny, tmp_path_factory):
 @pytest.fixture(scope="session")
 def running(tiny):
     """Run a server in a thread: `with running(queue=3) as (address, service)`."""
+    from darklens.serve.http import create_app
+    from darklens.serve.limits import Settings
+    from darklens.serve.server import create_server
 
     @contextlib.contextmanager
     def run(**changes):
