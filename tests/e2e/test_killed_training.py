@@ -2,14 +2,11 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from functools import partial
 
 import pytest
 import torch
-from spawning import prepared_processes
+from spawning import prepared_processes, start_command
 
 from darklens import populations
 from darklens.data.store import Store
@@ -85,24 +82,20 @@ def die_in_the_middle_of_the_last_epoch(name, source, store_path, out):
 
 
 def test_ctrl_c_is_one_sentence_and_leaves_the_last_epoch_to_go_on_from(store_path, tmp_path):
-    out = tmp_path / "run"
-    words = [sys.executable, "-m", "darklens.cli", "train", "resnet_simple", "--data", store_path, "--out", out]
-    words += ["data.preprocess.crop=44", "stages.0.batch_size=8"]
-    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    run = subprocess.Popen(
-        [*words, "stages.0.epochs=5000"], start_new_session=True, stderr=subprocess.PIPE, text=True, preexec_fn=heard
-    )
+    out, errors = tmp_path / "run", tmp_path / "errors"
+    words = ["train", "resnet_simple", "--data", store_path, "--out", out, "data.preprocess.crop=44"]
+    run = start_command([*words, "stages.0.batch_size=8", "stages.0.epochs=5000"], errors)
     try:
         until = time.monotonic() + 120
-        while run.poll() is None and time.monotonic() < until and not list(out.glob("checkpoints/*/last.ckpt")):
+        while run.is_alive() and time.monotonic() < until and not list(out.glob("checkpoints/*/last.ckpt")):
             time.sleep(0.05)
         os.killpg(run.pid, signal.SIGINT)
-        _, said = run.communicate(timeout=60)
+        run.join(60)
     finally:
-        if run.poll() is None:
-            os.killpg(run.pid, signal.SIGKILL)
+        run.kill()
+    said = errors.read_text()
     last = said.splitlines()[-1]
-    assert run.returncode == 130 and last.startswith("darklens: Interrupted") and "with --resume" in last, said
+    assert run.exitcode == 130 and last.startswith("darklens: Interrupted") and "with --resume" in last, said
     assert not (out / "bundle").exists() and list((out / "checkpoints").rglob("last.ckpt"))
 
 

@@ -1,10 +1,5 @@
 """Prediction tables have the same bytes for any number of processes, on a cluster and after interruptions; errors."""
 
-import logging
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +7,7 @@ import numpy as np
 import pytest
 from archives import fill, small_bundle
 from commandline import darklens, rows_of
+from spawning import dask_cluster, prepared_pools, prepared_processes, start_command
 
 from darklens import populations
 from darklens.errors import StoppedError
@@ -74,36 +70,36 @@ def test_more_bad_files_than_anyone_reads_are_counted(work, tmp_path, monkeypatc
 
 
 def test_two_processes_and_a_cluster_write_the_same_bytes(work, tmp_path, monkeypatch):
-    from distributed import LocalCluster
-
     monkeypatch.chdir(work)  # workers are elsewhere; relative paths begin here all the same
     expected = whole(work).replace(f"{work}/".encode(), b"")
-    assert darklens("predict", "model", "files", "--out", tmp_path / "two.csv", "--workers", 2) == 3
+    with prepared_pools():
+        assert darklens("predict", "model", "files", "--out", tmp_path / "two.csv", "--workers", 2) == 3
     assert (tmp_path / "two.csv").read_bytes() == expected
-    quiet = {"dashboard_address": "127.0.0.1:0", "silence_logs": logging.CRITICAL}
-    with LocalCluster(n_workers=1, threads_per_worker=1, **quiet) as cluster:
+    with dask_cluster(1) as cluster:
         words = ["predict", "model", "files", "--out", tmp_path / "c.csv", "--cluster", cluster.scheduler_address]
         assert darklens(*words) == 3
     assert (tmp_path / "c.csv").read_bytes() == expected
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(work, tmp_path, capsys):
-    out = tmp_path / "t.csv"
-    command = [sys.executable, "-m", "darklens.cli", "predict", work / "model", work / "files", "--out", out]
-    run = subprocess.Popen([*map(str, command), "--workers", "1"], stderr=subprocess.PIPE)
-    rows = tmp_path / "t.csv.unfinished" / "rows"
+    out = tmp_path / "out" / "t.csv"
+    out.parent.mkdir()
+    run = start_command(
+        ["predict", work / "model", work / "files", "--out", out, "--workers", "1"], tmp_path / "errors"
+    )
+    rows = out.parent / "t.csv.unfinished" / "rows"
     give_up = time.monotonic() + 100
     while not (rows.exists() and rows.stat().st_size):
-        assert run.poll() is None and time.monotonic() < give_up
+        assert run.is_alive() and time.monotonic() < give_up
         time.sleep(0.001)
-    os.kill(run.pid, signal.SIGKILL)
-    run.communicate()
+    run.kill()
+    run.join()
     assert not out.exists(), "it was finished before it was killed"
     assert darklens("predict", work / "model", work / "files", "--out", out) == 3
     assert out.read_bytes() == whole(work)
     kept = int(capsys.readouterr().out.split()[0])
     assert 0 < kept < N and kept % 64 == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+    assert [path.name for path in out.parent.iterdir()] == ["t.csv"]
 
 
 def test_ctrl_c_prints_one_sentence_and_the_same_command_resumes(work, tmp_path, monkeypatch, capsys):
@@ -212,12 +208,9 @@ def test_a_worker_with_another_model_or_version_raises(work):
             table.make_block(task.model_copy(update=change).model_dump_json(), 0, ["files/000000.npy"])
 
 
-LAST_BLOCK = """
-import sys
-from darklens.predict.table import Blocks, make_block
-task, *files = sys.argv[1:]
-print(make_block(task, 1, Blocks(files, 16)[1])[1].decode())
-"""
+def make_last_block(task, files, out):
+    """Write the row of the last block, in a fresh process."""
+    out.write_bytes(table.make_block(task, 1, table.Blocks(files, 16)[1])[1])
 
 
 def test_fits_of_a_block_do_not_depend_on_the_blocks_before(tmp_path, monkeypatch):
@@ -236,6 +229,8 @@ def test_fits_of_a_block_do_not_depend_on_the_blocks_before(tmp_path, monkeypatc
         predict_table(Path("lens_residual"), files, tmp_path / "t.csv", workers=1)
     task, blocks = tasks[0].model_dump_json(), table.Blocks(files, 16)
     _, last = (table.make_block(task, n, blocks[n])[1].decode() for n in (0, 1))
-    fresh = [sys.executable, "-c", LAST_BLOCK, task, *files]
-    assert subprocess.run(fresh, capture_output=True, text=True, check=True).stdout.split() == last.split()
+    fresh = prepared_processes().Process(target=make_last_block, args=(task, files, tmp_path / "last"))
+    fresh.start()
+    fresh.join()
+    assert (tmp_path / "last").read_text().split() == last.split()
     assert len(last.split()) >= 2

@@ -1,6 +1,5 @@
 """One store on any number of processes, on a Dask cluster or after being killed: the same bytes; and what can fail."""
 
-import logging
 import os
 import signal
 import socket
@@ -12,6 +11,7 @@ from pathlib import Path
 import killing
 import pytest
 from commandline import darklens
+from spawning import dask_cluster, prepared_pools
 
 from darklens import executors, populations
 from darklens.cli import main
@@ -30,19 +30,13 @@ def whole(tmp_path_factory):
     return generate(POPULATION, tmp_path_factory.mktemp("whole") / "s", **SIZE)
 
 
-def dask_cluster(n_workers):
-    from distributed import LocalCluster
-
-    quiet = {"dashboard_address": "127.0.0.1:0", "silence_logs": logging.CRITICAL}
-    return LocalCluster(n_workers=n_workers, threads_per_worker=1, **quiet)
-
-
 def index_of(store):
     return (store.path / "store.json").read_text()
 
 
 def test_a_store_does_not_depend_on_the_number_of_processes(whole, tmp_path):
-    store = generate(POPULATION, tmp_path / "s", **SIZE, workers=2)
+    with prepared_pools():
+        store = generate(POPULATION, tmp_path / "s", **SIZE, workers=2)
     assert index_of(store) == index_of(whole) and store.verify() == []
 
 
@@ -59,8 +53,8 @@ def test_a_cluster_makes_the_same_bytes_replaces_killed_workers_and_may_be_lost(
             cluster.close()
 
     with dask_cluster(2) as cluster:
-        command = killing.command(tmp_path / "s")[3 : -len(killing.WORKERS)]
-        assert darklens(*command, "--cluster", cluster.scheduler_address) == 0
+        words = killing.words(tmp_path / "s")
+        assert darklens(*words, "--cluster", cluster.scheduler_address) == 0
         assert index_of(Store(tmp_path / "s")) == index_of(whole) and Store(tmp_path / "s").verify() == []
         with executors.cluster(cluster.scheduler_address) as executor:
             store = generate(POPULATION, tmp_path / "t", **SIZE, executor=executor, advance=kill_one)
@@ -90,7 +84,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes(whole, tmp_path, target, code, s
 
 def test_ctrl_c_is_one_sentence_and_leaves_whole_shards_only(tmp_path):
     # So many that a busy machine cannot finish them before the signal arrives.
-    command = killing.command(tmp_path / "s", n_per_class=20_000)
+    words = [*killing.words(tmp_path / "s", n_per_class=20_000), *killing.WORKERS]
+    command = [sys.executable, "-m", "darklens.cli", *words]
     heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     try:

@@ -3,19 +3,19 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import psutil
+from spawning import start_command
 
 N_PER_CLASS, SHARD_SIZE = 100, 5
 WORKERS = ["--workers", "2"]
 
 
-def command(out, n_per_class=N_PER_CLASS):
+def words(out, n_per_class=N_PER_CLASS):
+    """Return the words of a simulation, without the number of workers."""
     size = ["field.n_pixels=16", "--n-per-class", str(n_per_class), "--shard-size", str(SHARD_SIZE)]
-    return [sys.executable, "-m", "darklens.cli", "simulate", "common-test-i", *size, "--out", str(out), *WORKERS]
+    return ["simulate", "common-test-i", *size, "--out", str(out)]
 
 
 def killed(out, target, *, after):
@@ -23,25 +23,21 @@ def killed(out, target, *, after):
 
     Returns the number of finished shards, the exit code and the text on standard error.
     """
-    run = subprocess.Popen(command(out), stderr=subprocess.PIPE, text=True)
+    errors = out.parent / "errors"
+    run = start_command([*words(out), *WORKERS], errors)
     wait_until(lambda: len(entries(out)) >= after)
     time.sleep(random.random() / 20)
-    pool = workers(run.pid)
+    pool = psutil.Process(run.pid).children()
     os.kill({"worker": pool[0].pid, "parent": run.pid}[target], signal.SIGKILL)
-    _, complaint = run.communicate(timeout=60)
+    run.join(60)
     wait_until(lambda: not any(worker.is_running() for worker in pool))
     assert not (out / "store.json").exists(), "it was finished before it was killed"
-    return len(entries(out)), run.returncode, complaint
+    return len(entries(out)), run.exitcode, errors.read_text()
 
 
 def entries(out):
     """Return the records of finished shards."""
     return list((out / "unfinished").glob("0*.json"))
-
-
-def workers(pid):
-    """Return the processes of the pool; the other child is Python's tracker of resources."""
-    return [child for child in psutil.Process(pid).children() if "spawn_main" in " ".join(child.cmdline())]
 
 
 def wait_until(ready, seconds=60):
