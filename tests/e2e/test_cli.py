@@ -10,14 +10,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 from commandline import darklens, rows_of
 from matplotlib.image import imread
 from tiny import CROP, TRAIN_PER_CLASS, N, simulate, training
 
 from darklens.cli import main
-from darklens.data.store import Store
 
 AUTOENCODER = "autoencoder_resnet_simple"
 SYSTEMS = ("resnet_simple", "sis_autoencoder2", AUTOENCODER)
@@ -162,20 +160,6 @@ def test_predict_and_evaluate_give_the_same_probabilities_unless_the_verdict_is_
         expected = (p + 1 / 3) / 2 if row["verdict"] == "unknown" else p
         assert float(row["p_vort"]) == pytest.approx(expected, abs=1e-4)
         assert (row["verdict"] == "unknown") == (row["ood"] == "yes") == bool(row["reason"])
-
-
-def test_an_exported_system_gives_the_probabilities_of_predict(tiny, work, tmp_path, capsys):
-    assert darklens("export", tiny / "resnet_simple", "--onnx", tmp_path / "m.onnx") == 0
-    printed = capsys.readouterr().out
-    assert "of PyTorch" in printed and " 0.0 MB" not in printed and (" kB, " in printed or " MB, " in printed)
-    test = Store(tiny / "test")
-    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
-    probabilities = session.run(["probability"], {"image": test.images(range(9))})[0]
-    rows = rows_of(work / "resnet_simple-test" / "predictions.csv")[:9]
-    expected = [[float(row[f"p_{name}"]) for name in test.classes] for row in rows]
-    np.testing.assert_allclose(probabilities, expected, atol=1e-4)
-    assert darklens("export", work / "absent", "--onnx", tmp_path / "n.onnx") != 0
-    assert not (tmp_path / "n.onnx").exists()
 
 
 def test_a_bad_file_gets_a_row_and_the_others_are_classified(tiny, images, tmp_path, capsys):

@@ -8,6 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from commandline import darklens
 from onnx import helper
 
 from darklens.bundle import Bundle
@@ -22,7 +23,7 @@ from darklens.models.resnet_18 import ResNet18Config
 from darklens.models.transformer import TransformerConfig
 from darklens.models.two_stage import TwoStageConfig
 
-# The exporter takes seconds for each, so one system has several parts; tests/e2e/test_cli.py exports resnet_simple.
+# The exporter takes seconds for each, so one system has several parts; predict/test_backends.py exports resnet_simple.
 EXPORTED = {
     "autoencoder": AutoencoderConfig(latent=32),
     "sis_autoencoder2": SISAutoencoder2Config(k_network=TransformerConfig(width=16, depth=1)),
@@ -50,19 +51,28 @@ def bundle_of(config):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_exported_file_takes_raw_images_and_gives_what_torch_gives(kind, tmp_path):
-    bundle = bundle_of(EXPORTED[kind])
-    assert export_onnx(bundle, tmp_path / "m.onnx") <= 1e-4
-    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+def test_an_exported_file_takes_raw_images_and_gives_what_torch_gives(kind, tmp_path, capsys):
+    bundle, folder = bundle_of(EXPORTED[kind]), tmp_path / "folder"
+    bundle.save(tmp_path / "bundle")
+    folder.mkdir()
+    assert darklens("export", tmp_path / "bundle", "--onnx", folder / "m.onnx") == 0
+    printed = capsys.readouterr().out
+    assert "of PyTorch" in printed and " 0.0 MB" not in printed and (" kB, " in printed or " MB, " in printed)
+    session = onnxruntime.InferenceSession(folder / "m.onnx")
     images = np.random.default_rng(1).poisson(30, (3, 1, 100, 100)).astype(np.float32)
     found = session.run(None, {"image": images})[0]
     if bundle.contract.task == "classify":
         np.testing.assert_allclose(found, bundle.probabilities(images), atol=1e-4)
     else:
         np.testing.assert_allclose(found, bundle.run(images)[1].numpy(), atol=1e-4)
-    kept = {entry.key: entry.value for entry in onnx.load(str(tmp_path / "m.onnx")).metadata_props}
+    kept = {entry.key: entry.value for entry in onnx.load(str(folder / "m.onnx")).metadata_props}
     assert json.loads(kept["darklens"])["classes"] == ["no", "sphere", "vort"]
-    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+    assert [path.name for path in folder.iterdir()] == ["m.onnx"]
+
+
+def test_an_absent_model_is_not_exported(tmp_path):
+    assert darklens("export", tmp_path / "absent", "--onnx", tmp_path / "m.onnx") != 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_differs_is_not_written(tmp_path, monkeypatch):
