@@ -9,11 +9,22 @@ from types import SimpleNamespace
 import pytest
 
 
-def prepared_processes():
-    """Return a context whose processes start with torch and Lightning imported and no thread of theirs running."""
+def prepared_processes(*modules):
+    """Return a context whose processes start with modules imported, with torch and Lightning unless they are named.
+
+    The first call in a session decides. No thread of theirs is running.
+    """
     context = get_context("forkserver")
-    context.set_forkserver_preload(["darklens.training.run"])
+    context.set_forkserver_preload(list(modules or ["darklens.training.run"]))
     return context
+
+
+def start_code(code):
+    """Start Python code in a process that has imported torch and no module of darklens."""
+    fresh = "import sys; [sys.modules.pop(name) for name in list(sys.modules) if name.startswith('darklens')]\n"
+    process = prepared_processes("torch").Process(target=exec, args=(fresh + code, {}))
+    process.start()
+    return process
 
 
 @contextmanager

@@ -1,8 +1,7 @@
-import subprocess
-import sys
 from importlib import import_module
 
 import pytest
+from spawning import start_code
 
 import darklens
 
@@ -29,4 +28,6 @@ def test_the_package_of_fits_is_a_function_whatever_was_imported_before():
         "import sys; from darklens import fit; assert callable(fit) and 'darklens.fit.scene_fit' not in sys.modules; "
     )
     code += "import darklens.fit.macro; from darklens import fit as again; assert again is fit is darklens.fit"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    process = start_code(code)
+    process.join()
+    assert process.exitcode == 0

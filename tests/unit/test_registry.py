@@ -1,7 +1,5 @@
-import subprocess
-import sys
-
 import pytest
+from spawning import start_code
 
 from darklens.errors import ConfigError
 from darklens.models.zoo import SYSTEMS
@@ -37,4 +35,6 @@ modules = {"data.importers": "IMPORTERS", "models.zoo": "SYSTEMS", "physics.prof
            "populations.population": "POPULATIONS", "populations.instruments": "INSTRUMENTS", "recipes": "RECIPES"}
 assert not [name for name, registry in modules.items() if not len(getattr(import_module(f"darklens.{name}"), registry))]
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    process = start_code(code)
+    process.join()
+    assert process.exitcode == 0

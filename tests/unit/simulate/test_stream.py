@@ -4,6 +4,7 @@ from itertools import chain, islice
 
 import numpy as np
 import pytest
+from spawning import prepared_processes
 from torch.utils.data import DataLoader
 
 from darklens import populations
@@ -63,7 +64,7 @@ def test_batches_hold_the_images_and_labels_of_their_numbers():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stream_is_the_same_for_any_number_of_workers(workers):
     stream = Stream(POPULATION, 5, batch_size=3, rank=1, world_size=2)
-    context = "spawn" if workers else None
+    context = prepared_processes("torch") if workers else None
     loaded = list(islice(DataLoader(stream, batch_size=None, num_workers=workers, multiprocessing_context=context), 3))
     for batch, (images, _) in zip((1, 3, 5), loaded, strict=True):
         assert np.array_equal(images.numpy(), simulate_batch(POPULATION, 5, range(3 * batch, 3 * batch + 3))[0])
