@@ -31,7 +31,6 @@ def pytest_collection() -> object:
     """Keep the garbage collector from the objects of imported modules, which took a tenth of the time of all tests."""
     gc.disable()
     result = yield
-    gc.collect()
     gc.freeze()
     gc.enable()
     return result
