@@ -21,6 +21,7 @@ from darklens.training.processes import Processes
 pytestmark = pytest.mark.sweep  # a minute of processor time; other tests run the parts
 
 SMALL = ["stages.0.epochs=2", "stages.0.batch_size=4", "stages.0.ema_decay=0.9", "data.preprocess.crop=50"]
+FIELD = "field.n_pixels=64"
 
 
 class PretendAccelerator(CPUAccelerator):
@@ -32,10 +33,10 @@ class PretendAccelerator(CPUAccelerator):
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """Stores of the shipped model's population, and image files."""
+    """Stores of the shipped model's population, two of them with smaller images to train with, and image files."""
     folder = tmp_path_factory.mktemp("inputs")
-    for name, n, seed in (("store", 4, 5), ("other", 4, 6), ("few", 1, 7)):
-        store = generate(populations.get("common-test-i"), folder / name, n_per_class=n, seed=seed)
+    for name, n, seed, overrides in (("store", 4, 5, [FIELD]), ("other", 4, 6, [FIELD]), ("few", 1, 7, [])):
+        store = generate(populations.get("common-test-i", overrides), folder / name, n_per_class=n, seed=seed)
     for i in range(2):
         np.save(folder / f"lens{i}.npy", store.images([i])[0, 0])
     return folder
@@ -64,7 +65,8 @@ def test_predict_writes_the_probabilities_of_the_cpu(inputs, tmp_path, monkeypat
     assert len(numbers_of(tmp_path / "gpu.csv")) == 6 and len(list((tmp_path / "maps").iterdir())) == 2
 
 
-def test_evaluate(inputs, tmp_path):
+def test_evaluate(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr("darklens.report.figures.to_png", lambda figure: b"")  # as slow as all else
     with pretend_device():
         run(f"evaluate lens_residual {inputs}/few --out {tmp_path}/results --device cuda")
     store, bundle = Store(inputs / "few"), Bundle.load("lens_residual")
@@ -101,7 +103,7 @@ def test_train_and_calibrate(recipe, inputs, tmp_path, monkeypatch):
 
     pinned = []
     monkeypatch.setattr(torch.utils.data.DataLoader, "__init__", _recording(pinned))
-    overrides = " ".join(SMALL[: 4 if recipe == "resnet_simple" else 3])
+    overrides = " ".join(SMALL if recipe == "resnet_simple" else [*SMALL[:3], f"model.overrides=[{FIELD}]"])
     command = f"train {recipe} --data {inputs}/store --seed 3 {overrides}"
     run(f"{command} --out {tmp_path}/cpu")
     assert not any(pinned)
