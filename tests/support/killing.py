@@ -30,7 +30,7 @@ def killed(out, target, *, after):
     pool = psutil.Process(run.pid).children()
     os.kill({"worker": pool[0].pid, "parent": run.pid}[target], signal.SIGKILL)
     run.join(60)
-    wait_until(lambda: not any(worker.is_running() for worker in pool))
+    wait_until(lambda: not any(map(_is_alive, pool)))
     assert not (out / "store.json").exists(), "it was finished before it was killed"
     return len(entries(out)), run.exitcode, errors.read_text()
 
@@ -38,6 +38,13 @@ def killed(out, target, *, after):
 def entries(out):
     """Return the records of finished shards."""
     return list((out / "unfinished").glob("0*.json"))
+
+
+def _is_alive(process):
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE  # an orphan that nothing has waited for
+    except psutil.NoSuchProcess:
+        return False
 
 
 def wait_until(ready, seconds=60):
