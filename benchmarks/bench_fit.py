@@ -13,7 +13,6 @@ import argparse
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,6 @@ from darklens.fit.fitter import fitter_of
 from darklens.fit.hypotheses import fit_hypotheses
 from darklens.fit.macro import fit_macro, unit_range
 from darklens.memory import keep_freed_memory
-from darklens.simulate.backend import Backend
 from darklens.simulate.batch import simulate_batch
 from darklens.simulate.truth import draw
 
@@ -48,11 +46,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=900, help="for precision and convergence")
     parser.add_argument("--scipy-images", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--backend", default="compiled", choices=["eager", "compiled"], help="of all hypotheses")
     options = parser.parse_args()
     result: dict[str, Any] = {"schema": 1, "population": NAME}
     result |= speed(options.scipy_images, options.rounds)
-    result |= throughput(options.rounds, options.backend) | precision(options.images)
+    result |= throughput(options.rounds) | precision(options.images)
     result["provenance"] = {"version": __version__, "commit": provenance.commit(), "hardware": provenance.hardware()}
     write_json(options.out / "fit.json", result)
     print(result)
@@ -66,23 +63,23 @@ def images_of(rows: range) -> tuple[torch.Tensor, dict[str, np.ndarray]]:
     return torch.from_numpy(images)[:, 0], truth
 
 
-def fit_seconds(first: int, n: int, backend: Backend | None) -> float:
-    """Return the seconds of fitting n images on one thread: all hypotheses with a backend, else the smooth lens."""
+def fit_seconds(first: int, n: int, hypotheses: bool) -> float:
+    """Return the seconds of fitting n images on one thread: all hypotheses, or the smooth lens."""
     torch.set_num_threads(1)
     keep_freed_memory()
     images, _ = images_of(range(first, first + n))
-    fit = partial(fit_hypotheses, backend=backend) if backend else partial(fit_macro, backend="compiled")
+    fit = fit_hypotheses if hypotheses else fit_macro
     fit(images[:32], populations.get(NAME))
     started = time.perf_counter()
     fit(images, populations.get(NAME))
     return time.perf_counter() - started
 
 
-def throughput(rounds: int, backend: Backend) -> dict[str, float]:
+def throughput(rounds: int) -> dict[str, float]:
     """Return images per second of two processes with one thread each."""
     figures = {}
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        for key, n, choice in (("images_per_s", 192, None), ("hypotheses_images_per_s", 48, backend)):
+        for key, n, choice in (("images_per_s", 192, False), ("hypotheses_images_per_s", 48, True)):
             rates = []
             for _ in range(rounds):
                 both = [pool.submit(fit_seconds, 1000 * k, n, choice) for k in (1, 2)]
@@ -97,7 +94,7 @@ def speed(n_scipy: int, rounds: int) -> dict[str, Any]:
     keep_freed_memory()  # as the fits of a store do; scipy has it too
     many, _ = images_of(range(0, 3 * MANY, 3))  # smooth lenses
     images = many[:n_scipy]
-    first, sky = fit_macro(images, NAME, backend="compiled"), fitter_of(NAME).population.noise.sky
+    first, sky = fit_macro(images, NAME), fitter_of(NAME).population.noise.sky
     counted = (images - first.offset[:, None, None]) / first.scale[:, None, None] + sky
     counts = [c.clamp_min(0).double().numpy() for c in counted]
     scaled, _, _ = unit_range(images)
@@ -106,7 +103,7 @@ def speed(n_scipy: int, rounds: int) -> dict[str, Any]:
     our_images, peer = OurImages(), LenstronomyImages()
     for _ in range(rounds):
         started = time.perf_counter()
-        ours = fit_macro(many, NAME, backend="compiled")
+        ours = fit_macro(many, NAME)
         our_seconds = (time.perf_counter() - started) * n_scipy / len(many)
         started = time.perf_counter()
         theirs = [scipy_fit(c, s, sky, our_images) for c, s in zip(counts, starts, strict=True)]

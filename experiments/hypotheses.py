@@ -73,7 +73,7 @@ def fitted(config: Config, work: Work, n_per_class: int, seed: int) -> tuple[Sto
     """Return a store and the columns of its fits by name."""
     path: Path = engine.simulate(work, config.population, n_per_class, seed, backend=config.backend)
     store, population = Store(path), populations.get(config.population)
-    fits = cached_fits(store, population, backend=config.backend, centred=False, workers=usable_cores())
+    fits = cached_fits(store, population, centred=False, workers=usable_cores())
     return store, {name: fits.column(name) for name in SUMMARY_NAMES}
 
 

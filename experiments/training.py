@@ -211,7 +211,7 @@ def regression(config: Config, training: Training, train: Store, test: Store) ->
     rows = np.concatenate([np.flatnonzero(train.labels == label)[: training.n] for label in range(len(train.classes))])
     features = []
     for store, limit in ((train, int(rows.max()) + 1), (test, None)):
-        fits = cached_fits(store, population, backend=config.backend, workers=usable_cores(), limit=limit)
+        fits = cached_fits(store, population, workers=usable_cores(), limit=limit)
         features.append(np.log1p(np.maximum(np.stack([fits.column(name) for name in columns], 1), 0)))
     model = make_pipeline(StandardScaler(), LogisticRegression(C=10, max_iter=5000))
     model.fit(features[0][rows], train.labels[rows])

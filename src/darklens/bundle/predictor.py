@@ -31,7 +31,6 @@ from darklens.fit.summary import findings
 from darklens.locate import locate
 from darklens.models.base import Inputs, NetworkOutput, forward_features, ood_features
 from darklens.models.zoo import has_lens_step, requires_fitting
-from darklens.simulate.backend import Backend
 
 BATCH_SIZE = 64
 UNFAMILIAR = "the image is out of distribution (ood)"
@@ -146,13 +145,12 @@ class Bundle:
         return received, self.network(received.contiguous(memory_format=torch.channels_last))
 
     @torch.inference_mode()
-    def inputs_of(self, images: Images, *, exposure: Images | None = None, backend: Backend = "eager") -> Inputs:
+    def inputs_of(self, images: Images, *, exposure: Images | None = None) -> Inputs:
         """Return the inputs of the network: pre-processed images, or features of fits.
 
         Args:
             images: Images in any linear scale.
             exposure: Relative exposure of each pixel, if images are counts divided by exposure; used by fits.
-            backend: Backend of the fits, see `fit_hypotheses`.
 
         Raises:
             ValueError: If images or exposure do not have the image size of the model.
@@ -160,7 +158,7 @@ class Bundle:
         raw = self._on_device(images)
         if self.fit_settings is not None:
             depth = None if exposure is None else self._on_device(exposure)[:, 0]
-            return self.fit_settings.extract_features(raw[:, 0], exposure=depth, backend=backend)
+            return self.fit_settings.extract_features(raw[:, 0], exposure=depth)
         return self.contract.preprocess(raw).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()

@@ -28,7 +28,6 @@ from darklens.fit.features import MAP_NAMES, SUMMARY_NAMES, FitFeatures, extract
 from darklens.kernels.smooth_fit import load_for
 from darklens.memory import keep_freed_memory
 from darklens.populations.population import Population
-from darklens.simulate.backend import Backend
 
 VERSION = 3  # of the fits; cached fits of other versions are ignored
 
@@ -98,7 +97,6 @@ def cached_fits(
     store: Store,
     population: Population,
     *,
-    backend: Backend = "eager",
     centred: bool = True,
     workers: int = 1,
     device: torch.device | str = "cpu",
@@ -110,7 +108,6 @@ def cached_fits(
     Args:
         store: The images.
         population: Defines the smooth lens, the PSF and the noise.
-        backend: See `fit_hypotheses`.
         centred: See `fit_macro`.
         workers: Number of processes on the CPU; a GPU has one.
         device: Device of new fits; those in the cache may be of another.
@@ -141,7 +138,7 @@ def cached_fits(
         write_json(folder / "fits.json", spec)
     advance(sum(index.shards[i].n for i in set(needed) - set(missing)))
     name = str(device)
-    tasks = ((str(store.path.resolve()), i, str(folder.resolve()), text, backend, centred, name) for i in missing)
+    tasks = ((str(store.path.resolve()), i, str(folder.resolve()), text, centred, name) for i in missing)
     workers = max(1, min(workers, len(missing))) if name == "cpu" else 1
     with executors.local(workers) if missing else nullcontext() as pool:
         for n in executors.as_finished(pool, _fit_shard, tasks):
@@ -166,9 +163,7 @@ def _check_names(folder: Path) -> None:
         )
 
 
-def _fit_shard(
-    path: str, shard: int, folder: str, population: str, backend: Backend, centred: bool, device: str
-) -> int:
+def _fit_shard(path: str, shard: int, folder: str, population: str, centred: bool, device: str) -> int:
     torch.set_num_threads(1)
     keep_freed_memory()
     store = Store(path)
@@ -176,9 +171,7 @@ def _fit_shard(
     start = sum(s.n for s in store.index.shards[:shard])
     rows = range(start, start + store.index.shards[shard].n)
     images = torch.from_numpy(store.images(rows))[:, 0].to(device)
-    fits = extract_features(images, Population.model_validate_json(population), backend=backend, centred=centred).to(
-        torch.device("cpu")
-    )
+    fits = extract_features(images, Population.model_validate_json(population), centred=centred).to(torch.device("cpu"))
     # The maps are written last: their file marks the shard as finished.
     for name, array in (("numbers", fits.summary.numpy()), ("maps", fits.maps.numpy().astype(np.float16))):
         with atomic_path(_file(Path(folder), shard, name)) as temporary:

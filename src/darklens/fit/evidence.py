@@ -2,10 +2,12 @@
 
 A small deflection d alpha changes the image as a shift of the source does, dI = dI/d(source) . d alpha. For a perturber
 of fixed position and shape, delta chi2 therefore follows from one weighted linear regression, marginalised over the
-parameters of the smooth lens. The sums over pixels are matrix products with a bank of deflections shared by all images.
+parameters of the smooth lens. The sums over pixels are correlations with the deflection of a point mass, and matrix
+products with a bank of deflections of line masses.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 
@@ -24,6 +26,7 @@ from darklens.fit.smooth import CENTRE
 from darklens.physics.grid import Grid
 from darklens.physics.profiles import line, point
 from darklens.populations.population import Population
+from darklens.scene.imaging import fast_length
 
 LINE_STEP, _LINE_REACH = 0.25, 1.25  # arcsec: step and limit of the centres of line masses
 _LINE_ANGLES = 8
@@ -56,8 +59,8 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class _Bank:
-    """Deflections (arcsec) of z unit masses in p pixels, and products of their components."""
+class _LineBank:
+    """Deflections (arcsec) of z unit line masses in p pixels, and products of their components."""
 
     x: Float[Tensor, "z p"]
     y: Float[Tensor, "z p"]
@@ -65,8 +68,57 @@ class _Bank:
     xy: Float[Tensor, "z p"]
     yy: Float[Tensor, "z p"]
 
-    def to(self, device: torch.device) -> "_Bank":
-        return _Bank(*(getattr(self, f.name).to(device) for f in fields(self)))
+    def to(self, device: torch.device) -> "_LineBank":
+        return _LineBank(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+    def products(self, along: Float[Tensor, "b k p"], across: Float[Tensor, "b k p"]) -> Float[Tensor, "b k z"]:
+        """Return the sum over pixels of the deflections times planes, one for each component."""
+        b, k, p = along.shape
+        sums = self.x @ along.reshape(-1, p).T + self.y @ across.reshape(-1, p).T
+        return sums.T.reshape(b, k, -1)
+
+    def norms(
+        self, xx: Float[Tensor, "b p"], xy: Float[Tensor, "b p"], yy: Float[Tensor, "b p"]
+    ) -> Float[Tensor, "b z"]:
+        """Return the sum over pixels of a quadratic form of the deflections, from its coefficients."""
+        return (self.xx @ xx.T + 2 * (self.xy @ xy.T) + self.yy @ yy.T).T
+
+
+class _PointBank:
+    """Deflections (arcsec) of a unit point mass (theta_E = 1 arcsec) in each of p pixels, PSF included.
+
+    The Gaussian PSF is applied to the deflection: d/d^2 becomes d/d^2 [1 - exp(-d^2 / 2 sigma^2)]. At images of the
+    centre of the source, the light is curved within the PSF. Masses there are overestimated by up to a factor of two,
+    at half the peak brightness by up to 15 % (tests/unit/fit/test_evidence.py).
+    """
+
+    def __init__(self, grid: Grid, psf_sigma: float, device: torch.device) -> None:
+        self._side = grid.n_pixels
+        self._length = fast_length(2 * grid.n_pixels - 1)
+        offset = torch.fft.fftfreq(self._length, 1 / self._length) * grid.pixel_scale
+        x, y = offset[None], offset[:, None]
+        softening = -torch.expm1(-(x**2 + y**2) / (2 * psf_sigma**2))
+        along, across = (a * softening for a in point.deflection(x, y, theta_E=torch.ones(())))
+        kernels = torch.stack([along, across, along**2, 2 * along * across, across**2]).double()
+        self._spectra = torch.fft.rfft2(kernels).conj().to(torch.complex64).to(device)
+
+    def products(self, along: Float[Tensor, "b k p"], across: Float[Tensor, "b k p"]) -> Float[Tensor, "b k z"]:
+        """Return the sum over pixels of the deflections times planes, one for each component."""
+        return self._correlation([along, across], self._spectra[:2])
+
+    def norms(
+        self, xx: Float[Tensor, "b p"], xy: Float[Tensor, "b p"], yy: Float[Tensor, "b p"]
+    ) -> Float[Tensor, "b z"]:
+        """Return the sum over pixels of a quadratic form of the deflections, from its coefficients."""
+        return self._correlation([xx, xy, yy], self._spectra[2:])
+
+    def _correlation(self, planes: Sequence[Tensor], spectra: Tensor) -> Tensor:
+        n, size = self._side, (self._length, self._length)
+        total = torch.zeros(())
+        for plane, spectrum in zip(planes, spectra, strict=True):
+            total = total + torch.fft.rfft2(plane.reshape(*plane.shape[:-1], n, n), s=size) * spectrum
+        sums: Tensor = torch.fft.irfft2(total, s=size)[..., :n, :n].flatten(-2)
+        return sums
 
 
 @torch.no_grad()
@@ -129,7 +181,7 @@ class Templates:
         self._edge = (detector.n_pixels - n_pixels) // 2
         self.grid = Grid(n_pixels=n_pixels, pixel_scale=detector.pixel_scale)
         self._source = tuple(fitter.lens.names.index(f"source_{axis}") for axis in "xy")
-        self._points = _point_bank(self.grid, fitter.population.psf.sigma).to(fitter.device)
+        self._points = _PointBank(self.grid, fitter.population.psf.sigma, fitter.device)
         self._lines = _line_bank(self.grid).to(fitter.device)
 
     def cut(self, maps: Float[Tensor, "... m m"]) -> Float[Tensor, "... n n"]:
@@ -186,22 +238,20 @@ class Templates:
         """
         difference, weight, slopes = (self.cut(v).flatten(-2) for v in (difference, weight, slopes))
         by_x, by_y = (slopes[:, i] for i in self._source)
-        score = self._points.x @ (difference * weight * by_x).T + self._points.y @ (difference * weight * by_y).T
-        return score.T.reshape(information.shape) / information
+        weighted = difference * weight
+        score = self._points.products((weighted * by_x)[:, None], (weighted * by_y)[:, None])
+        return score.reshape(information.shape) / information
 
     def _regress(
-        self, bank: _Bank, difference: Maps, weight: Maps, slopes: Float[Tensor, "b q m m"]
+        self, bank: _LineBank | _PointBank, difference: Maps, weight: Maps, slopes: Float[Tensor, "b q m m"]
     ) -> tuple[Float[Tensor, "b z"], Float[Tensor, "b z"], Float[Tensor, "b z"]]:
         """Return delta chi2 (with the sign of the mass), best mass and its Fisher information for each template."""
         difference, weight, slopes = (self.cut(v).flatten(-2) for v in (difference, weight, slopes))
         by_x, by_y = (slopes[:, i] for i in self._source)
-        # Inner products of the difference and of each derivative with each template, in one product with the bank.
+        # Inner products of the difference and of each derivative with each template.
         columns = torch.cat([difference[:, None], slopes], 1) * weight[:, None]
-        b, q, p = columns.shape
-        in_x, in_y = ((columns * by[:, None]).reshape(-1, p).T for by in (by_x, by_y))
-        overlap = (bank.x @ in_x + bank.y @ in_y).reshape(-1, b, q).transpose(0, 1)
-        norm = bank.xx @ (weight * by_x**2).T
-        norm += 2 * (bank.xy @ (weight * by_x * by_y).T) + bank.yy @ (weight * by_y**2).T
+        overlap = bank.products(*(columns * by[:, None] for by in (by_x, by_y))).mT
+        total = bank.norms(weight * by_x**2, weight * by_x * by_y, weight * by_y**2)
         curvature = (slopes * weight[:, None]) @ slopes.mT
         unit = torch.diagonal(curvature, dim1=1, dim2=2).clamp_min(1e-30).rsqrt()
         scaled = (curvature * unit[:, :, None] * unit[:, None]).double()
@@ -211,7 +261,6 @@ class Templates:
         factor = torch.linalg.inv(_cholesky(scaled)).to(overlap)
         projection = overlap[..., 1:] * unit[:, None] @ factor.mT  # b z q
         score = overlap[..., 0] - (projection @ (factor.double() @ rhs[:, :, None]).to(overlap))[..., 0]
-        total = norm.T
         information = (total - (projection * projection).sum(2)).maximum(1e-4 * total).clamp_min(1e-30)
         mass = score / information
         return score * mass.abs(), mass, information
@@ -240,21 +289,7 @@ def shape_of(template: Int[Tensor, "..."]) -> tuple[Tensor, Tensor]:
     return lengths[template // _LINE_ANGLES], (template % _LINE_ANGLES) * (math.pi / _LINE_ANGLES)
 
 
-def _point_bank(grid: Grid, psf_sigma: float) -> _Bank:
-    """Return the deflections of a unit point mass (theta_E = 1 arcsec) at the centre of each pixel, PSF included.
-
-    The Gaussian PSF is applied to the deflection: d/d^2 becomes d/d^2 [1 - exp(-d^2 / 2 sigma^2)]. At images of the
-    centre of the source, the light is curved within the PSF. Masses there are overestimated by up to a factor of two,
-    at half the peak brightness by up to 15 % (tests/unit/fit/test_evidence.py).
-    """
-    x, y = (v.flatten() for v in grid.coordinates())
-    from_x, from_y = x[None] - x[:, None], y[None] - y[:, None]
-    alpha_x, alpha_y = point.deflection(from_x, from_y, theta_E=torch.ones(()))
-    softening = -torch.expm1(-(from_x**2 + from_y**2) / (2 * psf_sigma**2))
-    return _bank(alpha_x * softening, alpha_y * softening)
-
-
-def _line_bank(grid: Grid) -> _Bank:
+def _line_bank(grid: Grid) -> _LineBank:
     """Return the deflections of unit line masses (1 arcsec^2), ordered by length, angle and centre."""
     x, y = (v.flatten() for v in grid.coordinates())
     centres = torch.tensor(line_centres())
@@ -263,14 +298,11 @@ def _line_bank(grid: Grid) -> _Bank:
         v.flatten()[:, None]
         for v in torch.meshgrid(torch.tensor(_LINE_LENGTHS), angles, centres, centres, indexing="ij")
     )
-    return _bank(*line.deflection(x - at_x, y - at_y, mass=torch.ones(()), length=length, angle=angle))
+    along, across = line.deflection(x - at_x, y - at_y, mass=torch.ones(()), length=length, angle=angle)
+    return _LineBank(along, across, along**2, along * across, across**2)
 
 
 def line_centres() -> list[float]:
     """Return the x or y coordinates of the centres of line masses, arcsec."""
     reach = round(_LINE_REACH / LINE_STEP)
     return [i * LINE_STEP for i in range(-reach, reach + 1)]
-
-
-def _bank(x: Tensor, y: Tensor) -> _Bank:
-    return _Bank(x, y, x * x, x * y, y * y)

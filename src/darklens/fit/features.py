@@ -10,7 +10,6 @@ from darklens.fit import misfit
 from darklens.fit.fitter import Images
 from darklens.fit.hypotheses import HYPOTHESES, N_POINTS, HypothesisFits, fit_hypotheses
 from darklens.populations.population import Population
-from darklens.simulate.backend import Backend
 
 MapName = Literal["image", "residual", "line_residual", "point_residual", "evidence", "line_evidence"]
 MAP_NAMES: tuple[MapName, ...] = ("image", "residual", "line_residual", "point_residual", "evidence", "line_evidence")
@@ -73,11 +72,10 @@ def extract_features(
     population: Population | str,
     *,
     exposure: Images | None = None,
-    backend: Backend = "eager",
     centred: bool = True,
 ) -> FitFeatures:
     """Fit all hypotheses to images and return their features; arguments as for `fit_hypotheses`."""
-    return to_tensors(fit_hypotheses(images, population, exposure=exposure, backend=backend, centred=centred))
+    return to_tensors(fit_hypotheses(images, population, exposure=exposure, centred=centred))
 
 
 def to_tensors(fits: HypothesisFits) -> FitFeatures:

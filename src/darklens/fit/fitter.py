@@ -14,7 +14,6 @@ from darklens.fit.model import FitParameters, Kind, Model
 from darklens.fit.noise import Noise
 from darklens.fit.smooth import SmoothLens
 from darklens.populations.population import Field2D, Population
-from darklens.simulate.backend import Backend, check
 from darklens.simulate.truth import draw
 
 Images = Float[Tensor, "b n n"]
@@ -31,7 +30,6 @@ class Fitter:
 
     Args:
         population: Defines the lens model, the detector, the PSF and the noise.
-        compiled: Whether torch.compile fuses the models.
         centred: Whether lenses are fixed at the centre of the image.
         device: Device of the images to fit, which receives all constants once.
 
@@ -40,7 +38,6 @@ class Fitter:
         lens: Its smooth lens.
         coarse: Detector with one sample of light per block of pixels, for a fast first fit.
         fine: Detector with the sampling of the population, binned in blocks of pixels.
-        compiled: Whether torch.compile fuses the models.
         device: Device of its tensors.
     """
 
@@ -48,12 +45,11 @@ class Fitter:
         self,
         population: Population,
         *,
-        compiled: bool = False,
         centred: bool = True,
         device: torch.device = _CPU,
     ) -> None:
         field = population.field
-        self.compiled, self.device = compiled, device
+        self.device = device
         self.population, self.lens = population, SmoothLens(population, centred=centred).to(device)
         small = coarser_field(field, _BLOCK)
         self._coarse_pixels = small.n_pixels
@@ -68,7 +64,7 @@ class Fitter:
     def model(self, kind: Kind = "smooth", *, blur: float = 0.0, coarse: bool = False) -> Model:
         """Return a forward model on the fine or on the coarse detector; `blur` in arcsec, see `masses.line_mass`."""
         detector = self.coarse if coarse else self.fine
-        return Model(self.lens, detector, kind, blur, compiled=self.compiled)
+        return Model(self.lens, detector, kind, blur)
 
     @cached_property
     @torch.inference_mode(False)  # cached tensors must also serve in training
@@ -119,16 +115,15 @@ class Fitter:
 
 def fitter_of(
     population: Population | str,
-    backend: Backend = "eager",
     *,
     centred: bool = True,
     device: torch.device = _CPU,
 ) -> Fitter:
     """Return the cached fitter of a population or of its name, on a device; `centred` as for `fit_macro`."""
     if isinstance(population, str) and population in populations.names():
-        return _cached_fitter(_built_in(population), backend, centred, device)
+        return _cached_fitter(_built_in(population), centred, device)
     chosen = populations.get(population) if isinstance(population, str) else population
-    return _cached_fitter(chosen.model_dump_json(by_alias=True), backend, centred, device)
+    return _cached_fitter(chosen.model_dump_json(by_alias=True), centred, device)
 
 
 @cache
@@ -138,10 +133,9 @@ def _built_in(name: str) -> str:
 
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)  # cached tensors must also serve in training
-def _cached_fitter(population: str, backend: Backend, centred: bool, device: torch.device) -> Fitter:
-    check(backend)
+def _cached_fitter(population: str, centred: bool, device: torch.device) -> Fitter:
     parsed = Population.model_validate_json(population)
-    return Fitter(parsed, compiled=backend == "compiled", centred=centred, device=device)
+    return Fitter(parsed, centred=centred, device=device)
 
 
 def coarser_field(field: Field2D, arcsec: float) -> Field2D:

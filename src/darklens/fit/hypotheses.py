@@ -23,7 +23,6 @@ from darklens.fit.model import FitParameters, Model
 from darklens.fit.noise import Gain, Maps, Noise
 from darklens.kernels.smooth_fit import load_for
 from darklens.populations.population import Population
-from darklens.simulate.backend import Backend
 
 HYPOTHESES = ("smooth", "line", "points")
 N_POINTS = 3
@@ -104,7 +103,6 @@ def fit_hypotheses(
     population: Population | str,
     *,
     exposure: Images | None = None,
-    backend: Backend = "eager",
     centred: bool = True,
 ) -> HypothesisFits:
     """Fit the smooth lens alone, with a line mass, and with one to three point masses.
@@ -113,15 +111,13 @@ def fit_hypotheses(
         images: Images on the population's detector (b, n, n), in any linear scale.
         population: Defines the smooth lens, the PSF and the noise; or its name.
         exposure: Relative exposure of each pixel, if images are counts divided by exposure.
-        backend: "compiled" takes two thirds of the time of "eager", after minutes of compilation once per machine.
-            Results agree to rounding errors.
         centred: As for `fit_macro`.
 
     Raises:
         ConfigError: If the light of the population is not Sersic profiles, or it does not vary the source position.
         ValueError: If the images are not of the population's size, or not finite, or the exposure is not theirs.
     """
-    fitter = fitter_of(population, backend, centred=centred, device=images.device)
+    fitter = fitter_of(population, centred=centred, device=images.device)
     check_images(images, fitter)
     check_exposure(exposure, images)
     load_for(len(images))

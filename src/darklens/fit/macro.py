@@ -18,11 +18,10 @@ from darklens.fit.model import FitParameters, Model
 from darklens.fit.noise import Noise, quantisation_steps
 from darklens.kernels.smooth_fit import load_for
 from darklens.populations.population import Population
-from darklens.simulate.backend import Backend
 
 Result = TypeVar("Result", bound=Any)  # a dataclass of tensors
 
-BATCH_SIZE = 16  # images in a fit of all hypotheses; larger batches exceed the CPU cache
+BATCH_SIZE = 48  # images in a fit of all hypotheses
 _GPU_BATCHES = 8  # times as large on a GPU, whose time goes into launching kernels otherwise
 _SMOOTH_BATCH_SIZE, _ALL_PIXELS_BATCH_SIZE = 128, 16  # images in a fit of the smooth lens: binned, and on all pixels
 _COARSE_STEPS, _FINE_STEPS, _LAST_STEPS = 10, 8, 6
@@ -74,7 +73,6 @@ def fit_macro(
     population: Population | str,
     *,
     exposure: Images | None = None,
-    backend: Backend = "eager",
     centred: bool = True,
 ) -> MacroFit:
     """Fit the smooth lens of a population to images in any linear scale: counts, rates, or scaled to 0..1.
@@ -83,7 +81,6 @@ def fit_macro(
         images: Images on the population's detector, with any unit and zero point.
         population: Defines the lens model, the PSF and the noise; or its name.
         exposure: Relative exposure of each pixel, if images are counts divided by exposure.
-        backend: As for `fit_hypotheses`.
         centred: Whether the lens is fixed at the centre of the image. If not, its position is fitted, within 0.3 arcsec
             of the centre.
 
@@ -91,7 +88,7 @@ def fit_macro(
         ConfigError: If the population's light is not Sersic profiles.
         ValueError: If the images are not of the population's size, or not finite, or the exposure is not theirs.
     """
-    fitter = fitter_of(population, backend, centred=centred, device=images.device)
+    fitter = fitter_of(population, centred=centred, device=images.device)
     check_images(images, fitter)
     check_exposure(exposure, images)
     load_for(len(images))
@@ -200,7 +197,7 @@ def _on_all_pixels(
     images: Images, parameters: FitParameters, extra: Float[Tensor, " b"], fitter: Fitter, exposure: Images | None
 ) -> MacroFit:
     """Fit images scaled to 0..1 on all pixels, starting near the minimum."""
-    model = Model(fitter.lens, fitter.full, compiled=fitter.compiled)
+    model = Model(fitter.lens, fitter.full)
     all_pixels = replace(Noise.of(fitter.population, images, fitter.full, exposure), extra=extra)
     fit = minimise(
         model,

@@ -1,22 +1,22 @@
 """The forward model of a fit: images of a smooth lens, alone or with perturbers, and their derivatives."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from darklens.compilation import compile_function
 from darklens.constants import constant
 from darklens.fit import masses
 from darklens.fit.detector import Detector
 from darklens.fit.noise import Gain, Maps
 from darklens.fit.smooth import PSF, SmoothLens
 from darklens.kernels import smooth_fit
+from darklens.kernels.fields import Fields, Recipe, compile_fields
 
 FitParameters = Float[Tensor, "b q"]
 Kind = Literal["smooth", "points", "line"]
@@ -40,14 +40,12 @@ class Model:
         detector: The pixels that observe it.
         kind: No perturber, point masses, or one line mass.
         blur: Width over which the line mass is smoothed, arcsec; see `masses.line_mass`.
-        compiled: Whether torch.compile fuses the model: faster after one compilation for each kind.
     """
 
     lens: SmoothLens
     detector: Detector
     kind: Kind = "smooth"
     blur: float = 0.0
-    compiled: bool = False
 
     @property
     def n_smooth(self) -> int:
@@ -60,55 +58,57 @@ class Model:
 
     def expected(self, parameters: FitParameters) -> tuple[Maps, Float[Tensor, "b q m m"]]:
         """Return the model images, and their derivatives with respect to each free parameter."""
-        p = self.n_smooth - 2
-        if (observed := self._kernel_images(parameters, self.lens.names)) is not None:
-            observed[:, p + 1] = 1
-            return observed[:, p] + parameters[:, p + 1, None, None], observed
-        brightness = self._at_sample_points(brightness_and_slopes, parameters)
+        p, q = self.n_smooth - 2, parameters.shape[1]
         if PSF in self.lens.names:
+            brightness = self._at_sample_points(brightness_and_slopes, parameters)
             column = self.lens.names.index(PSF)
             observed, by_width = self.detector.observe_wider(brightness, parameters[:, column])
             observed[:, column + 1] = by_width
             light = observed[:, :1]
             slopes = torch.cat([observed[:, 1 : p + 1], light, torch.ones_like(light), observed[:, p + 1 :]], 1)
         else:  # the same without a copy
-            q = brightness.shape[1] + 1
-            slopes = self.detector.observe_into(brightness, [p, *range(p), *range(p + 2, q)], q)
+            slopes = self._observed(brightness_and_slopes, parameters, [p, *range(p), *range(p + 2, q)], q)
             slopes[:, p + 1] = 1
         return slopes[:, p] + parameters[:, p + 1, None, None], slopes
 
     def light(self, parameters: FitParameters) -> Maps:
         """Return the model images."""
-        if (images := self._kernel_images(parameters, [])) is not None:
-            return images[:, 0] + parameters[:, self.n_smooth - 1, None, None]
-        brightness = self._at_sample_points(brightness_alone, parameters)[:, None]
         if PSF in self.lens.names:
+            brightness = self._at_sample_points(brightness_alone, parameters)
             observed, _ = self.detector.observe_wider(brightness, parameters[:, self.lens.names.index(PSF)])
         else:
-            observed = self.detector.observe(brightness)
+            observed = self._observed(brightness_alone, parameters, [0], 1)
         return observed[:, 0] + parameters[:, self.n_smooth - 1, None, None]
 
-    def _kernel_images(self, parameters: FitParameters, names: Sequence[str]) -> Float[Tensor, "b n m m"] | None:
-        """Return the derivatives with respect to `names`, then the brightness, from the C++ kernel; None if it cannot.
+    def _observed(
+        self, function: Callable[..., Tensor], parameters: FitParameters, columns: list[int], n: int
+    ) -> Float[Tensor, "b n m m"]:
+        """Return n observed maps: those of `brightness_and_slopes` or `brightness_alone` at `columns`, others unset."""
+        band = self.detector.band
+        if smooth_fit.usable(parameters) and band.is_wide:
+            fields, (x, y) = self._fields(function, parameters), self._positions
+            positions = constant(tuple(columns), torch.long, parameters.device)
+            return fields.observed(parameters, x=x, y=y, band=band.structure, positions=positions, n=n)
+        return self.detector.observe_into(self._at_sample_points(function, parameters), columns, n)
 
-        With names, one more row follows for the derivative with respect to the offset; the caller fills it.
-        """
-        if self.kind != "smooth" or not self.lens.is_sphere or not smooth_fit.usable(parameters):
-            return None
-        p = self.n_smooth - 2
-        terms = self.lens.sphere_terms(parameters[:, :p]) | {"scale": parameters[:, p].exp()}
-        detector = self.detector
-        n = len(names) + (2 if names else 1)
-        return smooth_fit.lensed_images(detector.band, detector.x, detector.y, terms, names, n)
-
-    def _at_sample_points(self, function: Callable[..., Tensor], parameters: FitParameters) -> Tensor:
+    def _at_sample_points(self, function: Callable[..., Tensor], parameters: FitParameters) -> Float[Tensor, "b k s s"]:
         """Evaluate `brightness_and_slopes` or `brightness_alone` at the sample points of the detector."""
         x, y = self.detector.x.to(parameters), self.detector.y.to(parameters)
-        if not self.compiled:
-            return function(self.lens, self.kind, self.blur, parameters, x, y)
-        # A batch of one would be compiled separately.
-        at_least_two = parameters if len(parameters) > 1 else parameters.repeat(2, 1)
-        return _fused(function)(self.lens, self.kind, self.blur, at_least_two, x, y)[: len(parameters)]
+        if smooth_fit.usable(parameters):
+            flat_x, flat_y = self._positions
+            values = self._fields(function, parameters)(parameters, x=flat_x, y=flat_y)
+            return values.reshape(*values.shape[:2], y.shape[-2], x.shape[-1])
+        return function(self.lens, self.kind, self.blur, parameters, x, y)
+
+    @property
+    def _positions(self) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """The sample points, row by row."""
+        x, y = self.detector.x, self.detector.y
+        shape = y.shape[-2], x.shape[-1]
+        return x.expand(shape).reshape(-1), y.expand(shape).reshape(-1)
+
+    def _fields(self, function: Callable[..., Tensor], parameters: FitParameters) -> Fields:
+        return _compiled(function, self.lens, self.kind, self.blur, parameters.shape[1])
 
     def apply_step(self, parameters: FitParameters, step: FitParameters) -> FitParameters:
         """Return the parameters after a step, with each component of the step limited and each parameter in bounds."""
@@ -164,10 +164,10 @@ def brightness_and_slopes(
 
 def brightness_alone(
     lens: SmoothLens, kind: Kind, blur: float, parameters: FitParameters, x: Tensor, y: Tensor
-) -> Float[Tensor, "b s s"]:
+) -> Float[Tensor, "b 1 s s"]:
     """Return the brightness at x, y above the offset, in image units."""
     smooth, scale, mass = _parts(lens, kind, blur, parameters, x, y)
-    return lens.brightness(smooth, x, y, [mass.alpha] if mass else []) * scale
+    return (lens.brightness(smooth, x, y, [mass.alpha] if mass else []) * scale)[:, None]
 
 
 def _parts(
@@ -187,6 +187,9 @@ def _parts(
     )
 
 
-@cache
-def _fused(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return compile_function(function, dynamic=True)
+@lru_cache(maxsize=64)
+def _compiled(function: Callable[..., Tensor], lens: SmoothLens, kind: Kind, blur: float, n_parameters: int) -> Fields:
+    """Return `brightness_and_slopes` or `brightness_alone` as compiled code."""
+    x, y = torch.full((1, 1), 0.3), torch.full((1, 1), 0.7)
+    recipe = Recipe(lambda *arguments: function(lens, kind, blur, *arguments), (torch.ones(1, n_parameters), x, y))
+    return compile_fields({"brightness": recipe}, "A fit with compiled kernels", observed=True)["brightness"]

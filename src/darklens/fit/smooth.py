@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import jvp
 
 from darklens.errors import ConfigError
 from darklens.physics import light, optics
@@ -171,27 +170,6 @@ class SmoothLens:
         beta_x, beta_y = source_plane(x, y, [*self._alphas(value, x, y), *extra_deflections])
         image, _ = self._light("source", value, beta_x, beta_y, set())
         return image + self._light("light", value, x, y, set())[0] if "light" in self._lights else image
-
-    @property
-    def is_sphere(self) -> bool:
-        """Whether the lens is an SIS with shear, one Sersic source, no lens light, and a known PSF."""
-        return self.population.lens.is_round and set(self._lights) == {"source"} and PSF not in self.names
-
-    def sphere_terms(self, parameters: Parameters) -> dict[str, Float[Tensor, " b"]]:
-        """Return the terms independent of position, for `darklens.kernels.smooth_fit.lensed_images`."""
-        value = self._values(parameters)
-        ln_R_e, n = value["source_ln_R_e"], value["source_ln_n"].exp()
-        law = light.sersic_b_linear if self._lights["source"].b_n == "linear" else light.sersic_b
-        b = law(n)
-        b_slope = jvp(law, (n,), (n,))[1] if "source_ln_n" in self.names else n  # unused where n is fixed
-        return value | {
-            "per_n": 1 / n,
-            "power_offset": b.log() - ln_R_e / n,
-            "peak": value["source_amplitude"].log() + b,
-            "ln_b": b.log(),
-            "b_by_ln_n": b_slope,
-            "ln_b_by_ln_n": b_slope / b,
-        }
 
     def _in_lens_frame(self, parameters: Parameters, x: Tensor, y: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Return the values of all parameters (b, 1, 1), and positions relative to the lens."""

@@ -116,7 +116,6 @@ _FOLDED: dict[str, Callable[..., float]] = {
 _aten = torch.ops.aten
 _POINTWISE = {
     _aten.add: "add",
-    _aten.add_: "add",
     _aten.sub: "sub",
     _aten.mul: "mul",
     _aten.div: "div",
@@ -272,8 +271,10 @@ def record(function: Callable[..., Tensor], arguments: Sequence[Tensor]) -> tupl
     Raises:
         NotImplementedError: If an operation has no rule.
     """
-    copies = [argument.clone() for argument in arguments]  # one tensor may stand for two arguments
-    with torch.no_grad(), _Recorder(copies) as recorder:
-        result = function(*copies)
+    # In inference mode some operations would arrive as others.
+    with torch.inference_mode(False), torch.no_grad():
+        copies = [argument.clone() for argument in arguments]  # one tensor may stand for two arguments
+        with _Recorder(copies) as recorder:
+            result = function(*copies)
     outputs: list[int] = recorder.indices(result).flatten().tolist()
     return recorder.expressions, outputs

@@ -10,6 +10,7 @@ import hashlib
 import math
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,20 +22,48 @@ from darklens.compilation import compiler
 from darklens.errors import ConfigError
 from darklens.kernels.calls import address
 from darklens.kernels.expressions import Expression, record
-from darklens.kernels.library import cache_folder, compile_library, load_cached, output_of
+from darklens.kernels.library import cache_folder, compile_library, load_cached, output_of, shares_openmp
 
 _FOLDER = Path(__file__).parent
 _HEADERS = ("arithmetic.h", "fields.h")
+_OBSERVED_HEADERS = ("vectors.h", "fit.h")
 COMPILERS = ("g++", "clang++")
 _FLAGS = ("-std=c++17", "-O2", "-march=native", "-fno-trapping-math", "-fno-math-errno", "-fPIC", "-w")
 _INFIX = {"add": "+", "sub": "-", "mul": "*"}
+
+
+_LOOP = """
+extern "C" void {name}(int64_t images, int64_t n, int64_t threads, const float* const* arguments, float* out) {{
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t image = 0; image < images; ++image)
+        {name}_of_image(image, n, arguments, out + image * {n_values} * n);
+}}
+"""
+_OBSERVED_LOOP = """
+extern "C" void {name}_observed(
+    int64_t images, int64_t n, int64_t threads, const float* const* arguments, const Band* band, int64_t n_out,
+    const int64_t* position, float* out
+) {{
+#pragma omp parallel num_threads(threads)
+    {{
+        DetectorResponse respond(*band);
+        std::vector<float> values({n_values} * n);
+#pragma omp for schedule(static)
+        for (int64_t image = 0; image < images; ++image) {{
+            {name}_of_image(image, n, arguments, values.data());
+            for (int64_t k = 0; k < {n_values}; ++k)
+                respond(&values[k * n], out + (image * n_out + position[k]) * band->rows * band->rows);
+        }}
+    }}
+}}
+"""
 
 
 class Recipe(NamedTuple):
     """A function to compile, and tensors of the shapes it takes.
 
     Attributes:
-        function: Of tensors (1, l) for each image, and of x and y (1, 1, 1). Its result has one position.
+        function: Of tensors (1, l) for each image, and of x and y with one element. Its result has one position.
         arguments: Such tensors.
     """
 
@@ -46,28 +75,61 @@ class Fields:
     """A compiled function of position.
 
     Args:
-        function: Its entry in the library.
+        library: The library.
+        name: Its entry there.
         n_values: Number of values for each position.
     """
 
-    def __init__(self, function: Callable[..., None], n_values: int) -> None:
-        self._function, self.n_values = function, n_values
+    def __init__(self, library: ctypes.CDLL, name: str, n_values: int) -> None:
+        self._library, self._name, self.n_values = library, name, n_values
 
     def __call__(self, *arguments: Float[Tensor, "b _"], x: Tensor, y: Tensor) -> Float[Tensor, "b k n"]:
         """Return the values at positions x, y (n,) for a batch of images."""
-        x, y, *batch = (v.to(torch.float32).contiguous() for v in (x, y, *arguments))
+        batch = _contiguous(*arguments, x, y)
         out = torch.empty(len(batch[0]), self.n_values, len(x), dtype=torch.float32)
-        pointers = (ctypes.c_void_p * (len(batch) + 2))(*map(address, (*batch, x, y)))
-        self._function(ctypes.c_int64(len(out)), ctypes.c_int64(len(x)), pointers, ctypes.c_void_p(address(out)))
+        getattr(self._library, self._name)(*_sizes(out, x), _pointers(batch), ctypes.c_void_p(address(out)))
+        return out
+
+    def observed(
+        self, *arguments: Float[Tensor, "b _"], x: Tensor, y: Tensor, band: ctypes.Structure, positions: Tensor, n: int
+    ) -> Float[Tensor, "b n m m"]:
+        """Return the values at a square of positions, observed by a detector, as n images of m x m pixels.
+
+        Args:
+            arguments: Of the function, for each image.
+            x: Positions, row by row.
+            y: Positions, row by row.
+            band: The detector, as for `darklens.kernels.smooth_fit.observe`.
+            positions: The index of each value among the n images. Those that get no value are uninitialised.
+            n: Number of images.
+        """
+        batch = _contiguous(*arguments, x, y)
+        out = torch.empty(len(batch[0]), n, band.rows, band.rows, dtype=torch.float32)
+        function = getattr(self._library, f"{self._name}_observed")
+        pointers = _pointers(batch), ctypes.byref(band), ctypes.c_int64(n), address(positions), address(out)
+        function(*_sizes(out, x), *(ctypes.c_void_p(p) if isinstance(p, int) else p for p in pointers))
         return out
 
 
-def compile_fields(recipes: Mapping[str, Recipe], feature: str) -> dict[str, Fields]:
+def _contiguous(*tensors: Tensor) -> list[Tensor]:
+    return [v.to(torch.float32).contiguous() for v in tensors]
+
+
+def _sizes(out: Tensor, x: Tensor) -> list[ctypes.c_int64]:
+    return [ctypes.c_int64(n) for n in (len(out), len(x), torch.get_num_threads())]
+
+
+def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(tensors))(*map(address, tensors))
+
+
+def compile_fields(recipes: Mapping[str, Recipe], feature: str, *, observed: bool = False) -> dict[str, Fields]:
     """Compile functions, or load them from the cache.
 
     Args:
         recipes: Functions by name.
         feature: The part of darklens that needs them, as the subject of a sentence.
+        observed: Whether `Fields.observed` is needed, which takes a processor with AVX2.
 
     Raises:
         ConfigError: If there is no C++ compiler, or it fails.
@@ -75,13 +137,14 @@ def compile_fields(recipes: Mapping[str, Recipe], feature: str) -> dict[str, Fie
     path = compiler(COMPILERS)
     if path is None:
         raise ConfigError(f"{feature} needs a C++ compiler: install g++ or clang++, or leave out the compilation.")
-    written = {name: _written(name, recipe) for name, recipe in recipes.items()}
-    code = '#include "fields.h"\n\n' + "\n".join(text for text, _ in written.values())
+    written = {name: _written(name, recipe, observed) for name, recipe in recipes.items()}
+    headers = [*_HEADERS, *(_OBSERVED_HEADERS if observed else [])]
+    code = "".join(f'#include "{name}"\n' for name in headers) + "\n".join(text for text, _ in written.values())
     try:
-        headers = [(_FOLDER / name).read_bytes() for name in _HEADERS]
-        target = output_of(path, "--version"), output_of(path, *_FLAGS, "-E", "-dM", "-xc++", "/dev/null")
-        digest = hashlib.sha256(b"\0".join([*target, *headers, code.encode()])).hexdigest()[:16]
-        flags = [*_FLAGS, f"-I{_FOLDER}"]
+        flags = [*_FLAGS, f"-I{_FOLDER}", *(["-fopenmp"] if shares_openmp() else [])]
+        included = [(_FOLDER / name).read_bytes() for name in headers]
+        parts = [_target(path), *included, " ".join(flags).encode(), code.encode()]
+        digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
         library = load_cached(
             cache_folder() / f"scene-{digest}.so", lambda file: compile_library(path, flags, code, file)
         )
@@ -89,10 +152,16 @@ def compile_fields(recipes: Mapping[str, Recipe], feature: str) -> dict[str, Fie
         raise ConfigError(
             f"{feature} failed: {path} could not compile ({error}); leave out the compilation."
         ) from error
-    return {name: Fields(getattr(library, name), n_values) for name, (_, n_values) in written.items()}
+    return {name: Fields(library, name, n_values) for name, (_, n_values) in written.items()}
 
 
-def _written(name: str, recipe: Recipe) -> tuple[str, int]:
+@cache
+def _target(path: str) -> bytes:
+    """Return the version of a compiler and the macros that describe the processor it compiles for."""
+    return output_of(path, "--version") + output_of(path, *_FLAGS, "-E", "-dM", "-xc++", "/dev/null")
+
+
+def _written(name: str, recipe: Recipe, observed: bool) -> tuple[str, int]:
     """Return a function as C++, and the number of its values."""
     expressions, outputs = record(recipe.function, recipe.arguments)
     items = expressions.items
@@ -119,15 +188,15 @@ def _written(name: str, recipe: Recipe) -> tuple[str, int]:
     lengths = [argument.numel() for argument in recipe.arguments[:n_batch]]
     images = [f"const float* a{k} = arguments[{k}] + image * {length};" for k, length in enumerate(lengths)]
     lines = [
-        f'extern "C" void {name}(int64_t images, int64_t n, const float* const* arguments, float* out) {{',
-        "for (int64_t image = 0; image < images; ++image) {",
+        f"static void {name}_of_image(int64_t image, int64_t n, const float* const* arguments, float* values) {{",
         *images,
-        f"float* values = out + image * {len(outputs)} * n;",
         *statements[0],
         "for (int64_t i = 0; i < n; i += LANES) {",
         "const int64_t width = n - i < LANES ? n - i : LANES;",
         *statements[1],
-        "}}}",
+        "}}",
+        _LOOP.format(name=name, n_values=len(outputs)),
+        *([_OBSERVED_LOOP.format(name=name, n_values=len(outputs))] if observed else []),
     ]
     return "\n".join(lines) + "\n", len(outputs)
 

@@ -23,13 +23,6 @@ extern "C" void fit_observe(
     observe(*band, images, planes, n_out, threads, position, brightness, out);
 }
 
-extern "C" void fit_lensed(
-    const Band* band, int64_t images, int64_t n_out, int64_t threads, const int64_t* position, const float* x,
-    const float* y, const float* lenses, float* out
-) {
-    lensed(*band, images, n_out, threads, position, x, y, reinterpret_cast<const IsothermalLens*>(lenses), out);
-}
-
 extern "C" void fit_normal_equations(
     int64_t images, int64_t unknowns, int64_t pixels, int64_t threads, const float* slopes, const float* weight,
     const float* residual, double* curvature, double* rhs

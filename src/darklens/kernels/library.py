@@ -59,10 +59,15 @@ def is_loaded() -> bool:
 def _compiler_path() -> str | None:
     if os.environ.get("DARKLENS_KERNELS") == "0" or not sys.platform.startswith("linux"):
         return None
-    # A second OpenMP library would have its own threads, and together they would outnumber the cores.
-    if not hasattr(ctypes.CDLL(None), "GOMP_parallel"):
-        return None
-    return compiler(["g++"])
+    return compiler(["g++"]) if shares_openmp() else None
+
+
+def shares_openmp() -> bool:
+    """Return whether PyTorch has loaded GNU's OpenMP library, which compiled code can then use.
+
+    A second library would have its own threads, and together they would outnumber the cores.
+    """
+    return sys.platform.startswith("linux") and hasattr(ctypes.CDLL(None), "GOMP_parallel")
 
 
 def cache_folder() -> Path:

@@ -1,7 +1,7 @@
 """The operations of a fit step on images as compiled kernels; each function returns None where they do not apply."""
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,14 +14,6 @@ from darklens.kernels.library import is_loaded, library
 Maps = Float[Tensor, "b m m"]
 
 _MIN_IMAGES = 16  # with fewer images PyTorch is done before the kernels are loaded or built
-TERMS = (
-    *("theta_E", "gamma1", "gamma2", "centre_x", "centre_y", "source_x", "source_y", "source_e1", "source_e2"),
-    *("per_n", "power_offset", "peak", "ln_b", "b_by_ln_n", "ln_b_by_ln_n", "scale"),
-)
-DERIVATIVES = (
-    *("theta_E", "gamma1", "gamma2", "source_x", "source_y", "source_e1", "source_e2", "source_ln_R_e"),
-    *("source_ln_n", "centre_x", "centre_y"),
-)
 
 
 class _Band(ctypes.Structure):
@@ -66,6 +58,16 @@ class Band:
     first: Int[Tensor, " m"]
     columns: int
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether rows and columns fill a register, as the kernels require."""
+        return min(len(self.values), self.columns) >= lanes()
+
+    @property
+    def structure(self) -> ctypes.Structure:
+        """The matrix, as the kernels take it."""
+        return _Band(address(self.values), address(self.first), len(self.values), self.columns, self.values.shape[1])
+
     @classmethod
     def of(cls, matrix: Float[Tensor, "m s"]) -> "Band":
         """Return the band of a matrix; all runs are as long as the longest."""
@@ -88,44 +90,13 @@ def observe(
         n: Planes of the result. Those that get no plane are uninitialised.
     """
     rows = len(band.values)
-    if not usable(brightness) or min(rows, band.columns) < lanes():
+    if not usable(brightness) or not band.is_wide:
         return None
     brightness = brightness.contiguous()
     out = brightness.new_empty(len(brightness), n, rows, rows)
-    indices = torch.tensor(positions)
-    matrix = _Band(address(band.values), address(band.first), rows, band.columns, band.values.shape[1])
+    indices, matrix = torch.tensor(positions), band.structure
     sizes = (len(brightness), brightness.shape[1], n, torch.get_num_threads())
     call("fit_observe", matrix, *sizes, indices, brightness, out)
-    return out
-
-
-def lensed_images(
-    band: Band,
-    x: Float[Tensor, "1 s"],
-    y: Float[Tensor, "s 1"],
-    terms: Mapping[str, Float[Tensor, " b"]],
-    names: Sequence[str],
-    n: int,
-) -> Float[Tensor, "b n m m"] | None:
-    """Return images of a Sersic source behind a singular isothermal sphere with shear, and their derivatives.
-
-    Args:
-        band: PSF and pixel integration along one axis, a matrix of m rows and s columns.
-        x: Coordinates of the sample columns, arcsec.
-        y: Coordinates of the sample rows, arcsec.
-        terms: The values that TERMS lists, of each image.
-        names: Derivatives, of DERIVATIVES, in the order of the result. The image follows them.
-        n: Maps of the result. Those after the image are uninitialised.
-    """
-    lenses = torch.stack([terms[name] for name in TERMS], 1)
-    rows = len(band.values)
-    if not usable(lenses, x, y) or min(rows, band.columns) < lanes() or not set(names) <= set(DERIVATIVES):
-        return None
-    out = x.new_empty(len(lenses), n, rows, rows)
-    positions = torch.tensor([len(names), *(names.index(name) if name in names else -1 for name in DERIVATIVES)])
-    matrix = _Band(address(band.values), address(band.first), rows, band.columns, band.values.shape[1])
-    sizes = (len(lenses), n, torch.get_num_threads())
-    call("fit_lensed", matrix, *sizes, positions, x.contiguous(), y.contiguous(), lenses.contiguous(), out)
     return out
 
 

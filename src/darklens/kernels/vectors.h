@@ -18,17 +18,6 @@ inline Floats keep_first(Floats values, int64_t n) {
     return values;
 }
 
-// 1 / sqrt(value) of positive numbers: the processor's estimate, refined by Newton steps to float32 precision.
-inline Floats inverse_root(Floats value) {
-#if defined __AVX512F__
-    Floats guess = (Floats)_mm512_rsqrt14_ps((__m512)value);
-#else
-    Floats guess = (Floats)_mm256_rsqrt_ps((__m256)value);
-    guess = guess * (1.5f - 0.5f * value * guess * guess);
-#endif
-    return guess * (1.5f - 0.5f * value * guess * guess);
-}
-
 inline float sum_lanes(Floats values) {
 #if defined __AVX512F__
     return _mm512_reduce_add_ps((__m512)values);

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import jvp
+
+from darklens.physics.duals import slopes_of, variable
 
 Field = Float[Tensor, "*#shape"]
 
@@ -124,7 +125,7 @@ def sersic_slopes(
     if "ln_R_e" in by:
         slopes["ln_R_e"] = rate / n
     if "ln_n" in by:
-        b_slope = jvp(b, (n,), (torch.ones_like(n),))[1]
+        b_slope = slopes_of(b(variable("n", n)))["n"]
         slopes["ln_n"] = (n * b_slope) * brightness - rate * (n * b_slope / b_n - torch.log(power / b_n))
     return brightness, slopes
 

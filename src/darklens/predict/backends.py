@@ -31,9 +31,9 @@ _LARGEST_INT8_CHANGE = 0.05  # of probabilities, mean over the calibration image
 def choose(requested: BackendChoice, bundle: Bundle, n: int, device: torch.device | str | None = None) -> BackendChoice:
     """Return the backend to use for `n` images, after checking that it is available on a device.
 
-    `auto` is `onnx` for many images on a CPU if ONNX Runtime is installed, otherwise `eager`. Systems that fit lenses
-    use `eager`: a compiled fit ends in another local minimum in one of some thousand images. `auto` is never `int8`,
-    which is less accurate. The device is by default that of the bundle.
+    `auto` is `onnx` for many images on a CPU if ONNX Runtime is installed, otherwise `eager`. It is never `int8`, which
+    is less accurate. For systems that fit lenses `compiled` is the same as `eager`, since their fits are compiled
+    anyway. The device is by default that of the bundle.
 
     Raises:
         ConfigError: If the system cannot run on the requested backend, or a package or the compiler is missing.
@@ -69,10 +69,10 @@ def backend_of(name: BackendChoice, bundle: Bundle, model: Path | None = None) -
         bundle: The bundle.
         model: File written by `write_model`, for onnx and int8.
     """
-    if name == "eager":
+    if name == "eager" or (name == "compiled" and bundle.fit_settings is not None):
         return bundle
     if name == "compiled":
-        return _CompiledFits(bundle) if bundle.fit_settings is not None else _CompiledNetwork(bundle)
+        return _CompiledNetwork(bundle)
     assert model is not None
     return _OnnxNetwork(bundle, model)
 
@@ -126,19 +126,6 @@ def write_model(name: BackendChoice, bundle: Bundle, path: Path, images: Float[n
                 f"int8 changes the probabilities of {bundle.contract.recipe} by {difference.mean():.2g} on average, "
                 "which is too inaccurate; use another backend."
             )
-
-
-class _CompiledFits:
-    """Fits compiled by torch.compile; the network on their features, a small part of the time, stays eager."""
-
-    def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
-
-    def inputs_of(self, images: Images, *, exposure: Images | None = None) -> Inputs:
-        return self._bundle.inputs_of(images, exposure=exposure, backend="compiled")
-
-    def forward(self, inputs: Inputs) -> NetworkOutput:
-        return self._bundle.forward(inputs)
 
 
 class _CompiledNetwork:

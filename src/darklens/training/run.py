@@ -202,7 +202,6 @@ def fits_for(
     return cached_fits(
         store,
         settings.population,
-        backend=recipe.data.backend,
         centred=settings.centred,
         workers=usable_cores(),
         device=device,

@@ -90,7 +90,15 @@ def test_one_tensor_can_stand_for_two_arguments():
     assert len(set(record(lambda a, b: torch.cat([a, b], 1), (A, A))[1])) == 4
 
 
-@pytest.mark.parametrize("function", [lambda a: torch.erf(a), lambda a: a * float(a.sum()), lambda a: a.sort().values])
+def test_expressions_can_be_recorded_in_inference_mode():
+    with torch.inference_mode():
+        assert len(record(lambda a: (a.reshape(2, 1) * a).sum(1), (torch.ones(1, 2),))[1]) == 2
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda a: torch.erf(a), lambda a: a * float(a.sum()), lambda a: a.sort().values, lambda a: a.clone().add_(1)],
+)
 def test_an_operation_without_a_rule_is_an_error(function):
     with pytest.raises(NotImplementedError, match=r"has no rule for expressions"):
         record(function, (A,))
