@@ -129,8 +129,11 @@ def search(
     image: ImageName = None,
     flip_rows: FlipRows = False,
     perturber: Annotated[
-        Literal["tnfw", "point", "line"],
-        Parameter(help="Truncated NFW halo (dark subhalo), point mass, or line mass."),
+        Literal["tnfw", "tnfw_free", "point", "line"],
+        Parameter(
+            help="Truncated NFW halo (dark subhalo) whose concentration follows from its mass (tnfw) or is free "
+            "(tnfw_free), point mass, or line mass."
+        ),
     ] = "tnfw",
     n_max: Annotated[
         int,
@@ -142,7 +145,8 @@ def search(
     threshold: Annotated[
         float | None,
         Parameter(
-            help="delta chi2 of a detection; by default 11 for haloes (10 % false alarms), 15 for points, 20 for lines."
+            help="delta chi2 of a detection; by default 11 for tnfw (10 % false alarms), 15 for tnfw_free and point, "
+            "20 for line."
         ),
     ] = None,
     simulations: Annotated[
@@ -156,7 +160,7 @@ def search(
     z_lens: Annotated[float, Parameter(help="Redshift of lens and perturber, for masses in M_sun.")] = 0.5,
     z_source: Annotated[float, Parameter(help="Redshift of the source.")] = 1.0,
     concentration: Annotated[
-        float | None, Parameter(help="c200 of haloes; by default from the mass (Dutton & Maccio 2014).")
+        float | None, Parameter(help="c200 of tnfw haloes; by default from the mass (Dutton & Maccio 2014).")
     ] = None,
     maps: Annotated[
         Path | None,
@@ -191,6 +195,8 @@ def search(
     for name, (value, largest) in limits.items():
         if value is not None and not 0 < value < largest:
             raise ConfigError(f"{name} must be positive and below {largest:g}, got {value:g}.")
+    if concentration is not None and perturber != "tnfw":
+        raise ConfigError(f"--concentration is that of --perturber tnfw, not of {perturber}.")
     if threshold is not None and simulations is not None:
         raise ConfigError("--threshold and --simulations exclude each other.")
     run = _prepare(files, model, out, psf, noise_map, mask, pixel_scale, image, flip_rows, maps)

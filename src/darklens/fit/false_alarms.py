@@ -62,7 +62,7 @@ def false_alarm_threshold(
         result: Fit of the smooth scene.
         rate: Rate of false alarms.
         n: Number of simulations. With 20 and a rate of 0.1 the threshold is uncertain by several units of delta chi2.
-        perturber: "tnfw", "point" or "line".
+        perturber: As for `find_perturbers`.
         redshifts: Redshifts, and the concentration of haloes.
         seed: Seed of the noise.
         compiled: Whether to compile the scenes (`darklens.fit`).

@@ -86,7 +86,7 @@ def gain_map(
 
     Args:
         result: Fit of the smooth scene.
-        perturber: "tnfw", "point" or "line".
+        perturber: As for `find_perturbers`.
         redshifts: Redshifts, and the concentration of haloes.
         spacing: Minimum spacing of the positions, arcsec, in multiples of the sampling distance.
         interpolate: Whether the error of the mass is computed at every second row and column and interpolated between
@@ -305,7 +305,7 @@ def sensitivity_map(
 
     Args:
         result: Fit of the smooth scene.
-        perturber: "tnfw", "point" or "line".
+        perturber: As for `find_perturbers`.
         threshold: Threshold of delta chi2, by default `DEFAULT_THRESHOLD`.
         redshifts: Redshifts, and the concentration of haloes.
 

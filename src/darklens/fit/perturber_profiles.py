@@ -17,7 +17,7 @@ from darklens.physics.profiles import line, tnfw
 from darklens.registry import unknown
 from darklens.scene.profiles import MassProfile, Parameter
 
-PerturberKind = Literal["tnfw", "point", "line"]
+PerturberKind = Literal["tnfw", "tnfw_free", "point", "line"]
 
 _LIGHTEST, _HEAVIEST = 6.0, 11.5  # log10 of M_sun
 _TRUNCATION = 20.0  # r_t / R_s
@@ -110,6 +110,29 @@ class HaloPerturber(PerturberProfile):
         return _halo
 
 
+class FreeHaloPerturber(PerturberProfile):
+    """NFW halo of mass M200 and free concentration c200, truncated at r_t = 20 R_s."""
+
+    kind = "free_halo_perturber"
+    parameters: ClassVar[Any] = _COMMON | {
+        "concentration": Parameter(low=1.0, high=1000.0, start=30.0, step=0.5, log=True)
+    }
+    shapes = tuple({"log10_mass": 9.0, "concentration": c} for c in (15.0, 60.0, 300.0))
+
+    @property
+    def constants(self) -> Mapping[str, float]:
+        """r200 of 1e9 M_sun, arcsec, and the product of deflection and R_s per projected mass within R_s, arcsec^2."""
+        R_s, alpha = nfw_angles(
+            mass=1e9, concentration=1.0, z_lens=self.redshifts.z_lens, z_source=self.redshifts.z_source
+        )
+        return {"radius": float(R_s), "projected": float(R_s * alpha * (math.log(2) - 0.5))}
+
+    @property
+    def law(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """Function that returns the deflection."""
+        return _free_halo
+
+
 class PointPerturber(PerturberProfile):
     """Point mass, with a core of 0.01 arcsec, since the derivatives on a bare point are infinite."""
 
@@ -160,6 +183,16 @@ def _halo(x: Tensor, y: Tensor, *, log10_mass: Tensor, **coefficients: Any) -> t
     return tnfw.deflection(x, y, alpha_Rs=torch.exp(log_alpha), R_s=R_s, r_t=R_s * _TRUNCATION)
 
 
+def _free_halo(
+    x: Tensor, y: Tensor, *, log10_mass: Tensor, concentration: Tensor, radius: Any, projected: Any
+) -> tuple[Tensor, Tensor]:
+    """Deflection of an NFW halo; R_s = r200 / c, and the mass within R_s is 1 / (ln(1 + c) - c / (1 + c)) of M200."""
+    ln_mass = (log10_mass - 9.0) * math.log(10)
+    R_s = radius * torch.exp(ln_mass / 3) / concentration
+    share = 1 / (torch.log1p(concentration) - concentration / (1 + concentration))
+    return tnfw.deflection(x, y, alpha_Rs=projected * torch.exp(ln_mass) * share / R_s, R_s=R_s, r_t=R_s * _TRUNCATION)
+
+
 def _point(x: Tensor, y: Tensor, *, log10_mass: Tensor, unit: Any) -> tuple[Tensor, Tensor]:
     scale = torch.exp((log10_mass - 9.0) * math.log(10)) * unit / (x * x + y * y + _POINT_CORE**2)
     return scale * x, scale * y
@@ -172,10 +205,14 @@ def _line(
     return line.deflection(x, y, mass=mass, length=length, angle=angle)
 
 
-_PROFILES: dict[str, type[PerturberProfile]] = {"tnfw": HaloPerturber, "point": PointPerturber, "line": LinePerturber}
+_PROFILES: dict[str, type[PerturberProfile]] = {
+    "tnfw": HaloPerturber,
+    "tnfw_free": FreeHaloPerturber,
+    "point": PointPerturber,
+    "line": LinePerturber,
+}
 
-
-DEFAULT_THRESHOLD = {"tnfw": 11.0, "point": 15.0, "line": 20.0}
+DEFAULT_THRESHOLD = {"tnfw": 11.0, "tnfw_free": 15.0, "point": 15.0, "line": 20.0}
 """Thresholds of delta chi2 without simulations."""
 
 

@@ -24,6 +24,8 @@ SEARCH_COLUMNS = (
     *("path", "status", "message", "detected", "delta_chi2", "threshold", "x", "y", "log10_mass", "log10_mass_error"),
     *("chi2_per_pixel", "chi2_per_pixel_smooth", "seconds"),
 )
+_OWN_COLUMNS = ("delta_chi2", "x", "y", "log10_mass", "log10_mass_error")  # of each perturber
+_FREE_COLUMNS = ("concentration", "concentration_error")
 _DPI = 110
 
 
@@ -32,7 +34,7 @@ class SearchOptions:
     """How to search.
 
     Attributes:
-        perturber: "tnfw", "point" or "line".
+        perturber: As for `find_perturbers`.
         n_max: Maximum number of perturbers.
         redshifts: Redshifts, and the concentration of haloes.
         threshold: Threshold of delta chi2; None for the default.
@@ -79,9 +81,10 @@ def search_table(
     require_lens(scene := specification.scene())
     scenes = scenes_of_search(scene, options.perturber, options.redshifts)
     options = replace(options, compiled=compile_scenes(scenes, options.compiled))
-    names = [*SEARCH_COLUMNS]
+    own = [*_OWN_COLUMNS, *(_FREE_COLUMNS if options.perturber == "tnfw_free" else ())]
+    names = [*SEARCH_COLUMNS, *own[len(_OWN_COLUMNS) :]]
     for number in range(1, options.n_max):
-        names += [f"{name}_{number + 1}" for name in ("delta_chi2", "x", "y", "log10_mass", "log10_mass_error")]
+        names += [f"{name}_{number + 1}" for name in own]
     arguments = (specification.model_dump_json(), inputs, options)
     return write_table(labels, names, out, search_one, arguments, maps=maps, workers=workers, advance=advance)
 
@@ -135,8 +138,11 @@ def search_row(search: SearchResult, seconds: float) -> dict[str, str]:
     }
     for number, perturber in enumerate(search.perturbers):
         suffix = f"_{number + 1}" if number else ""
-        for name in ("delta_chi2", "x", "y", "log10_mass", "log10_mass_error"):
-            value = getattr(perturber, name)
+        values = {name: getattr(perturber, name) for name in _OWN_COLUMNS}
+        if "concentration" in perturber.parameters:
+            values["concentration"] = perturber.parameters["concentration"]
+            values["concentration_error"] = perturber.errors["concentration"]
+        for name, value in values.items():
             columns[name + suffix] = "" if math.isnan(value) else f"{value:.5g}"
     return columns
 

@@ -29,7 +29,7 @@ from darklens.scene.profiles import Free
 from darklens.scene.scene import Scene
 
 _PEAKS, _CONTINUED = 5, 2  # number of peaks, and of coarse fits that are continued at full resolution
-_PEAK_STEPS, _COARSE_STEPS, _FINE_STEPS = 6, 20, 40
+_PEAK_STEPS, _COARSE_STEPS, _FINE_STEPS = 6, 20, 100
 _REDSHIFTS = Redshifts()
 
 
@@ -38,13 +38,14 @@ class Perturber:
     """A perturber of the joint fit.
 
     Attributes:
-        kind: "tnfw", "point" or "line".
+        kind: Kind of the search.
         delta_chi2: Deviance of the scene without it minus that with it, all other parameters refitted.
         x: Position, arcsec.
         y: Position, arcsec.
         log10_mass: log10 of M200 (halo) or of the total mass, in M_sun.
         log10_mass_error: Standard deviation.
         parameters: All its parameters.
+        errors: Their standard deviations.
         covariance: Covariance of log10_mass, x and y, marginalised over all other parameters.
     """
 
@@ -55,6 +56,7 @@ class Perturber:
     log10_mass: float
     log10_mass_error: float
     parameters: dict[str, float]
+    errors: dict[str, float]
     covariance: Float[np.ndarray, "3 3"] = field(repr=False)
 
 
@@ -117,7 +119,7 @@ def find_perturbers(
     Args:
         observation: Image, noise map, mask and PSF.
         scene: Smooth model.
-        perturber: "tnfw" (truncated NFW halo), "point" or "line".
+        perturber: "tnfw" (truncated NFW halo), "tnfw_free" (with free concentration), "point" or "line".
         n_max: Maximum number of perturbers, found one after the other while each is above the threshold.
         result: Fit of `scene` to `observation`, if there is one.
         threshold: Threshold of delta chi2 for a detection, such as that of `false_alarm_threshold`; by default
@@ -159,7 +161,9 @@ def find_perturbers(
             break
         detected = True
     # Position and mass of a perturber without effect are not determined, so its fit need not converge.
-    reasons = (current if detected else smooth).warnings
+    reasons = [*(current if detected else smooth).warnings]
+    if detected and (bounds := [name for name in current.at_bounds if name.startswith("perturber")]):
+        reasons.append(f"at a bound: {', '.join(bounds)}")
     return SearchResult(
         detected=detected and not reasons,
         perturbers=tuple(perturbers),
@@ -234,5 +238,6 @@ def _perturber(kind: str, name: str, joint: FitResult, delta_chi2: float) -> Per
         log10_mass=mass,
         log10_mass_error=joint.errors[f"{name}.log10_mass"],
         parameters={k.removeprefix(prefix): v for k, v in joint.parameters.items() if k.startswith(prefix)},
+        errors={k.removeprefix(prefix): v for k, v in joint.errors.items() if k.startswith(prefix)},
         covariance=joint.covariance[np.ix_(rows, rows)],
     )

@@ -11,7 +11,7 @@ from darklens.errors import ConfigError
 from darklens.fit import false_alarms, perturbers
 from darklens.fit.false_alarms import false_alarm_threshold
 from darklens.fit.gain_map import gain_map, sensitivity_map
-from darklens.fit.perturber_profiles import HaloPerturber, Redshifts
+from darklens.fit.perturber_profiles import FreeHaloPerturber, HaloPerturber, Redshifts
 from darklens.fit.perturbers import find_perturbers
 from darklens.fit.scene_fit import fit
 from darklens.fit.scene_solver import Data, Solver
@@ -119,6 +119,25 @@ def test_a_bad_fit_gives_no_detection(perturbed):
     assert not search.detected and "chi2 per pixel" in search.message
 
 
+def test_a_free_concentration_is_found_with_its_error(perturbed):
+    observation, smooth = perturbed
+    search = find_perturbers(observation, SMOOTH, perturber="tnfw_free", result=smooth)
+    fixed = find_perturbers(observation, SMOOTH, result=smooth)
+    (halo,), (other,) = search.perturbers, fixed.perturbers
+    assert search.detected and halo.delta_chi2 > other.delta_chi2 - 1
+    assert np.hypot(halo.x - other.x, halo.y - other.y) < 0.1
+    assert 1 <= halo.parameters["concentration"] <= 1000 and halo.errors["concentration"] > 0
+
+
+def test_a_mass_at_its_bound_is_no_detection(perturbed, monkeypatch):
+    observation, smooth = perturbed
+    limited = HaloPerturber.parameters | {"log10_mass": replace(HaloPerturber.parameters["log10_mass"], high=8.8)}
+    monkeypatch.setattr(HaloPerturber, "parameters", limited)
+    search = find_perturbers(observation, SMOOTH, result=smooth)
+    assert search.delta_chi2 > search.threshold and not search.detected
+    assert "at a bound: perturber.log10_mass" in search.message
+
+
 def test_masses_follow_the_concentration_and_redshifts():
     from darklens.physics.cosmology import nfw_angles
     from darklens.physics.profiles import tnfw
@@ -131,6 +150,10 @@ def test_masses_follow_the_concentration_and_redshifts():
     alpha = halo.law(x, y, log10_mass=torch.tensor([[np.log10(3e9)]]), **halo.constants)
     for a, b in zip(alpha, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=0)
+    free = FreeHaloPerturber(Redshifts(0.3, 0.8))
+    parameters = {"log10_mass": torch.tensor([[np.log10(3e9)]]), "concentration": torch.tensor([[15.0]])}
+    for a, b in zip(free.law(x, y, **parameters, **free.constants), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=0)
 
 
 def test_thresholds_from_simulations_are_cached(perturbed, tmp_path, monkeypatch):

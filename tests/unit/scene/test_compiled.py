@@ -124,7 +124,7 @@ def test_one_compilation_serves_all_values(monkeypatch, tmp_path):
 
 
 MASSES = [NFW(), TNFW(), PseudoJaffe(), PointMass(), LineMass()]
-MASSES += [profile_of(kind)(Redshifts()) for kind in ("tnfw", "point", "line")]
+MASSES += [profile_of(kind)(Redshifts()) for kind in ("tnfw", "tnfw_free", "point", "line")]
 
 
 @needs_compiler

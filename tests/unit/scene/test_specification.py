@@ -12,7 +12,16 @@ FULL = "epl-shear-multipoles+light"
 
 def test_the_named_scenes_describe_themselves():
     composed = [f"{n}{s}" for n in ("sie-shear", "epl-shear", "epl-shear-multipoles") for s in ("", "+light")]
-    assert names() == sorted([*composed, "epl-shear-circular-multipoles", "sie+mge", "sie-shear+mge", "epl-shear+mge"])
+    assert names() == sorted(
+        [
+            *composed,
+            "epl-shear-circular-multipoles",
+            "sie+mge",
+            "sie-shear+mge",
+            "epl-shear+mge",
+            "epl-shear-multipoles+mge",
+        ]
+    )
     assert all(get(name).description for name in names())
     scene = get(FULL).scene()
     assert list(scene.profiles) == ["epl", "shear", "multipole3", "multipole4", "source", "light", "light2"]
