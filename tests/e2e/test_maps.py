@@ -12,7 +12,7 @@ SIS, PLAIN = "sis_autoencoder2", "resnet_simple"
 AXIS = (np.arange(CROP) - (CROP - 1) / 2) * 0.05  # arcsec
 
 
-def test_predict_writes_maps_that_agree_with_each_other(tiny, drawn, tmp_path):
+def test_predict_writes_maps_that_agree_with_each_other(tiny, tmp_path):
     bad = tmp_path / "bad.npy"
     bad.write_bytes(b"no image")
     files = sorted((tiny / "files").rglob("1.npy"))  # one in each class, all of one name

@@ -8,6 +8,7 @@ from darklens.bundle import Bundle
 from darklens.bundle.contract import Contract
 from darklens.config import load
 from darklens.errors import ConfigError
+from darklens.models import resnet_18
 from darklens.models.autoencoder import AutoencoderConfig
 from darklens.models.informed import Informed, SISAutoencoder2Config, SISAutoencoderConfig
 from darklens.models.lens_layer import KRange, LensLayer
@@ -59,6 +60,10 @@ def test_every_system_is_covered():
 
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
 class TestEverySystem:
+    @pytest.fixture(autouse=True)
+    def _narrow_resnet_18(self, monkeypatch):
+        monkeypatch.setattr(resnet_18, "_WIDTHS", (8, 8, 16, 16))  # weights that take most of the time otherwise
+
     def test_output_is_finite_and_does_not_depend_on_the_batch(self, kind):
         model, images = make(CONFIGS[kind]).eval(), rings()
         with torch.no_grad():

@@ -65,7 +65,8 @@ def test_names_are_no_formulas(name):
     assert figures.to_png(charts.auc_bars([{"name": name, "auc": auc}])).startswith(b"\x89PNG")
 
 
-def test_figures_are_png_and_reproducible():
+def test_figures_are_png_and_reproducible(monkeypatch):
+    monkeypatch.setattr(figures, "_DPI", 40)
     g = np.random.default_rng(0)
     labels, p = np.arange(60) % 3, g.dirichlet([1, 1, 1], 60)
     classes = ["no", "sphere", "vort"]
