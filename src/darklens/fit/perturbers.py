@@ -22,14 +22,14 @@ from darklens.fit.perturber_profiles import (
     Redshifts,
     profile_of,
 )
-from darklens.fit.scene_fit import FitResult, coarse, fit, result_of
+from darklens.fit.scene_fit import POOR, FitResult, coarse, cores_of, fit, result_of
 from darklens.fit.scene_solver import Solver, data_of
 from darklens.scene.observation import Observation
-from darklens.scene.profiles import Free
+from darklens.scene.profiles import Free, MassProfile
 from darklens.scene.scene import Scene
 
 _PEAKS, _CONTINUED = 5, 2  # number of peaks, and of coarse fits that are continued at full resolution
-_PEAK_STEPS, _COARSE_STEPS, _FINE_STEPS = 6, 20, 100
+_PEAK_STEPS, _COARSE_STEPS, _FINE_STEPS = 6, 20, 200
 _REDSHIFTS = Redshifts()
 
 
@@ -141,7 +141,7 @@ def find_perturbers(
     unit = smooth.observation.unit
     smooth = smooth.scaled(1 / unit)
     gains = gain_map(smooth, perturber=perturber, redshifts=redshifts)
-    current, detected = smooth, False
+    current, detected, exact = smooth, False, scene
     perturbers: list[Perturber] = []
     for number in range(n_max):
         name = f"perturber{number + 1 if number else ''}"
@@ -149,7 +149,9 @@ def find_perturbers(
         joint = _joint_fit(current, profile, redshifts, name, maps, compiled)
         if joint is None:
             break
-        refitted = _refit(current, joint, compiled)
+        without, exact = exact, _with(exact, joint.scene.mass.profiles[-1])
+        joint, core = _sharpened(joint, exact, compiled)
+        refitted = _refit(current, joint, current.scene if core is None else without.softened(core), compiled)
         item = _perturber(perturber, name, joint, _deviance(refitted) - _deviance(joint))
         significant = item.delta_chi2 >= limit * max(1.0, joint.chi2_per_pixel)
         if number and not significant:
@@ -190,7 +192,7 @@ def _joint_fit(
         near = at[inside.any(axis)]
         bounds[symbol] = Free(low=float(near.min()) - REACH, high=float(near.max()) + REACH)
     scene = result.scene
-    joint = Scene([*scene.mass.profiles, profile(redshifts, name=name, **bounds)], scene.source, scene.lens_light)
+    joint = _with(scene, profile(redshifts, name=name, **bounds))
     values = dict(result.parameters) | {f"{name}.{k}": torch.tensor([p[k] for p in peaks]) for k in peaks[0]}
     binned = coarse(result.observation)
     solver, data = Solver(joint, binned.detector(), compiled=compiled), data_of(binned)
@@ -203,13 +205,42 @@ def _joint_fit(
     return result_of(fine, state, result.observation, started)
 
 
-def _refit(result: FitResult, joint: FitResult, compiled: bool) -> FitResult:
+def _with(scene: Scene, perturber: MassProfile) -> Scene:
+    return Scene([*scene.mass.profiles, perturber], scene.source, scene.lens_light)
+
+
+def _sharpened(joint: FitResult, exact: Scene, compiled: bool) -> tuple[FitResult, float | None]:
+    """Return a poor joint fit with smaller cores of the light profiles, if that is better, and the core.
+
+    A smooth fit in a local minimum can prefer a core that its source does not have.
+
+    Args:
+        joint: Joint fit.
+        exact: Its scene without cores.
+        compiled: Whether to compile the scene.
+    """
+    best, chosen = joint, None
+    if joint.chi2_per_pixel < POOR or not exact.has_cusps:
+        return best, chosen
+    detector, data = joint.observation.detector(), data_of(joint.observation)
+    start = joint.scene.internal(joint.scene.pack(joint.parameters)).float()
+    for core in cores_of(exact, joint.observation):
+        started = time.process_time()
+        solver = Solver(exact.softened(core), detector, compiled=compiled)
+        state = solver.minimise(start, data, steps=_FINE_STEPS)
+        start, result = state.internal, result_of(solver, state, joint.observation, started)
+        if result.chi2 < best.chi2:
+            best, chosen = result, core
+    return best, chosen
+
+
+def _refit(result: FitResult, joint: FitResult, scene: Scene, compiled: bool) -> FitResult:
     """Return the fit without the last perturber that starts from the joint fit, if it is better than `result`.
 
-    Where the smooth fit was in a local minimum, the joint fit would otherwise seem to gain by the perturber.
+    Where the smooth fit was in a local minimum, the joint fit would otherwise seem to gain by the perturber. `scene` is
+    that of `result`, with the cores of the joint fit.
     """
     started = time.process_time()
-    scene = result.scene
     solver = Solver(scene, result.observation.detector(), compiled=compiled)
     data = data_of(result.observation)
     values = {name: joint.parameters[name] for name in scene.names}

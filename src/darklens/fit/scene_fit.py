@@ -2,7 +2,8 @@
 
 1. Starts at different Einstein radii are drawn (`scene_starts`).
 2. Levenberg-Marquardt fits of the image in larger pixels begin there. After a few steps only the best are continued.
-3. The best of these fits is continued on the full-resolution image.
+3. The best of these fits is continued on the full-resolution image. If it does not describe the image, all is repeated
+   once with other starts.
 
 Sersic profiles have a small core in these fits, which then shrinks to zero in three stages. The result is the last
 stage that is not worse than those before.
@@ -38,7 +39,8 @@ _RADII = (0.25, 0.5, 1.0, 2.0, 4.0)  # of profiles without light, in units of th
 _FINE_STEPS, _CORE_STEPS = 60, 20  # at full resolution, with the first core and with each of the others
 _NO_WORSE = 4.0  # difference in deviance at which a smaller core is preferred
 _CLOSE, _CLOSE_RELATIVE = 25.0, 0.02  # excess of the deviance of another solution, absolute and relative
-_POOR, _POOR_SIGMA = 1.15, 5.0  # chi2 per pixel, and its excess in standard deviations, of a poor fit
+POOR, _POOR_SIGMA = 1.15, 5.0  # chi2 per pixel, and its excess in standard deviations, of a poor fit
+_ATTEMPTS = 2  # sets of starts, if the best fit of the first is poor
 _FAINTEST = 100.0  # reduction of chi2 by the model below which the image may be noise alone
 _TOO_GOOD = 0.1  # chi2 per pixel below which the noise map is wrong, or the image has no noise
 
@@ -93,11 +95,16 @@ class FitResult:
         return (self.chi2 - freedom) / math.sqrt(2 * freedom)
 
     @property
+    def is_poor(self) -> bool:
+        """Whether the model does not describe the image: chi2 is far above its expectation."""
+        return self.chi2_per_pixel > POOR and self.chi2_excess > _POOR_SIGMA
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Reasons not to trust the fit, one phrase each."""
         lens = f"{main_lens(self.scene)}."
         warnings = [] if self.converged else ["not converged"]
-        if self.chi2_per_pixel > _POOR and self.chi2_excess > _POOR_SIGMA:
+        if self.is_poor:
             warnings.append(f"chi2 per pixel {self.chi2_per_pixel:.2f}: the model does not describe the image")
         if self.chi2_per_pixel < _TOO_GOOD:
             warnings.append(f"chi2 per pixel {self.chi2_per_pixel:.2g}: the noise map exceeds the noise of the image")
@@ -177,13 +184,28 @@ def fit(
     if compiled and torch.device(device).type != "cpu":
         raise ConfigError(f"A compiled fit runs on the CPU, not on {device}; leave out compiled=True or the device.")
     started, device = time.process_time(), require_device(device)
-    original, observation = observation, observation.scaled(1 / observation.unit)
-    oversampling = observation.psf.oversampling if observation.psf else 1
-    cores = [core * observation.pixel_scale / oversampling for core in (_CORES if scene.has_cusps else _CORES[:1])]
-    softened = [scene.softened(core) for core in cores]
+    scaled, generator = observation.scaled(1 / observation.unit), torch.Generator().manual_seed(seed)
+    best: FitResult | None = None
+    for _ in range(_ATTEMPTS):
+        result = _fit(scaled, scene, generator, device, compiled)
+        if best is None or result.chi2 < best.chi2:
+            best = result
+        if not best.is_poor:
+            break
+    assert best is not None
+    seconds = time.process_time() - started
+    return replace(best.scaled(observation.unit), observation=observation, seconds=seconds)
+
+
+def _fit(
+    observation: Observation, scene: Scene, generator: torch.Generator, device: torch.device, compiled: bool
+) -> FitResult:
+    """Return the best fit from one set of starts."""
+    started = time.process_time()
+    softened = [scene.softened(core) for core in cores_of(scene, observation)]
     binned = coarse(observation)
     solver, data = Solver(softened[0], binned.detector(), compiled=compiled), data_of(binned, device)
-    starts = draw_starts(solver, binned, torch.Generator().manual_seed(seed), device)
+    starts = draw_starts(solver, binned, generator, device)
     for steps, kept in _ROUNDS:
         state = solver.minimise(starts, data.repeated(len(starts)), steps=steps)
         rows = _distinct(softened[0], state, data)
@@ -199,9 +221,13 @@ def fit(
         if best is None or float(state.deviance) < float(best[1].deviance) + _NO_WORSE:
             best = fine, state
     assert best is not None
-    fine, state = best
-    result = result_of(fine, state, observation, started).scaled(original.unit)
-    return replace(result, observation=original, alternatives=alternatives)
+    return replace(result_of(*best, observation, started), alternatives=alternatives)
+
+
+def cores_of(scene: Scene, observation: Observation) -> list[float]:
+    """Return the cores of light profiles with a cusp, arcsec, that a fit uses one after the other."""
+    oversampling = observation.psf.oversampling if observation.psf else 1
+    return [core * observation.pixel_scale / oversampling for core in (_CORES if scene.has_cusps else _CORES[:1])]
 
 
 def coarse(observation: Observation) -> Observation:
