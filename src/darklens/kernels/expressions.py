@@ -5,14 +5,17 @@ result is a list of expressions of single numbers in which equal expressions occ
 writes them as C++.
 """
 
-import math
+import operator
 from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+_TOLERANCE = 1e-2  # relative; float32 rounding of nearly equal terms is below
 
 
 class Expression(NamedTuple):
@@ -36,6 +39,20 @@ class Expressions:
         self.items: list[Expression] = []
         self._index: dict[Expression, int] = {}
 
+    def values(self, arguments: Sequence[Tensor]) -> list[float]:
+        """Return the values of all expressions for some arguments."""
+        elements = [argument.double().flatten().tolist() for argument in arguments]
+        values: list[float] = []
+        with np.errstate(all="ignore"):
+            for item in self.items:
+                if item.operation == "constant":
+                    values.append(item.value)
+                elif item.operation == "input":
+                    values.append(elements[item.value[0]][item.value[1]])
+                else:
+                    values.append(float(_OPERATIONS[item.operation](*(values[i] for i in item.operands))))
+        return values
+
     def _add(self, expression: Expression) -> int:
         index = self._index.setdefault(expression, len(self.items))
         if index == len(self.items):
@@ -58,7 +75,8 @@ class Expressions:
         """Return the index of the result of an operation, simplified where an operand is constant."""
         numbers = [self._number(operand) for operand in operands]
         if operation in _FOLDED and None not in numbers:
-            return self.constant(_FOLDED[operation](*numbers))
+            with np.errstate(all="ignore"):
+                return self.constant(_FOLDED[operation](*numbers))
         simple = self._simplified(operation, operands, numbers)
         if simple is not None:
             return simple
@@ -75,6 +93,10 @@ class Expressions:
                     return self.constant(0.0)
                 if operation == "mul" and number == -1.0:
                     return self.apply("neg", other)
+        if operation == "add":
+            for operand, other in (operands, operands[::-1]):
+                if self.items[operand].operation == "neg":
+                    return self.apply("sub", other, self.items[operand].operands[0])
         if operation == "sub":
             if numbers[1] == 0.0:
                 return operands[0]
@@ -101,16 +123,32 @@ class Expressions:
         return reduce(lambda a, b: self.apply("mul", a, b), factors, self.constant(1.0))
 
 
-_FOLDED: dict[str, Callable[..., float]] = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
-    "neg": lambda a: -a,
-    "reciprocal": lambda a: 1 / a if a else math.copysign(math.inf, a),
-    "sqrt": lambda a: math.sqrt(a) if a >= 0 else math.nan,
+_FOLDED: dict[str, Callable[..., Any]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "neg": operator.neg,
+    "reciprocal": lambda a: np.float64(1) / a,
+    "sqrt": np.sqrt,
     "greater": lambda a, b: float(a > b),
     "not_less": lambda a, b: float(a >= b),
     "not": lambda a: 1 - a,
+}
+_OPERATIONS: dict[str, Callable[..., Any]] = _FOLDED | {
+    "exp": np.exp,
+    "log": np.log,
+    "log1p": np.log1p,
+    "sin": np.sin,
+    "cos": np.cos,
+    "atan": np.arctan,
+    "atan2": np.arctan2,
+    "atanh": np.arctanh,
+    "hypot": np.hypot,
+    "abs": abs,
+    "sign": np.sign,
+    "pow": np.float_power,
+    "maximum": np.maximum,
+    "where": lambda condition, a, b: a if condition else b,
 }
 
 _aten = torch.ops.aten
@@ -213,11 +251,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # no types
     def _result(self, packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if packet in _MOVED:
             return packet(self.indices(args[0]), *args[1:], **kwargs)
-        if packet is _aten._to_copy:
+        if packet is _aten._to_copy and kwargs.get("dtype", torch.float32).is_floating_point:
             return self.indices(args[0])
-        if packet in _POINTWISE:
+        if packet in _POINTWISE and not kwargs:
             return self._broadcast(_POINTWISE[packet], *map(self.indices, args))
-        if packet is _aten.rsub:
+        if packet is _aten.rsub and len(args) == 2 and not kwargs:
             return self._broadcast("sub", *map(self.indices, args[1::-1]))
         if packet in (_aten.lt, _aten.le):
             return self._broadcast("greater" if packet is _aten.lt else "not_less", *map(self.indices, args[1::-1]))
@@ -226,9 +264,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # no types
         if packet is _aten.square:
             return self._broadcast("mul", *[self.indices(args[0])] * 2)
         if packet is _aten.addcmul:
-            first, second, third = map(self.indices, args)
-            products = self._broadcast("mul", second, third)
-            return self._broadcast("sub" if kwargs.get("value", 1) == -1 else "add", first, products)
+            first, second, third, factor = map(self.indices, (*args, kwargs.get("value", 1)))
+            return self._broadcast("add", first, self._broadcast("mul", factor, self._broadcast("mul", second, third)))
         if packet in (_aten.sum, _aten.cumsum, _aten.cumprod):
             return self._accumulated(packet, *args, **kwargs)
         if packet in (_aten.mm, _aten.bmm):
@@ -270,6 +307,7 @@ def record(function: Callable[..., Tensor], arguments: Sequence[Tensor]) -> tupl
 
     Raises:
         NotImplementedError: If an operation has no rule.
+        RuntimeError: If the expressions have other values than the function, so a rule is wrong.
     """
     # In inference mode some operations would arrive as others.
     with torch.inference_mode(False), torch.no_grad():
@@ -277,4 +315,12 @@ def record(function: Callable[..., Tensor], arguments: Sequence[Tensor]) -> tupl
         with _Recorder(copies) as recorder:
             result = function(*copies)
     outputs: list[int] = recorder.indices(result).flatten().tolist()
+    values = recorder.expressions.values(copies)
+    recorded = torch.tensor([values[index] for index in outputs], dtype=torch.float64)
+    expected = result.detach().double().flatten()
+    tolerance = _TOLERANCE * expected.abs().maximum(_TOLERANCE * expected.abs().max())
+    if not bool(((recorded - expected).abs() <= tolerance).logical_or(expected.isnan()).all()):
+        raise RuntimeError(
+            "recorded expressions differ from the function; a rule of darklens.kernels.expressions is wrong"
+        )
     return recorder.expressions, outputs

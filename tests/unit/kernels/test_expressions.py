@@ -1,43 +1,18 @@
 """Recording expressions of single numbers from functions of tensors."""
 
-import math
-
 import pytest
 import torch
 
+from darklens.kernels import expressions
 from darklens.kernels.expressions import record
 
 A, B = torch.tensor([[2.0, 3.0]]), torch.tensor([[5.0, 7.0]])
-_VALUES = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
-    "neg": lambda a: -a,
-    "reciprocal": lambda a: 1 / a,
-    "sqrt": math.sqrt,
-    "exp": math.exp,
-    "log": math.log,
-    "pow": lambda a, b: a**b,
-    "maximum": max,
-    "greater": lambda a, b: float(a > b),
-    "not_less": lambda a, b: float(a >= b),
-    "not": lambda a: 1 - a,
-    "where": lambda condition, a, b: a if condition else b,
-}
 
 
 def evaluate(function, *arguments):
     """The recorded expressions, evaluated one by one."""
-    expressions, outputs = record(function, arguments)
-    values = []
-    for item in expressions.items:
-        if item.operation == "input":
-            argument, element = item.value
-            values.append(float(arguments[argument].flatten()[element]))
-        elif item.operation == "constant":
-            values.append(item.value)
-        else:
-            values.append(_VALUES[item.operation](*(values[operand] for operand in item.operands)))
+    recorded, outputs = record(function, arguments)
+    values = recorded.values(arguments)
     return torch.tensor([values[index] for index in outputs])
 
 
@@ -54,7 +29,9 @@ def evaluate(function, *arguments):
         lambda a, b: torch.stack([a, b]).sum((0, 2)) + torch.stack([a, b], 2).sum(-1, keepdim=True)[..., 0],
         lambda a, b: torch.cumprod(a, 1) + torch.cumsum(b, 1) + torch.arange(2.0) + torch.zeros_like(a),
         lambda a, b: a[:, :, None].expand(1, 2, 2) * b.unbind(1)[1] + torch.tensor([1.0, 10.0]),
-        lambda a, b: torch.exp(-a) + torch.log(b) + torch.maximum(a, b),
+        lambda a, b: torch.exp(-a) + torch.log(b) + torch.maximum(a, b) + torch.sign(-a) + torch.abs(-b),
+        lambda a, b: torch.sin(a) + torch.cos(b) + torch.atan(a) + torch.atan2(a, b) + torch.hypot(a, b),
+        lambda a, b: torch.log1p(a) + torch.atanh(1 / b) + torch.addcmul(a, a, b, value=0.3) + (b > 6).float(),
     ],
 )
 def test_expressions_have_the_values_of_the_function(function):
@@ -62,9 +39,9 @@ def test_expressions_have_the_values_of_the_function(function):
 
 
 def test_equal_expressions_occur_once():
-    expressions, outputs = record(lambda a, b: torch.cat([a * b + a, a + b * a], 1), (A, B))
+    recorded, outputs = record(lambda a, b: torch.cat([a * b + a, a + b * a], 1), (A, B))
     assert outputs[:2] == outputs[2:]
-    assert [item.operation for item in expressions.items].count("mul") == 2
+    assert [item.operation for item in recorded.items].count("mul") == 2
 
 
 @pytest.mark.parametrize(
@@ -78,6 +55,7 @@ def test_equal_expressions_occur_once():
         (lambda a: a * torch.zeros(2), lambda a: torch.zeros_like(a)),
         (lambda a: torch.where(torch.tensor([True, True]), a, a * a), lambda a: a),
         (lambda a: a**2, lambda a: a * a),
+        (lambda a: a * a + (-a), lambda a: a * a - a),
     ],
 )
 def test_expressions_are_simplified(function, same):
@@ -97,8 +75,21 @@ def test_expressions_can_be_recorded_in_inference_mode():
 
 @pytest.mark.parametrize(
     "function",
-    [lambda a: torch.erf(a), lambda a: a * float(a.sum()), lambda a: a.sort().values, lambda a: a.clone().add_(1)],
+    [
+        lambda a: torch.erf(a),
+        lambda a: a * float(a.sum()),
+        lambda a: a.sort().values,
+        lambda a: a.clone().add_(1),
+        lambda a: torch.add(a, a, alpha=2),
+        lambda a: a.long() * 1.0,
+    ],
 )
 def test_an_operation_without_a_rule_is_an_error(function):
     with pytest.raises(NotImplementedError, match=r"has no rule for expressions"):
         record(function, (A,))
+
+
+def test_a_wrong_rule_is_noticed(monkeypatch):
+    monkeypatch.setitem(expressions._POINTWISE, torch.ops.aten.sin, "cos")
+    with pytest.raises(RuntimeError, match="a rule of .* is wrong"):
+        record(torch.sin, (A,))
