@@ -91,5 +91,5 @@ def test_an_operation_without_a_rule_is_an_error(function):
 
 def test_a_wrong_rule_is_noticed(monkeypatch):
     monkeypatch.setitem(expressions._POINTWISE, torch.ops.aten.sin, "cos")
-    with pytest.raises(RuntimeError, match="a rule of .* is wrong"):
+    with pytest.raises(RuntimeError, match="is wrong"):
         record(torch.sin, (A,))
