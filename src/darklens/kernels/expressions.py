@@ -231,7 +231,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # no types
         constants = [self.expressions.constant(value) for value in values.double().flatten().tolist()]
         return torch.tensor(constants, dtype=torch.int64).reshape(values.shape)
 
-    def __torch_dispatch__(
+    def _dispatch(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Compute an operation, and note its expressions if it depends on an argument."""
@@ -296,6 +296,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # no types
         if packet is _aten.sum:
             return totals[-1].unsqueeze(dim) if keepdim else totals[-1]
         return torch.stack(totals, dim)
+
+
+# Defined in the class, it would be wrapped in a decorator that imports torch._dynamo, which takes two seconds.
+_Recorder.__torch_dispatch__ = _Recorder._dispatch  # type: ignore[method-assign, assignment]
 
 
 def record(function: Callable[..., Tensor], arguments: Sequence[Tensor]) -> tuple[Expressions, list[int]]:
