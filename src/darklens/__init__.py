@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from darklens.data.store import Store
     from darklens.evaluation.evaluate import evaluate
     from darklens.fit.evidence import evidence_maps
+    from darklens.fit.false_alarms import false_alarm_threshold
     from darklens.fit.gain_map import sensitivity_map
     from darklens.fit.hypotheses import fit_hypotheses
     from darklens.fit.macro import fit_macro
+    from darklens.fit.perturber_profiles import HaloPerturber, Redshifts
     from darklens.fit.perturbers import find_perturbers
     from darklens.fit.scene_fit import fit
     from darklens.physics.grid import Grid
@@ -46,10 +48,13 @@ if TYPE_CHECKING:
 _HOME = {
     "Bundle": ("darklens.bundle", "Bundle"),
     "Grid": ("darklens.physics.grid", "Grid"),
+    "HaloPerturber": ("darklens.fit.perturber_profiles", "HaloPerturber"),
+    "Redshifts": ("darklens.fit.perturber_profiles", "Redshifts"),
     "Store": ("darklens.data.store", "Store"),
     "fit": ("darklens.fit", ""),  # a package that can be called
     "evaluate": ("darklens.evaluation.evaluate", "evaluate"),
     "evidence_maps": ("darklens.fit.evidence", "evidence_maps"),
+    "false_alarm_threshold": ("darklens.fit.false_alarms", "false_alarm_threshold"),
     "find_perturbers": ("darklens.fit.perturbers", "find_perturbers"),
     "fit_hypotheses": ("darklens.fit.hypotheses", "fit_hypotheses"),
     "fit_macro": ("darklens.fit.macro", "fit_macro"),
@@ -94,6 +99,7 @@ __all__ = [
     "Detector",
     "Free",
     "Grid",
+    "HaloPerturber",
     "LightModel",
     "LineMass",
     "MassModel",
@@ -102,6 +108,7 @@ __all__ = [
     "Observation",
     "PointMass",
     "PseudoJaffe",
+    "Redshifts",
     "Scene",
     "Sersic",
     "Shapelets",
@@ -109,6 +116,7 @@ __all__ = [
     "Store",
     "evaluate",
     "evidence_maps",
+    "false_alarm_threshold",
     "find_perturbers",
     "fit",
     "fit_hypotheses",

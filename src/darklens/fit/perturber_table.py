@@ -1,6 +1,5 @@
 """Searches for perturbers in many observations: a table with one row each, bad ones included, and maps."""
 
-import io
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from darklens.files import atomic_path
+from darklens.fit import search_figure
 from darklens.fit.false_alarms import false_alarm_threshold
 from darklens.fit.perturber_profiles import PerturberKind, Redshifts
 from darklens.fit.perturbers import SearchResult, find_perturbers, scenes_of_search
@@ -26,7 +26,6 @@ SEARCH_COLUMNS = (
 )
 _OWN_COLUMNS = ("delta_chi2", "x", "y", "log10_mass", "log10_mass_error")  # of each perturber
 _FREE_COLUMNS = ("concentration", "concentration_error")
-_DPI = 110
 
 
 @dataclass(frozen=True)
@@ -166,41 +165,4 @@ def write_maps(search: SearchResult, path: Path, title: str = "") -> None:
     with atomic_path(path.with_name(f"{path.name}.npz")) as temporary, temporary.open("wb") as stream:
         np.savez(stream, **planes)
     with atomic_path(path.with_name(f"{path.name}.png")) as temporary:
-        temporary.write_bytes(draw_search(search, title))
-
-
-def draw_search(search: SearchResult, title: str = "") -> bytes:
-    """Return the figure of a search as PNG: image, residuals, gain and detectable mass, with the perturbers."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    gains, observation = search.gains, search.smooth.observation
-    rows, columns = observation.image.shape
-    half_x, half_y = (n * observation.pixel_scale / 2 for n in (columns, rows))
-    image_extent = (-half_x, half_x, -half_y, half_y)
-    step_x, step_y = (float(v[1] - v[0]) / 2 for v in (gains.x, gains.y))
-    extent = (gains.x[0] - step_x, gains.x[-1] + step_x, gains.y[0] - step_y, gains.y[-1] + step_y)
-    noise = float(np.median(observation.noise_map[observation.used]))
-    residuals = {"cmap": "RdBu_r", "vmin": -5.0, "vmax": 5.0}
-    panels: list[tuple[str, np.ndarray, tuple[float, ...], dict[str, Any]]] = [
-        ("data", np.arcsinh(observation.image / noise), image_extent, {"cmap": "magma"}),
-        ("residual / noise, smooth", search.smooth.residual, image_extent, residuals),
-        ("residual / noise, with perturber", search.best.residual, image_extent, residuals),
-        ("first-order gain in chi2", gains.gain, extent, {"cmap": "viridis", "vmin": 0.0}),
-        ("detectable log10 M / M_sun", gains.detectable(search.threshold), extent, {"cmap": "cividis_r"}),
-    ]
-    figure = Figure(figsize=(17, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (name, plane, size, style) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        picture = axes.imshow(plane, origin="lower", extent=size, interpolation="nearest", **style)
-        axes.set_title(name, fontsize=9)
-        axes.set_xlabel("x (arcsec)")
-        axes.set(xlim=image_extent[:2], ylim=image_extent[2:])
-        figure.colorbar(picture, ax=axes, shrink=0.8)
-        for perturber in search.perturbers if search.detected else ():
-            axes.plot(perturber.x, perturber.y, "+", color="tab:cyan", markersize=10)
-    heading = f"{title}   delta chi2 {search.delta_chi2:.1f}, threshold {search.threshold:.1f}".strip()
-    figure.suptitle(heading, fontsize=10, parse_math=False)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=_DPI)
-    return stream.getvalue()
+        temporary.write_bytes(search_figure.draw(search, title))

@@ -9,11 +9,14 @@
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
+from darklens.files import atomic_path
+from darklens.fit import search_figure
 from darklens.fit.gain_map import REACH, GainMap, gain_map
 from darklens.fit.perturber_profiles import (
     DEFAULT_THRESHOLD,
@@ -59,6 +62,16 @@ class Perturber:
     errors: dict[str, float]
     covariance: Float[np.ndarray, "3 3"] = field(repr=False)
 
+    @property
+    def x_error(self) -> float:
+        """Standard deviation of x, arcsec."""
+        return self.errors["centre_x"]
+
+    @property
+    def y_error(self) -> float:
+        """Standard deviation of y, arcsec."""
+        return self.errors["centre_y"]
+
 
 @dataclass(frozen=True, eq=False)
 class SearchResult:
@@ -94,6 +107,11 @@ class SearchResult:
     def score(self) -> float:
         """Difference in deviance of the first perturber, divided by chi2 per pixel of the best fit if above one."""
         return self.delta_chi2 / max(1.0, self.best.chi2_per_pixel)
+
+    def plot(self, path: Path | str) -> None:
+        """Write a PNG of the image, the residuals without and with perturbers, the gain and the detectable mass."""
+        with atomic_path(Path(path)) as temporary:
+            temporary.write_bytes(search_figure.draw(self))
 
 
 def scenes_of_search(scene: Scene, perturber: PerturberKind, redshifts: Redshifts = _REDSHIFTS) -> list[Scene]:

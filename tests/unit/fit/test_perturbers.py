@@ -43,15 +43,18 @@ def perturbed():
     return observation, fit(observation, SMOOTH)
 
 
-def test_a_halo_is_found_at_its_position_with_its_mass(perturbed):
+def test_a_halo_is_found_at_its_position_with_its_mass(perturbed, tmp_path):
     observation, smooth = perturbed
     search = find_perturbers(observation, SMOOTH, result=smooth)
     (halo,) = search.perturbers
     assert search.detected and not search.message and search.delta_chi2 == halo.delta_chi2 > 50
     assert np.hypot(halo.x - HALO["halo.centre_x"], halo.y - HALO["halo.centre_y"]) < 0.1
     assert abs(halo.log10_mass - 9.8) < max(3 * halo.log10_mass_error, 0.1)
-    assert halo.covariance[0, 0] == pytest.approx(halo.log10_mass_error**2)
+    errors = [halo.log10_mass_error, halo.x_error, halo.y_error]
+    np.testing.assert_allclose(halo.covariance.diagonal(), np.square(errors), rtol=1e-6)
     assert search.best.chi2 < search.smooth.chi2
+    search.plot(tmp_path / "search.png")
+    assert (tmp_path / "search.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_smooth_lens_has_no_detection():
