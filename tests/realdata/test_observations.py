@@ -4,7 +4,8 @@ import pytest
 from commandline import darklens, rows_of
 
 from darklens.errors import InputError
-from darklens.scene.observation_files import Inputs, find_observations, read_observation
+from darklens.scene.observation_files import Inputs, read_observation
+from darklens.scene.observation_paths import find_observations
 
 pytestmark = pytest.mark.realdata
 

@@ -235,7 +235,8 @@ def _prepare(
     """Load the scene, find the observations, and check what is to be written, before any work."""
     from darklens.fit.scene_table import unfinished
     from darklens.scene import specification
-    from darklens.scene.observation_files import Inputs, files_of, find_observations
+    from darklens.scene.observation_files import Inputs
+    from darklens.scene.observation_paths import files_of, find_observations
 
     overrides = [text for text in files if _OVERRIDE.match(text) and not os.path.exists(text)]
     arguments = [text for text in files if text not in overrides]

@@ -23,7 +23,8 @@ from darklens.fit.scene_fit import FitResult, fit
 from darklens.fit.scene_starts import main_lens
 from darklens.memory import keep_freed_memory
 from darklens.scene.compiled import compile_scenes
-from darklens.scene.observation_files import Inputs, files_of, read_observation
+from darklens.scene.observation_files import Inputs, read_observation
+from darklens.scene.observation_paths import files_of
 from darklens.scene.profiles import EPL, SIE, SIS, Multipole, Shear
 from darklens.scene.scene import Scene
 from darklens.scene.specification import SceneSpecification

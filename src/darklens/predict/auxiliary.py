@@ -18,8 +18,9 @@ from darklens.data.readers.planes import Plane
 from darklens.data.readers.roles import OBSERVATION_FILES, OBSERVATION_SUFFIXES, Role
 from darklens.errors import InputError
 from darklens.populations.population import POPULATIONS, GaussianPSF, Population, get
+from darklens.scene.noise_maps import standard_deviation
 from darklens.scene.observation import MASKED_NOISE
-from darklens.scene.observation_files import plane_of, standard_deviation
+from darklens.scene.observation_files import plane_of
 
 _LARGEST_PSF_DIFFERENCE = 0.03  # of the peak; that of a Gaussian 1.5 % wider
 _LARGEST_NOISE_RATIO = 1.25

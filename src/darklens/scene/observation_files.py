@@ -3,29 +3,27 @@
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from darklens.data.image_paths import expand
 from darklens.data.readers.planes import Contents, Plane, contents
-from darklens.data.readers.roles import OBSERVATION_FILES, OBSERVATION_SUFFIXES, SCIENCE, Role, belongs, companion
+from darklens.data.readers.roles import OBSERVATION_FILES, SCIENCE, Role, belongs, companion
 from darklens.errors import ConfigError, InputError
-from darklens.scene.observation import MASKED_NOISE, NoiseKind, Observation, background_scatter, noise_meaning
+from darklens.scene.noise_maps import standard_deviation
+from darklens.scene.observation import Observation, background_scatter
+from darklens.scene.observation_paths import location, member_of
 from darklens.scene.psf import PSF
 from darklens.scene.specification import NoiseSpecification, PSFSpecification
 
 _NOISE_ROLES: tuple[Role, ...] = ("noise", "variance", "weight")
 _SELECTED = re.compile(r"(?P<file>.+)\[(?P<name>[^\]]+)\]")
-_ROW = re.compile(r"(?P<file>.+)#(?P<row>\d+)")
 _MAX_OVERSAMPLING = 16
 _SAME_SCALE = 0.01
 _MAX_PIXELS = 300_000
-_KINDS: Mapping[Role, NoiseKind] = {"variance": "variance", "weight": "inverse variance"}
-_WEAK = re.compile(r"noise|noise_?map|noisemap", re.IGNORECASE)  # names that do not say in which form the noise is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,79 +66,6 @@ class Inputs:
             raise ConfigError(f"--pixel-scale must be positive (arcsec), got {self.pixel_scale}.")
 
 
-def find_observations(arguments: Sequence[Path | str]) -> list[str]:
-    """Return the observations that arguments name: folders of one observation, files, and rows `FILE#i` of stacks.
-
-    A folder with `image.fits` or `data.fits` is one observation. Other folders mean all observations in them. Patterns
-    and lists of arguments are expanded as by `darklens.data.image_paths.find_images`.
-
-    Raises:
-        InputError: If there are none.
-    """
-    paths = [str(path) for path in expand(arguments, lambda folder: [Path(folder)])]
-    labels = [label for path in paths for label in (_inside(path) if os.path.isdir(path) else [path])]
-    if not any(_location(label)[0].exists() for label in labels):
-        raise InputError(f"{labels[0]}: no such file or folder.")
-    return [label for text in labels for label in _rows(text)]
-
-
-def _inside(folder: str) -> list[str]:
-    """Return the observations in a folder: itself, or those of its subfolders and its files."""
-    labels: list[str] = []
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
-        if _member(Path(parent), "science") is not None:
-            labels.append(parent)
-            folders.clear()
-        else:
-            labels += [str(path) for path in _images(Path(parent), names)]
-    if not labels:
-        raise InputError(f"{folder} contains no images.")
-    return labels
-
-
-def _images(folder: Path, names: Sequence[str]) -> Iterator[Path]:
-    from darklens.data.readers import MEASUREMENTS
-
-    yield from (folder / name for name in sorted(names) if name.lower().endswith(MEASUREMENTS))
-
-
-def _rows(label: str) -> list[str]:
-    """Return the rows of a stack; anything else, and a file that cannot be read, as it is."""
-    if _ROW.fullmatch(label) and not os.path.lexists(label):
-        return [label]
-    if os.path.isdir(label) or not label.lower().endswith((".npz", ".h5", ".hdf5")):
-        return [label]
-    try:
-        n_rows = contents(Path(label)).n_rows
-    except InputError:
-        return [label]  # reported when it is read
-    return [label] if n_rows is None else [f"{label}#{i}" for i in range(n_rows)]
-
-
-def files_of(label: str) -> list[Path]:
-    """Return the files that belong to an observation."""
-    path, _ = _location(label)
-    if not path.is_dir():
-        return [path]
-    return [file for role in OBSERVATION_FILES if (file := _member(path, role)) is not None]
-
-
-def _location(label: str) -> tuple[Path, int | None]:
-    match = _ROW.fullmatch(label)
-    if match and not os.path.lexists(label):
-        return Path(match["file"]), int(match["row"])
-    return Path(label), None
-
-
-def _member(folder: Path, role: Role) -> Path | None:
-    """Return the file of a role in a folder of one observation."""
-    candidates = (
-        folder / f"{stem}{suffix}" for stem in OBSERVATION_FILES.get(role, ()) for suffix in OBSERVATION_SUFFIXES
-    )
-    return next((path for path in candidates if path.is_file()), None)
-
-
 def read_observation(label: str, inputs: Inputs | None = None) -> Observation:
     """Read an observation.
 
@@ -167,7 +92,7 @@ class _Reader:
 
     def __init__(self, label: str, inputs: Inputs) -> None:
         self.label, self.inputs = label, inputs
-        self.path, self.row = _location(label)
+        self.path, self.row = location(label)
         self.changes: list[str] = []
         self.numbers: dict[str, float] = {}
         self.planes: list[Plane] = []
@@ -204,7 +129,7 @@ class _Reader:
         """Choose the science image, and collect the planes that belong to it."""
         if self.path.is_dir():
             for role in OBSERVATION_FILES:
-                if (file := _member(self.path, role)) is not None:
+                if (file := member_of(self.path, role)) is not None:
                     self._add(contents(file), role)
             if not any(plane.role == "science" for plane in self.planes):
                 raise InputError("the folder has no image.fits or data.fits.")
@@ -368,7 +293,7 @@ class _Reader:
             return np.asarray(np.sqrt(background**2 + np.nan_to_num(pixels).clip(min=0) / counts))
 
     def _has_siblings(self) -> bool:
-        return not self.path.is_dir() and _member(self.path.parent, "noise") is not None
+        return not self.path.is_dir() and member_of(self.path.parent, "noise") is not None
 
     def _psf(self, science: Plane, scale: float) -> PSF | None:
         settings = self.inputs.psf_settings
@@ -458,57 +383,6 @@ def plane_of(text: str, role: Role, *, science: str = "", row: int | None = None
     raise InputError(f"{path} holds several images ({listed}); select one as {path.name}[NAME].")
 
 
-def standard_deviation(
-    plane: Plane,
-    noise: Float[np.ndarray, "rows columns"],
-    image: Float[np.ndarray, "rows columns"],
-    used: Bool[np.ndarray, "rows columns"],
-) -> tuple[Float[np.ndarray, "rows columns"], NoiseKind, list[str]]:
-    """Return standard deviations from a noise map, variance map or weight map, what it was, and what was assumed.
-
-    The name of the plane decides (WHT, IVM, VAR, ERR, RMS and the like), and for others the scatter of the image.
-
-    Args:
-        plane: Where the map was read.
-        noise: Its values.
-        image: The image.
-        used: Pixels to compare.
-
-    Raises:
-        InputError: If a variance map or weight map does not agree with the image.
-    """
-    valid = used & np.isfinite(noise) & (noise > 0)
-    if valid.any():
-        valid &= noise <= MASKED_NOISE * np.median(noise[valid])
-    judged, comparison = noise_meaning(image, noise, valid)
-    kind = _KINDS.get(plane.role, "standard deviation")
-    changes = [f"noise map {plane} taken as {_word(kind)}"] if plane.role in _KINDS else []
-    is_weak = plane.role not in _KINDS and _WEAK.search(plane.name or plane.path.name.partition(".")[0])
-    if plane.role == "exposure" and judged is None:
-        raise InputError(
-            f"{plane} does not agree with the image as a noise map ({comparison}); it may be an exposure map."
-        )
-    if plane.role not in _KINDS and judged is None:
-        changes.append(f"noise map {plane} does not agree with the image: {comparison}")
-    elif is_weak and judged in ("variance", "inverse variance"):
-        kind = judged
-        changes.append(f"noise map {plane} taken as {_word(kind)}: {comparison}")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        if kind == "variance":
-            noise = np.sqrt(noise)
-        elif kind == "inverse variance":
-            noise = np.where(noise > 0, noise, np.nan) ** -0.5
-    if plane.role in _KINDS:
-        judged, comparison = noise_meaning(image, noise, valid)
-        if judged != "standard deviation":
-            raise InputError(
-                f"{plane} as {_word(kind)} does not agree with the image: the median of the standard deviation is "
-                + comparison.removeprefix("its median is ")
-                + "; it may be an exposure map, give a noise map with --noise-map."
-            )
-    return noise, kind, changes
-
-
 def _quantity(unit: str) -> str:
     """Return the quantity of a unit: electron, electron/s, adu, adu/s, or the unit in lower case."""
     text = re.sub(r"\s+", "", unit.lower())
@@ -519,10 +393,6 @@ def _quantity(unit: str) -> str:
     if re.fullmatch(r"adu|dn|digitalnumbers?", base):
         return "adu/s" if rate else "adu"
     return text
-
-
-def _word(kind: NoiseKind) -> str:
-    return {"inverse variance": "an inverse variance (weight)", "variance": "a variance"}.get(kind, kind)
 
 
 def _require_shape(name: str, shape: tuple[int, ...], image: tuple[int, ...]) -> None:

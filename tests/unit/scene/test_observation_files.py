@@ -6,7 +6,8 @@ import pytest
 from astropy.io import fits
 
 from darklens.errors import ConfigError, InputError
-from darklens.scene.observation_files import Inputs, find_observations, read_observation
+from darklens.scene.observation_files import Inputs, read_observation
+from darklens.scene.observation_paths import find_observations
 from darklens.scene.specification import NoiseSpecification, PSFSpecification
 
 N, SIGMA, SCALE = 40, 0.02, 0.1
