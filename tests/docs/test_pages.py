@@ -4,7 +4,6 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import cards
 import numpy as np
@@ -160,10 +159,8 @@ def test_the_guide_to_scenes_runs(capsys):
 def test_the_tutorial_on_a_search_finds_the_subhalo_only(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
-    for name in ("IPython", "IPython.display"):  # tests are run without it
-        monkeypatch.setitem(sys.modules, name, SimpleNamespace(Image=Path))
     names = {}
     for cell in (v for page, v in (c.values for c in CELLS) if page == "6-find-a-subhalo.md"):
-        exec(cell, names)
+        exec(cell.replace("from IPython.display import Image\n", "Image = str\n"), names)  # IPython is not required
     lines = [line for line in capsys.readouterr().out.splitlines() if "detected:" in line]
     assert [line.split("detected: ")[1].strip() for line in lines] == ["True", "False", "True", "False", "True"]
