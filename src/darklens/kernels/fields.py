@@ -123,12 +123,15 @@ def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
     return (ctypes.c_void_p * len(tensors))(*map(address, tensors))
 
 
-def compile_fields(recipes: Mapping[str, Recipe], feature: str, *, observed: bool = False) -> dict[str, Fields]:
+def compile_fields(
+    recipes: Mapping[str, Recipe], feature: str, alternative: str, *, observed: bool = False
+) -> dict[str, Fields]:
     """Compile functions, or load them from the cache.
 
     Args:
         recipes: Functions by name.
         feature: The part of darklens that needs them, as the subject of a sentence.
+        alternative: What to do without them, as an imperative.
         observed: Whether `Fields.observed` is needed, which takes a processor with AVX2.
 
     Raises:
@@ -136,7 +139,7 @@ def compile_fields(recipes: Mapping[str, Recipe], feature: str, *, observed: boo
     """
     path = compiler(COMPILERS)
     if path is None:
-        raise ConfigError(f"{feature} needs a C++ compiler: install g++ or clang++, or leave out the compilation.")
+        raise ConfigError(f"{feature} needs a C++ compiler: install g++ or clang++, or {alternative}.")
     written = {name: _written(name, recipe, observed) for name, recipe in recipes.items()}
     headers = [*_HEADERS, *(_OBSERVED_HEADERS if observed else [])]
     code = "".join(f'#include "{name}"\n' for name in headers) + "\n".join(text for text, _ in written.values())
@@ -149,9 +152,7 @@ def compile_fields(recipes: Mapping[str, Recipe], feature: str, *, observed: boo
             cache_folder() / f"scene-{digest}.so", lambda file: compile_library(path, flags, code, file)
         )
     except (OSError, subprocess.SubprocessError) as error:
-        raise ConfigError(
-            f"{feature} failed: {path} could not compile ({error}); leave out the compilation."
-        ) from error
+        raise ConfigError(f"{feature} failed: {path} could not compile ({error}); {alternative}.") from error
     return {name: Fields(library, name, n_values) for name, (_, n_values) in written.items()}
 
 

@@ -102,4 +102,4 @@ def _functions(key: _Key) -> dict[str, Fields]:
         "slope_planes": Recipe(scene.slope_planes, (complete, amplitudes, x, y)),
         "deflection_planes": Recipe(scene.deflection_planes, (complete, x, y)),
     }
-    return compile_fields(recipes, "A compiled fit")
+    return compile_fields(recipes, "A compiled fit", "fit without compilation")

@@ -44,7 +44,7 @@ def recipes(names=FUNCTIONS):
 def compiled(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        return compile_fields(recipes(), "A test")
+        return compile_fields(recipes(), "A test", "wait")
 
 
 @needs_compiler
@@ -73,24 +73,26 @@ def test_the_angle_of_axes_and_the_range_of_the_exponential(compiled):
 @needs_compiler
 def test_the_library_is_cached_by_its_code(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    compile_fields(recipes(["sign"]), "A test")
-    compile_fields(recipes(["choice"]), "A test")
+    compile_fields(recipes(["sign"]), "A test", "wait")
+    compile_fields(recipes(["choice"]), "A test", "wait")
     files = sorted((tmp_path / "darklens").iterdir())
     assert len(files) == 2
     monkeypatch.setattr(fields, "compile_library", None)
-    compile_fields(recipes(["sign"]), "A test")
+    compile_fields(recipes(["sign"]), "A test", "wait")
 
 
 @needs_compiler
 @pytest.mark.parametrize("damage", [lambda code: code[:100], lambda code: code[:-1] + b"x", lambda code: b""])
 def test_a_damaged_library_is_compiled_again(monkeypatch, tmp_path, damage):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    compile_fields(recipes(["sign"]), "A test")
+    compile_fields(recipes(["sign"]), "A test", "wait")
     (path,) = (tmp_path / "darklens").iterdir()
     content = path.read_bytes()
     path.unlink()  # a loaded library must not change
     path.write_bytes(damage(content))
-    found = compile_fields(recipes(["sign"]), "A test")["f_sign"](torch.ones(1, 2), x=torch.ones(3), y=torch.ones(3))
+    found = compile_fields(recipes(["sign"]), "A test", "wait")["f_sign"](
+        torch.ones(1, 2), x=torch.ones(3), y=torch.ones(3)
+    )
     assert found.flatten().tolist() == [3.0] * 3
     assert path.read_bytes() == content
 
@@ -99,13 +101,13 @@ def test_a_damaged_library_is_compiled_again(monkeypatch, tmp_path, damage):
 def test_an_unusable_cache_folder_is_no_error(monkeypatch, tmp_path):
     (tmp_path / "darklens").write_text("a file")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert compile_fields(recipes(["sign"]), "A test")
+    assert compile_fields(recipes(["sign"]), "A test", "wait")
 
 
 def test_no_compiler_is_one_sentence(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(ConfigError, match=r"^A test needs a C\+\+ compiler: install g\+\+ or clang\+\+, or"):
-        compile_fields(recipes(["sign"]), "A test")
+    with pytest.raises(ConfigError, match=r"^A test needs a C\+\+ compiler: install g\+\+ or clang\+\+, or wait"):
+        compile_fields(recipes(["sign"]), "A test", "wait")
 
 
 def test_a_failing_compiler_is_one_sentence(monkeypatch, tmp_path):
@@ -115,4 +117,4 @@ def test_a_failing_compiler_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", str(script))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(ConfigError, match=r"^A test failed: .*g\+\+ could not compile"):
-        compile_fields(recipes(["sign"]), "A test")
+        compile_fields(recipes(["sign"]), "A test", "wait")
