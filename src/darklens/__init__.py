@@ -85,6 +85,7 @@ _HOME |= {name: ("darklens.scene.scene", name) for name in ("LightModel", "MassM
 _HOME |= {
     "Detector": ("darklens.scene.imaging", "Detector"),
     "Observation": ("darklens.scene.observation", "Observation"),
+    "PhotonNoise": ("darklens.scene.observation", "PhotonNoise"),
     "PSF": ("darklens.scene.psf", "PSF"),
 }
 
@@ -106,6 +107,7 @@ __all__ = [
     "MultiGaussian",
     "Multipole",
     "Observation",
+    "PhotonNoise",
     "PointMass",
     "PseudoJaffe",
     "Redshifts",

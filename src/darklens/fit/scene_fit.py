@@ -4,6 +4,8 @@
 2. Levenberg-Marquardt fits of the image in larger pixels begin there. After a few steps only the best are continued.
 3. The best of these fits is continued on the full-resolution image. If it does not describe the image, all is repeated
    once with other starts.
+4. If a background and an exposure are given in place of a noise map, the best fit is repeated with the photon noise of
+   its model.
 
 Sersic profiles have a small core in these fits, which then shrinks to zero in three stages. The result is the last
 stage that is not worse than those before.
@@ -37,6 +39,7 @@ _DIFFERENT = 0.03  # difference in ln theta_E of fits that are not the same
 _GOOD, _HOPELESS = 1.5, 10.0  # deviance per pixel of a good fit, and of a fit that ends if there is a good one
 _RADII = (0.25, 0.5, 1.0, 2.0, 4.0)  # of profiles without light, in units of their start
 _FINE_STEPS, _CORE_STEPS = 60, 20  # at full resolution, with the first core and with each of the others
+_NOISE_ROUNDS = 2  # fits with the photon noise of the model of the one before
 _NO_WORSE = 4.0  # difference in deviance at which a smaller core is preferred
 _CLOSE, _CLOSE_RELATIVE = 25.0, 0.02  # excess of the deviance of another solution, absolute and relative
 POOR, _POOR_SIGMA = 1.15, 5.0  # chi2 per pixel, and its excess in standard deviations, of a poor fit
@@ -193,8 +196,24 @@ def fit(
         if not best.is_poor:
             break
     assert best is not None
+    best = _with_noise_of_model(best, device, compiled)
     seconds = time.process_time() - started
-    return replace(best.scaled(observation.unit), observation=observation, seconds=seconds)
+    fitted = best.scaled(observation.unit)
+    return replace(fitted, observation=observation.with_noise_of(fitted.model), seconds=seconds)
+
+
+def _with_noise_of_model(result: FitResult, device: torch.device, compiled: bool) -> FitResult:
+    """Return the fit with the photon noise of its model, where no noise map was given."""
+    if result.observation.photon_noise is None:
+        return result
+    solver = Solver(result.scene, result.observation.detector(), compiled=compiled)
+    for _ in range(_NOISE_ROUNDS):
+        observation = result.observation.with_noise_of(result.model)
+        start = result.scene.internal(result.scene.pack(result.parameters)).float().to(device)
+        state = solver.minimise(start, data_of(observation, device), steps=_CORE_STEPS)
+        fitted = result_of(solver, state, observation, time.process_time())
+        result = replace(fitted, alternatives=result.alternatives)
+    return result
 
 
 def _fit(

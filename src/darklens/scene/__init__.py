@@ -1,7 +1,7 @@
 """Scenes composed of mass profiles, light profiles, a PSF and a detector."""
 
 from darklens.scene.imaging import Detector
-from darklens.scene.observation import Observation
+from darklens.scene.observation import Observation, PhotonNoise
 from darklens.scene.profiles import (
     EPL,
     NFW,
@@ -40,6 +40,7 @@ __all__ = [
     "MultiGaussian",
     "Multipole",
     "Observation",
+    "PhotonNoise",
     "PointMass",
     "PseudoJaffe",
     "Scene",

@@ -20,6 +20,35 @@ _WRONG_NOISE, _RIGHT_NOISE = 5.0, 2.0  # factor from the image scatter: doubted 
 
 
 @dataclass(frozen=True, eq=False)
+class PhotonNoise:
+    """Noise of the background and of the photons of the image, from which a fit computes the noise of its model.
+
+    A noise map computed from the image itself is low where the noise is, so a fit to it is too faint.
+
+    Attributes:
+        background_rms: Standard deviation of a pixel without light, in the unit of the image.
+        exposure: Photons in one unit of the image (seconds if that is electrons/s): a number, or one for each pixel.
+    """
+
+    background_rms: float
+    exposure: Float[np.ndarray, "rows columns"] | float
+
+    def noise_map(self, light: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "rows columns"]:
+        """Return the standard deviation of each pixel for the expected light without sky."""
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            return np.asarray(np.sqrt(self.background_rms**2 + np.nan_to_num(light).clip(min=0) / self.exposure))
+
+    def scaled(self, factor: float) -> "PhotonNoise":
+        """Return the noise of the image multiplied by a factor."""
+        return PhotonNoise(self.background_rms * factor, self.exposure / factor)
+
+    def part(self, rows: slice, columns: slice) -> "PhotonNoise":
+        """Return the noise of a part of the image."""
+        exposure = self.exposure if isinstance(self.exposure, float) else self.exposure[rows, columns]
+        return PhotonNoise(self.background_rms, exposure)
+
+
+@dataclass(frozen=True, eq=False)
 class Observation:
     """An image with its noise map, pixel mask and PSF.
 
@@ -31,6 +60,7 @@ class Observation:
         used: True for pixels that are fitted: not masked, finite, below 1e12 times the noise, and with a finite,
             positive noise within a factor of 1e6 of its median.
         changes: Changes to the inputs and assumptions about them, one phrase each.
+        photon_noise: What determines the noise map, if it was not given.
     """
 
     image: Float[np.ndarray, "rows columns"] = field(repr=False)
@@ -39,13 +69,15 @@ class Observation:
     psf: PSF | None
     used: Bool[np.ndarray, "rows columns"] = field(repr=False)
     changes: tuple[str, ...] = field(default=())
+    photon_noise: PhotonNoise | None = None
 
     @classmethod
     def of(
         cls,
         image: Any,
         *,
-        noise_map: Any,
+        noise_map: Any = None,
+        photon_noise: PhotonNoise | None = None,
         pixel_scale: float,
         psf: PSF | Any = None,
         mask: Any = None,
@@ -56,6 +88,7 @@ class Observation:
         Args:
             image: (rows, columns), sky subtracted.
             noise_map: Standard deviation of each pixel, or one number for all.
+            photon_noise: Background and exposure, in place of a noise map.
             pixel_scale: arcsec.
             psf: A `PSF` with the pixel scale of the image or an integer fraction of it, or an array with that of the
                 image.
@@ -63,12 +96,23 @@ class Observation:
             flip_rows: Whether row 0 is at the top, as PyAutoLens writes FITS files; applies to all arrays and the PSF.
 
         Raises:
-            InputError: If shapes differ, fewer than 100 pixels remain, the PSF has another pixel scale or is larger
-                than the image, or the noise map looks like a variance or a weight map.
+            InputError: If both or neither of noise map and photon noise are given, shapes differ, fewer than 100
+                pixels remain, the PSF has another pixel scale or is larger than the image, or the noise map looks like
+                a variance or a weight map.
         """
         pixels = _plane(image, "image")
         if not pixel_scale > 0:
             raise InputError(f"The pixel scale must be positive (arcsec), got {pixel_scale}.")
+        if (noise_map is None) == (photon_noise is None):
+            raise InputError("Give either noise_map or photon_noise.")
+        if photon_noise is not None:
+            if not (photon_noise.background_rms > 0 and np.any(np.asarray(photon_noise.exposure) > 0)):
+                raise InputError("The background noise and the exposure must be positive.")
+            if np.ndim(photon_noise.exposure):
+                photon_noise = replace(photon_noise, exposure=_plane(photon_noise.exposure, "exposure map"))
+            if np.ndim(photon_noise.exposure) and np.shape(photon_noise.exposure) != pixels.shape:
+                raise InputError("The exposure map and the image have different sizes; give one value for each pixel.")
+            noise_map = photon_noise.noise_map(pixels)
         noise = np.full(pixels.shape, float(noise_map)) if np.ndim(noise_map) == 0 else _plane(noise_map, "noise map")
         excluded = np.zeros(pixels.shape, bool) if mask is None else _plane(mask, "mask") != 0
         for name, array in (("noise map", noise), ("mask", excluded)):
@@ -80,6 +124,7 @@ class Observation:
         kernel = psf
         if flip_rows:
             pixels, noise, excluded = pixels[::-1].copy(), noise[::-1].copy(), excluded[::-1].copy()
+            photon_noise = photon_noise.part(slice(None, None, -1), slice(None)) if photon_noise else None
             kernel = psf.flipped() if isinstance(psf, PSF) else None if psf is None else np.asarray(psf)[::-1]
         if kernel is not None:
             is_psf = isinstance(kernel, PSF)
@@ -113,7 +158,7 @@ class Observation:
         _require_deviation(pixels, noise, used)
         if 0 < np.abs(pixels[used]).max() < _SMALLEST * level:
             raise InputError(f"The image is nowhere above {_SMALLEST:g} times the noise; give both in the same unit.")
-        return cls(np.where(used, pixels, 0.0), noise, float(pixel_scale), kernel, used, tuple(changes))
+        return cls(np.where(used, pixels, 0.0), noise, float(pixel_scale), kernel, used, tuple(changes), photon_noise)
 
     @classmethod
     def read(
@@ -179,7 +224,14 @@ class Observation:
         """Return the observation with image and noise map multiplied by a factor."""
         if factor == 1:
             return self
-        return replace(self, image=self.image * factor, noise_map=self.noise_map * factor)
+        photon_noise = self.photon_noise.scaled(factor) if self.photon_noise else None
+        return replace(self, image=self.image * factor, noise_map=self.noise_map * factor, photon_noise=photon_noise)
+
+    def with_noise_of(self, light: Float[np.ndarray, "rows columns"]) -> "Observation":
+        """Return the observation with the photon noise of this expected light, and of the background."""
+        if self.photon_noise is None:
+            return self
+        return replace(self, noise_map=self.photon_noise.noise_map(light))
 
     def detector(self, *, supersample: int | None = None) -> Detector:
         """Return the detector of this observation; `supersample` defaults to the oversampling of the PSF."""
@@ -205,6 +257,7 @@ class Observation:
                 *(text for text in self.changes if text not in _exclusions(self.used)),
                 *_exclusions(self.used[rows, columns]),
             ),
+            self.photon_noise.part(rows, columns) if self.photon_noise else None,
         )
 
     def _changes_without_count(self) -> tuple[str, ...]:

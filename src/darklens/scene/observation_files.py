@@ -14,7 +14,7 @@ from darklens.data.readers.planes import Contents, Plane, contents
 from darklens.data.readers.roles import OBSERVATION_FILES, SCIENCE, Role, belongs, companion
 from darklens.errors import ConfigError, InputError
 from darklens.scene.noise_maps import standard_deviation
-from darklens.scene.observation import Observation, background_scatter
+from darklens.scene.observation import Observation, PhotonNoise, background_scatter
 from darklens.scene.observation_paths import location, member_of
 from darklens.scene.psf import PSF
 from darklens.scene.specification import NoiseSpecification, PSFSpecification
@@ -107,11 +107,15 @@ class _Reader:
         used = np.isfinite(pixels) if mask is None else np.isfinite(pixels) & ~mask
         noise = self._noise(science, pixels, used)
         psf = self._psf(science, scale)
-        arrays = [pixels, noise, mask]
+        photon_noise = noise if isinstance(noise, PhotonNoise) else None
+        arrays = [pixels, None if isinstance(noise, PhotonNoise) else noise, mask]
         if inputs.flip_rows:
+            photon_noise = photon_noise.part(slice(None, None, -1), slice(None)) if photon_noise else None
             arrays = [None if array is None else array[::-1].copy() for array in arrays]
             self.changes.append("rows flipped")
-        observation = Observation.of(arrays[0], noise_map=arrays[1], mask=arrays[2], pixel_scale=scale, psf=psf)
+        observation = Observation.of(
+            arrays[0], noise_map=arrays[1], photon_noise=photon_noise, mask=arrays[2], pixel_scale=scale, psf=psf
+        )
         if inputs.half_width is not None:
             observation = observation.cut(inputs.half_width)
             rows, columns = observation.image.shape
@@ -207,7 +211,7 @@ class _Reader:
 
     def _noise(
         self, science: Plane, pixels: Float[np.ndarray, "rows columns"], used: Bool[np.ndarray, "rows columns"]
-    ) -> Float[np.ndarray, "rows columns"]:
+    ) -> Float[np.ndarray, "rows columns"] | PhotonNoise:
         option = self._option(self.inputs.noise_map, "noise", science)
         plane = option or self._companion(science, _NOISE_ROLES)
         exposure = self._companion(science, ["exposure"])
@@ -254,8 +258,8 @@ class _Reader:
         exposure: Plane | None,
         pixels: Float[np.ndarray, "rows columns"],
         used: Bool[np.ndarray, "rows columns"],
-    ) -> Float[np.ndarray, "rows columns"]:
-        """Return the noise of the background and the photons of the image, if there is no noise map."""
+    ) -> Float[np.ndarray, "rows columns"] | PhotonNoise:
+        """Return the noise of the background and the photons, if there is no noise map."""
         sigma = self.numbers.get("noise", self.numbers.get("sigma"))
         if sigma is not None and self.inputs.noise is None:
             return np.full(pixels.shape, sigma)
@@ -289,8 +293,7 @@ class _Reader:
             self.changes.append("constant noise: no exposure is known, so there is no photon noise")
             return np.full(pixels.shape, float(background))
         self.changes.append(f"noise of background (rms {background:.3g}) and photons ({words})")
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            return np.asarray(np.sqrt(background**2 + np.nan_to_num(pixels).clip(min=0) / counts))
+        return PhotonNoise(float(background), counts)
 
     def _has_siblings(self) -> bool:
         return not self.path.is_dir() and member_of(self.path.parent, "noise") is not None

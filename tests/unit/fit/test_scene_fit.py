@@ -12,7 +12,7 @@ from darklens.fit import perturbers, scene_starts
 from darklens.fit.perturbers import find_perturbers
 from darklens.fit.scene_fit import _alternatives, _distinct, fit
 from darklens.fit.scene_solver import Solver, data_of
-from darklens.scene import PSF, SIE, Detector, Observation, Scene, Sersic
+from darklens.scene import PSF, SIE, Detector, Observation, PhotonNoise, Scene, Sersic
 
 N, SCALE, NOISE = 24, 0.15, 0.02
 SCENE = Scene([SIE(centre_x=0.0, centre_y=0.0)], [Sersic(n=1.0, e1=0.0, e2=0.0, core=0.01)])
@@ -41,6 +41,54 @@ def _few_draws():
 @pytest.fixture(scope="module")
 def reference():
     return fit(observed(), SCENE)
+
+
+@pytest.mark.parametrize("per_pixel", [False, True])
+def test_photon_noise_is_that_of_the_model(per_pixel):
+    background, exposure = 0.01, 40.0
+    photons = PhotonNoise(background, np.full((N, N), exposure) if per_pixel else exposure)
+    exact = photons.noise_map(LIGHT)
+    totals = {"model": [], "image": []}
+    for seed in range(3):
+        image = np.random.default_rng(seed).poisson(LIGHT * exposure) / exposure
+        image = image + np.random.default_rng(seed).normal(0, background, (N, N))
+        observation = Observation.of(image, photon_noise=photons, pixel_scale=SCALE, psf=KERNEL)
+        result, biased = fit(observation, SCENE), fit(observed(image, photons.noise_map(image)), SCENE)
+        best = fit(observed(image, exact), SCENE)
+        np.testing.assert_allclose(result.observation.noise_map, photons.noise_map(result.model), rtol=1e-6)
+        assert result.chi2 == pytest.approx(best.chi2, rel=0.05)
+        assert result.theta_E == pytest.approx(best.theta_E, abs=0.5 * best.errors["sie.theta_E"])
+        totals["model"].append(result.model.sum() / best.model.sum() - 1)
+        totals["image"].append(biased.model.sum() / best.model.sum() - 1)
+    assert abs(np.mean(totals["model"])) < 0.2 * abs(np.mean(totals["image"]))
+
+
+def test_the_photon_noise_follows_unit_cut_and_rows():
+    exposure = np.linspace(10, 90, N * N).reshape(N, N)
+    observation = Observation.of(IMAGE, photon_noise=PhotonNoise(NOISE, exposure), pixel_scale=SCALE)
+    for other in (observation.scaled(8.0), observation.cut(1.0)):
+        again = other.with_noise_of(other.image)
+        np.testing.assert_allclose(again.noise_map, other.noise_map)
+    flipped = Observation.of(
+        IMAGE[::-1], photon_noise=PhotonNoise(NOISE, exposure[::-1]), pixel_scale=SCALE, flip_rows=True
+    )
+    np.testing.assert_allclose(flipped.noise_map, observation.noise_map)
+    np.testing.assert_allclose(flipped.with_noise_of(IMAGE).noise_map, observation.noise_map)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "either noise_map or photon_noise"),
+        ({"noise_map": NOISE, "photon_noise": PhotonNoise(0.1, 3.0)}, "either noise_map or photon_noise"),
+        ({"photon_noise": PhotonNoise(0.0, 3.0)}, "must be positive"),
+        ({"photon_noise": PhotonNoise(0.1, 0.0)}, "must be positive"),
+        ({"photon_noise": PhotonNoise(0.1, np.ones((3, 3)))}, "different sizes"),
+    ],
+)
+def test_wrong_noise_is_one_sentence(options, message):
+    with pytest.raises(InputError, match=message):
+        Observation.of(IMAGE, pixel_scale=SCALE, **options)
 
 
 @pytest.mark.parametrize("factor", [2.0**-10, 1e-40, 1e40])

@@ -308,6 +308,8 @@ def test_an_exposure_map_beside_a_noise_map_is_named(folder):
         read_observation(str(folder), Inputs(noise=NoiseSpecification(exposure=300, background_rms=SIGMA)))
     observation = read_observation(str(folder), Inputs(noise=NoiseSpecification(background_rms=SIGMA)))
     np.testing.assert_allclose(observation.noise_map**2, SIGMA**2 + IMAGE.clip(min=0) / 300)
+    light = np.full_like(IMAGE, 3.0)
+    np.testing.assert_allclose(observation.with_noise_of(light).noise_map ** 2, SIGMA**2 + light / 300)
 
 
 def test_damaged_headers_are_bad_inputs(tmp_path, capfd):
