@@ -191,7 +191,9 @@ def _parts(
 def _compiled(function: Callable[..., Tensor], lens: SmoothLens, kind: Kind, blur: float, n_parameters: int) -> Fields:
     """Return `brightness_and_slopes` or `brightness_alone` as compiled code."""
     x, y = torch.full((1, 1), 0.3), torch.full((1, 1), 0.7)
-    recipe = Recipe(lambda *arguments: function(lens, kind, blur, *arguments), (torch.ones(1, n_parameters), x, y))
+    recipe = Recipe(
+        lambda *arguments: function(lens, kind, blur, *arguments), (torch.full((1, n_parameters), 0.1), x, y)
+    )
     return compile_fields({"brightness": recipe}, "A fit with kernels", "set DARKLENS_KERNELS=0", observed=True)[
         "brightness"
     ]

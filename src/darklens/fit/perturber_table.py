@@ -24,7 +24,7 @@ SEARCH_COLUMNS = (
     *("path", "status", "message", "detected", "delta_chi2", "threshold", "x", "y", "log10_mass", "log10_mass_error"),
     *("chi2_per_pixel", "chi2_per_pixel_smooth", "seconds"),
 )
-_OWN_COLUMNS = ("delta_chi2", "x", "y", "log10_mass", "log10_mass_error")  # of each perturber
+_PERTURBER_COLUMNS = ("delta_chi2", "x", "y", "log10_mass", "log10_mass_error")  # of each perturber
 _FREE_COLUMNS = ("concentration", "concentration_error")
 
 
@@ -80,10 +80,10 @@ def search_table(
     require_lens(scene := specification.scene())
     scenes = scenes_of_search(scene, options.perturber, options.redshifts)
     options = replace(options, compiled=compile_scenes(scenes, options.compiled))
-    own = [*_OWN_COLUMNS, *(_FREE_COLUMNS if options.perturber == "tnfw_free" else ())]
-    names = [*SEARCH_COLUMNS, *own[len(_OWN_COLUMNS) :]]
+    columns = [*_PERTURBER_COLUMNS, *(_FREE_COLUMNS if options.perturber == "tnfw_free" else ())]
+    names = [*SEARCH_COLUMNS, *columns[len(_PERTURBER_COLUMNS) :]]
     for number in range(1, options.n_max):
-        names += [f"{name}_{number + 1}" for name in own]
+        names += [f"{name}_{number + 1}" for name in columns]
     arguments = (specification.model_dump_json(), inputs, options)
     return write_table(labels, names, out, search_one, arguments, maps=maps, workers=workers, advance=advance)
 
@@ -137,7 +137,7 @@ def search_row(search: SearchResult, seconds: float) -> dict[str, str]:
     }
     for number, perturber in enumerate(search.perturbers):
         suffix = f"_{number + 1}" if number else ""
-        values = {name: getattr(perturber, name) for name in _OWN_COLUMNS}
+        values = {name: getattr(perturber, name) for name in _PERTURBER_COLUMNS}
         if "concentration" in perturber.parameters:
             values["concentration"] = perturber.parameters["concentration"]
             values["concentration_error"] = perturber.errors["concentration"]
