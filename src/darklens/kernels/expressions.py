@@ -307,20 +307,31 @@ def record(function: Callable[..., Tensor], arguments: Sequence[Tensor]) -> tupl
 
     Args:
         function: Function of tensors. Its operations must not depend on their values.
-        arguments: Tensors; their values matter for the check alone.
+        arguments: Tensors; their values do not matter.
 
     Raises:
         NotImplementedError: If an operation has no rule.
-        RuntimeError: If the expressions have other values than the function, so a rule is wrong.
     """
     # In inference mode some operations would arrive as others.
     with torch.inference_mode(False), torch.no_grad():
         copies = [argument.clone() for argument in arguments]  # one tensor may stand for two arguments
         with _Recorder(copies) as recorder:
             result = function(*copies)
-        exact = function(*(copy.double() for copy in copies)).flatten()
     outputs: list[int] = recorder.indices(result).flatten().tolist()
-    values = recorder.expressions.values(copies)
+    return recorder.expressions, outputs
+
+
+def verify(
+    function: Callable[..., Tensor], arguments: Sequence[Tensor], expressions: Expressions, outputs: Sequence[int]
+) -> None:
+    """Compare recorded expressions with their function, in float64.
+
+    Raises:
+        RuntimeError: If they have other values, so a rule is wrong.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        exact = function(*(argument.double() for argument in arguments)).flatten()
+    values = expressions.values(arguments)
     recorded = torch.tensor([values[index] for index in outputs], dtype=torch.float64)
     finite = exact.isfinite()
     size = exact[finite].abs()
@@ -329,4 +340,3 @@ def record(function: Callable[..., Tensor], arguments: Sequence[Tensor]) -> tupl
         raise RuntimeError(
             "recorded expressions differ from the function; a rule of darklens.kernels.expressions is wrong"
         )
-    return recorder.expressions, outputs

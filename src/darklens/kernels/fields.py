@@ -21,7 +21,7 @@ from torch import Tensor
 from darklens.compilation import compiler
 from darklens.errors import ConfigError
 from darklens.kernels.calls import address
-from darklens.kernels.expressions import Expression, record
+from darklens.kernels.expressions import Expression, Expressions, record, verify
 from darklens.kernels.library import cache_folder, compile_library, load_cached, output_of, shares_openmp
 
 _FOLDER = Path(__file__).parent
@@ -140,7 +140,8 @@ def compile_fields(
     path = compiler(COMPILERS)
     if path is None:
         raise ConfigError(f"{feature} needs a C++ compiler: install g++ or clang++, or {alternative}.")
-    written = {name: _written(name, recipe, observed) for name, recipe in recipes.items()}
+    recorded = {name: record(*recipe) for name, recipe in recipes.items()}
+    written = {name: _written(name, recipes[name], *pair, observed) for name, pair in recorded.items()}
     headers = [*_HEADERS, *(_OBSERVED_HEADERS if observed else [])]
     code = "".join(f'#include "{name}"\n' for name in headers) + "\n".join(text for text, _ in written.values())
     try:
@@ -148,9 +149,13 @@ def compile_fields(
         included = [(_FOLDER / name).read_bytes() for name in headers]
         parts = [_target(path), *included, " ".join(flags).encode(), code.encode()]
         digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-        library = load_cached(
-            cache_folder() / f"scene-{digest}.so", lambda file: compile_library(path, flags, code, file)
-        )
+
+        def build(file: Path) -> None:
+            for name, pair in recorded.items():
+                verify(*recipes[name], *pair)
+            compile_library(path, flags, code, file)
+
+        library = load_cached(cache_folder() / f"scene-{digest}.so", build)
     except (OSError, subprocess.SubprocessError) as error:
         raise ConfigError(f"{feature} failed: {path} could not compile ({error}); {alternative}.") from error
     return {name: Fields(library, name, n_values) for name, (_, n_values) in written.items()}
@@ -162,9 +167,10 @@ def _target(path: str) -> bytes:
     return output_of(path, "--version") + output_of(path, *_FLAGS, "-E", "-dM", "-xc++", "/dev/null")
 
 
-def _written(name: str, recipe: Recipe, observed: bool) -> tuple[str, int]:
+def _written(
+    name: str, recipe: Recipe, expressions: Expressions, outputs: Sequence[int], observed: bool
+) -> tuple[str, int]:
     """Return a function as C++, and the number of its values."""
-    expressions, outputs = record(recipe.function, recipe.arguments)
     items = expressions.items
     n_batch = len(recipe.arguments) - 2
     used, varies = [False] * len(items), [False] * len(items)

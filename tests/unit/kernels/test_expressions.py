@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from darklens.kernels import expressions
-from darklens.kernels.expressions import record
+from darklens.kernels.expressions import record, verify
 
 A, B = torch.tensor([[2.0, 3.0]]), torch.tensor([[5.0, 7.0]])
 
@@ -12,6 +12,7 @@ A, B = torch.tensor([[2.0, 3.0]]), torch.tensor([[5.0, 7.0]])
 def evaluate(function, *arguments):
     """The recorded expressions, evaluated one by one."""
     recorded, outputs = record(function, arguments)
+    verify(function, arguments, recorded, outputs)
     values = recorded.values(arguments)
     return torch.tensor([values[index] for index in outputs])
 
@@ -92,4 +93,4 @@ def test_an_operation_without_a_rule_is_an_error(function):
 def test_a_wrong_rule_is_noticed(monkeypatch):
     monkeypatch.setitem(expressions._POINTWISE, torch.ops.aten.sin, "cos")
     with pytest.raises(RuntimeError, match="is wrong"):
-        record(torch.sin, (A,))
+        verify(torch.sin, (A,), *record(torch.sin, (A,)))
