@@ -56,15 +56,6 @@ def is_loaded() -> bool:
     return library.cache_info().currsize > 0
 
 
-def is_built() -> bool:
-    """Return whether the kernels are in the cache."""
-    path = _compiler_path()
-    try:
-        return path is not None and is_private(cache_folder()) and _path(path, cache_folder()).exists()
-    except (OSError, subprocess.SubprocessError):  # a compiler that does not run
-        return False
-
-
 def _compiler_path() -> str | None:
     if os.environ.get("DARKLENS_KERNELS") == "0" or not sys.platform.startswith("linux"):
         return None

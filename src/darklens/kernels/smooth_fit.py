@@ -9,11 +9,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from darklens.kernels.calls import address, applies, call, lanes
-from darklens.kernels.library import is_built, is_loaded, library
+from darklens.kernels.library import is_loaded, library
 
 Maps = Float[Tensor, "b m m"]
 
-_MIN_IMAGES = 16  # with fewer images PyTorch is done before the kernels are built
+_MIN_IMAGES = 16  # with fewer images PyTorch is done before the kernels are loaded or built
 
 
 class _Band(ctypes.Structure):
@@ -32,7 +32,7 @@ class _Photons(ctypes.Structure):
 
 
 def load_for(images: int) -> None:
-    """Load the kernels if they are in the cache, or if there are enough images for their compilation to save time.
+    """Load the kernels, and build them if necessary, if there are enough images for that to save time.
 
     Until a process has loaded them, all functions here return None, and PyTorch computes, whose last bits differ.
 
@@ -40,7 +40,7 @@ def load_for(images: int) -> None:
         images: The number of images of the whole task. For a task shared by processes, or one that may be resumed, the
             number of one part would let the last bits depend on how it was divided.
     """
-    if images >= _MIN_IMAGES or is_built():
+    if images >= _MIN_IMAGES:
         library()
 
 

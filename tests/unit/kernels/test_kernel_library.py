@@ -66,16 +66,6 @@ def test_fits_of_few_images_do_not_wait_for_the_compiler(empty_cache):
 
 
 @needs_compiler
-def test_fits_of_few_images_use_cached_kernels(short_source, empty_cache):
-    smooth_fit.load_for(1)
-    assert not module.is_loaded()
-    smooth_fit.load_for(16)
-    library.cache_clear()
-    smooth_fit.load_for(1)
-    assert module.is_loaded()
-
-
-@needs_compiler
 @pytest.mark.parametrize("damage", [lambda code: b"", lambda code: code[: len(code) // 2], lambda code: code + b"x"])
 def test_a_damaged_file_is_built_again(short_source, empty_cache, damage):
     empty_cache.mkdir(parents=True)
