@@ -10,7 +10,7 @@ help:  ## list these targets
 demo: setup  ## simulate, train two systems, evaluate, compare, open the report (5 to 8 minutes on 2 cores)
 	$(BIN)/python tools/demo.py
 
-test: setup-test  ## set-up, then lint and all tests but the sweeps (about 8 minutes on 2 cores)
+test: setup-test  ## set-up, then lint and all tests but the sweeps (about ten minutes on 2 cores)
 	@$(MAKE) --no-print-directory -j 2 lint test-commands
 
 test-units:

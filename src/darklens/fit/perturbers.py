@@ -33,6 +33,7 @@ from darklens.scene.scene import Scene
 
 _PEAKS, _CONTINUED = 5, 2  # number of peaks, and of coarse fits that are continued at full resolution
 _PEAK_STEPS, _COARSE_STEPS, _FINE_STEPS = 6, 20, 200
+_WORSE = 2.0  # excess of the deviance of a failed joint fit: a perturber without mass would have the same deviance
 _REDSHIFTS = Redshifts()
 
 
@@ -184,6 +185,8 @@ def find_perturbers(
     reasons = [*(current if detected else smooth).warnings]
     if detected and (bounds := [name for name in current.at_bounds if name.startswith("perturber")]):
         reasons.append(f"at a bound: {', '.join(bounds)}")
+    if perturbers and perturbers[0].delta_chi2 < -_WORSE:
+        reasons.append(f"the joint fit failed: its deviance is {-perturbers[0].delta_chi2:.0f} above the smooth fit's")
     return SearchResult(
         detected=detected and not reasons,
         perturbers=tuple(perturbers),

@@ -141,6 +141,20 @@ def test_a_mass_at_its_bound_is_no_detection(perturbed, monkeypatch):
     assert "at a bound: perturber.log10_mass" in search.message
 
 
+def test_a_joint_fit_worse_than_the_smooth_one_is_said(perturbed, monkeypatch):
+    observation, smooth = perturbed
+    joint = perturbers._joint_fit
+    monkeypatch.setattr(perturbers, "_joint_fit", lambda *a: replace(joint(*a), chi2=smooth.chi2 + 50))
+    search = find_perturbers(observation, SMOOTH, result=smooth)
+    assert not search.detected and "the joint fit failed" in search.message
+
+
+def test_interpolation_changes_the_error_of_the_mass_little(perturbed):
+    quick, exact = (gain_map(perturbed[1], interpolate=choice) for choice in (True, False))
+    difference = (quick.log10_error - exact.log10_error)[:, np.isfinite(exact.gain)]
+    assert 0 < np.sqrt((difference**2).mean()) < 0.04
+
+
 def test_masses_follow_the_concentration_and_redshifts():
     from darklens.physics.cosmology import nfw_angles
     from darklens.physics.profiles import tnfw
