@@ -3,17 +3,20 @@
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from cyclopts import Parameter, validators
 
+import darklens
 from darklens.cli.root import PARTIAL_SUCCESS, Positive, app, check_outputs, print_error, progress
 from darklens.errors import ConfigError
+from darklens.files import size_in_words, write_text
 
 if TYPE_CHECKING:
-    from darklens.fit.scene_table import FitRow
+    from darklens.fit.scene_table import FitRow, Report
     from darklens.scene.observation_files import Inputs
     from darklens.scene.specification import SceneSpecification
 
@@ -26,53 +29,63 @@ Files = Annotated[
         "`pixel_scale`, each image one row; lists @LIST.txt. Overrides of the scene such as epl.slope=2."
     ),
 ]
-SceneOption = Annotated[str, Parameter(help="Scene to fit: a name (`darklens models` lists them), or a YAML file.")]
-Table = Annotated[Path, Parameter(help="CSV table to write.")]
-FileOption = Annotated[
-    str | None, Parameter(help="FILE, or FILE[NAME] for one of its extensions; used for all images.")
-]
-NoiseMap = Annotated[
-    str | None,
-    Parameter(
-        help="FILE or FILE[NAME]: standard deviation, variance or weight of each pixel, in the unit of the image."
-    ),
-]
-Mask = Annotated[str | None, Parameter(help="FILE or FILE[NAME]: non-zero pixels are left out.")]
-PixelScale = Annotated[
-    float | None, Parameter(help="Pixel scale of the images, arcsec; needed if the files do not state it.")
-]
-ImageName = Annotated[
-    str | None,
-    Parameter(help="Array, HDF5 dataset or FITS extension (name or number) with the image, if there are several."),
-]
-FlipRows = Annotated[
-    bool, Parameter(negative="", help="Row 0 is at the top, as in files of PyAutoLens; for all arrays.")
-]
-Workers = Annotated[Positive, Parameter(help="Number of processes.")]
-Compile = Annotated[
-    bool | None,
-    Parameter(
-        name="--compile",
-        negative="--no-compile",
-        help="Compile the scene first, in seconds, unless it is cached from an earlier run. Fits are then several "
-        "times as fast. The default is to compile if there is a C++ compiler.",
-    ),
-]
-Seed = Annotated[int, Parameter(help="Random seed of the starts.", validator=validators.Number(gte=-(2**63), lt=2**63))]
+_FILE = "FILE, or FILE[NAME] for one of its extensions; used for all images."
 _LARGEST_REDSHIFT, _LARGEST_CONCENTRATION = 1100.0, 1000.0
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `fit` and `search` share."""
+
+    model: Annotated[str, Parameter(help="Scene to fit: a name (`darklens models` lists them), or a YAML file.")] = (
+        "epl-shear"
+    )
+    out: Annotated[Path, Parameter(help="CSV table to write.")]
+    report: Annotated[
+        Path | None,
+        Parameter(
+            help="HTML page to write: the table, and a figure of each lens (about 50 kB each), in one file that "
+            "opens without a network."
+        ),
+    ] = None
+    psf: Annotated[str | None, Parameter(help=_FILE)] = None
+    noise_map: Annotated[
+        str | None,
+        Parameter(
+            help="FILE or FILE[NAME]: standard deviation, variance or weight of each pixel, in the unit of the image."
+        ),
+    ] = None
+    mask: Annotated[str | None, Parameter(help="FILE or FILE[NAME]: non-zero pixels are left out.")] = None
+    pixel_scale: Annotated[
+        float | None, Parameter(help="Pixel scale of the images, arcsec; needed if the files do not state it.")
+    ] = None
+    image: Annotated[
+        str | None,
+        Parameter(help="Array, HDF5 dataset or FITS extension (name or number) with the image, if there are several."),
+    ] = None
+    flip_rows: Annotated[
+        bool, Parameter(negative="", help="Row 0 is at the top, as in files of PyAutoLens; for all arrays.")
+    ] = False
+    compiled: Annotated[
+        bool | None,
+        Parameter(
+            name="--compile",
+            negative="--no-compile",
+            help="Compile the scene first, in seconds, unless it is cached from an earlier run. Fits are then several "
+            "times as fast. The default is to compile if there is a C++ compiler.",
+        ),
+    ] = None
+    workers: Annotated[Positive, Parameter(help="Number of processes.")] = 1
+    seed: Annotated[
+        int, Parameter(help="Random seed of the starts.", validator=validators.Number(gte=-(2**63), lt=2**63))
+    ] = 0
 
 
 @app.command
 def fit(
     *files: Files,
-    model: SceneOption = "epl-shear",
-    out: Table,
-    psf: FileOption = None,
-    noise_map: NoiseMap = None,
-    mask: Mask = None,
-    pixel_scale: PixelScale = None,
-    image: ImageName = None,
-    flip_rows: FlipRows = False,
+    options: Options,
     maps: Annotated[
         Path | None,
         Parameter(
@@ -80,17 +93,14 @@ def fit(
             "source plane."
         ),
     ] = None,
-    compiled: Compile = None,
-    workers: Workers = 1,
-    seed: Seed = 0,
 ) -> int:
     """Fit a lens model to telescope images with noise map, PSF and mask.
 
     The table has one row per image: theta_E (effective Einstein radius) and centre in arcsec, slope of the density,
     axis ratio q, phi of the major axis in degrees from x to y, shear, multipole amplitudes a3 and a4 (relative to
     theta_E), then the errors (standard deviations) and all parameters. `changes` lists assumptions about the files. An
-    image that cannot be used gets a row with the reason (exit code 3). To continue an interrupted run without --maps,
-    repeat the command.
+    image that cannot be used gets a row with the reason (exit code 3). To continue an interrupted run, also one with
+    --report, repeat the command; only with --maps it starts again.
 
     A pixel is left out where the mask is non-zero, or the noise is not finite, zero, or more than a factor of 1e6 from
     its median.
@@ -100,34 +110,29 @@ def fit(
     Example: `darklens fit lens.fits --psf psf.fits --noise-map rms.fits --model sie-shear half_width=3 --out fits.csv`
     """
     from darklens.fit.scene_table import fit_table
+    from darklens.report.scene_report import fit_page
 
-    run = _prepare(files, model, out, psf, noise_map, mask, pixel_scale, image, flip_rows, maps)
+    run = _prepare(files, options, maps)
     with progress("Fitting", len(run.labels)) as advance:
         rows = fit_table(
             run.labels,
             run.scene,
             run.inputs,
-            out,
+            options.out,
             maps=run.maps,
-            seed=seed,
-            compiled=compiled,
-            workers=workers,
+            seed=options.seed,
+            compiled=options.compiled,
+            workers=options.workers,
             advance=advance,
+            report=run.report(fit_page),
         )
-    return _report(rows, "fitted", out)
+    return _print_summary(rows, "fitted", options)
 
 
 @app.command
 def search(
     *files: Files,
-    model: SceneOption = "epl-shear",
-    out: Table,
-    psf: FileOption = None,
-    noise_map: NoiseMap = None,
-    mask: Mask = None,
-    pixel_scale: PixelScale = None,
-    image: ImageName = None,
-    flip_rows: FlipRows = False,
+    options: Options,
     perturber: Annotated[
         Literal["tnfw", "tnfw_free", "point", "line"],
         Parameter(
@@ -169,9 +174,6 @@ def search(
             "the mass that is detectable there."
         ),
     ] = None,
-    compiled: Compile = None,
-    workers: Workers = 1,
-    seed: Seed = 0,
 ) -> int:
     """Search for dark perturbers in telescope images of lenses.
 
@@ -179,12 +181,13 @@ def search(
     together from the highest peaks. The table has one row per image: whether a perturber is detected, delta chi2,
     threshold, position in arcsec, log10 of the mass (M200 of a halo, total mass of a point or line) in M_sun with its
     error, and chi2 per pixel with and without it. No detection is claimed where the fit is bad; `message` has the
-    reason. Files are those of `darklens fit`.
+    reason. Files are those of `darklens fit`, and interrupted runs continue in the same way.
 
     Example: `darklens search lenses/ --model epl-shear --pixel-scale 0.05 --out search.csv --maps maps`
     """
     from darklens.fit.perturber_profiles import Redshifts
     from darklens.fit.perturber_table import SearchOptions, search_table
+    from darklens.report.scene_report import search_page
 
     if not 0 < z_lens < z_source < _LARGEST_REDSHIFT:
         raise ConfigError(
@@ -199,39 +202,43 @@ def search(
         raise ConfigError(f"--concentration is that of --perturber tnfw, not of {perturber}.")
     if threshold is not None and simulations is not None:
         raise ConfigError("--threshold and --simulations exclude each other.")
-    run = _prepare(files, model, out, psf, noise_map, mask, pixel_scale, image, flip_rows, maps)
+    run = _prepare(files, options, maps)
     redshifts = Redshifts(z_lens, z_source, concentration)
-    options = SearchOptions(perturber, n_max, redshifts, threshold, simulations, seed, compiled)
+    how = SearchOptions(perturber, n_max, redshifts, threshold, simulations, options.seed, options.compiled)
     with progress("Searching", len(run.labels)) as advance:
         rows = search_table(
-            run.labels, run.scene, run.inputs, out, options, maps=run.maps, workers=workers, advance=advance
+            run.labels,
+            run.scene,
+            run.inputs,
+            options.out,
+            how,
+            maps=run.maps,
+            workers=options.workers,
+            advance=advance,
+            report=run.report(lambda rows, settings: search_page(rows, how, settings)),
         )
     detected = sum(row.columns.get("detected") == "yes" for row in rows)
     print(f"Perturbers detected in {detected} of {len(rows)} images.")
-    return _report(rows, "searched", out)
+    return _print_summary(rows, "searched", options)
 
 
 class _Run(NamedTuple):
-    """What the commands read, and the paths of the maps without suffix."""
+    """What the commands read, the paths of the maps without suffix, and the path and settings of the report."""
 
     labels: list[str]
     scene: "SceneSpecification"
     inputs: "Inputs"
     maps: dict[str, Path] | None
+    path: Path | None
+    settings: dict[str, str]
+
+    def report(self, page: Callable[[Sequence["FitRow"], dict[str, str]], str]) -> "Report | None":
+        """Return the function that writes the report, if there is to be one."""
+        path = self.path
+        return None if path is None else lambda rows: write_text(path, page(rows, self.settings))
 
 
-def _prepare(
-    files: Sequence[str],
-    model: str,
-    out: Path,
-    psf: str | None,
-    noise_map: str | None,
-    mask: str | None,
-    pixel_scale: float | None,
-    image: str | None,
-    flip_rows: bool,
-    maps: Path | None,
-) -> _Run:
+def _prepare(files: Sequence[str], options: Options, maps: Path | None) -> _Run:
     """Load the scene, find the observations, and check what is to be written, before any work."""
     from darklens.fit.scene_table import unfinished
     from darklens.scene import specification
@@ -242,38 +249,46 @@ def _prepare(
     arguments = [text for text in files if text not in overrides]
     if not arguments:
         raise ConfigError("Name the images or folders to fit, such as `darklens fit lens.fits --out fits.csv`.")
-    scene = specification.get(model, overrides)
+    scene = specification.get(options.model, overrides)
     inputs = Inputs(
-        psf=psf,
-        noise_map=noise_map,
-        mask=mask,
-        pixel_scale=pixel_scale,
-        image=image,
-        flip_rows=flip_rows,
+        psf=options.psf,
+        noise_map=options.noise_map,
+        mask=options.mask,
+        pixel_scale=options.pixel_scale,
+        image=options.image,
+        flip_rows=options.flip_rows,
         psf_settings=scene.psf,
         noise=scene.noise,
         half_width=scene.half_width,
     )
     labels = find_observations(arguments)
-    options = [re.sub(r"\[[^\]]*\]$", "", text) for text in (psf, noise_map, mask, scene.psf.file, model) if text]
+    named = [options.psf, options.noise_map, options.mask, scene.psf.file, options.model]
     read = [path for label in labels for path in files_of(label)]
     lists = [text[1:] for text in arguments if text.startswith("@")]
+    written = [options.out, options.report, None if maps else unfinished(options.out)]
     check_outputs(
-        files=[out] if maps else [out, unfinished(out)],
+        files=[path for path in written if path is not None],
         folders=[maps] if maps else [],
-        inputs=[*read, *options, *lists],
+        inputs=[*read, *(re.sub(r"\[[^\]]*\]$", "", text) for text in named if text), *lists],
     )
-    return _Run(labels, scene, inputs, _map_paths(maps, labels) if maps else None)
+    settings = {"scene": " ".join([options.model, *overrides])}
+    for name in ("pixel_scale", "psf", "noise_map", "mask", "image", "seed"):
+        if (value := getattr(options, name)) is not None:
+            settings[name.replace("_", " ")] = str(value)
+    settings["darklens"] = darklens.__version__
+    return _Run(labels, scene, inputs, _map_paths(maps, labels) if maps else None, options.report, settings)
 
 
-def _report(rows: Sequence["FitRow"], verb: str, out: Path) -> int:
+def _print_summary(rows: Sequence["FitRow"], verb: str, options: Options) -> int:
     """Print the problems of observations and a summary, and return the exit code."""
     problems = [row for row in rows if row.message]
     for row in problems:
         print_error(row.message)
-    print(f"{len(rows) - len(problems)} of {len(rows)} images {verb}, in {out}")
+    print(f"{len(rows) - len(problems)} of {len(rows)} images {verb}, in {options.out}")
     if doubtful := sum(bool(row.columns.get("message")) for row in rows):
         print(f"{doubtful} of these are not to be trusted: see the column `message`.")
+    if options.report is not None:
+        print(f"Report ({size_in_words(options.report.stat().st_size)}): {options.report}")
     if any(row.is_unexpected for row in problems):
         return 1
     return PARTIAL_SUCCESS if problems else 0

@@ -1,5 +1,6 @@
-"""Searches for perturbers in many observations: a table with one row each, bad ones included, and maps."""
+"""Searches for perturbers in many observations: a table with one row each, bad ones included, maps and figures."""
 
+import base64
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from darklens.fit.false_alarms import false_alarm_threshold
 from darklens.fit.perturber_profiles import PerturberKind, Redshifts
 from darklens.fit.perturbers import SearchResult, find_perturbers, scenes_of_search
 from darklens.fit.scene_fit import fit
-from darklens.fit.scene_table import FitRow, computed_row, require_lens, write_table
+from darklens.fit.scene_table import FitRow, Report, computed_row, require_lens, write_table
 from darklens.scene.compiled import compile_scenes
 from darklens.scene.observation_files import Inputs, read_observation
 from darklens.scene.specification import SceneSpecification
@@ -62,6 +63,7 @@ def search_table(
     maps: Mapping[str, Path] | None = None,
     workers: int = 1,
     advance: Callable[[int], None] = lambda _: None,
+    report: Report | None = None,
 ) -> list[FitRow]:
     """Search observations for perturbers, write the table, and return its rows; a bad observation gets an error row.
 
@@ -76,6 +78,7 @@ def search_table(
         maps: For each label, the path without suffix of its PNG and npz.
         workers: Number of processes.
         advance: Called with the number of observations just searched.
+        report: Writes a report from the rows, which then have figures.
     """
     require_lens(scene := specification.scene())
     scenes = scenes_of_search(scene, options.perturber, options.redshifts)
@@ -85,16 +88,24 @@ def search_table(
     for number in range(1, options.n_max):
         names += [f"{name}_{number + 1}" for name in columns]
     arguments = (specification.model_dump_json(), inputs, options)
-    return write_table(labels, names, out, search_one, arguments, maps=maps, workers=workers, advance=advance)
+    return write_table(
+        labels, names, out, search_one, arguments, maps=maps, workers=workers, advance=advance, report=report
+    )
 
 
 def search_one(
-    number: int, label: str, maps: Path | None, specification: str, inputs: Inputs, options: SearchOptions
+    number: int,
+    label: str,
+    maps: Path | None,
+    with_figure: bool,
+    specification: str,
+    inputs: Inputs,
+    options: SearchOptions,
 ) -> tuple[int, FitRow]:
     """Search one observation, on one thread, write its maps, and return its number and row."""
     scene = SceneSpecification.model_validate_json(specification).scene()
 
-    def columns() -> dict[str, str]:
+    def row() -> FitRow:
         started = time.process_time()
         observation, threshold = read_observation(label, inputs), options.threshold
         result = fit(observation, scene, seed=options.seed, compiled=bool(options.compiled))
@@ -117,11 +128,13 @@ def search_one(
             redshifts=options.redshifts,
             compiled=bool(options.compiled),
         )
+        seconds, title = time.process_time() - started, Path(label).name
         if maps is not None:
-            write_maps(search, maps, Path(label).name)
-        return search_row(search, time.process_time() - started)
+            write_maps(search, maps, title)
+        figure = search_figure.draw(search, title, compact=True) if with_figure else b""
+        return FitRow(label, search_row(search, seconds), figure=base64.b64encode(figure).decode())
 
-    return number, computed_row(label, columns)
+    return number, computed_row(label, row)
 
 
 def search_row(search: SearchResult, seconds: float) -> dict[str, str]:

@@ -1,11 +1,12 @@
 """Figure and arrays of the fit of a scene: data, model, residual in units of the noise, and source plane."""
 
-import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+
+from darklens.fit.png import to_png
 
 if TYPE_CHECKING:
     from darklens.fit.scene_fit import FitResult
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 _SOURCE_PIXELS = 120
 _SOURCE_RADII, _SMALLEST_SOURCE, _LARGEST_SOURCE = 4.0, 0.15, 2.0  # half side: radii of the source; arcsec
 _LARGEST_RESIDUAL = 5.0  # standard deviations, of the colour scale
-_DPI = 110
+_SIZE, _COMPACT_SIZE = (12.4, 3.4), (10.6, 3.1)  # inches
 
 
 def source_plane(result: "FitResult") -> tuple[Float[np.ndarray, "n n"], tuple[float, float, float, float]]:
@@ -56,8 +57,14 @@ def arrays(result: "FitResult") -> dict[str, np.ndarray]:
     }
 
 
-def draw(result: "FitResult", title: str = "") -> bytes:
-    """Return the figure as PNG; brightness is on an inverse hyperbolic sine scale, excluded pixels are grey."""
+def draw(result: "FitResult", title: str = "", *, compact: bool = False) -> bytes:
+    """Return the figure as PNG; brightness is on an inverse hyperbolic sine scale, excluded pixels are grey.
+
+    Args:
+        result: The fit.
+        title: First words of the heading.
+        compact: Whether it is for a page with many figures.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -83,11 +90,12 @@ def draw(result: "FitResult", title: str = "") -> bytes:
         ),
         ("source", np.arcsinh(source / noise), source_extent, {"cmap": "magma"}),
     ]
-    figure = Figure(figsize=(12.4, 3.4), layout="constrained")
+    figure = Figure(figsize=_COMPACT_SIZE if compact else _SIZE, layout="constrained")
     FigureCanvasAgg(figure)
+    interpolation = "nearest" if compact else None  # smaller files
     for axes, (name, plane, limits, style) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         axes.set_facecolor("0.7")
-        image = axes.imshow(plane, origin="lower", extent=limits, **style)
+        image = axes.imshow(plane, origin="lower", extent=limits, interpolation=interpolation, **style)
         axes.set_title(name, fontsize=11)
         axes.tick_params(labelsize=9)
         if style["cmap"] == "RdBu_r":
@@ -95,6 +103,4 @@ def draw(result: "FitResult", title: str = "") -> bytes:
     figure.axes[0].set_ylabel("arcsec")
     label = f"theta_E = {result.theta_E:.4g} arcsec, chi2 per pixel {result.chi2_per_pixel:.3g}"
     figure.suptitle(f"{title}: {label}" if title else label, fontsize=11, parse_math=False)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=_DPI, metadata={"Software": None})
-    return stream.getvalue()
+    return to_png(figure, compact=compact)

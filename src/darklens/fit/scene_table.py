@@ -1,5 +1,6 @@
-"""Fits of a scene to many observations: a table with one row each, bad ones included, and maps."""
+"""Fits of a scene to many observations: a table with one row each, bad ones included, maps and figures."""
 
+import base64
 import hashlib
 import json
 import math
@@ -51,12 +52,18 @@ class FitRow:
         columns: Text by column; empty for a bad one.
         message: Why it could not be fitted; the warnings of a fit are in `columns`.
         is_unexpected: Whether the reason is an error in darklens.
+        figure: PNG for a report, in base64; empty if there is no report, or no fit.
     """
 
     label: str
     columns: Mapping[str, str]
     message: str = ""
     is_unexpected: bool = False
+    figure: str = ""
+
+
+Report = Callable[[Sequence[FitRow]], None]
+"""Writes a report from the rows of a table, in their order."""
 
 
 def require_lens(scene: Scene) -> None:
@@ -178,6 +185,7 @@ def fit_table(
     compiled: bool | None = False,
     workers: int = 1,
     advance: Callable[[int], None] = lambda _: None,
+    report: Report | None = None,
 ) -> list[FitRow]:
     """Fit a scene to observations, write the table, and return its rows; a bad observation becomes an error row.
 
@@ -193,6 +201,7 @@ def fit_table(
         compiled: Whether to compile the scene first (`darklens.scene.compiled`); None: if that is possible.
         workers: Number of processes.
         advance: Called with the number of observations just fitted.
+        report: Writes a report from the rows, which then have figures.
     """
     scene = specification.scene()
     require_lens(scene)
@@ -206,6 +215,7 @@ def fit_table(
         maps=maps,
         workers=workers,
         advance=advance,
+        report=report,
     )
 
 
@@ -219,6 +229,7 @@ def write_table(
     maps: Mapping[str, Path] | None = None,
     workers: int = 1,
     advance: Callable[[int], None] = lambda _: None,
+    report: Report | None = None,
 ) -> list[FitRow]:
     """Compute the rows of a table in parallel, write it, and return the rows; see `fit_table`.
 
@@ -226,12 +237,15 @@ def write_table(
         labels: Observations.
         names: Columns of the table.
         out: CSV table to write.
-        task: Called in the processes with number, label, path of the maps or None, and `arguments`.
+        task: Called in the processes with number, label, path of the maps or None, whether to draw the figure of the
+            report, and `arguments`.
         arguments: Further arguments of the task.
         maps: For each label, the path without suffix of its maps.
         workers: Number of processes.
         advance: Called with the number of rows just computed.
+        report: Writes a report from the rows, which then have figures.
     """
+    arguments = (report is not None, *arguments)
     with _journal(None if maps else out, _digest(labels, arguments)) as journal:
         rows = journal.rows() if journal else {}
         advance(len(rows))
@@ -250,9 +264,12 @@ def write_table(
             cells = {"path": row.label, "status": status, "message": row.message, **row.columns}
             lines.append(csv_line([cells.get(name, "") for name in names]))
         write_text(out, "".join(lines))
+        in_order = [rows[number] for number in range(len(labels))]
+        if report is not None:
+            report(in_order)
         if journal:
             journal.remove()
-    return [rows[number] for number in range(len(labels))]
+    return in_order
 
 
 @contextmanager
@@ -337,27 +354,36 @@ def _digest(labels: Sequence[str], arguments: tuple[Any, ...]) -> str:
 
 
 def fit_one(
-    number: int, label: str, maps: Path | None, specification: str, inputs: Inputs, seed: int, compiled: bool
+    number: int,
+    label: str,
+    maps: Path | None,
+    with_figure: bool,
+    specification: str,
+    inputs: Inputs,
+    seed: int,
+    compiled: bool,
 ) -> tuple[int, FitRow]:
     """Fit one observation, on one thread, write its maps, and return its number and row."""
     scene = SceneSpecification.model_validate_json(specification).scene()
 
-    def columns() -> dict[str, str]:
+    def row() -> FitRow:
         result = fit(read_observation(label, inputs), scene, seed=seed, compiled=compiled)
+        title = Path(label).name
         if maps is not None:
-            _write_maps(result, maps, label)
-        return row_of(result)
+            _write_maps(result, maps, title)
+        figure = draw(result, title, compact=True) if with_figure else b""
+        return FitRow(label, row_of(result), figure=base64.b64encode(figure).decode())
 
-    return number, computed_row(label, columns)
+    return number, computed_row(label, row)
 
 
-def computed_row(label: str, columns: Callable[[], Mapping[str, str]]) -> FitRow:
+def computed_row(label: str, row: Callable[[], FitRow]) -> FitRow:
     """Return the row of an observation, computed on one thread; an error becomes its message."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     keep_freed_memory()
     try:
-        return FitRow(label, columns())
+        return row()
     except DarklensError as error:
         return FitRow(label, {}, " ".join(str(error).split()))
     except Exception as error:  # one lens must not end a long batch
@@ -368,9 +394,9 @@ def computed_row(label: str, columns: Callable[[], Mapping[str, str]]) -> FitRow
         torch.set_num_threads(threads)
 
 
-def _write_maps(result: FitResult, path: Path, label: str) -> None:
+def _write_maps(result: FitResult, path: Path, title: str) -> None:
     planes: dict[str, Any] = arrays(result)
     with atomic_path(path.with_name(f"{path.name}.npz")) as temporary:
         np.savez(temporary, **planes)
     with atomic_path(path.with_name(f"{path.name}.png")) as temporary:
-        temporary.write_bytes(draw(result, Path(label).name))
+        temporary.write_bytes(draw(result, title))

@@ -1,18 +1,25 @@
 """Figure of a search for perturbers: image, residuals, gain and detectable mass."""
 
-import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from darklens.fit.png import to_png
+
 if TYPE_CHECKING:
     from darklens.fit.perturbers import SearchResult
 
-_DPI = 110
+_PANEL, _COMPACT_PANEL = (3.4, 3.8), (3.4, 3.0)  # inches
 
 
-def draw(search: "SearchResult", title: str = "") -> bytes:
-    """Return the figure of a search as PNG: image, residuals, gain and detectable mass, with the perturbers."""
+def draw(search: "SearchResult", title: str = "", *, compact: bool = False) -> bytes:
+    """Return the figure of a search as PNG: image, residuals, gain and detectable mass, with the perturbers.
+
+    Args:
+        search: The search.
+        title: First words of the heading.
+        compact: Whether it is for a page with many figures: in two rows.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -31,9 +38,14 @@ def draw(search: "SearchResult", title: str = "") -> bytes:
         ("first-order gain in chi2", gains.gain, extent, {"cmap": "viridis", "vmin": 0.0}),
         ("detectable log10 M / M_sun", gains.detectable(search.threshold), extent, {"cmap": "cividis_r"}),
     ]
-    figure = Figure(figsize=(17, 3.8), layout="constrained")
+    across, down = (3, 2) if compact else (len(panels), 1)
+    width, height = _COMPACT_PANEL if compact else _PANEL
+    figure = Figure(figsize=(across * width, down * height), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (name, plane, size, style) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+    frames = list(figure.subplots(down, across).flat)
+    for axes in frames[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (name, plane, size, style) in zip(frames, panels, strict=False):
         picture = axes.imshow(plane, origin="lower", extent=size, interpolation="nearest", **style)
         axes.set_title(name, fontsize=9)
         axes.set_xlabel("x (arcsec)")
@@ -43,6 +55,4 @@ def draw(search: "SearchResult", title: str = "") -> bytes:
             axes.plot(perturber.x, perturber.y, "+", color="tab:cyan", markersize=10)
     heading = f"{title}   delta chi2 {search.delta_chi2:.1f}, threshold {search.threshold:.1f}".strip()
     figure.suptitle(heading, fontsize=10, parse_math=False)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=_DPI)
-    return stream.getvalue()
+    return to_png(figure, compact=compact)

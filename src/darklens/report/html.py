@@ -27,20 +27,22 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a header."""
+    """Rows of text under a header; `links` are the sections to which the first cells of the rows lead."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    links: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, one or two sentences, tables and pictures."""
+    """A heading, one or two sentences, tables and pictures; `anchor` is the name to which tables link."""
 
     title: str
     text: str = ""
     tables: Sequence[Table] = field(default_factory=list)
     pictures: Sequence[Picture] = field(default_factory=list)
+    anchor: str = ""
 
 
 def page(title: str, *, lead: str, sections: Sequence[Section], warnings: Sequence[str] = ()) -> str:
