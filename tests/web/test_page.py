@@ -11,6 +11,7 @@ from browser import Watched, browsing, chromium, is_needed, serving
 
 from darklens import populations
 from darklens.bundle import Bundle
+from darklens.serve.responses import SearchResponse
 from darklens.simulate.batch import simulate_batch
 
 pytestmark = pytest.mark.skipif(
@@ -370,3 +371,61 @@ def test_an_hst_cutout_is_resampled_and_out_of_distribution(opened, realdata):
     assert "padded from 130 x 130" in changes and "resampled from 0.04 to 0.05 arcsec" in changes
     summary = text_of(watched, ".summary")
     assert "Don't know: out of distribution" in summary and "Out of distribution (score" in summary
+
+
+def test_a_telescope_image_is_searched(opened, tmp_path):
+    """The response is made up: `test_search_api.py` tests those of the server."""
+    (tmp_path / "lens.npz").write_bytes(b"an image")
+    (tmp_path / "lens_psf.fits").write_bytes(b"a PSF")
+    plane = np.full((4, 4), np.nan, dtype="<f4")
+    plane[1:3] = [[1, 2, 3, 4], [5, 6, 7, 60]]
+    record = {"unit": "", "shape": [4, 4], "extent": [-1, 1, -1, 1], "min": 1.0, "max": 60.0}
+    record["data"] = base64.b64encode(plane.tobytes()).decode()
+    row = {"detected": True, "delta_chi2": 60.0, "threshold": 11.0, "x": 0.75, "y": 0.25, "log10_mass": 9.5}
+    row |= {"log10_mass_error": 0.1, "concentration": None, "chi2_per_pixel": 1.0, "chi2_per_pixel_smooth": 1.1}
+    row |= {"theta_E": 1.2, "theta_E_error": 0.01, "seconds": 2.0}
+    response = {"name": "lens.npz", "version": "1", "scene": "sie-shear", "perturber": "point", "status": "ok"}
+    response |= {"message": "", "summary": "A perturber is detected.", "notes": ["Threshold <b>."], "changes": []}
+    response |= {"row": row, "maps": {name: record | {"label": name} for name in ("image", "residual", "gain")}}
+    SearchResponse.model_validate(response)
+    watched = opened()
+    page, sent = watched.page, []
+
+    def respond(route):
+        sent.append((route.request.url, route.request.post_data_buffer))
+        route.fulfill(json=response)
+
+    page.route("**/v1/search?*", respond)
+    page.get_by_role("tab", name="Your images").press("End")
+    assert page.get_by_role("tab", name="Search a telescope image").get_attribute("aria-selected") == "true"
+    assert not page.locator("#model").is_visible() and "2 to 20 seconds" in text_of(watched, "#search-form")
+    page.get_by_role("button", name="Fit and search").click()  # without an image nothing is sent
+    page.get_by_label("Image", exact=True).set_input_files(str(tmp_path / "lens.npz"))
+    page.get_by_text("Noise map, PSF and mask in separate files").click()
+    page.get_by_label("PSF image").set_input_files(str(tmp_path / "lens_psf.fits"))
+    page.get_by_label("Scene").select_option("sie-shear")
+    page.get_by_label("Perturber", exact=True).select_option("point")
+    assert text_of(watched, "#search-perturber-hint") == "Point mass"
+    page.get_by_label("Redshift of lens").fill("0.3")
+    page.get_by_role("button", name="Fit and search").click()
+    page.locator("#output .summary").wait_for()
+    watched.settle()
+    ((url, body),) = sent
+    for parameter in ("scene=sie-shear", "perturber=point", "z_lens=0.3", "z_source=1", "flip_rows=false"):
+        assert parameter in url
+    assert "pixel_scale" not in url and b'name="image"; filename="lens.npz"' in body
+    assert b'name="psf"; filename="lens_psf.fits"' in body
+    assert text_of(watched, ".headline") == "A perturber is detected." and "Threshold <b>." in text_of(
+        watched, ".summary"
+    )
+    assert "9.50 ± 0.10" in text_of(watched, ".details") and "0.75″, 0.25″" in text_of(watched, ".details")
+    label = page.locator("[data-map=gain] canvas").get_attribute("aria-label")
+    assert "to 60.0 at x 0.75, y 0.25 arcsec" in label and "from 1.00" in label and "Marked: suggested point" in label
+    assert json.loads(saved(watched, "JSON").read_text())["images"][0]["results"] == {"sie-shear + point": response}
+    with saved(watched, "CSV").open(newline="") as stream:
+        (cells,) = csv.DictReader(stream)
+    assert cells["path"] == "lens.npz" and float(cells["log10_mass"]) == 9.5 and cells["detected"] == "true"
+    assert saved(watched, "PNG").read_bytes().startswith(b"\x89PNG")
+    no_sideways_scroll(page)
+    page.get_by_role("tab", name="Your images").click()
+    assert page.locator("#empty").is_visible() and page.locator("#model").is_visible()

@@ -4,15 +4,11 @@ import base64
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from darklens.fit.perturber_profiles import DEFAULT_THRESHOLD
+from darklens.fit.perturber_sentences import mass_sentence, threshold_sentences
 from darklens.fit.perturber_table import SearchOptions
 from darklens.fit.scene_table import FitRow
 from darklens.report.html import Picture, Section, Table, page
 
-_HALO = "truncated NFW halo (dark subhalo)"
-_PERTURBERS = {"tnfw": _HALO, "tnfw_free": f"{_HALO} of free concentration", "point": "point mass", "line": "line mass"}
-_FALSE_ALARMS = "About 10 % of smooth lenses exceed it if the model is right (60 simulated lenses)."
-_CHOICE = "This threshold is a choice; its rate of false alarms has not been measured."
 _NOT_TRUSTED = "not to be trusted"
 
 
@@ -63,8 +59,8 @@ def search_page(rows: Sequence[FitRow], options: SearchOptions, settings: Mappin
     detected = sum(row.columns.get("detected") == "yes" for row in rows)
     lead = f" Perturbers detected in {detected}."
     text = (
-        f"{_threshold(options)} {_masses(options)} chi2 per pixel is that without and with the perturber. The largest "
-        "delta chi2 relative to its threshold is first."
+        f"{threshold_sentences(options)} {mass_sentence(options)} These hold for all images. chi2 per pixel is that "
+        "without and with the perturber. The largest delta chi2 relative to its threshold is first."
     )
     section = Section("Searches", text)
     return _page("Search for perturbers", rows, "searched", lead, section, table, _search_caption, _weakness, settings)
@@ -128,38 +124,6 @@ def _search_caption(row: FitRow) -> str:
                 text += f", c200 = {_with_error(row, f'concentration{suffix}', 'concentration_error' + suffix)}"
             parts.append(f"{text}.")
     return " ".join(parts)
-
-
-def _threshold(options: SearchOptions) -> str:
-    kind = _PERTURBERS[options.perturber]
-    where = "delta chi2, divided by chi2 per pixel where that is above one, exceeds"
-    caution = (
-        "No threshold includes errors of the model: repeat a search with other scenes before you claim a detection."
-    )
-    if options.simulations is not None:
-        text = (
-            f"the threshold of its lens. {options.simulations} simulated smooth lenses give it, for 10 % false alarms."
-        )
-    elif options.threshold is not None:
-        text = f"{options.threshold:g}. This threshold was given; its rate of false alarms is not known."
-    else:
-        rate = _FALSE_ALARMS if options.perturber == "tnfw" else _CHOICE
-        text = f"{DEFAULT_THRESHOLD[options.perturber]:g}. {rate}"
-    return f"Perturber: {kind}. It is detected where {where} {text} {caution}"
-
-
-def _masses(options: SearchOptions) -> str:
-    redshifts = options.redshifts
-    text = f"for z_lens = {redshifts.z_lens:g} and z_source = {redshifts.z_source:g}, the same for all images"
-    if options.perturber in ("point", "line"):
-        return f"Masses are total masses in M_sun {text}."
-    if options.perturber == "tnfw_free":
-        concentration = "is free"
-    elif redshifts.concentration is not None:
-        concentration = f"is {redshifts.concentration:g}"
-    else:
-        concentration = "follows from the mass (Dutton & Maccio 2014, without scatter)"
-    return f"Masses are M200 in M_sun {text}; the concentration c200 {concentration}."
 
 
 def _badness(row: FitRow) -> float:

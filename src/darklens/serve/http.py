@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 import darklens
 from darklens.bundle import Bundle
 from darklens.data.readers import SUFFIXES
-from darklens.serve import simulated_lens
+from darklens.serve import search_request, simulated_lens
 from darklens.serve.limits import Settings
 from darklens.serve.middleware import Middleware
 from darklens.serve.responses import (
@@ -29,9 +29,12 @@ from darklens.serve.responses import (
     Models,
     Prediction,
     RequestError,
+    SearchChoices,
+    SearchResponse,
     Sliders,
     no_space,
 )
+from darklens.serve.search_request import SearchQuery
 from darklens.serve.service import Service, Upload
 from darklens.serve.simulated_lens import LensRequest
 from darklens.serve.web_page import page_routes
@@ -139,7 +142,7 @@ def create_app(models: Mapping[str, Bundle], digests: Mapping[str, str], setting
         """Classify image files. A file that cannot be read gives a result with status `error`."""
         with service.admission.request(_client(request)):
             model = service.model(query.model)
-            files = await _uploads(request, settings)
+            files = [upload for _, upload in await _uploads(request, [FILES_FIELD], settings.max_files)]
             results = await _unless_disconnected(
                 request,
                 service.predict(model, files, maps=query.maps, pixel_scale=query.pixel_scale, image=query.image),
@@ -166,6 +169,39 @@ def create_app(models: Mapping[str, Bundle], digests: Mapping[str, str], setting
             model = service.model(lens.model)
             result = await _unless_disconnected(request, service.simulate(model, lens), service)
         return LensPrediction(model=model.card.name, version=darklens.__version__, truth=lens.truth(), images=[result])
+
+    @app.get("/v1/search", responses=_error_responses(401), dependencies=dependencies, tags=["v1"])
+    async def search_choices(_: Annotated[NoQuery, Query()]) -> SearchChoices:
+        """The scenes and perturbers of searches, and their limits."""
+        return SearchChoices(
+            scenes=search_request.scenes(),
+            perturbers=search_request.perturbers(),
+            max_pixels=settings.max_search_pixels,
+            timeout_s=settings.search_timeout,
+            queue=settings.searches,
+        )
+
+    @app.post(
+        "/v1/search",
+        responses=_error_responses(401, 408, 413, 415, 429, 503),
+        dependencies=dependencies,
+        openapi_extra={"requestBody": _body("multipart/form-data", search_request.multipart_schema())},
+        tags=["v1"],
+    )
+    async def search(request: Request, query: Annotated[SearchQuery, Query()]) -> SearchResponse:
+        """Fit a lens to a telescope image and search it for a dark perturber, in seconds to a minute.
+
+        A file that cannot be used gives status `error`.
+        """
+        with service.admission.request(_client(request)):
+            service.model(None)  # the server is ready
+            uploads = await _uploads(request, list(search_request.FILES), settings.max_files)
+            files = dict(uploads)
+            if "image" not in files or len(files) < len(uploads):
+                raise RequestError(
+                    422, "image: send one file in the field image, and at most one in each other.", field="image"
+                )
+            return await _unless_disconnected(request, service.search(query, files), service)
 
     @app.get("/healthz", responses=_error_responses(), tags=["operation"])
     async def healthz(_: Annotated[NoQuery, Query()]) -> Health:
@@ -212,14 +248,18 @@ def _multipart_body(settings: Settings) -> dict[str, Any]:
         "properties": {FILES_FIELD: files},
         "additionalProperties": False,
     }
-    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+    return _body("multipart/form-data", schema)
+
+
+def _body(content_type: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"required": True, "content": {content_type: {"schema": schema}}}
 
 
 def _json_body(model: type[BaseModel], names: list[str]) -> dict[str, Any]:
     schema = model.model_json_schema(by_alias=True)
     choices = _one_of(schema["properties"]["model"], names)
     schema["properties"]["model"] = choices | {"type": ["string", "null"], "enum": [*names, None]}
-    return {"required": True, "content": {"application/json": {"schema": schema}}}
+    return _body("application/json", schema)
 
 
 def _one_of(schema: dict[str, Any], names: list[str]) -> dict[str, Any]:
@@ -242,40 +282,41 @@ def _content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def _uploads(request: Request, settings: Settings) -> list[Upload]:
-    """Return the files of a multipart request.
+async def _uploads(request: Request, fields: Sequence[str], max_files: int) -> list[tuple[str, Upload]]:
+    """Return the files of a multipart request with their fields.
 
     Raises:
         RequestError: 415 if the request is not multipart, 422 if it has no files or other fields, 413 if it has too
             many files, 503 if the disk is full.
     """
     if _content_type(request) != "multipart/form-data":
-        raise RequestError(415, f"Send files as multipart/form-data, in the field {FILES_FIELD!r}.")
+        raise RequestError(415, f"Send files as multipart/form-data, in the field {' or '.join(map(repr, fields))}.")
     try:
-        async with request.form(max_files=settings.max_files, max_fields=1) as form:
-            return [await _upload(key, value) for key, value in form.multi_items()] or _no_files()
+        async with request.form(max_files=max_files, max_fields=1) as form:
+            return [await _upload(key, value, fields) for key, value in form.multi_items()] or _no_files(fields[0])
     except HTTPException as error:  # raised by Starlette's parser
         detail = str(error.detail).rstrip(".")
         if "Too many files" in detail:
             raise RequestError(
-                413, f"A request may have at most {settings.max_files} files; send the rest in another request."
+                413, f"A request may have at most {max_files} files; send the rest in another request."
             ) from None
         raise RequestError(422, f"The multipart body cannot be parsed ({detail}).") from None
     except OSError as error:
         raise no_space(error) from None
 
 
-async def _upload(key: str, value: Any) -> Upload:
-    if key != FILES_FIELD:
-        message = f"{key[:_MAX_NAME_LENGTH]!r}: unknown field; send files in the field {FILES_FIELD!r}."
-        raise RequestError(422, message, field=FILES_FIELD)
+async def _upload(key: str, value: Any, fields: Sequence[str]) -> tuple[str, Upload]:
+    if key not in fields:
+        names = " or ".join(map(repr, fields))
+        message = f"{key[:_MAX_NAME_LENGTH]!r}: unknown field; send files in the field {names}."
+        raise RequestError(422, message, field=fields[0])
     if not isinstance(value, UploadFile):
-        raise RequestError(422, f"{FILES_FIELD}: a part has no file name; send it as a file.", field=FILES_FIELD)
-    return Upload(display_name(value.filename or ""), await value.read())
+        raise RequestError(422, f"{key}: a part has no file name; send it as a file.", field=key)
+    return key, Upload(display_name(value.filename or ""), await value.read())
 
 
-def _no_files() -> NoReturn:
-    raise RequestError(422, f"{FILES_FIELD}: the request has no files.", field=FILES_FIELD)
+def _no_files(field: str) -> NoReturn:
+    raise RequestError(422, f"{field}: the request has no files.", field=field)
 
 
 def display_name(name: str) -> str:

@@ -27,6 +27,9 @@ class Settings(Frozen):
     queue: int = Field(default=256, ge=1, description="images waiting or being classified")
     batch: int = Field(default=16, ge=1, le=256, description="images per batch")
     per_client: int = Field(default=16, ge=1, description="simultaneous requests per client address")
+    search_timeout: float = Field(default=120.0, gt=0, description="time to answer a search, s")
+    searches: int = Field(default=4, ge=1, description="searches waiting or running")
+    max_search_pixels: int = Field(default=40_000, ge=1, description="pixels of an image to search")
     readers: int = Field(default=2, ge=1, le=64, description="processes that read files")
 
     @property
@@ -49,7 +52,7 @@ class Admission:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._requests: Counter[str] = Counter()
-        self.n_images = 0
+        self.n_images = self.n_searches = 0
         self.is_open = True
 
     @contextmanager
@@ -91,6 +94,21 @@ class Admission:
             yield
         finally:
             self.n_images -= n
+
+    @contextmanager
+    def search(self) -> Iterator[None]:
+        """Count a search while it waits or runs.
+
+        Raises:
+            RequestError: 503 if there are too many.
+        """
+        if self.n_searches >= self._settings.searches:
+            raise RequestError(503, f"{self.n_searches} searches are waiting or running; try again in a minute.")
+        self.n_searches += 1
+        try:
+            yield
+        finally:
+            self.n_searches -= 1
 
     @property
     def n_requests(self) -> int:

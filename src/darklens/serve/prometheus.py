@@ -95,6 +95,7 @@ class Metrics:
         )
         self.images = Counter("darklens_images_total", "Images by predicted class.", ("model", "predicted"))
         self.bad_images = Counter("darklens_bad_images_total", "Images that could not be read.")
+        self.searches = Counter("darklens_searches_total", "Searches by outcome.", ("outcome",))
         self.dropped = Counter(
             "darklens_dropped_images_total", "Images dropped because no client was waiting for them."
         )

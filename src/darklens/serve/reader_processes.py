@@ -14,11 +14,12 @@ import signal
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -34,6 +35,11 @@ _START_TIMEOUT = 120.0  # s, for the imports on a busy machine
 _END_TIMEOUT = 5.0  # s, until a process whose connection is closed has ended
 # Messages name options of the command line; the web interface has parameters.
 _PARAMETER_NAMES = {"--pixel-scale": "pixel_scale", "--image NAME": "the parameter image"}
+_LOST = {
+    "slow": "takes more than {timeout:g} s to read; save the image again without compression.",
+    "killed": "cannot be read: the process that read it was killed; send it again.",
+    "crashed": "cannot be read: it crashed the process that read it; save the image again.",
+}
 
 
 @dataclass(frozen=True)
@@ -96,64 +102,104 @@ class ReaderPool:
         reader = self._idle.get()
         try:
             return reader.read(data, request, self._timeout)
-        except _ReaderLostError as error:
+        except ProcessLostError as error:
             self._on_kill()
             with suppress(OSError):  # the next file starts it
                 reader.restart()
-            return f"{request.name}: {error}"
+            return f"{request.name}: {_LOST[str(error)].format(timeout=self._timeout)}"
         finally:
             self._idle.put(reader)
 
 
-class _ReaderLostError(Exception):
-    """The process has ended or was too slow."""
+class ProcessLostError(Exception):
+    """The process was too slow ("slow"), was killed ("killed"), or crashed ("crashed")."""
 
 
-class _Reader:
-    """The parent's side of one process; only one thread at a time may use it."""
+def process_context() -> BaseContext:
+    """Return how processes start; torch's threads do not survive a fork."""
+    return multiprocessing.get_context("spawn")
 
-    def __init__(self) -> None:
+
+class FileProcess:
+    """The parent's side of one process that is given files; only one thread at a time may use it.
+
+    Args:
+        target: The child's side, called with a connection and the folder of the process; see `handle_files`.
+        context: How the process starts.
+    """
+
+    def __init__(self, target: Callable[[Connection, str], None], context: BaseContext) -> None:
+        self._target, self._context = target, context
         self._start()
 
     def _start(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="darklens-serve-"))
-        context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-        self._connection, child_connection = context.Pipe()
-        self._process = context.Process(target=read_files, args=(child_connection, str(self.folder)), daemon=True)
+        self._connection, child_connection = self._context.Pipe()
+        arguments = (child_connection, str(self.folder))
+        self._process = self._context.Process(target=self._target, args=arguments, daemon=True)  # type: ignore[attr-defined]  # every context has it
         self._process.start()
         child_connection.close()
         self._ready = False
 
     def wait_until_ready(self) -> None:
+        """Return once the process has started."""
         if not self._ready:
             _receive(self._connection, _START_TIMEOUT)
             self._ready = True
 
-    def read(self, data: bytes, request: ReadRequest, timeout: float) -> Prepared | str:
+    def exchange(self, request: dict[str, Any], data: Sequence[bytes], timeout: float) -> list[bytes]:
+        """Send a request with the contents of files, and return the messages of the reply.
+
+        Raises:
+            ProcessLostError: If the process ends, or does not reply within `timeout` s.
+        """
         # It may have been killed while it was idle, or a cleaner of old files may have removed its folder.
         if not self._process.is_alive() or not self.folder.exists():
             self.restart()
         try:
             self.wait_until_ready()
-            self._connection.send_bytes(json.dumps(vars(request)).encode())
-            self._connection.send_bytes(data)
-            reply: dict[str, Any] = json.loads(_receive(self._connection, timeout))
-            encoded = b"" if reply.keys() & {"message", "errno"} else _receive(self._connection, timeout)
+            self._connection.send_bytes(json.dumps([request, len(data)]).encode())
+            for content in data:
+                self._connection.send_bytes(content)
+            n_messages = json.loads(_receive(self._connection, timeout))
+            return [_receive(self._connection, timeout) for _ in range(n_messages)]
         except TimeoutError:
-            raise _ReaderLostError(
-                f"takes more than {timeout:g} s to read; save the image again without compression."
-            ) from None
+            raise ProcessLostError("slow") from None
         except (OSError, EOFError):
             self._process.join(_END_TIMEOUT)
-            raise _ReaderLostError(
-                "cannot be read: the process that read it was killed; send it again."
-                if self._process.exitcode == -signal.SIGKILL
-                else "cannot be read: it crashed the process that read it; save the image again."
-            ) from None
+            raise ProcessLostError("killed" if self._process.exitcode == -signal.SIGKILL else "crashed") from None
+
+    def kill(self) -> None:
+        """End the process, also while another thread waits for its reply; the next request starts it again."""
+        self._process.kill()
+
+    def restart(self) -> None:
+        """End the process and start another one."""
+        self.close()
+        self._start()
+
+    def close(self) -> None:
+        """End the process and remove its files."""
+        self._connection.close()
+        self._process.kill()
+        self._process.join()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class _Reader(FileProcess):
+    """The parent's side of a process that reads images."""
+
+    def __init__(self) -> None:
+        super().__init__(read_files, process_context())
+
+    def read(self, data: bytes, request: ReadRequest, timeout: float) -> Prepared | str:
+        head, *rest = self.exchange(vars(request), [data], timeout)
+        reply: dict[str, Any] = json.loads(head)
         if "errno" in reply:
             raise OSError(reply["errno"], os.strerror(reply["errno"]))
         if "message" in reply:
             return str(reply["message"])
+        (encoded,) = rest
         pixels = np.frombuffer(encoded, dtype="<f4").astype(np.float32)
         shape = (request.n_pixels, request.n_pixels)
         mask = None
@@ -161,16 +207,6 @@ class _Reader:
             mask = np.zeros(shape, dtype=bool)
             mask.flat[reply["masked"]] = True
         return Prepared(pixels.reshape(shape), tuple(reply["changes"]), tuple(reply["offset"]), mask)
-
-    def restart(self) -> None:
-        self.close()
-        self._start()
-
-    def close(self) -> None:
-        self._connection.close()
-        self._process.kill()
-        self._process.join()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _receive(connection: Connection, timeout: float) -> bytes:
@@ -183,36 +219,64 @@ def read_files(connection: Connection, folder: str) -> None:
     """Read files until the connection is closed: the child's side of one process.
 
     Args:
-        connection: Receives pairs of messages: a `ReadRequest` as JSON, then the bytes of the file. Sends JSON with
-            `message`, with `errno` if the file cannot be stored, or with `changes`, `offset` and indices of `masked`
-            pixels, followed by the pixels.
+        connection: As for `handle_files`. A request is a `ReadRequest` with one file. The reply is JSON with `message`,
+            with `errno` if the file cannot be stored, or with `changes`, `offset` and indices of `masked` pixels,
+            followed by the pixels.
         folder: Holds the file while it is read; removed if the parent is killed.
+    """
+    file = Path(folder, "file")
+
+    def handle(request: dict[str, Any], data: list[bytes]) -> list[bytes]:
+        reply, pixels = _read_file(file, ReadRequest(**request), data.pop())
+        return [json.dumps(reply).encode(), *([] if pixels is None else [pixels.tobytes()])]
+
+    handle_files(connection, folder, handle, memory=MEMORY)
+
+
+def handle_files(
+    connection: Connection,
+    folder: str,
+    handle: Callable[[dict[str, Any], list[bytes]], list[bytes]],
+    *,
+    memory: int,
+) -> None:
+    """Reply to requests until the connection is closed: the child's side of a `FileProcess`.
+
+    Args:
+        connection: Receives a request and the number of files as JSON, then the contents of the files. Sends the number
+            of messages of the reply, then the messages.
+        folder: Of this process; removed if the parent is killed.
+        handle: Returns the messages of the reply to a request with the contents of its files.
+        memory: Bytes that the process may allocate beyond those it has at its start.
     """
     # The parent ends this process; a signal that stops the server reaches the whole process group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     warnings.simplefilter("ignore")
-    _limit_memory()
+    _limit_memory(memory)
     _end_with_parent(folder)
-    file = Path(folder, "file")
     with suppress(EOFError, OSError):  # the parent has ended
         connection.send_bytes(b"ready")
         while True:
-            request, data = json.loads(connection.recv_bytes()), connection.recv_bytes()
-            reply, pixels = _read_file(file, ReadRequest(**request), data)
-            del data
-            connection.send_bytes(json.dumps(reply).encode())
-            if pixels is not None:
-                connection.send_bytes(pixels.tobytes())
+            request, n_files = json.loads(connection.recv_bytes())
+            reply = handle(request, [connection.recv_bytes() for _ in range(n_files)])
+            connection.send_bytes(json.dumps(len(reply)).encode())
+            for message in reply:
+                connection.send_bytes(message)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def store(file: Path, data: bytes) -> None:
+    """Write a file that only this user can read."""
+    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
+        stream.write(data)
 
 
 def _read_file(file: Path, request: ReadRequest, data: bytes) -> tuple[dict[str, Any], np.ndarray | None]:
     name = request.name
     try:
         try:
-            with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
-                stream.write(data)
+            store(file, data)
         except OSError as error:
             return {"errno": error.errno}, None
         image = read_image(file, name=request.image, pixel_scale=request.image_pixel_scale)
@@ -229,7 +293,7 @@ def _read_file(file: Path, request: ReadRequest, data: bytes) -> tuple[dict[str,
             path=Path(name),
         )
     except DarklensError as error:
-        return {"message": _reworded(str(error), str(file), name)}, None
+        return {"message": reworded(str(error), {str(file): name, **_PARAMETER_NAMES})}, None
     except MemoryError:
         return {"message": f"{name}: needs too much memory to read; cut out the lens first."}, None
     except Exception as error:
@@ -241,14 +305,14 @@ def _read_file(file: Path, request: ReadRequest, data: bytes) -> tuple[dict[str,
     return reply, prepared.pixels.astype("<f4")
 
 
-def _reworded(message: str, path: str, name: str) -> str:
-    """Replace the temporary path by the file's name, and options of the command line by parameters of the request."""
-    for old, new in {path: name, **_PARAMETER_NAMES}.items():
+def reworded(message: str, replacements: Mapping[str, str]) -> str:
+    """Replace temporary paths by names of files, and options of the command line by parameters of the request."""
+    for old, new in replacements.items():
         message = message.replace(old, new)
     return message
 
 
-def _limit_memory() -> None:
+def _limit_memory(extra: int) -> None:
     try:
         import resource
     except ImportError:  # Windows
@@ -257,7 +321,7 @@ def _limit_memory() -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
     except OSError:  # not Linux
         return
-    limit = pages * os.sysconf("SC_PAGE_SIZE") + MEMORY
+    limit = pages * os.sysconf("SC_PAGE_SIZE") + extra
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 

@@ -105,6 +105,58 @@ class ImageResult(BaseModel):
     maps: dict[str, Map] | None = None
 
 
+class SearchRow(BaseModel):
+    """Numbers of a search, named as the columns of `darklens search`; null where there is no perturber."""
+
+    detected: bool
+    delta_chi2: float = Field(description="difference in chi2 without and with the perturber, all parameters refitted")
+    threshold: float = Field(description="delta chi2 of a detection")
+    x: float | None = Field(description="position of the perturber, arcsec")
+    y: float | None = Field(description="position of the perturber, arcsec")
+    log10_mass: float | None = Field(description="M200 of a halo, total mass of a point or line, M_sun")
+    log10_mass_error: float | None = Field(description="standard deviation")
+    concentration: float | None = Field(default=None, description="c200 of a halo of free concentration")
+    concentration_error: float | None = Field(default=None, description="standard deviation")
+    chi2_per_pixel: float = Field(description="with the perturber")
+    chi2_per_pixel_smooth: float
+    theta_E: float = Field(description="effective Einstein radius of the smooth fit, arcsec")
+    theta_E_error: float | None = Field(description="standard deviation")
+    seconds: float = Field(description="processor time")
+
+
+class SearchResponse(BaseModel):
+    """A search for a perturber in one telescope image."""
+
+    name: str
+    version: str
+    scene: str
+    perturber: str
+    status: Literal["ok", "error"]
+    message: str = Field(default="", description="why the image could not be searched, or why no detection is claimed")
+    summary: str = Field(default="", description="the result in one sentence")
+    notes: list[str] = Field(default=[], description="the threshold, its rate of false alarms, and redshifts of masses")
+    row: SearchRow | None = None
+    changes: list[str] = Field(default=[], description="what was assumed about the files, converted and left out")
+    maps: dict[str, Map] | None = Field(default=None, description="NaN outside the image and far from the arcs")
+
+
+class Choice(BaseModel):
+    """A value that a parameter may have."""
+
+    name: str
+    description: str
+
+
+class SearchChoices(BaseModel):
+    """What a search can be asked for, and its limits."""
+
+    scenes: list[Choice]
+    perturbers: list[Choice]
+    max_pixels: int = Field(description="pixels of the image, or of its central square")
+    timeout_s: float = Field(description="time to answer a request, with the wait for other searches, s")
+    queue: int = Field(description="searches waiting or running")
+
+
 class Prediction(BaseModel):
     """Classifications in the order of the files."""
 

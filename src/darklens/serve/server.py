@@ -75,6 +75,7 @@ def create_server(app: FastAPI, settings: Settings, port: int) -> uvicorn.Server
         settings: The settings of that application.
         port: Port; 0 chooses a free one.
     """
+    longest = max(settings.timeout, settings.search_timeout)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -84,7 +85,7 @@ def create_server(app: FastAPI, settings: Settings, port: int) -> uvicorn.Server
         server_header=False,
         ws="none",
         http=_Protocol,
-        timeout_graceful_shutdown=int(settings.timeout + settings.receive_timeout) + _SHUTDOWN_MARGIN,
+        timeout_graceful_shutdown=int(longest + settings.receive_timeout) + _SHUTDOWN_MARGIN,
     )
     return _Server(config, app.state.service)
 

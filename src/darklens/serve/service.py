@@ -20,10 +20,14 @@ from darklens.serve.classifier import Classifier
 from darklens.serve.limits import Admission, Settings
 from darklens.serve.prometheus import Metrics
 from darklens.serve.reader_processes import ReaderPool, ReadRequest
-from darklens.serve.responses import ImageResult, ModelCard, ModelInput, RequestError, no_space
+from darklens.serve.responses import ImageResult, ModelCard, ModelInput, RequestError, SearchResponse, no_space
+from darklens.serve.search_processes import SearchJob, SearchPool
+from darklens.serve.search_request import SearchQuery
 from darklens.serve.simulated_lens import LensRequest
 
 T = TypeVar("T")
+_SLOW = "The request was not processed in time; try again, or send fewer files."
+_SLOW_SEARCH = "The search did not end in time; cut out the lens, choose a simpler scene, or try again later."
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Service:
         self.default = next(iter(models))
         self._models: dict[str, Model] = {}
         self._readers: ReaderPool | None = None
+        self._searchers: SearchPool | None = None
         self._ready = threading.Event()
         self.failure: Exception | None = None
 
@@ -82,6 +87,7 @@ class Service:
         """Start threads and processes; the service is ready once each model has classified a first image."""
         settings, metrics = self.settings, self.metrics
         self._readers = ReaderPool(settings.readers, timeout=settings.read_timeout, on_kill=metrics.readers_killed.inc)
+        self._searchers = SearchPool(1, timeout=settings.search_timeout)
         for card in self.cards:
             bundle = self._bundles[card.name]
             batcher = Batcher(
@@ -100,6 +106,8 @@ class Service:
             model.batcher.close()
         if self._readers is not None:
             self._readers.close()
+        if self._searchers is not None:
+            self._searchers.close()
 
     def model(self, name: str | None) -> Model:
         """Return a model by name; None names the default model.
@@ -173,6 +181,34 @@ class Service:
             )
             return await _before(deadline, self._classify(model, job))
 
+    async def search(self, query: SearchQuery, uploads: Mapping[str, Upload]) -> SearchResponse:
+        """Search a telescope image for a perturber, in a process of its own.
+
+        Args:
+            query: What to search for.
+            uploads: Files by field (`search_request.FILES`).
+
+        Raises:
+            RequestError: 503 if other searches fill the queue, the disk is full, or the time limit has passed.
+        """
+        assert self._searchers is not None
+        settings = self.settings
+        deadline = time.monotonic() + settings.search_timeout
+        files = {field: (upload.name, upload.data) for field, upload in uploads.items()}
+        job = SearchJob(query, files, settings.max_search_pixels)
+        with self.admission.search():
+            self._searchers.submit(job)
+            try:
+                content = await _before(deadline, asyncio.wrap_future(job.result), _SLOW_SEARCH)
+            except OSError as error:
+                raise no_space(error) from None
+            finally:
+                self._searchers.abandon(job)
+        response = SearchResponse.model_validate(content)
+        detected = response.row is not None and response.row.detected
+        self.metrics.searches.inc("error" if response.row is None else "detected" if detected else "none")
+        return response
+
     async def _classify_file(
         self, model: Model, name: str, reading: "asyncio.Future[Prepared | str]", maps: bool, deadline: float
     ) -> ImageResult:
@@ -219,11 +255,11 @@ class Service:
         self._readers.wait_until_ready()
 
 
-async def _before(deadline: float, work: Awaitable[T]) -> T:
+async def _before(deadline: float, work: Awaitable[T], message: str = _SLOW) -> T:
     try:
         return await asyncio.wait_for(work, max(deadline - time.monotonic(), 0.0))
     except TimeoutError:
-        raise RequestError(503, "The request was not processed in time; try again, or send fewer files.") from None
+        raise RequestError(503, message) from None
 
 
 def _card(name: str, bundle: Bundle, digest: str) -> ModelCard:

@@ -54,6 +54,15 @@ export function predict(model, files, { maps = true, pixelScale = null, signal =
   return send(`v1/predict?${query}`, { method: "POST", body, signal });
 }
 
+export const searchChoices = () => send("v1/search");
+
+/** Search a telescope image for a perturber; `files` and `options` are by the names of fields and parameters. */
+export function search(files, options, signal) {
+  const body = new FormData();
+  for (const [field, file] of Object.entries(files)) body.append(field, file, file.name);
+  return send(`v1/search?${new URLSearchParams(options)}`, { method: "POST", body, signal });
+}
+
 /** Split files into groups, in order; each group respects the limits of a request. */
 export function inGroups(files, { max_files, max_bytes }, maxGroup = 8) {
   const groups = [];

@@ -8,22 +8,27 @@ import { LensPanel } from "./lens.js";
 import { Probe, rangesOf } from "./maps.js";
 import { digits, probability } from "./numbers.js";
 import { details, figures, mapsOf, summary } from "./results.js";
+import { SearchPanel, searchDetails, searchFigures, searchSummary } from "./search.js";
 import { massGrid, sweepCard, sweepPoint, sweepSentence } from "./sweep.js";
 import * as words from "./words.js";
 
-/** An item of `files` or `lens` is an image: a file or a simulated lens, with the results by model. */
+const MODES = ["files", "lens", "search"];
+
+/** An item of `files`, `lens` or `search` is an image, with the results by model, or by scene and perturber. */
 const state = {
   models: [],
   limits: null,
   mode: "files",
   files: [],
   lens: [],
+  search: [],
   selected: 0,
   stretch: "root",
   probe: new Probe(),
   columns: [],
   running: null,
   panel: null,
+  searchPanel: null,
   sweep: null,
 };
 
@@ -172,16 +177,38 @@ function sweep(request, low, high) {
   });
 }
 
+/** Search a telescope image, and say how long it has taken so far. */
+function searchImage(files, options) {
+  const oversized = Object.values(files).reduce((sum, file) => sum + file.size, 0) > 0.99 * state.limits.max_bytes;
+  if (oversized) return alertOf(`The files are larger than the ${megabytes(state.limits.max_bytes)} that this server takes; cut out the lens.`);
+  return run(async (signal) => {
+    const started = Date.now();
+    const tick = () => progress(`Fitting the lens and searching: ${Math.round((Date.now() - started) / 1000)} s`);
+    announce("Fitting the lens and searching.");
+    tick();
+    const timer = setInterval(tick, 1000);
+    try {
+      const result = await api.search(files, options, signal);
+      state.search = [{ name: result.name, results: { [`${result.scene} + ${result.perturber}`]: result } }];
+      if (state.mode === "search") render();
+      announce(result.status === "ok" ? result.summary : result.message);
+    } finally {
+      clearInterval(timer);
+    }
+  });
+}
+
 function select(mode, { simulate = true, focus = false } = {}) {
   const changed = state.mode !== mode;
   state.mode = mode;
-  for (const name of ["files", "lens"]) {
+  for (const name of MODES) {
     const tab = byId(`tab-${name}`);
     tab.setAttribute("aria-selected", String(name === mode));
     tab.tabIndex = name === mode ? 0 : -1;
     byId(`panel-${name}`).hidden = name !== mode;
     if (focus && name === mode) tab.focus();
   }
+  for (const id of ["model-field", "second-field", "card"]) byId(id).hidden = mode === "search";
   if (!changed) return;
   render();
   if (mode === "lens" && simulate && !state.lens.length && state.panel) simulateLens(state.panel.request());
@@ -193,21 +220,24 @@ function render() {
   for (const { views } of state.columns) views.forEach((view) => view.close());
   state.columns = [];
   const item = current();
-  byId("empty").hidden = Boolean(item);
+  const searching = state.mode === "search";
+  byId("empty").hidden = Boolean(item) || searching;
+  byId("empty-search").hidden = Boolean(item) || !searching;
   byId("batch").replaceChildren(...(state.mode === "files" && state.files.length > 1 ? [batchTable()] : []));
   const { points, kind, model: sweepModel } = (state.mode === "lens" && state.sweep) || {};
   byId("sweep").replaceChildren(...(points ? [sweepCard(points, kind, sweepModel)] : []));
-  const models = item ? selectedModels().filter((model) => item.results[model]) : [];
+  const models = item ? (searching ? Object.keys(item.results) : selectedModels().filter((model) => item.results[model])) : [];
   const maps = models.map((model) => mapsOf(item.results[model]));
   const ranges = rangesOf(maps);
   const options = { ranges, probe: state.probe, stretch: state.stretch, truth: item?.truth, withModelName: models.length > 1 };
-  const columns = models.map((model, i) => figures(model, item.results[model], maps[i], options));
+  const columns = models.map((model, i) => (searching ? searchFigures(item.results[model], maps[i], options) : figures(model, item.results[model], maps[i], options)));
+  const parts = (model, result) => (searching ? [searchSummary(model, result), searchDetails(result)] : [summary(model, result, item.truth), details(result)]);
   state.columns = models.map((model, i) => ({ model, result: item.results[model], views: columns[i].views }));
   const articles = models.map((model) =>
     make(
       "article",
       { class: "result", "aria-label": `${item.name}, ${model}` },
-      ...[summary(model, item.results[model], item.truth), details(item.results[model])].filter(Boolean),
+      ...parts(model, item.results[model]).filter(Boolean),
     ),
   );
   byId("output").className = models.length > 1 ? "two" : "one";
@@ -327,14 +357,13 @@ function wireTheme() {
 }
 
 function wireTabs() {
-  const tabs = [byId("tab-files"), byId("tab-lens")];
+  const tabs = MODES.map((name) => byId(`tab-${name}`));
   tabs.forEach((tab) => {
     tab.addEventListener("click", () => select(tab.id.slice(4)));
     tab.addEventListener("keydown", ({ key }) => {
-      if (["ArrowLeft", "ArrowRight", "Home", "End"].includes(key)) {
-        const other = { Home: "files", End: "lens" }[key] ?? (state.mode === "files" ? "lens" : "files");
-        select(other, { focus: true });
-      }
+      const at = MODES.indexOf(state.mode);
+      const next = { Home: 0, End: MODES.length - 1, ArrowRight: at + 1, ArrowLeft: at - 1 + MODES.length }[key];
+      if (next !== undefined) select(MODES[next % MODES.length], { focus: true });
     });
   });
 }
@@ -353,7 +382,8 @@ function wireFiles() {
   window.addEventListener("drop", (event) => {
     event.preventDefault();
     highlight(false);
-    takeFiles(event.dataTransfer.files);
+    if (state.mode === "search") state.searchPanel?.take(event.dataTransfer.files);
+    else takeFiles(event.dataTransfer.files);
   });
   byId("scale").addEventListener("change", () => {
     for (const item of state.files) Object.assign(item, { results: {}, withMaps: new Set() });
@@ -380,12 +410,13 @@ function wireChoices() {
   for (const id of ["model", "second"]) {
     byId(id).addEventListener("change", () => {
       describeModel();
-      if (items().length) classify();
+      if (state.mode !== "search" && items().length) classify();
     });
   }
   byId("token").addEventListener("change", (event) => {
     api.setToken(event.target.value);
-    run(state.models.length ? async () => classify() : load);
+    if (!state.models.length) run(load);
+    else if (state.mode !== "search") classify();
   });
 }
 
@@ -405,7 +436,7 @@ async function load() {
   byId("token-field").hidden = !state.limits.token_needed;
   byId("formats").textContent =
     `or drop them here: ${state.limits.formats.join(", ")}, up to ${megabytes(state.limits.max_bytes)} each. Files go only to this server, which does not keep them.`;
-  const [available, settings] = await Promise.all([api.models(), api.sliders()]);
+  const [available, settings, choices] = await Promise.all([api.models(), api.sliders(), api.searchChoices()]);
   state.models = available.models;
   const option = ({ name }) => make("option", { value: name, text: name });
   byId("model").replaceChildren(...available.models.map(option));
@@ -413,6 +444,7 @@ async function load() {
   byId("second").replaceChildren(make("option", { value: "", text: "none" }), ...available.models.map(option));
   describeModel();
   state.panel = new LensPanel(byId("sliders"), settings, { onChange: simulateLens, onSweep: sweep });
+  state.searchPanel = new SearchPanel(byId("search-form"), choices, { onSearch: searchImage });
   const button = (example) => make("button", { type: "button", text: example.label, on: { click: () => takeExample(example) } });
   byId("examples").replaceChildren(...settings.examples.map(button));
 }

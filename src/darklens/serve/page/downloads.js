@@ -26,6 +26,7 @@ export function toCsv(items) {
 function rowOf(path, model, result) {
   const row = { path, model, status: result.status, message: result.message ?? "" };
   if (result.status !== "ok") return row;
+  if (result.row) return { ...row, ...result.row, changes: result.changes.join("; ") };
   Object.assign(row, { predicted: result.predicted, verdict: result.verdict ?? "" });
   row.reason = (result.reasons ?? []).join("; ");
   for (const [name, p] of Object.entries(result.probabilities)) row[`p_${name}`] = p;
@@ -62,8 +63,7 @@ export function toPng(name, columns) {
   let top = gap;
   bands.forEach(({ model, result, views }, band) => {
     text(context, "600 17px system-ui, sans-serif", `${name} · ${model}`, gap, top + 18);
-    const probabilities = Object.entries(result.probabilities).map(([c, p]) => `${c} ${probability(p)}`).join(", ");
-    text(context, "13px system-ui, sans-serif", `${verdict(result).headline} (${probabilities})`, gap, top + 40);
+    text(context, "13px system-ui, sans-serif", result.summary ?? classText(result), gap, top + 40);
     views.forEach((view, i) => {
       const [x, y] = [gap + (i % across) * (width + gap), top + head + Math.floor(i / across) * row];
       text(context, "600 13px system-ui, sans-serif", view.map.label + (view.map.unit ? `, ${unit(view.map.unit)}` : ""), x + 4, y + 8);
@@ -75,6 +75,11 @@ export function toPng(name, columns) {
     top += head + rows[band] * row;
   });
   return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+}
+
+function classText(result) {
+  const probabilities = Object.entries(result.probabilities).map(([c, p]) => `${c} ${probability(p)}`).join(", ");
+  return `${verdict(result).headline} (${probabilities})`;
 }
 
 function text(context, font, content, x, y) {

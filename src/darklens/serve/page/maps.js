@@ -289,8 +289,8 @@ function paletteOfPage() {
 function extremesOf(map) {
   const [h, w] = map.shape;
   const [x0, x1, y0, y1] = map.extent;
-  let low = 0;
-  let high = 0;
+  let low = Math.max(0, map.values.findIndex(Number.isFinite));
+  let high = low;
   map.values.forEach((value, i) => {
     if (value < map.values[low]) low = i;
     if (value > map.values[high]) high = i;

@@ -6,7 +6,7 @@ import { digits, probability, withError } from "./numbers.js";
 import * as words from "./words.js";
 
 const ORDER = [
-  "image", "smooth", "residual", "evidence_point", "evidence_line", "residual_points", "residual_line",
+  "image", "smooth", "residual", "residual_perturber", "gain", "detectable", "evidence_point", "evidence_line", "residual_points", "residual_line",
   "source", "k", "kappa", "deflection_x", "deflection_y",
 ];
 const WITH_MARKS = /^(image|residual)$|^evidence/;

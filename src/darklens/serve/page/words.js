@@ -16,6 +16,9 @@ export const CHANCE_DELTA_CHI2 = { sphere: 31, vort: 18 };
 
 const CAPTIONS = {
   image: "The image that the model received.",
+  residual_perturber: "Only noise if the perturber explains the image.",
+  gain: "By how much a perturber here would lower χ², to first order. Empty far from the arcs.",
+  detectable: "The mass that would be detected here. Empty far from the arcs.",
   smooth: "Best fit without a perturber.",
   residual: "Structure that a smooth lens cannot explain.",
   evidence_point: "Red: a point mass here improves the fit. Blue: only a negative mass would.",
@@ -162,7 +165,7 @@ export function suggestion(result) {
 /** Return a unit as it is printed. */
 export function unit(name) {
   if (!name) return "";
-  return { "M_sun": "M☉", "arcsec^2": "arcsec²", "arcsec": "″", "deg": "°", "degrees": "°", "standard deviations": "σ" }[name] ?? name;
+  return { "M_sun": "M☉", "arcsec^2": "arcsec²", "arcsec": "″", "deg": "°", "degrees": "°", "standard deviations": "σ", "log10 M_sun": "log₁₀ M☉" }[name] ?? name;
 }
 
 /** Return a unit as it is printed in a table. */
