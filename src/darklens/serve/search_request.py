@@ -36,14 +36,14 @@ class SearchQuery(BaseModel):
     scene: SceneName = Field(default="epl-shear", description="smooth model of the lens")
     perturber: PerturberKind = Field(default="tnfw", description="what is searched")
     pixel_scale: float | None = Field(
-        default=None, gt=0, le=100, description="pixel scale of the image, arcsec; overrides that of the file"
+        default=None, ge=1e-4, le=100, description="pixel scale of the image, arcsec; overrides that of the file"
     )
     z_lens: float = Field(default=0.5, gt=0, le=20, description="redshift of lens and perturber, for masses")
     z_source: float = Field(default=1.0, gt=0, le=20, description="redshift of the source, above z_lens")
     half_width: float | None = Field(
-        default=None, gt=0, le=1000, description="half side of the central square to use, arcsec; by default all"
+        default=None, ge=1e-4, le=1000, description="half side of the central square to use, arcsec; by default all"
     )
-    psf_fwhm: float | None = Field(default=None, gt=0, le=100, description="FWHM of a Gaussian PSF, arcsec")
+    psf_fwhm: float | None = Field(default=None, ge=1e-4, le=100, description="FWHM of a Gaussian PSF, arcsec")
     background_rms: float | None = Field(
         default=None,
         gt=0,
