@@ -16,6 +16,10 @@ class InputError(DarklensError):
     """A file or folder cannot be used; the message names it."""
 
 
+class FullDiskError(InputError):
+    """A file cannot be written because the disk or the quota is full; the message names it. Further work is in vain."""
+
+
 class DivergedError(DarklensError):
     """A training was stopped because its loss is not finite; the message says where, and what to try."""
 

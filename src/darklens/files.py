@@ -21,7 +21,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]  # a module on other systems
 
-from darklens.errors import InputError
+from darklens.errors import FullDiskError, InputError
 from darklens.targets import regular_file
 
 # None: numpy.save raises an OSError without a number if the disk is full.
@@ -83,10 +83,11 @@ def writing(path: Path) -> Iterator[None]:
 
 def _unwritable(path: Path, error: OSError) -> InputError:
     if error.errno in _FULL:
-        problem, remedy = "the disk or the quota is full", "free some space and repeat the command"
-    else:
-        problem, remedy = (error.strerror or str(error)).lower(), "choose another folder"
-    return InputError(f"{path} cannot be written ({problem}): {remedy}.")
+        return FullDiskError(
+            f"{path} cannot be written (the disk or the quota is full): free some space and repeat the command."
+        )
+    problem = (error.strerror or str(error)).lower()
+    return InputError(f"{path} cannot be written ({problem}): choose another folder.")
 
 
 def remove_temporaries(folder: Path) -> None:

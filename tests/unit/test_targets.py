@@ -1,5 +1,6 @@
 """What a command is to write is checked before any work: nothing but a new or a regular file is ever replaced."""
 
+import dataclasses
 import inspect
 import itertools
 import os
@@ -26,8 +27,10 @@ COMMANDS = {
     "predict --maps": ("predict bundle lens.npy --out table.csv --maps {}", "folder"),
     "fit": ("fit lens.npy --pixel-scale 0.05 --out {}", "file"),
     "fit --maps": ("fit lens.npy --pixel-scale 0.05 --out table.csv --maps {}", "folder"),
+    "fit --report": ("fit lens.npy --pixel-scale 0.05 --out table.csv --report {}", "file"),
     "search": ("search lens.npy --pixel-scale 0.05 --out {}", "file"),
     "search --maps": ("search lens.npy --pixel-scale 0.05 --out table.csv --maps {}", "folder"),
+    "search --report": ("search lens.npy --pixel-scale 0.05 --out table.csv --report {}", "file"),
     "explain": ("explain bundle lens.npy --out {}", "folder"),
     "evaluate": ("evaluate bundle store --out {}", "folder"),
     "compare": ("compare evaluated evaluated --out {}", "folder"),
@@ -41,7 +44,7 @@ COMMANDS = {
     "calibrate": ("calibrate bundle store --out {}", "folder"),
     "export": ("export bundle --onnx {}", "file"),
 }
-OUTPUT_OPTIONS = {"out", "onnx", "maps"}
+OUTPUT_OPTIONS = {"out", "onnx", "maps", "report"}
 
 FILES = [name for name, (_, kind) in COMMANDS.items() if kind == "file"]
 FOLDERS = [name for name, (_, kind) in COMMANDS.items() if kind == "folder"]
@@ -119,8 +122,10 @@ def test_every_option_that_names_an_output_is_in_the_table():
     for name in app:
         if name.startswith("-") or name in {"config"}:
             continue
-        parameters = inspect.signature(app[name].default_command).parameters
-        options |= {(name, option) for option in OUTPUT_OPTIONS & set(parameters)}
+        parameters = inspect.signature(app[name].default_command).parameters.values()
+        groups = [p.annotation for p in parameters if dataclasses.is_dataclass(p.annotation)]
+        names = {p.name for p in parameters} | {field.name for group in groups for field in dataclasses.fields(group)}
+        options |= {(name, option) for option in OUTPUT_OPTIONS & names}
     tested = {(words.split()[0], words.split()[-2].removeprefix("--")) for words, _ in COMMANDS.values()}
     assert options == tested
 

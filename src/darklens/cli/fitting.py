@@ -99,8 +99,8 @@ def fit(
     The table has one row per image: theta_E (effective Einstein radius) and centre in arcsec, slope of the density,
     axis ratio q, phi of the major axis in degrees from x to y, shear, multipole amplitudes a3 and a4 (relative to
     theta_E), then the errors (standard deviations) and all parameters. `changes` lists assumptions about the files. An
-    image that cannot be used gets a row with the reason (exit code 3). To continue an interrupted run, also one with
-    --report, repeat the command; only with --maps it starts again.
+    image that cannot be used gets a row with the reason (exit code 3). To continue an interrupted run, repeat the
+    command.
 
     A pixel is left out where the mask is non-zero, or the noise is not finite, zero, or more than a factor of 1e6 from
     its median.
@@ -240,6 +240,7 @@ class _Run(NamedTuple):
 
 def _prepare(files: Sequence[str], options: Options, maps: Path | None) -> _Run:
     """Load the scene, find the observations, and check what is to be written, before any work."""
+    from darklens.data.store import prepare_folder
     from darklens.fit.scene_table import unfinished
     from darklens.scene import specification
     from darklens.scene.observation_files import Inputs
@@ -265,7 +266,7 @@ def _prepare(files: Sequence[str], options: Options, maps: Path | None) -> _Run:
     named = [options.psf, options.noise_map, options.mask, scene.psf.file, options.model]
     read = [path for label in labels for path in files_of(label)]
     lists = [text[1:] for text in arguments if text.startswith("@")]
-    written = [options.out, options.report, None if maps else unfinished(options.out)]
+    written = [options.out, options.report, unfinished(options.out)]
     check_outputs(
         files=[path for path in written if path is not None],
         folders=[maps] if maps else [],
@@ -276,6 +277,8 @@ def _prepare(files: Sequence[str], options: Options, maps: Path | None) -> _Run:
         if (value := getattr(options, name)) is not None:
             settings[name.replace("_", " ")] = str(value)
     settings["darklens"] = darklens.__version__
+    if maps and not unfinished(options.out).exists():
+        prepare_folder(maps)
     return _Run(labels, scene, inputs, _map_paths(maps, labels) if maps else None, options.report, settings)
 
 
@@ -296,10 +299,8 @@ def _print_summary(rows: Sequence["FitRow"], verb: str, options: Options) -> int
 
 def _map_paths(folder: Path, labels: Sequence[str]) -> dict[str, Path]:
     """Return the path without suffix of the maps of each observation."""
-    from darklens.data.store import prepare_folder
     from darklens.report.maps import UniqueNames
 
-    prepare_folder(folder)
     row = re.compile(r"(?P<file>.+)#(?P<row>\d+)")
     paths = []
     for label in labels:

@@ -16,7 +16,7 @@ from darklens.fit.false_alarms import false_alarm_threshold
 from darklens.fit.perturber_profiles import PerturberKind, Redshifts
 from darklens.fit.perturbers import SearchResult, find_perturbers, scenes_of_search
 from darklens.fit.scene_fit import fit
-from darklens.fit.scene_table import FitRow, Report, computed_row, require_lens, write_table
+from darklens.fit.scene_table import FitRow, Report, computed_row, map_files, require_lens, write_table
 from darklens.scene.compiled import compile_scenes
 from darklens.scene.observation_files import Inputs, read_observation
 from darklens.scene.specification import SceneSpecification
@@ -67,7 +67,7 @@ def search_table(
 ) -> list[FitRow]:
     """Search observations for perturbers, write the table, and return its rows; a bad observation gets an error row.
 
-    Without maps, the same call continues an interrupted run.
+    The same call continues an interrupted run.
 
     Args:
         labels: Observations, from `find_observations`.
@@ -175,7 +175,8 @@ def write_maps(search: SearchResult, path: Path, title: str = "") -> None:
         "perturbers": np.array([(p.x, p.y, p.log10_mass, p.delta_chi2) for p in search.perturbers]).reshape(-1, 4),
         "pixel_scale": np.array(observation.pixel_scale),
     }
-    with atomic_path(path.with_name(f"{path.name}.npz")) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, **planes)
-    with atomic_path(path.with_name(f"{path.name}.png")) as temporary:
+    npz, png = map_files(path)
+    with atomic_path(npz) as temporary:
+        np.savez(temporary, **planes)
+    with atomic_path(png) as temporary:
         temporary.write_bytes(search_figure.draw(search, title))

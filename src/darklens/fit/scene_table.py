@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from jaxtyping import Float
 
 import darklens
 from darklens import executors
-from darklens.errors import ConfigError, DarklensError
+from darklens.data.store import prepare_folder
+from darklens.errors import ConfigError, DarklensError, FullDiskError
 from darklens.files import atomic_path, csv_line, locked, write_text, writing
 from darklens.fit.scene_figure import arrays, draw
 from darklens.fit.scene_fit import FitResult, fit
@@ -189,7 +190,7 @@ def fit_table(
 ) -> list[FitRow]:
     """Fit a scene to observations, write the table, and return its rows; a bad observation becomes an error row.
 
-    Without maps, the same call continues an interrupted run.
+    The same call continues an interrupted run.
 
     Args:
         labels: Observations, from `find_observations`.
@@ -202,6 +203,9 @@ def fit_table(
         workers: Number of processes.
         advance: Called with the number of observations just fitted.
         report: Writes a report from the rows, which then have figures.
+
+    Raises:
+        InputError: If a file cannot be written, or the folder of the maps is not empty.
     """
     scene = specification.scene()
     require_lens(scene)
@@ -244,18 +248,25 @@ def write_table(
         workers: Number of processes.
         advance: Called with the number of rows just computed.
         report: Writes a report from the rows, which then have figures.
+
+    Raises:
+        InputError: If a file cannot be written, or the folder of the maps is not empty.
     """
-    arguments = (report is not None, *arguments)
-    with _journal(None if maps else out, _digest(labels, arguments)) as journal:
-        rows = journal.rows() if journal else {}
+    arguments, maps = (report is not None, *arguments), maps or {}
+    with _journal(out, _digest(labels, arguments, maps), maps) as journal:
+        rows = journal.rows()
+        if rows is None:
+            for folder in {path.parent for path in maps.values()}:
+                prepare_folder(folder)
+            rows = journal.start()
+        rows = {n: row for n, row in rows.items() if row.message or _has_maps(maps.get(row.label))}
         advance(len(rows))
         missing = [number for number in range(len(labels)) if number not in rows]
-        tasks = ((n, labels[n], (maps or {}).get(labels[n]), *arguments) for n in missing)
+        tasks = ((n, labels[n], maps.get(labels[n]), *arguments) for n in missing)
         with executors.local(min(workers, len(missing))) as pool:
             for number, row in executors.as_finished(pool, task, tasks):
                 rows[number] = row
-                if journal:
-                    journal.add(number, row)
+                journal.add(number, row)
                 advance(1)
         lines = [csv_line(names)]
         for number in range(len(labels)):
@@ -267,17 +278,23 @@ def write_table(
         in_order = [rows[number] for number in range(len(labels))]
         if report is not None:
             report(in_order)
-        if journal:
-            journal.remove()
+        journal.remove()
     return in_order
 
 
+def map_files(path: Path) -> tuple[Path, Path]:
+    """Return the npz and PNG of the maps of an observation from their path without suffix."""
+    return path.with_name(f"{path.name}.npz"), path.with_name(f"{path.name}.png")
+
+
+def _has_maps(path: Path | None) -> bool:
+    """Return whether the maps at a path without suffix are complete, or there are to be none."""
+    return path is None or all(file.is_file() for file in map_files(path))
+
+
 @contextmanager
-def _journal(out: Path | None, digest: str) -> Iterator["_Journal | None"]:
-    """Open the journal of a table, which no other process may write at the same time; None for no table."""
-    if out is None:
-        yield None
-        return
+def _journal(out: Path, digest: str, maps: Mapping[str, Path]) -> Iterator["_Journal"]:
+    """Open the journal of a table, which no other process may write; it stays if rows or maps are finished."""
     path = unfinished(out)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -286,7 +303,8 @@ def _journal(out: Path | None, digest: str) -> Iterator["_Journal | None"]:
         try:
             yield journal
         finally:
-            journal.remove_if_empty()
+            if not any(file.exists() for path in maps.values() for file in map_files(path)):
+                journal.remove_if_empty()
 
 
 class _Journal:
@@ -298,22 +316,32 @@ class _Journal:
     """
 
     def __init__(self, path: Path, digest: str) -> None:
-        self._path, self._digest = path, digest
+        self._path, self._head = path, f"{digest}\n".encode()
 
-    def rows(self) -> dict[int, FitRow]:
-        """Return the rows of an interrupted run, and start a new file if it had other inputs."""
+    def rows(self) -> dict[int, FitRow] | None:
+        """Return the rows of an interrupted run; None if there was none, or one with other inputs."""
         rows: dict[int, FitRow] = {}
         try:
-            head, *lines = self._path.read_text(encoding="utf-8").splitlines()
-            if head == self._digest:
+            content = self._path.read_bytes()
+            head, *lines = content.splitlines(keepends=True)
+            if head != self._head:
+                return None
+            n_bytes = len(head)
+            with suppress(ValueError, TypeError):  # the last line is incomplete
                 for line in lines:
                     number, fields = json.loads(line)
                     rows[int(number)] = FitRow(**fields)
-        except (OSError, ValueError, TypeError):  # missing, or the last line is incomplete
-            pass
-        with writing(self._path):
-            self._path.write_text("".join([f"{self._digest}\n", *map(_line, rows.items())]), encoding="utf-8")
+                    n_bytes += len(line)
+            os.truncate(self._path, n_bytes)
+        except (OSError, ValueError):  # missing or empty
+            return None
         return rows
+
+    def start(self) -> dict[int, FitRow]:
+        """Discard the rows of another run, and return those of the new one: none."""
+        with writing(self._path):
+            self._path.write_bytes(self._head)
+        return {}
 
     def add(self, number: int, row: FitRow) -> None:
         """Append a row."""
@@ -326,7 +354,7 @@ class _Journal:
 
     def remove_if_empty(self) -> None:
         """Remove the file if it has no rows."""
-        if self._path.exists() and self._path.stat().st_size <= len(self._digest) + 1:
+        if self._path.exists() and self._path.stat().st_size <= len(self._head):
             self.remove()
 
 
@@ -339,9 +367,11 @@ def _line(item: tuple[int, FitRow]) -> str:
     return json.dumps([item[0], asdict(item[1])]) + "\n"
 
 
-def _digest(labels: Sequence[str], arguments: tuple[Any, ...]) -> str:
-    """Return a digest of all inputs of a run, with sizes and modification times of the files."""
+def _digest(labels: Sequence[str], arguments: tuple[Any, ...], maps: Mapping[str, Path]) -> str:
+    """Return a digest of all inputs of a run, with sizes and modification times of the files, and of its maps."""
     digest = hashlib.sha256(repr((darklens.__version__, arguments)).encode())
+    for path in maps.values():
+        digest.update(os.fsencode(path) + b"\0")
     for label in labels:
         digest.update(os.fsencode(label))
         for file in files_of(label):
@@ -378,12 +408,18 @@ def fit_one(
 
 
 def computed_row(label: str, row: Callable[[], FitRow]) -> FitRow:
-    """Return the row of an observation, computed on one thread; an error becomes its message."""
+    """Return the row of an observation, computed on one thread; an error becomes its message.
+
+    Raises:
+        FullDiskError: If the disk is full.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     keep_freed_memory()
     try:
         return row()
+    except FullDiskError:
+        raise
     except DarklensError as error:
         return FitRow(label, {}, " ".join(str(error).split()))
     except Exception as error:  # one lens must not end a long batch
@@ -396,7 +432,8 @@ def computed_row(label: str, row: Callable[[], FitRow]) -> FitRow:
 
 def _write_maps(result: FitResult, path: Path, title: str) -> None:
     planes: dict[str, Any] = arrays(result)
-    with atomic_path(path.with_name(f"{path.name}.npz")) as temporary:
+    npz, png = map_files(path)
+    with atomic_path(npz) as temporary:
         np.savez(temporary, **planes)
-    with atomic_path(path.with_name(f"{path.name}.png")) as temporary:
+    with atomic_path(png) as temporary:
         temporary.write_bytes(draw(result, title))
