@@ -3,7 +3,6 @@
 import csv
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from spawning import prepared_processes
+from spawning import free_port, prepared_processes
 
 from darklens import populations
 from darklens.cli import main
@@ -70,10 +69,7 @@ def run_command(environment, words, log, killed_in):
 
 def launch(processes, words, folder, *, world_size=WORLD_SIZE, killed_in=None):
     """Run a command like srun; return the exit codes and the output of each process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    children = []
+    port, children = str(free_port()), []
     for rank in range(world_size):
         step = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_STEP_NUM_TASKS": world_size}
         step |= {"SLURM_STEP_TASKS_PER_NODE": world_size, "SLURM_STEP_NODELIST": "127.0.0.1", "MASTER_PORT": port}

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from darklens import populations
+from darklens.kernels import smooth_fit
 from darklens.models import resnet_18
 from darklens.models.zoo import has_lens_step, requires_fitting, task_of
 from darklens.recipes import names
@@ -40,7 +41,7 @@ def one_batch_a_stage(name):
     n_pixels = SMALLEST * recipe.data.preprocess.bin * max(stage.bin for stage in recipe.stages)
     field = f"field.n_pixels={n_pixels}"
     changes = [f"stages.{i}.{key}" for i in range(len(recipe.stages)) for key in ("epochs=1", f"batch_size={BATCH}")]
-    changes.append("data.backend=eager")  # a compiler takes longer than all else
+    changes.append("data.backend=eager")
     if recipe.data.preprocess.crop:
         changes.append(f"data.preprocess.crop={n_pixels}")
     if requires_fitting(recipe.model) and not has_lens_step(recipe.model):
@@ -68,6 +69,7 @@ def distinct_recipes():
 @pytest.mark.parametrize("name", distinct_recipes())
 def test_a_recipe_trains_for_one_batch_in_each_stage(name, store_of, tmp_path, monkeypatch):
     monkeypatch.setattr(resnet_18, "_WIDTHS", (8, 8, 16, 16))  # its checkpoints take most of the time otherwise
+    monkeypatch.setattr(smooth_fit, "is_loaded", lambda: False)  # a compiler takes longer than all else
     recipe, n_pixels = one_batch_a_stage(name)
     store, weights = store_of(n_pixels), []
     run_stage = run._run_stage

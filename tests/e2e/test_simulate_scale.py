@@ -3,15 +3,13 @@
 import os
 import signal
 import socket
-import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import killing
 import pytest
 from commandline import darklens
-from spawning import dask_cluster, prepared_pools
+from spawning import dask_cluster, prepared_pools, start_command
 
 from darklens import executors, populations
 from darklens.cli import main
@@ -85,17 +83,16 @@ def test_a_killed_run_goes_on_to_the_same_bytes(whole, tmp_path, target, code, s
 def test_ctrl_c_is_one_sentence_and_leaves_whole_shards_only(tmp_path):
     # So many that a busy machine cannot finish them before the signal arrives.
     words = [*killing.words(tmp_path / "s", n_per_class=20_000), *killing.WORKERS]
-    command = [sys.executable, "-m", "darklens.cli", *words]
-    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
+    run = start_command(words, tmp_path / "errors")
     try:
         killing.wait_until(lambda: killing.entries(tmp_path / "s"))
         os.killpg(run.pid, signal.SIGINT)
-        _, complaint = run.communicate(timeout=60)
+        run.join(60)
     finally:
-        if run.poll() is None:
+        if run.is_alive():
             os.killpg(run.pid, signal.SIGKILL)
-    assert run.returncode == 130 and complaint.startswith("darklens: Interrupted") and complaint.count("\n") == 1
+    complaint = (tmp_path / "errors").read_text()
+    assert run.exitcode == 130 and complaint.startswith("darklens: Interrupted") and complaint.count("\n") == 1
     shards = sorted(p.name for p in (tmp_path / "s" / "shards").iterdir())
     made = sorted(p.stem for p in killing.entries(tmp_path / "s"))
     assert shards == [f"{name}.{suffix}" for name in made for suffix in ("images.npy", "truth.npz")]

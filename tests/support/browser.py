@@ -2,13 +2,14 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
+
+from spawning import free_port
 
 PATIENCE = 60_000  # ms, on a machine that other work shares
 _START = 120.0  # s
@@ -40,9 +41,7 @@ def browsing():
 @contextmanager
 def serving(*words):
     """Run `darklens serve WORDS` on a free port and yield its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "darklens.cli", "serve", *words, "--port", str(port)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     server = subprocess.Popen(

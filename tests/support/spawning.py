@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from contextlib import contextmanager
 from multiprocessing import forkserver, get_context, parent_process
 from types import SimpleNamespace
@@ -34,6 +35,22 @@ def prepared_pools(method=prepared_processes):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("darklens.executors.multiprocessing", context)
         yield
+
+
+@contextmanager
+def prepared_readers():
+    """Let servers start the processes that read files as prepared processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        context = SimpleNamespace(get_context=lambda _: prepared_processes())
+        patch.setattr("darklens.serve.reader_processes.multiprocessing", context)
+        yield
+
+
+def free_port():
+    """Return the number of a port on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @contextmanager
@@ -70,5 +87,5 @@ def _run_command(words, errors):
     os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the shell's background jobs ignore it
     torch.set_num_threads(1)  # so that workers may be forks
-    with prepared_pools(lambda: get_context("fork")):
+    with prepared_pools(lambda: get_context("fork")), prepared_readers():
         main(words)

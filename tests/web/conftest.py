@@ -3,10 +3,9 @@
 import contextlib
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
-from spawning import prepared_processes
+from spawning import prepared_readers
 
 # Imports of torch are in the fixtures, because the process that distributes tests to workers does without it.
 
@@ -54,9 +53,7 @@ def running(tiny):
         server = create_server(app, settings, 0)
         thread = threading.Thread(target=server.run)
         try:
-            with pytest.MonkeyPatch.context() as patch:  # TestReaders starts readers as the server does
-                prepared = SimpleNamespace(get_context=lambda _: prepared_processes())
-                patch.setattr("darklens.serve.reader_processes.multiprocessing", prepared)
+            with prepared_readers():  # TestReaders starts readers as the server does
                 thread.start()
                 service = app.state.service
                 _wait(lambda: (server.started and service.is_ready) or not thread.is_alive())

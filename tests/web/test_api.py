@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -23,7 +22,7 @@ import numpy as np
 import pytest
 import uvicorn
 from fastapi.testclient import TestClient
-from spawning import prepared_processes
+from spawning import free_port, prepared_processes, start_command
 
 from darklens.bundle import Bundle
 from darklens.serve import server
@@ -559,25 +558,30 @@ def test_requests_are_rejected_while_the_models_are_loading(tiny, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM")
-def test_sigterm_answers_the_accepted_requests_and_exits_with_0(tiny_folder):
+def test_sigterm_answers_the_accepted_requests_and_exits_with_0(tiny_folder, tmp_path):
     """Clients send without pause; each gets a complete response, or its connection was never accepted."""
-    command = [sys.executable, "-m", "darklens.cli", "serve", str(tiny_folder), "--port", "0", "--per-client", "99"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    server = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
-    )
+    port, log = free_port(), tmp_path / "log"
+    server = start_command(["serve", tiny_folder, "--port", port, "--per-client", "99"], log)
     try:
-        address = server.stdout.readline().split(" at ")[1].split("/ ")[0]
-        _wait(lambda: httpx.get(f"{address}/readyz").status_code == 200)
+        address = f"http://127.0.0.1:{port}"
+        _wait(lambda: _is_ready(address) or not server.is_alive())
         expected = list(Bundle.load(tiny_folder).probabilities(image()[None, None])[0])
         answered = asyncio.run(_hammer(address, server, expected))
-        _, log = server.communicate(timeout=PATIENCE)
+        server.join(PATIENCE)
     finally:
         server.kill()
-    assert server.returncode == 0
+    assert server.exitcode == 0
+    log = log.read_text()
     accepted = int(log.split(" of ")[1].split()[0])
     assert f"Stopped: {accepted} of {accepted} accepted" in log
     assert answered > 20
+
+
+def _is_ready(address):
+    try:
+        return httpx.get(f"{address}/readyz").status_code == 200
+    except httpx.ConnectError:
+        return False
 
 
 async def _hammer(address, server, expected):
@@ -603,7 +607,7 @@ async def _hammer(address, server, expected):
         while answers < 20:
             await asyncio.sleep(0.01)
         stopped.set()
-        server.send_signal(signal.SIGTERM)
+        os.kill(server.pid, signal.SIGTERM)
 
     await asyncio.gather(stop(), *(client() for _ in range(8)))
     return answers
