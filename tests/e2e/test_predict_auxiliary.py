@@ -8,7 +8,8 @@ import torch
 from commandline import darklens, rows_of
 
 from darklens.data.noise_estimate import noise_variance
-from darklens.populations.population import GaussianPSF, get
+from darklens.populations.population import get
+from darklens.populations.psf_models import GaussianPSF
 from darklens.predict.auxiliary import psf_difference
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "common-test-i" / "no"

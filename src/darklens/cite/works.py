@@ -35,9 +35,10 @@ _NETWORKS = {
 def of_population(population: Population) -> Iterator[Use]:
     """Yield the works that the images of a population are based on."""
     lens = population.lens
-    yield from _of_profile("sis" if lens.is_round else "sie", "smooth lens")
-    yield from _of_profile("shear", "external shear")
-    if isinstance(lens.theta_E, ThetaEOfMass):
+    yield from _of_lens(population, "smooth lens")
+    if lens is not None:
+        yield from _of_profile("shear", "external shear")
+    if lens is not None and isinstance(lens.theta_E, ThetaEOfMass):
         yield "astropy2022", "distances"
     for name, substructure in population.classes.items():
         what = f"substructure of class {name}"
@@ -50,7 +51,7 @@ def of_population(population: Population) -> Iterator[Use]:
             yield "astropy2022", "distances"
         elif isinstance(substructure, ProfileMasses):
             yield from _of_profile(substructure.profile, what)
-    if isinstance(population.source, SersicLight) or population.lens_light is not None:
+    if isinstance(population.source, SersicLight) or population.lens_light is not None or population.scene is not None:
         yield "graham2005", "light of galaxies"
         yield "ciotti1999", "light of galaxies"
     if isinstance(population.noise, InstrumentNoise):
@@ -78,7 +79,7 @@ def of_model(config: Any) -> Iterator[Use]:
     population = getattr(getattr(config, "k_network", config), "population", None)
     if isinstance(population, Population):
         yield "marquardt1963", "lens fits"
-        yield from _of_profile("sis" if population.lens.is_round else "sie", "lens fits")
+        yield from _of_lens(population, "lens fits")
         yield from _of_profile("point", "lens fits")
         yield from _of_profile("line", "lens fits")
     if config.kind.startswith("sis_"):
@@ -119,6 +120,14 @@ def of_software() -> Iterator[Use]:
     """Yield the packages that all computations use."""
     yield "ansel2024", "tensors and gradients"
     yield "harris2020", "arrays"
+
+
+def _of_lens(population: Population, purpose: str) -> Iterator[Use]:
+    if population.scene is not None:
+        for component in population.scene.mass.values():
+            yield from _of_profile(component.kind, purpose)
+    elif population.lens is not None:
+        yield from _of_profile("sis" if population.lens.is_round else "sie", purpose)
 
 
 def _of_profile(name: str, what: str) -> Iterator[Use]:

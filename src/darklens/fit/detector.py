@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,10 @@ from darklens.kernels import smooth_fit
 from darklens.physics import optics
 from darklens.physics.grid import Grid
 from darklens.populations.population import Population
+from darklens.populations.psf_models import GaussianPSF
+from darklens.scene import imaging
+from darklens.scene.psf import PSF
+from darklens.simulate import render
 
 _BAND_ROWS = 40  # largest number of rows in a band of the matrix; elements outside the bands are zero
 _LN_WIDTH_STEP = 0.02  # in ln sigma, of the finite differences with respect to the PSF width
@@ -38,9 +43,12 @@ class Detector:
 
     def __init__(self, population: Population, *, crop: int, block: int = 1) -> None:
         field = population.field
-        n, s, start = field.n_pixels, field.supersample, (field.n_pixels - crop) // 2
-        sigma = population.psf.sigma / field.pixel_scale
-        taps = int(population.psf.truncate * sigma + 0.5)
+        psf = population.psf
+        assert isinstance(psf, GaussianPSF)
+        sigma = psf.sigma / field.pixel_scale
+        taps = int(psf.truncate * sigma + 0.5)
+        n = field.n_pixels + 2 * taps * render.uses_detector(population)
+        s, start = field.supersample, (n - crop) // 2
 
         def observation_matrix(ln_width: float) -> Float[Tensor, "m s"]:
             width = sigma * math.exp(ln_width)
@@ -59,7 +67,7 @@ class Detector:
         ]
         self._first_derivative = ((wide - narrow) / (2 * _LN_WIDTH_STEP))[:, low:high].float()
         self._second_derivative = ((wide - 2 * matrix + narrow) / _LN_WIDTH_STEP**2)[:, low:high].float()
-        self._start, self._crop, self._block = start, crop, block
+        self._cut = _Cut((field.n_pixels - crop) // 2, crop, block)
         self.n_pixels, self.pixel_scale, self.area = crop // block, field.pixel_scale * block, block**2
         x, y = Grid(n_pixels=n, pixel_scale=field.pixel_scale).axes(supersample=s)
         self.x, self.y = x[:, low:high], y[low:high]
@@ -111,11 +119,82 @@ class Detector:
 
     def combine(self, images: Float[Tensor, "... n n"]) -> Float[Tensor, "... m m"]:
         """Return the crop of whole images, averaged in blocks (b, m, m)."""
-        cropped = images[..., self._start : self._start + self._crop, self._start : self._start + self._crop]
-        if self._block == 1:
+        return self._cut.combine(images)
+
+
+class _Cut(NamedTuple):
+    """A square of pixels, averaged in blocks: its first row and column, its side, and the side of a block."""
+
+    start: int
+    side: int
+    block: int
+
+    def combine(self, images: Float[Tensor, "... n n"]) -> Float[Tensor, "... m m"]:
+        low, high = self.start, self.start + self.side
+        return self.mean(images[..., low:high, low:high])
+
+    def mean(self, cropped: Float[Tensor, "... n n"]) -> Float[Tensor, "... m m"]:
+        if self.block == 1:
             return cropped
-        m, k = self.n_pixels, self._block
+        m, k = self.side // self.block, self.block
         return cropped.reshape(*cropped.shape[:-2], m, k, m, k).mean((-3, -1))
+
+
+class ImagePSFDetector:
+    """The same for a PSF image, with which planes are convolved by FFT.
+
+    Args:
+        population: Defines pixels and sub-samples.
+        psf: PSF for these pixels.
+        crop: As for `Detector`.
+        block: As for `Detector`.
+    """
+
+    band = None
+
+    def __init__(self, population: Population, psf: PSF, *, crop: int, block: int = 1) -> None:
+        field = population.field
+        supersample = psf.oversampling * math.ceil(field.supersample / psf.oversampling)
+        self._detector = imaging.Detector((crop, crop), field.pixel_scale, psf, supersample=supersample)
+        self._cut = _Cut((field.n_pixels - crop) // 2, crop, block)
+        self.n_pixels, self.pixel_scale, self.area = crop // block, field.pixel_scale * block, block**2
+        self.x, self.y = self._detector.x.float(), self._detector.y.float()
+
+    def to(self, device: torch.device) -> "ImagePSFDetector":
+        """Move the positions to a device, and return the detector."""
+        self.x, self.y = self.x.to(device), self.y.to(device)
+        return self
+
+    def observe(self, brightness: Float[Tensor, "... s s"]) -> Float[Tensor, "... m m"]:
+        """Return the pixel values for brightness at the sample points."""
+        return self._cut.mean(self._detector.observe(brightness))
+
+    def observe_into(
+        self, brightness: Float[Tensor, "b k s s"], columns: Sequence[int], n: int
+    ) -> Float[Tensor, "b n m m"]:
+        """Return n maps; those at `columns` are the k observed maps, the others are uninitialised."""
+        observed = brightness.new_empty(len(brightness), n, self.n_pixels, self.n_pixels)
+        observed[:, constant(tuple(columns), torch.long, observed.device)] = self.observe(brightness)
+        return observed
+
+    def combine(self, images: Float[Tensor, "... n n"]) -> Float[Tensor, "... m m"]:
+        """Return the crop of whole images, averaged in blocks (b, m, m)."""
+        return self._cut.combine(images)
+
+
+def detector_of(population: Population, *, crop: int, block: int = 1, binned: int = 1) -> "Detector | ImagePSFDetector":
+    """Return the detector of a population.
+
+    Args:
+        population: Defines pixels, sub-samples and PSF.
+        crop: As for `Detector`.
+        block: As for `Detector`.
+        binned: Pixels, along a side, of those for which a PSF image is given in one of the population.
+    """
+    if isinstance(population.psf, GaussianPSF):
+        return Detector(population, crop=crop, block=block)
+    psf = population.psf.kernel(population.field.pixel_scale / binned)
+    return ImagePSFDetector(population, psf if binned == 1 else psf.binned(binned), crop=crop, block=block)
 
 
 def _nonzero_columns(rows: Float[Tensor, "r s"]) -> tuple[int, Float[Tensor, "r t"]]:

@@ -181,7 +181,8 @@ class Templates:
         self._edge = (detector.n_pixels - n_pixels) // 2
         self.grid = Grid(n_pixels=n_pixels, pixel_scale=detector.pixel_scale)
         self._source = tuple(fitter.lens.names.index(f"source_{axis}") for axis in "xy")
-        self._points = _PointBank(self.grid, fitter.population.psf.sigma, fitter.device)
+        width = fitter.population.psf.width(fitter.population.field.pixel_scale)
+        self._points = _PointBank(self.grid, width, fitter.device)
         self._lines = _line_bank(self.grid).to(fitter.device)
 
     def cut(self, maps: Float[Tensor, "... m m"]) -> Float[Tensor, "... n n"]:

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from darklens import populations
 from darklens.data.contrast import HALF_WIDTH
-from darklens.fit.detector import Detector
+from darklens.fit.detector import Detector, ImagePSFDetector, detector_of
 from darklens.fit.model import FitParameters, Kind, Model
 from darklens.fit.noise import Noise
+from darklens.fit.scene_lens import SceneLens
 from darklens.fit.smooth import SmoothLens
 from darklens.populations.population import Field2D, Population
 from darklens.simulate.truth import draw
@@ -50,16 +51,19 @@ class Fitter:
     ) -> None:
         field = population.field
         self.device = device
-        self.population, self.lens = population, SmoothLens(population, centred=centred).to(device)
+        self.population = population
+        self.lens: SmoothLens | SceneLens = (
+            SceneLens(population, centred=centred) if population.scene else SmoothLens(population, centred=centred)
+        ).to(device)
         small = coarser_field(field, _BLOCK)
         self._coarse_pixels = small.n_pixels
         crop = min(small.n_pixels, 2 * round(HALF_WIDTH / small.pixel_scale))
-        self.coarse = Detector(population.model_copy(update={"field": small}), crop=crop).to(device)
         block = field.n_pixels // small.n_pixels
+        self.coarse = detector_of(population.model_copy(update={"field": small}), crop=crop, binned=block).to(device)
         crop = min(field.n_pixels, 2 * round(HALF_WIDTH / field.pixel_scale))
         crop -= (field.n_pixels - crop) % 2
         crop -= crop % (2 * block) if field.n_pixels % 2 == 0 else crop % block
-        self.fine = Detector(population, crop=crop, block=block).to(device)
+        self.fine = detector_of(population, crop=crop, block=block).to(device)
 
     def model(self, kind: Kind = "smooth", *, blur: float = 0.0, coarse: bool = False) -> Model:
         """Return a forward model on the fine or on the coarse detector; `blur` in arcsec, see `masses.line_mass`."""
@@ -68,9 +72,9 @@ class Fitter:
 
     @cached_property
     @torch.inference_mode(False)  # cached tensors must also serve in training
-    def full(self) -> Detector:
+    def full(self) -> Detector | ImagePSFDetector:
         """The whole detector, without binning."""
-        return Detector(self.population, crop=self.population.field.n_pixels).to(self.device)
+        return detector_of(self.population, crop=self.population.field.n_pixels).to(self.device)
 
     def on_coarse(self, images: Images, exposure: Images | None) -> tuple[Float[Tensor, "b m m"], Noise]:
         """Return images on the coarse detector, and their noise."""

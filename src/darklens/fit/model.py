@@ -12,14 +12,16 @@ from torch import Tensor
 
 from darklens.constants import constant
 from darklens.fit import masses
-from darklens.fit.detector import Detector
+from darklens.fit.detector import Detector, ImagePSFDetector
 from darklens.fit.noise import Gain, Maps
+from darklens.fit.scene_lens import SceneLens
 from darklens.fit.smooth import PSF, SmoothLens
 from darklens.kernels import smooth_fit
 from darklens.kernels.fields import Fields, Recipe, compile_fields
 
 FitParameters = Float[Tensor, "b q"]
 Kind = Literal["smooth", "points", "line"]
+Lens = SmoothLens | SceneLens
 
 _SCALE_STEP = 0.7  # largest step in ln scale
 _LARGEST_COORDINATE = 2.8  # arcsec from the optical axis, x and y of a perturber
@@ -42,8 +44,8 @@ class Model:
         blur: Width over which the line mass is smoothed, arcsec; see `masses.line_mass`.
     """
 
-    lens: SmoothLens
-    detector: Detector
+    lens: Lens
+    detector: Detector | ImagePSFDetector
     kind: Kind = "smooth"
     blur: float = 0.0
 
@@ -60,6 +62,7 @@ class Model:
         """Return the model images, and their derivatives with respect to each free parameter."""
         p, q = self.n_smooth - 2, parameters.shape[1]
         if PSF in self.lens.names:
+            assert isinstance(self.detector, Detector)
             brightness = self._at_sample_points(brightness_and_slopes, parameters)
             column = self.lens.names.index(PSF)
             observed, by_width = self.detector.observe_wider(brightness, parameters[:, column])
@@ -74,6 +77,7 @@ class Model:
     def light(self, parameters: FitParameters) -> Maps:
         """Return the model images."""
         if PSF in self.lens.names:
+            assert isinstance(self.detector, Detector)
             brightness = self._at_sample_points(brightness_alone, parameters)
             observed, _ = self.detector.observe_wider(brightness, parameters[:, self.lens.names.index(PSF)])
         else:
@@ -85,7 +89,7 @@ class Model:
     ) -> Float[Tensor, "b n m m"]:
         """Return n observed maps: those of `brightness_and_slopes` or `brightness_alone` at `columns`, others unset."""
         band = self.detector.band
-        if smooth_fit.usable(parameters) and band.is_wide:
+        if smooth_fit.usable(parameters) and band is not None and band.is_wide:
             fields, (x, y) = self._fields(function, parameters), self._positions
             positions = constant(tuple(columns), torch.long, parameters.device)
             return fields.observed(parameters, x=x, y=y, band=band.structure, positions=positions, n=n)
@@ -148,7 +152,7 @@ class Model:
 
 
 def brightness_and_slopes(
-    lens: SmoothLens, kind: Kind, blur: float, parameters: FitParameters, x: Tensor, y: Tensor
+    lens: Lens, kind: Kind, blur: float, parameters: FitParameters, x: Tensor, y: Tensor
 ) -> Float[Tensor, "b k s s"]:
     """Return the brightness at x, y above the offset, and its derivatives with respect to lens and perturbers.
 
@@ -163,7 +167,7 @@ def brightness_and_slopes(
 
 
 def brightness_alone(
-    lens: SmoothLens, kind: Kind, blur: float, parameters: FitParameters, x: Tensor, y: Tensor
+    lens: Lens, kind: Kind, blur: float, parameters: FitParameters, x: Tensor, y: Tensor
 ) -> Float[Tensor, "b 1 s s"]:
     """Return the brightness at x, y above the offset, in image units."""
     smooth, scale, mass = _parts(lens, kind, blur, parameters, x, y)
@@ -171,7 +175,7 @@ def brightness_alone(
 
 
 def _parts(
-    lens: SmoothLens, kind: Kind, blur: float, parameters: FitParameters, x: Tensor, y: Tensor
+    lens: Lens, kind: Kind, blur: float, parameters: FitParameters, x: Tensor, y: Tensor
 ) -> tuple[Float[Tensor, "b p"], Float[Tensor, "b 1 1"], masses.MassDeflections | None]:
     """Return the parameters of the smooth lens, the scale of the image, and the deflections of the perturbers."""
     p = len(lens.names)
@@ -188,7 +192,7 @@ def _parts(
 
 
 @lru_cache(maxsize=64)
-def _compiled(function: Callable[..., Tensor], lens: SmoothLens, kind: Kind, blur: float, n_parameters: int) -> Fields:
+def _compiled(function: Callable[..., Tensor], lens: Lens, kind: Kind, blur: float, n_parameters: int) -> Fields:
     """Return `brightness_and_slopes` or `brightness_alone` as compiled code."""
     x, y = torch.full((1, 1), 0.3), torch.full((1, 1), 0.7)
     recipe = Recipe(

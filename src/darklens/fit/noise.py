@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from darklens.data.noise_estimate import noise_variance
-from darklens.fit.detector import Detector
+from darklens.fit.detector import Detector, ImagePSFDetector
 from darklens.kernels import smooth_fit
 from darklens.populations.population import PoissonNoise, Population
 
@@ -56,7 +56,7 @@ class Noise:
         cls,
         population: Population,
         images: Float[Tensor, "b n n"],
-        detector: Detector,
+        detector: Detector | ImagePSFDetector,
         exposure: Tensor | None = None,
         *,
         area: int | None = None,

@@ -35,7 +35,17 @@ _RANGE_MARGIN = math.log(2)  # by which logarithms may exceed the range of the p
 _AMPLITUDE_MARGIN = 3.0  # the same for faint amplitudes: lens light may almost vanish
 
 
-class Scene(NamedTuple):
+def unknown_centre() -> tuple[float, float]:
+    """Return the expected spread of a free lens position, and its limit, arcsec."""
+    return _CENTRE_SPREAD, LARGEST_CENTRE
+
+
+def unknown_psf() -> tuple[float, float]:
+    """Return the expected spread of ln width of an unknown PSF, and its limit."""
+    return _PSF_SPREAD, _LARGEST_PSF_LN_WIDTH
+
+
+class LensImage(NamedTuple):
     """Brightness in the image plane (b, s, s), its derivatives (b, p, s, s), and the gradient of the source by beta.
 
     For a lens parameter p, dI/dp = -grad S . d alpha/dp.
@@ -74,6 +84,8 @@ class SmoothLens:
                 raise ConfigError(
                     f"{population.name}: only Sersic light can be fitted; choose a population with kind sersic."
                 )
+        assert population.lens is not None
+        self._is_round = population.lens.is_round
         drawn = self._columns_of(draw(population, 0, range(_N_DRAWS)))
         self._median = {name: column.median() for name, column in drawn.items()}
         natural = self._to_fit_columns(drawn)
@@ -126,7 +138,7 @@ class SmoothLens:
 
     def scene(
         self, parameters: Parameters, x: Tensor, y: Tensor, extra_deflections: Sequence[Deflection] = ()
-    ) -> "Scene":
+    ) -> LensImage:
         """Return the brightness at x, y and its derivatives, before pixel integration and PSF.
 
         Args:
@@ -160,7 +172,7 @@ class SmoothLens:
             image, slopes = image + light_value, slopes | light_slopes | {"light_ln_amplitude": light_value}
         slopes[PSF] = torch.zeros_like(image)  # acts on the detector
         stacked = torch.stack([slopes[name].expand_as(image) for name in self.names], 1)
-        return Scene(image, stacked, by_beta_x, by_beta_y)
+        return LensImage(image, stacked, by_beta_x, by_beta_y)
 
     def brightness(
         self, parameters: Parameters, x: Tensor, y: Tensor, extra_deflections: Sequence[Deflection] = ()
@@ -184,7 +196,7 @@ class SmoothLens:
     def _alphas(self, value: Mapping[str, Tensor], x: Tensor, y: Tensor) -> list[Deflection]:
         """Return the deflections of the shear and of the main lens."""
         external = shear.deflection(x, y, gamma1=value["gamma1"], gamma2=value["gamma2"])
-        if self.population.lens.is_round:
+        if self._is_round:
             return [external, sis.deflection(x, y, theta_E=value["theta_E"])]
         return [external, sie.deflection(x, y, **{name: value[name] for name in ("theta_E", "e1", "e2")})]
 
@@ -198,7 +210,7 @@ class SmoothLens:
             "gamma1": shear.deflection(x, y, gamma1=one, gamma2=zero),  # linear in both
             "gamma2": shear.deflection(x, y, gamma1=zero, gamma2=one),
         }
-        if not self.population.lens.is_round:
+        if not self._is_round:
             shape = {"e1": value["e1"], "e2": value["e2"]}
             for name in {"e1", "e2"} & set(self.names):
                 ends = [
@@ -211,7 +223,7 @@ class SmoothLens:
 
     def _hessian(self, value: Mapping[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the second derivatives of the potential of lens and shear."""
-        if self.population.lens.is_round:
+        if self._is_round:
             xx, xy, yy = sis.hessian(x, y, theta_E=value["theta_E"])
         else:
             xx, xy, yy = sie.hessian(x, y, **{name: value[name] for name in ("theta_E", "e1", "e2")})
@@ -282,7 +294,8 @@ class SmoothLens:
 
     def _observed(self, brightness: Tensor, field: Field2D) -> Tensor:
         psf = self.population.psf
-        kernel = optics.gaussian_psf(sigma=psf.sigma / field.pixel_scale, truncate=psf.truncate)
+        sigma = psf.width(self.population.field.pixel_scale) / field.pixel_scale
+        kernel = optics.gaussian_psf(sigma=sigma, truncate=psf.truncate)
         return optics.convolve_separable(optics.integrate_pixels(brightness, field.supersample), kernel)
 
     def _columns_of(self, truth: Mapping[str, object]) -> dict[str, Tensor]:

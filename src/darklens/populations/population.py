@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from darklens.config import ClassName, Frozen, load
 from darklens.errors import ConfigError
@@ -20,6 +20,8 @@ from darklens.populations import galaxies
 from darklens.populations.instruments import INSTRUMENTS, Instrument
 from darklens.populations.light_models import ImageLight, SersicLight, Source
 from darklens.populations.priors import Prior
+from darklens.populations.psf_models import ImagePSF, PSFModel
+from darklens.populations.scene_priors import ScenePriors
 from darklens.populations.substructure_models import Substructure
 from darklens.registry import Registry, unknown
 from darklens.units import FWHM_PER_SIGMA
@@ -39,15 +41,6 @@ class Field2D(Frozen):
     def grid(self) -> Grid:
         """The pixel grid."""
         return Grid(n_pixels=self.n_pixels, pixel_scale=self.pixel_scale)
-
-
-class GaussianPSF(Frozen):
-    """Gaussian point-spread function, cut at `truncate` standard deviations."""
-
-    kind: Literal["gaussian"] = "gaussian"
-    sigma: float = Field(gt=0, description="arcsec")
-    truncate: float = Field(default=4.0, gt=0, description="standard deviations")
-    known: bool = Field(default=True, description="false: fits determine the width; images are made with sigma")
 
 
 class ThetaEOfMass(Frozen):
@@ -173,10 +166,11 @@ class Population(Frozen):
     version: int = Field(ge=1)
     description: str
     field: Field2D
-    psf: GaussianPSF
-    lens: Lens
+    psf: PSFModel
+    lens: Lens | None = None
     lens_light: SersicLight | None = None
-    source: Source
+    source: Source | None = None
+    scene: ScenePriors | None = Field(default=None, description="in place of lens, source and lens_light")
     classes: dict[ClassName, Substructure]
     noise: Noise
     conserve_mass: bool = Field(
@@ -195,8 +189,31 @@ class Population(Frozen):
         return value
 
     @model_validator(mode="after")
+    def _one_lens(self) -> "Population":
+        if self.scene is None and (self.lens is None or self.source is None):
+            raise ValueError("lens and source are needed, or a scene")
+        if self.scene is not None and (self.lens or self.source or self.lens_light):
+            raise ValueError("scene replaces lens, source and lens_light; leave these out")
+        return self
+
+    @model_validator(mode="after")
+    def _mass_can_vary(self) -> "Population":
+        if self.scene is not None and self.conserve_mass:
+            path = f"{self.scene.main_lens}.theta_E"
+            if path not in self.scene.priors:
+                raise ValueError(f"conserve_mass lowers {path}, which needs a prior that is no constant")
+        return self
+
+    @model_validator(mode="after")
     def _check_psf(self) -> "Population":
-        """Refuse kernels that exhaust the memory."""
+        """Refuse kernels that exhaust the memory, and images on pixels that are no fraction of the sub-pixels."""
+        if isinstance(self.psf, ImagePSF):
+            if self.field.supersample % self.psf.oversampling:
+                raise ValueError(
+                    f"field.supersample ({self.field.supersample}) must be a multiple of psf.oversampling "
+                    f"({self.psf.oversampling})"
+                )
+            return self
         taps = self.psf.truncate * self.psf.sigma / self.field.pixel_scale * self.field.supersample
         if taps > _MAX_TAPS:
             raise ValueError(f"psf: a PSF that extends {taps:.2g} sub-pixels from its centre is too wide")
@@ -216,10 +233,18 @@ class Population(Frozen):
 
     @model_validator(mode="after")
     def _magnitudes_need_a_zero_point(self) -> "Population":
-        for name, light in (("source", self.source), ("lens_light", self.lens_light)):
+        lights = {"source": self.source, "lens_light": self.lens_light} if self.scene is None else self.scene.lights
+        for name, light in lights.items():
             if light is not None and light.magnitude is not None and not isinstance(self.noise, InstrumentNoise):
                 raise ValueError(f"{name}.magnitude needs noise of kind instrument, which has the zero point")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_alternatives(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the fields that describe the lens in the other way, so that digests of populations stay."""
+        tree: dict[str, Any] = dump(self)
+        absent = ("scene",) if self.scene is None else ("lens", "source", "lens_light")
+        return {name: value for name, value in tree.items() if name not in absent}
 
     @property
     def class_names(self) -> list[str]:
@@ -261,15 +286,18 @@ def get(name_or_path: str, overrides: Sequence[str] = ()) -> Population:
     """
     if name_or_path in POPULATIONS:
         tree = yaml.safe_load(POPULATIONS[name_or_path].read_text(encoding="utf-8"))
-        return _with_galaxies(load(Population, tree, overrides, name=name_or_path))
+        return _with_files(load(Population, tree, overrides, name=name_or_path), Path())
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml") or path.exists():
-        return _with_galaxies(load(Population, path, overrides))
+        return _with_files(load(Population, path, overrides), path.parent)
     raise ConfigError(unknown("population", name_or_path, names()))
 
 
-def _with_galaxies(population: Population) -> Population:
-    """Check the cut-outs of a population that has them, and record their digest."""
-    if not isinstance(population.source, ImageLight):
-        return population
-    return population.model_copy(update={"source": galaxies.with_digest(population.source)})
+def _with_files(population: Population, folder: Path) -> Population:
+    """Check the cut-outs of a population that has them and record their digest, and read the image of its PSF."""
+    update: dict[str, Any] = {}
+    if isinstance(population.source, ImageLight):
+        update["source"] = galaxies.with_digest(population.source)
+    if isinstance(population.psf, ImagePSF):
+        update["psf"] = population.psf.with_values(folder)
+    return population.model_copy(update=update) if update else population

@@ -17,7 +17,8 @@ from darklens.data.readers.image import Image, as_float64
 from darklens.data.readers.planes import Plane
 from darklens.data.readers.roles import OBSERVATION_FILES, OBSERVATION_SUFFIXES, Role
 from darklens.errors import InputError
-from darklens.populations.population import POPULATIONS, GaussianPSF, Population, get
+from darklens.populations.population import POPULATIONS, Population, get
+from darklens.populations.psf_models import GaussianPSF, ImagePSF
 from darklens.scene.noise_maps import standard_deviation
 from darklens.scene.observation import MASKED_NOISE
 from darklens.scene.observation_files import plane_of
@@ -171,7 +172,7 @@ def _psf_doubts(plane: Plane, pixel_scale: float | None, bundle: Bundle) -> list
     return [f"the PSF differs by {difference:.0%} of its peak from that of the training images, which the model uses"]
 
 
-def psf_difference(values: Float[np.ndarray, "h w"], psf: GaussianPSF, pixel_scale: float) -> float:
+def psf_difference(values: Float[np.ndarray, "h w"], psf: GaussianPSF | ImagePSF, pixel_scale: float) -> float:
     """Return the largest difference between a PSF image and the PSF of a population, relative to the peak.
 
     Where fits determine the width, it is that of the best width.
@@ -183,6 +184,8 @@ def psf_difference(values: Float[np.ndarray, "h w"], psf: GaussianPSF, pixel_sca
     """
     kernel = np.nan_to_num(values)
     kernel = kernel / kernel.sum() if kernel.sum() > 0 else kernel
+    if isinstance(psf, ImagePSF):
+        return _image_difference(kernel, psf.kernel(pixel_scale).binned(1).kernel.numpy())
     offset_y, offset_x = ((np.arange(n) - (n - 1) / 2) * pixel_scale for n in kernel.shape)
     square = offset_y[:, None] ** 2 + offset_x**2
 
@@ -192,6 +195,20 @@ def psf_difference(values: Float[np.ndarray, "h w"], psf: GaussianPSF, pixel_sca
         return float(np.abs(kernel - expected).max() / expected.max())
 
     return min(difference(psf.sigma * width) for width in ([1.0] if psf.known else _WIDTHS))
+
+
+def _image_difference(first: Float[np.ndarray, "h w"], second: Float[np.ndarray, "k l"]) -> float:
+    """Return the largest difference between two PSF images about their centres, relative to the peak of the second.
+
+    An image with an odd number of pixels along a side and one with an even number are compared at the nearest pixels.
+    """
+    shape = tuple(map(max, zip(first.shape, second.shape, strict=True)))
+    padded = []
+    for image in (first, second):
+        before = [(n - m) // 2 for n, m in zip(shape, image.shape, strict=True)]
+        pads = [(low, n - m - low) for low, n, m in zip(before, shape, image.shape, strict=True)]
+        padded.append(np.pad(image, pads))
+    return float(np.abs(padded[0] - padded[1]).max() / padded[1].max())
 
 
 def _population(bundle: Bundle) -> Population | None:

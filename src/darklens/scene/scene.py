@@ -185,10 +185,15 @@ class Scene:
         values_by_symbol = self._values(name, self.complete(parameters))
         return {symbol: float(values_by_symbol[symbol]) for symbol in self.profiles[name].parameters}
 
+    def resolve(self, path: str) -> str | float:
+        """Return the free parameter that determines `component.parameter`, itself or shared, or its fixed value."""
+        column = self._resolve(path)
+        return self.names[column] if isinstance(column, int) else column
+
     def free_parameter(self, path: str) -> str | None:
         """Return the free parameter that determines `component.parameter`, itself or shared; None if it is fixed."""
-        column = self._resolve(path)
-        return self.names[column] if isinstance(column, int) else None
+        resolved = self.resolve(path)
+        return resolved if isinstance(resolved, str) else None
 
     # ------------------------------------------------------------------ parameters
     def start(self, **changes: float) -> Parameters:
@@ -303,7 +308,19 @@ class Scene:
 
     def planes(self, complete: Float[Tensor, "b c"], x: Tensor, y: Tensor, *, lens_light: bool = True) -> Planes:
         """Return what `basis` returns, from the result of `complete`."""
-        alpha_x, alpha_y = self._deflection(complete, x, y)
+        return self.lensed(complete, x, y, self._deflection(complete, x, y), lens_light=lens_light)
+
+    def lensed(
+        self,
+        complete: Float[Tensor, "b c"],
+        x: Tensor,
+        y: Tensor,
+        alpha: tuple[Tensor, Tensor],
+        *,
+        lens_light: bool = True,
+    ) -> Planes:
+        """Return what `basis` returns, from the result of `complete` and the deflections (b, rows, columns), arcsec."""
+        alpha_x, alpha_y = alpha
         planes = []
         for name, profile in self.profiles.items():
             if isinstance(profile, LightProfile) and (lens_light or profile in self.source.profiles):
@@ -351,6 +368,25 @@ class Scene:
         self, complete: Float[Tensor, "b c"], amplitudes: Float[Tensor, "b l"], x: Tensor, y: Tensor
     ) -> Planes:
         """Return the `slopes` at x (1, columns) and y (rows, 1), arcsec, from the result of `complete`."""
+        return self.slopes_and_gradient(complete, amplitudes, x, y)[0]
+
+    def slopes_and_gradient(
+        self,
+        complete: Float[Tensor, "b c"],
+        amplitudes: Float[Tensor, "b l"],
+        x: Tensor,
+        y: Tensor,
+        extra_deflections: Sequence[tuple[Tensor, Tensor]] = (),
+    ) -> tuple[Planes, tuple[Tensor, Tensor], Tensor, Tensor]:
+        """Return the `slopes`, the total deflection, and the gradient of the source brightness, see `source_gradient`.
+
+        Args:
+            complete: Result of `complete`.
+            amplitudes: (b, l), as `amplitude_names`.
+            x: Positions (1, columns), arcsec.
+            y: Positions (rows, 1), arcsec.
+            extra_deflections: Deflections beside those of the scene, x and y components (b, rows, columns), arcsec.
+        """
         slopes: list[Any] = [None] * len(self.names)
 
         def add(column: int, plane: Any) -> None:
@@ -369,6 +405,8 @@ class Scene:
             for symbol in {**slopes_of(along), **slopes_of(across)}:
                 pair = (slopes_of(v).get(symbol, 0.0) for v in (along, across))
                 by_mass.append((columns[symbol], *pair))
+        for extra_x, extra_y in extra_deflections:
+            alpha_x, alpha_y = alpha_x + extra_x, alpha_y + extra_y
         gradient_x: Any = 0.0
         gradient_y: Any = 0.0
         first = 0
@@ -394,7 +432,8 @@ class Scene:
         for column, plane in enumerate(slopes):
             whole = (complete.new_zeros(shape) if plane is None else plane).expand(shape)
             planes.append(whole * complete[:, column, None, None] if self.free[column].log else whole)
-        return torch.stack(planes, 1) if planes else complete.new_zeros(shape[0], 0, *shape[1:])
+        stacked = torch.stack(planes, 1) if planes else complete.new_zeros(shape[0], 0, *shape[1:])
+        return stacked, (alpha_x, alpha_y), gradient_x, gradient_y
 
     def source_gradient(
         self, parameters: Parameters, amplitudes: Float[Tensor, "b l"], x: Tensor, y: Tensor

@@ -28,11 +28,11 @@ from darklens.scene import profiles
 from darklens.scene.profiles import Free, LightProfile, MassProfile, Multipole, Parameter, Profile, Setting
 from darklens.scene.scene import Scene
 
-_SECTIONS = {"mass": "mass", "source": "light", "lens_light": "light"}  # kind of profiles in each section
+SECTIONS = {"mass": "mass", "source": "light", "lens_light": "light"}  # kind of profiles in each section
 _BASES: dict[str, type[Profile]] = {"mass": MassProfile, "light": LightProfile}
-_LARGEST = 1e6  # absolute value of a parameter
-_MAX_COMPONENTS = 20  # of a section
-Value = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]
+LARGEST = 1e6  # absolute value of a parameter
+MAX_COMPONENTS = 20  # of a section
+Value = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 ComponentName = Annotated[str, Field(pattern=r"^[^\W\d][\w+-]{0,63}$")]
 """Name of a component: the first part of the names of its parameters, which are columns of tables."""
 _SHARED_BY_MULTIPOLES = ("e1", "e2", "centre_x", "centre_y")
@@ -44,7 +44,7 @@ class FreeParameter(Frozen):
     start: Value | None = None
     low: Value | None = None
     high: Value | None = None
-    prior: tuple[Value, Annotated[float, Field(ge=1 / _LARGEST, le=_LARGEST)]] | None = Field(
+    prior: tuple[Value, Annotated[float, Field(ge=1 / LARGEST, le=LARGEST)]] | None = Field(
         default=None, description="mean, deviation"
     )
 
@@ -56,11 +56,31 @@ class Component(Frozen):
 
 
 @cache
-def _kinds(role: str) -> dict[str, type[Profile]]:
+def kinds(role: str) -> dict[str, type[Profile]]:
     """Return the profiles of mass or light by kind."""
     base = _BASES[role]
     classes = [item for item in vars(profiles).values() if inspect.isclass(item) and issubclass(item, base)]
     return {item.kind: item for item in classes if item is not base}
+
+
+def profile_of(role: str, kind: str) -> type[Profile]:
+    """Return the profile of a kind, of "mass" or of "light".
+
+    Raises:
+        ConfigError: If there is no such kind.
+    """
+    if kind not in kinds(role):
+        raise ConfigError(unknown("kind", kind, kinds(role)))
+    return kinds(role)[kind]
+
+
+def options_of(profile: type[Profile]) -> dict[str, tuple[Any, Any]]:
+    """Return type and default of the options of a profile, such as the order of a multipole, for `create_model`."""
+    return {
+        name: (option.annotation, ... if option.default is option.empty else option.default)
+        for name, option in inspect.signature(profile.__init__).parameters.items()
+        if name not in ("self", "name", "settings")
+    }
 
 
 @cache
@@ -70,13 +90,8 @@ def _schema(role: str, kind: str) -> type[Frozen]:
     Raises:
         ConfigError: If there is no such kind.
     """
-    if kind not in _kinds(role):
-        raise ConfigError(unknown("kind", kind, _kinds(role)))
-    profile = _kinds(role)[kind]
-    fields: dict[str, Any] = {"kind": (Literal[kind], kind)}
-    for name, option in inspect.signature(profile.__init__).parameters.items():
-        if name not in ("self", "name", "settings"):
-            fields[name] = (option.annotation, ... if option.default is option.empty else option.default)
+    profile = profile_of(role, kind)
+    fields: dict[str, Any] = {"kind": (Literal[kind], kind), **options_of(profile)}
     for symbol, parameter in profile.parameters.items():
         validator = PlainValidator(
             partial(_setting, symbol, parameter), json_schema_input_type=float | str | FreeParameter | None
@@ -97,7 +112,7 @@ def _setting(symbol: str, parameter: Parameter, value: Any) -> Any:
         if "." not in value:
             raise ValueError("a number, `free`, the name of another parameter, or {start, low, high, prior} is needed")
         return value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
         raise ValueError("a number, `free`, the name of another parameter, or {start, low, high, prior} is needed")
     _check_range(symbol, parameter, {"": float(value)})
     return float(value)
@@ -109,7 +124,7 @@ def _check_range(symbol: str, parameter: Parameter, values: Mapping[str, float |
     Raises:
         ValueError: If one is outside, or the start is not between its bounds.
     """
-    low, high = _RANGES.get(symbol, (parameter.low, parameter.high))
+    low, high = range_of(symbol, parameter)
     for key, value in values.items():
         if value is not None and not symbol.startswith("centre") and not low <= value <= high:
             raise ValueError((f"{key} = {value:g} is " if key else "") + f"out of bounds, {low:g} to {high:g}")
@@ -126,8 +141,13 @@ _RANGES = {"slope": (1.01, 2.99), "theta_E": (0.0, 100.0), "R_e": (1e-3, 100.0),
 """Ranges of values that are wider than the default bounds of a fit."""
 
 
-_MASS = OneOf(lambda kind: _schema("mass", kind), lambda: _kinds("mass"))
-_LIGHT = OneOf(lambda kind: _schema("light", kind), lambda: _kinds("light"))
+def range_of(symbol: str, parameter: Parameter) -> tuple[float, float]:
+    """Return the range of values for which a profile is computed."""
+    return _RANGES.get(symbol, (parameter.low, parameter.high))
+
+
+_MASS = OneOf(lambda kind: _schema("mass", kind), lambda: kinds("mass"))
+_LIGHT = OneOf(lambda kind: _schema("light", kind), lambda: kinds("light"))
 
 
 class PSFSpecification(Frozen):
@@ -176,9 +196,9 @@ class SceneSpecification(Frozen):
     """
 
     description: str = ""
-    mass: dict[ComponentName, Annotated[Any, _MASS]] = Field(max_length=_MAX_COMPONENTS)
-    source: dict[ComponentName, Annotated[Any, _LIGHT]] = Field(max_length=_MAX_COMPONENTS)
-    lens_light: dict[ComponentName, Annotated[Any, _LIGHT]] = Field(default_factory=dict, max_length=_MAX_COMPONENTS)
+    mass: dict[ComponentName, Annotated[Any, _MASS]] = Field(max_length=MAX_COMPONENTS)
+    source: dict[ComponentName, Annotated[Any, _LIGHT]] = Field(max_length=MAX_COMPONENTS)
+    lens_light: dict[ComponentName, Annotated[Any, _LIGHT]] = Field(default_factory=dict, max_length=MAX_COMPONENTS)
     psf: PSFSpecification = PSFSpecification()
     noise: NoiseSpecification | None = None
     half_width: float | None = Field(default=None, gt=0, description="arcsec")
@@ -186,15 +206,7 @@ class SceneSpecification(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _name_is_kind(cls, tree: Any) -> Any:
-        """Insert the kind of components whose name is that of a kind, such as `epl` or `multipole4`."""
-        if not isinstance(tree, dict):
-            return tree
-        filled = dict(tree)
-        for section, role in _SECTIONS.items():
-            components = tree.get(section)
-            if isinstance(components, dict):
-                filled[section] = {name: _with_kind(str(name), item, role) for name, item in components.items()}
-        return filled
+        return with_kinds(tree)
 
     def scene(self) -> Scene:
         """Return the scene.
@@ -203,7 +215,7 @@ class SceneSpecification(Frozen):
             ConfigError: If a parameter is tied to one that does not exist, or a bound is wrong.
         """
         built = {
-            section: [_profile(name, item) for name, item in getattr(self, section).items()] for section in _SECTIONS
+            section: [_profile(name, item) for name, item in getattr(self, section).items()] for section in SECTIONS
         }
         return Scene(built["mass"], built["source"], built["lens_light"])
 
@@ -258,15 +270,27 @@ def _shipped() -> dict[str, Traversable]:
     return {path.name.removesuffix(".yaml"): path for path in folder.iterdir() if path.name.endswith(".yaml")}
 
 
+def with_kinds(tree: Any) -> Any:
+    """Insert the kind of components whose name is that of a kind, such as `epl` or `multipole4`."""
+    if not isinstance(tree, dict):
+        return tree
+    filled = dict(tree)
+    for section, role in SECTIONS.items():
+        components = tree.get(section)
+        if isinstance(components, dict):
+            filled[section] = {name: _with_kind(str(name), item, role) for name, item in components.items()}
+    return filled
+
+
 def _with_kind(name: str, item: Any, role: str) -> Any:
     kind = name.rstrip("0123456789")
     if item is None:
         item = {}
-    return {"kind": kind, **item} if isinstance(item, dict) and "kind" not in item and kind in _kinds(role) else item
+    return {"kind": kind, **item} if isinstance(item, dict) and "kind" not in item and kind in kinds(role) else item
 
 
 def _profile(name: str, component: Component) -> Any:
-    profile = {**_kinds("mass"), **_kinds("light")}[component.kind]
+    profile = {**kinds("mass"), **kinds("light")}[component.kind]
     options: dict[str, Any] = {}
     for key in type(component).model_fields:
         value = getattr(component, key)
@@ -306,10 +330,10 @@ def _full_key(tree: Mapping[str, Any], override: str) -> str:
     """
     path, equals, value = override.partition("=")
     first, *rest = path.split(".")
-    components = {name: section for section in _SECTIONS for name in tree.get(section) or {}}
+    components = {name: section for section in SECTIONS for name in tree.get(section) or {}}
     if not equals or not rest:
         return override
-    if first in components and not (first in _SECTIONS and (rest[0] in tree[first] or value.lstrip().startswith("{"))):
+    if first in components and not (first in SECTIONS and (rest[0] in tree[first] or value.lstrip().startswith("{"))):
         return f"{components[first]}.{override}"
     if first not in SceneSpecification.model_fields:
         match = difflib.get_close_matches(first, [*components, *SceneSpecification.model_fields], n=1)

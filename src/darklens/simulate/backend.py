@@ -1,7 +1,7 @@
 """The backends that compute an image: operation by operation, or fused by torch.compile."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, Literal
 
@@ -12,7 +12,18 @@ from darklens.compilation import compile_function, require_compiler
 from darklens.physics import optics
 from darklens.populations.light_models import SersicLight
 from darklens.populations.population import Population
-from darklens.simulate.render import Present, Terms, Values, axes, is_profile, psf_of, scene_terms, surface_brightness
+from darklens.simulate.render import (
+    Present,
+    Terms,
+    Values,
+    is_profile,
+    observed,
+    positions,
+    psf_of,
+    scene_terms,
+    surface_brightness,
+    uses_detector,
+)
 
 Backend = Literal["eager", "compiled"]
 """`eager` runs operation by operation; `compiled` fuses the operations on pixels with torch.compile."""
@@ -27,7 +38,7 @@ class Renderer:
     Attributes:
         scene_terms: Parameters to the terms that do not depend on the pixel.
         brightness: Terms and positions to surface brightness.
-        convolve: The convolution with the point-spread function along both axes.
+        observe: Surface brightness at these positions to pixel values.
         expand: The expansion of the Poisson quantile.
         batch_size: Images to render together.
         fixed_size: Whether every batch must have exactly that many.
@@ -35,7 +46,7 @@ class Renderer:
 
     scene_terms: Callable[[Values, Tensor, Tensor], Terms]
     brightness: Callable[[Terms, Tensor, Tensor], Tensor]
-    convolve: Callable[[Tensor, Tensor], Tensor]
+    observe: Callable[[Tensor], Tensor]
     expand: optics.Expansion
     batch_size: int
     fixed_size: bool = False
@@ -43,9 +54,8 @@ class Renderer:
     def render(self, population: Population, value: Values) -> Tensor:
         """Return noise-free images (b, n, n), without sky, of lenses with the same kinds of substructure."""
         theta_E = value["theta_E"]
-        x, y = axes(population.field, theta_E.dtype, theta_E.device)
-        brightness = self.brightness(self.scene_terms(value, x, y), x, y)
-        return self.convolve(optics.integrate_pixels(brightness, population.field.supersample), psf_of(population))
+        x, y = positions(population, theta_E.dtype, theta_E.device)
+        return self.observe(self.brightness(self.scene_terms(value, x, y), x, y))
 
 
 def check(backend: Backend) -> None:
@@ -77,11 +87,18 @@ def _make(backend: Backend, population: Population, present: Present, device: to
     # One at a time on the CPU: vectorised functions round the end of a long array differently, so the last bit of an
     # image would depend on its neighbours (docs/decisions/0004).
     eager_batch_size = 1 if device.type == "cpu" else 256
-    if backend == "eager":
-        return Renderer(
-            terms_law, brightness_law, optics.convolve_separable, optics.settled_counts, batch_size=eager_batch_size
-        )
-    convolve = partial(optics.convolve_by_shifts, add=_fused(optics.shifted_sum))
+    eager = Renderer(
+        terms_law, brightness_law, partial(observed, population), optics.settled_counts, batch_size=eager_batch_size
+    )
+    # A scene has few operations that could be fused: most of the time goes into the FFTs of its detector.
+    if backend == "eager" or uses_detector(population):
+        return eager
+    kernel, field = psf_of(population), population.field
+
+    def observe(brightness: Tensor) -> Tensor:
+        pixels = optics.integrate_pixels(brightness, field.supersample)
+        return optics.convolve_by_shifts(pixels, kernel, add=_fused(optics.shifted_sum))
+
     expand = _fused(optics.settled_counts)
     # The number of haloes varies, and galaxies are files: each would need a separate compilation. The profile of a
     # plug-in may not compile at all.
@@ -90,12 +107,12 @@ def _make(backend: Backend, population: Population, present: Present, device: to
         or any(is_profile(prefix) for prefix in present)
         or not isinstance(population.source, SersicLight)
     ):
-        return Renderer(terms_law, brightness_law, convolve, expand, batch_size=eager_batch_size)
+        return replace(eager, observe=observe, expand=expand)
     # Two kernels, not one: fused into the second, the first would be computed again for every pixel.
     return Renderer(
         compile_function(terms_law),
         compile_function(brightness_law),
-        convolve,
+        observe,
         expand,
         batch_size=_COMPILED_BATCH_SIZE[device.type],
         fixed_size=True,

@@ -13,7 +13,9 @@ from darklens.physics.raytrace import PointsTerms, deflection_of_points, haloes_
 from darklens.populations import galaxies
 from darklens.populations.light_models import ImageLight, SersicLight
 from darklens.populations.population import Field2D, Population
+from darklens.populations.psf_models import GaussianPSF, ImagePSF
 from darklens.populations.substructure_models import LineMass
+from darklens.scene.imaging import Detector
 from darklens.simulate.substructure import MASK_SUFFIX
 from darklens.simulate.truth import Truth
 
@@ -46,7 +48,7 @@ def render(
         Brightness in counts (or rate) per pixel, (b, n, n).
     """
     value = {name: torch.as_tensor(column, dtype=dtype, device=device) for name, column in truth.items()}
-    x, y = axes(population.field, dtype, torch.device(device))
+    x, y = positions(population, dtype, torch.device(device))
     groups = group_by_substructure(value)
     if len(groups) == 1:
         (present,) = groups
@@ -56,6 +58,41 @@ def render(
         for present, rows in groups.items():
             terms = scene_terms(population, present, {name: v[rows] for name, v in value.items()}, x, y)
             brightness[rows] = surface_brightness(population, present, terms, x, y)
+    return observed(population, brightness)
+
+
+def uses_detector(population: Population) -> bool:
+    """Return whether light is sampled beyond the edges of the image, as the PSF requires, and convolved by FFT.
+
+    Populations of a scene, and those with a PSF image, are. The others keep the images that they always had: there, no
+    light falls on the image from beyond its edges.
+    """
+    return population.scene is not None or isinstance(population.psf, ImagePSF)
+
+
+def detector_of(population: Population) -> Detector:
+    """Return pixels and PSF of the population."""
+    return _detector(population.field, population.psf)
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)  # cached tensors must also serve in training
+def _detector(field: Field2D, psf: GaussianPSF | ImagePSF) -> Detector:
+    shape = (field.n_pixels, field.n_pixels)
+    return Detector(shape, field.pixel_scale, psf.kernel(field.pixel_scale), supersample=field.supersample)
+
+
+def positions(population: Population, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return x (1, m) and y (m, 1) at which light is sampled, arcsec."""
+    if uses_detector(population):
+        return detector_of(population).positions(torch.empty(0, dtype=dtype, device=device))
+    return axes(population.field, dtype, device)
+
+
+def observed(population: Population, brightness: Float[Tensor, "b m m"]) -> Float[Tensor, "b n n"]:
+    """Return the pixel values for brightness at `positions`."""
+    if uses_detector(population):
+        return detector_of(population).observe(brightness)
     pixels = optics.integrate_pixels(brightness, population.field.supersample)
     return optics.convolve_separable(pixels, psf_of(population))
 
@@ -63,6 +100,7 @@ def render(
 def psf_of(population: Population) -> Float[Tensor, " taps"]:
     """Return the point-spread function of the population along one axis, in pixels."""
     psf, field = population.psf, population.field
+    assert isinstance(psf, GaussianPSF)
     return optics.gaussian_psf(sigma=psf.sigma / field.pixel_scale, truncate=psf.truncate)
 
 
@@ -87,13 +125,21 @@ def scene_terms(population: Population, present: Present, value: Values, x: Tens
         x: (1, m), arcsec.
         y: (m, 1), arcsec.
     """
-    p = {name: column[:, None, None] for name, column in value.items() if column.ndim == 1}
-    smooth = ("theta_E",) if population.lens.is_round else ("theta_E", "e1", "e2")
-    terms: Terms = {"smooth": tuple(p[name] for name in smooth), "shear": (p["gamma1"], p["gamma2"])}
+    terms: Terms = {}
     for prefix in present:
         terms[prefix] = (
             _profile_terms(prefix, value) if is_profile(prefix) else _SUBSTRUCTURE[prefix][0](population, value, x, y)
         )
+    if population.scene is not None:
+        scene = population.scene.scene
+        parameters = [value[name] for name in scene.names]
+        amplitudes = torch.stack([value[name] for name in scene.amplitude_names], 1)
+        packed = torch.stack(parameters, 1) if parameters else amplitudes[:, :0]
+        return terms | {"scene": (scene.complete(packed), amplitudes)}
+    assert population.lens is not None
+    p = {name: column[:, None, None] for name, column in value.items() if column.ndim == 1}
+    smooth = ("theta_E",) if population.lens.is_round else ("theta_E", "e1", "e2")
+    terms |= {"smooth": tuple(p[name] for name in smooth), "shear": (p["gamma1"], p["gamma2"])}
     for prefix, spec in (("source", population.source), ("light", population.lens_light)):
         if isinstance(spec, SersicLight):
             terms[prefix] = _sersic_terms(spec, p, prefix)
@@ -106,8 +152,17 @@ def surface_brightness(
     population: Population, present: Present, terms: Terms, x: Tensor, y: Tensor
 ) -> Float[Tensor, "b m m"]:
     """Return the brightness at image-plane positions, before pixel integration and PSF, from `scene_terms`."""
-    beta_x, beta_y = source_plane(x, y, _deflections(population, present, terms, x, y))
+    alphas = _deflections(population, present, terms, x, y)
+    if population.scene is not None:
+        complete, amplitudes = terms["scene"]
+        (alpha_x, alpha_y), *others = alphas
+        for other_x, other_y in others:
+            alpha_x, alpha_y = alpha_x + other_x, alpha_y + other_y
+        planes = population.scene.scene.lensed(complete, x, y, (alpha_x, alpha_y))
+        return (planes * amplitudes[:, :, None, None]).sum(1)
+    beta_x, beta_y = source_plane(x, y, alphas)
     source = population.source
+    assert source is not None
     brightness = (
         _sersic(terms["source"], beta_x, beta_y)
         if isinstance(source, SersicLight)
@@ -119,18 +174,22 @@ def surface_brightness(
 def _deflections(
     population: Population, present: Present, terms: Terms, x: Tensor, y: Tensor
 ) -> list[tuple[Tensor, Tensor]]:
+    perturbers = [
+        _profile(prefix, terms[prefix], x, y) if is_profile(prefix) else _SUBSTRUCTURE[prefix][1](terms[prefix], x, y)
+        for prefix in present
+    ]
+    if population.scene is not None:
+        complete, _ = terms["scene"]
+        alpha_x, alpha_y = population.scene.scene.deflection_planes(complete, x, y).unbind(1)
+        return [(alpha_x, alpha_y), *perturbers]
+    assert population.lens is not None
     smooth, (gamma1, gamma2) = terms["smooth"], terms["shear"]
     return [
         shear.deflection(x, y, gamma1=gamma1, gamma2=gamma2),
         sis.deflection(x, y, theta_E=smooth[0])
         if population.lens.is_round
         else sie.deflection(x, y, theta_E=smooth[0], e1=smooth[1], e2=smooth[2]),
-        *(
-            _profile(prefix, terms[prefix], x, y)
-            if is_profile(prefix)
-            else _SUBSTRUCTURE[prefix][1](terms[prefix], x, y)
-            for prefix in present
-        ),
+        *perturbers,
     ]
 
 

@@ -26,6 +26,10 @@ class PriorSampler:
     def __init__(self, seed: int, indices: Sequence[int], prefix: str = "") -> None:
         self._seed, self._indices, self._prefix = seed, indices, prefix
 
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._indices)
+
     def uniform(self, name: str, n: int) -> SeveralPerImage:
         """Return n uniform numbers in (0, 1) for each image."""
         return rng.uniforms(self._seed, "parameters", self._prefix + name, rows=self._indices, n=n)

@@ -9,7 +9,8 @@ from darklens.physics import light
 from darklens.populations import galaxies
 from darklens.populations.light_models import ImageLight, SersicLight
 from darklens.populations.population import InstrumentNoise, Noise, Population, ThetaEOfMass
-from darklens.simulate.sampling import PriorSampler
+from darklens.populations.scene_priors import ScenePriors
+from darklens.simulate.sampling import PerImage, PriorSampler
 from darklens.simulate.substructure import KINDS, Columns
 
 _LENS = {
@@ -41,13 +42,28 @@ Truth = Columns
 
 def columns(population: Population) -> dict[str, str]:
     """Return the unit and meaning of each parameter that images of the population have."""
+    if population.scene is not None:
+        return _columns_of_scene(population.scene, population)
     meanings = dict(_LENS)
     for prefix, spec in (("source", population.source), ("light", population.lens_light)):
         if spec:
             meanings |= {f"{prefix}_{name}": meaning for name, meaning in _LIGHT[spec.kind].items()}
+    return meanings | _other_columns(population)
+
+
+def _other_columns(population: Population) -> dict[str, str]:
+    meanings: dict[str, str] = {}
     for substructure in population.classes.values():
         meanings |= KINDS[substructure.kind].columns(substructure)
     return meanings | {"exposure": "seconds; 1 where the rate is already in counts"}
+
+
+def _columns_of_scene(priors: ScenePriors, population: Population) -> dict[str, str]:
+    """Return the columns of a scene: its free parameters, the brightness of its light, and theta_E of the main lens."""
+    meanings = {"theta_E": f"arcsec, of {priors.main_lens}"}
+    meanings |= {name: p.unit for name, p in zip(priors.scene.names, priors.scene.free, strict=True)}
+    meanings |= {f"{name}.amplitude": _LIGHT["sersic"]["amplitude"] for name in priors.lights}
+    return meanings | _other_columns(population)
 
 
 def label_of(population: Population, index: int) -> int:
@@ -57,25 +73,9 @@ def label_of(population: Population, index: int) -> int:
 
 def draw(population: Population, seed: int, indices: Sequence[int]) -> Truth:
     """Return the true parameters of images: columns of shape (b,), or (b, k) for k masses; units as in `columns`."""
-    n, sampler, lens = len(indices), PriorSampler(seed, indices), population.lens
-    gamma, angle = sampler.one("lens.gamma", lens.gamma), np.radians(sampler.one("lens.gamma_angle", lens.gamma_angle))
-    theta_E = (
-        np.full(n, lens.theta_E.theta_E())
-        if isinstance(lens.theta_E, ThetaEOfMass)
-        else sampler.one("lens.theta_E", lens.theta_E)
-    )
-    truth: Truth = {
-        "e1": sampler.one("lens.e1", lens.e1),
-        "e2": sampler.one("lens.e2", lens.e2),
-        "gamma1": gamma * np.cos(2 * angle),
-        "gamma2": gamma * np.sin(2 * angle),
-        "exposure": _exposure(population.noise, sampler, n),
-    }
-    for prefix, spec in (("source", population.source), ("light", population.lens_light)):
-        if spec:
-            light_columns = _light(population, spec, PriorSampler(seed, indices, f"{prefix}."))
-            truth |= {f"{prefix}_{name}": values for name, values in light_columns.items()}
-
+    n, sampler = len(indices), PriorSampler(seed, indices)
+    smooth, theta_E = _smooth_lens(population, seed, indices)
+    truth: Truth = {**smooth, "exposure": _exposure(population.noise, sampler, n)}
     labels = np.array([label_of(population, i) for i in indices])
     inside = np.zeros(n)
     truth |= _empty_substructure(population, n)
@@ -88,9 +88,60 @@ def draw(population: Population, seed: int, indices: Sequence[int]) -> Truth:
         for column, values in class_columns.items():
             cells = (rows, slice(values.shape[1])) if values.ndim == 2 else rows
             truth[column][cells] = values
-    # An isothermal lens has mass theta_E * R within R, in units of pi Sigma_crit.
-    truth["theta_E"] = theta_E - inside / theta_E if population.conserve_mass else theta_E
+    truth["theta_E"] = _without_mass(population, truth, theta_E, inside) if population.conserve_mass else theta_E
+    if population.scene is not None and f"{population.scene.main_lens}.theta_E" in truth:
+        truth[f"{population.scene.main_lens}.theta_E"] = truth["theta_E"]
     return {name: truth[name] for name in columns(population)}
+
+
+def _without_mass(population: Population, truth: Truth, theta_E: PerImage, inside: PerImage) -> PerImage:
+    """Return the Einstein radii of lenses with less mass inside the ring, by `inside` (arcsec^2, as theta_E^2).
+
+    The mass of a lens of slope s within R is theta_E^(s - 1) R^(3 - s), in units of pi Sigma_crit.
+    """
+    if population.scene is None:
+        return np.asarray(theta_E - inside / theta_E)
+    slope = population.scene.value("slope", truth, 2.0)
+    return np.asarray((theta_E ** (slope - 1) - inside * theta_E ** (slope - 3)) ** (1 / (slope - 1)))
+
+
+def _smooth_lens(population: Population, seed: int, indices: Sequence[int]) -> tuple[Truth, PerImage]:
+    """Return the columns of lens and light, and the Einstein radii (arcsec) without substructure."""
+    n, sampler = len(indices), PriorSampler(seed, indices)
+    if population.scene is not None:
+        return _scene(population, population.scene, PriorSampler(seed, indices, "scene."))
+    lens = population.lens
+    assert lens is not None
+    gamma, angle = sampler.one("lens.gamma", lens.gamma), np.radians(sampler.one("lens.gamma_angle", lens.gamma_angle))
+    theta_E = (
+        np.full(n, lens.theta_E.theta_E())
+        if isinstance(lens.theta_E, ThetaEOfMass)
+        else sampler.one("lens.theta_E", lens.theta_E)
+    )
+    truth: Truth = {
+        "e1": sampler.one("lens.e1", lens.e1),
+        "e2": sampler.one("lens.e2", lens.e2),
+        "gamma1": gamma * np.cos(2 * angle),
+        "gamma2": gamma * np.sin(2 * angle),
+    }
+    for prefix, spec in (("source", population.source), ("light", population.lens_light)):
+        if spec:
+            light_columns = _light(population, spec, PriorSampler(seed, indices, f"{prefix}."))
+            truth |= {f"{prefix}_{name}": values for name, values in light_columns.items()}
+    return truth, theta_E
+
+
+def _scene(population: Population, priors: ScenePriors, sampler: PriorSampler) -> tuple[Truth, PerImage]:
+    """Return the free parameters and the amplitudes of a scene, and theta_E of its main lens."""
+    truth: Truth = {name: sampler.one(name, prior) for name, prior in priors.priors.items()}
+    for name, component in priors.lights.items():
+        if component.amplitude is not None:
+            truth[f"{name}.amplitude"] = sampler.one(f"{name}.amplitude", component.amplitude)
+        else:
+            magnitude = sampler.one(f"{name}.magnitude", component.magnitude)
+            R_e, n = (priors.value(f"{name}.{symbol}", truth) * np.ones_like(magnitude) for symbol in ("R_e", "n"))
+            truth[f"{name}.amplitude"] = _brightness(population, magnitude, R_e, n, component.b_n)
+    return truth, priors.value("theta_E", truth) * np.ones(len(sampler))
 
 
 def _empty_substructure(population: Population, n: int) -> Truth:
@@ -127,11 +178,24 @@ def _light(population: Population, spec: SersicLight | ImageLight, sampler: Prio
         values["amplitude"] = sampler.one("amplitude", spec.amplitude)
         return values
     assert spec.magnitude is not None
-    assert isinstance(population.noise, InstrumentNoise)
-    total = 10 ** (-0.4 * (sampler.one("magnitude", spec.magnitude) - population.noise.instrument.zero_point))
-    if isinstance(spec, SersicLight):
-        R_e, n = (torch.from_numpy(values[name]) for name in ("R_e", "n"))
-        b = light.sersic_b_linear if spec.b_n == "linear" else light.sersic_b
-        total *= population.field.pixel_scale**2 / light.sersic_total(R_e=R_e, n=n, b=b(n)).numpy()
-    values["amplitude"] = total
+    magnitude = sampler.one("magnitude", spec.magnitude)
+    values["amplitude"] = (
+        _brightness(population, magnitude, values["R_e"], values["n"], spec.b_n)
+        if isinstance(spec, SersicLight)
+        else _total(population, magnitude)
+    )
     return values
+
+
+def _total(population: Population, magnitude: PerImage) -> PerImage:
+    """Return the total brightness of light of an AB magnitude, in the unit of the instrument."""
+    assert isinstance(population.noise, InstrumentNoise)
+    return np.asarray(10 ** (-0.4 * (magnitude - population.noise.instrument.zero_point)))
+
+
+def _brightness(population: Population, magnitude: PerImage, R_e: PerImage, n: PerImage, b_n: str) -> PerImage:
+    """Return the brightness at R_e, per pixel, of Sersic light of an AB magnitude."""
+    index = torch.from_numpy(n)
+    b = (light.sersic_b_linear if b_n == "linear" else light.sersic_b)(index)
+    total = light.sersic_total(R_e=torch.from_numpy(R_e), n=index, b=b).numpy()
+    return np.asarray(_total(population, magnitude) * (population.field.pixel_scale**2 / total))
