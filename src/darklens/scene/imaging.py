@@ -1,5 +1,8 @@
 """The detector of a scene: sampling positions, convolution with the PSF, integration over pixels."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -68,33 +71,45 @@ class Detector:
     def observe(self, light: Float[Tensor, "*planes height width"]) -> Float[Tensor, "*planes rows columns"]:
         """Return the mean surface brightness in each pixel, from the brightness sampled at `x` and `y`."""
         planes = _block_mean(light, self._before)
-        if self.psf is not None:
-            planes = self._convolve(planes)
-        return _block_mean(planes, self._after)
+        return planes if self.psf is None else self._convolve(planes)
 
     def _convolve(self, planes: Tensor) -> Tensor:
-        """Return the convolution with the PSF where the kernel lies entirely within the planes."""
-        assert self.psf is not None
-        taps = self.psf.kernel.shape
-        size = [fast_length(n) for n in planes.shape[-2:]]
+        """Return the mean in each image pixel of the convolution with the PSF.
+
+        The mean over the kernel pixels of an image pixel is part of the transfer function, so the result is needed at
+        one of them alone. Along the columns, its spectrum is the sum of the spectrum's parts.
+        """
+        side, (rows, columns) = self._after, self.shape
+        size = [side * fast_length(-(-n // side)) for n in planes.shape[-2:]]
         key = planes.dtype, planes.device
         if key not in self._transfers:
             with torch.inference_mode(False):  # cached tensors must also serve in training
-                self._transfers[key] = (
-                    torch.fft.rfft2(self.psf.kernel, s=size)
-                    .to(torch.complex128 if planes.dtype == torch.float64 else torch.complex64)
-                    .to(planes.device)
-                )
-        height, width = planes.shape[-2:]
-        flat = planes.reshape(-1, height, width)
-        blocks = torch.split(flat, _BLOCK) if planes.device.type == "cpu" else (flat,)
-        images = [
-            torch.fft.irfft2(torch.fft.rfft2(block, s=size) * self._transfers[key], s=size)[
-                :, taps[0] - 1 : height, taps[1] - 1 : width
-            ]
-            for block in blocks
-        ]
-        return torch.cat(images).reshape(*planes.shape[:-2], *images[0].shape[1:])
+                complex_type = torch.complex128 if planes.dtype == torch.float64 else torch.complex64
+                self._transfers[key] = self._transfer(size).to(complex_type).to(planes.device)
+        flat = planes.reshape(-1, *planes.shape[-2:])
+        images: list[Tensor] = []
+        for block in torch.split(flat, _BLOCK) if planes.device.type == "cpu" else (flat,):
+            spectrum = torch.fft.rfft2(block, s=size).mul_(self._transfers[key])
+            first, *others = spectrum.unflatten(1, (side, -1)).unbind(1)
+            for other in others:
+                first = first + other
+            image = torch.fft.irfft2(first, s=(size[0] // side, size[1]))
+            images.append(image[:, :rows, : columns * side : side])
+        return torch.cat(images).reshape(*planes.shape[:-2], rows, columns)
+
+    def _transfer(self, size: Sequence[int]) -> Tensor:
+        """Return the spectrum of PSF and image pixel, with the first image pixel at the origin, complex128."""
+        assert self.psf is not None
+        height, width = self.psf.kernel.shape
+        frequencies = (
+            torch.fft.fftfreq(size[0], dtype=torch.float64),
+            torch.fft.rfftfreq(size[1], dtype=torch.float64),
+        )
+        along_y, along_x = (
+            torch.stack([torch.exp(2j * math.pi * f * (taps - 1 + i)) for i in range(self._after)]).mean(0)
+            for f, taps in zip(frequencies, (height, width), strict=True)
+        )
+        return torch.fft.rfft2(self.psf.kernel, s=list(size)) * (along_y[:, None] * along_x / self._after)
 
 
 def _block_mean(planes: Tensor, side: int) -> Tensor:
