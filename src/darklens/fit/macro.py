@@ -26,7 +26,6 @@ _GPU_BATCHES = 8  # times as large on a GPU, whose time goes into launching kern
 _SMOOTH_BATCH_SIZE, _ALL_PIXELS_BATCH_SIZE = 128, 16  # images in a fit of the smooth lens: binned, and on all pixels
 _COARSE_STEPS, _FINE_STEPS, _LAST_STEPS = 10, 8, 6
 _REUSE_SLOPES_BELOW = 30.0  # predicted reduction of the deviance; a smaller step is a few standard deviations
-_RETRY_ABOVE = 5.0  # chi2 per pixel after the coarse steps: the start led to another local minimum
 _MIRROR_ABOVE = 1.25  # the same for free centres: the lens may be on the opposite side of the source
 CONVERGED = 1.0  # largest predicted reduction of the deviance of a converged fit
 
@@ -166,7 +165,7 @@ def coarse_fit(images: Images, fitter: Fitter, exposure: Images | None = None) -
             best_fit.assign(rows[better], retried.rows(better))
 
     for candidate in candidates[1:]:
-        retry(candidate, _RETRY_ABOVE)
+        retry(candidate, fitter.lens.retry_above)
     if not fitter.lens.centred:
         retry(model.mirrored(best_fit.parameters), _MIRROR_ABOVE)
     return best_fit

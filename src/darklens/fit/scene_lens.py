@@ -46,6 +46,8 @@ class SceneLens:
             components that the population fixes at the same position move with it.
     """
 
+    retry_above = 1.3  # as for SmoothLens; a scene has more local minima
+
     def __init__(self, population: Population, *, centred: bool = True) -> None:
         priors = population.scene
         assert priors is not None

@@ -74,6 +74,9 @@ class SmoothLens:
         ConfigError: If the light of the population is not Sersic profiles.
     """
 
+    retry_above = 5.0
+    """chi2 per pixel after the coarse steps from which other starts are tried: it is a local minimum."""
+
     def __init__(self, population: Population, *, centred: bool = True) -> None:
         self.population, self.centred = population, centred
         self._lights: dict[str, SersicLight] = {}

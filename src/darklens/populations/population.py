@@ -1,7 +1,7 @@
 """Populations of lenses: the schema of their YAML files, and their names."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib import resources
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import Field, field_validator, model_serializer, model_validator
 
 from darklens.config import ClassName, Frozen, load
 from darklens.errors import ConfigError
@@ -240,9 +240,9 @@ class Population(Frozen):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_alternatives(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_alternatives(self, dump: Callable[..., dict[str, Any]]) -> dict[str, Any]:
         """Leave out the fields that describe the lens in the other way, so that digests of populations stay."""
-        tree: dict[str, Any] = dump(self)
+        tree = dump(self)
         absent = ("scene",) if self.scene is None else ("lens", "source", "lens_light")
         return {name: value for name, value in tree.items() if name not in absent}
 

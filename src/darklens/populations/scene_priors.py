@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache, cached_property
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field, create_model, model_validator
 
 from darklens.config import Frozen, OneOf
@@ -200,5 +201,5 @@ def _setting(parameter: Parameter, prior: Any) -> float | Free:
     low, high = prior.bounds()
     if low == high:
         return float(low)
-    start = float(prior.quantile(0.5))
+    start = float(prior.quantile(np.array([0.5]))[0])
     return Free(start=start, low=min(low, parameter.low), high=max(high, parameter.high))

@@ -87,7 +87,7 @@ class Detector:
                 complex_type = torch.complex128 if planes.dtype == torch.float64 else torch.complex64
                 self._transfers[key] = self._transfer(size).to(complex_type).to(planes.device)
         flat = planes.reshape(-1, *planes.shape[-2:])
-        images: list[Tensor] = []
+        images = []
         for block in torch.split(flat, _BLOCK) if planes.device.type == "cpu" else (flat,):
             spectrum = torch.fft.rfft2(block, s=size).mul_(self._transfers[key])
             first, *others = spectrum.unflatten(1, (side, -1)).unbind(1)
@@ -95,7 +95,8 @@ class Detector:
                 first = first + other
             image = torch.fft.irfft2(first, s=(size[0] // side, size[1]))
             images.append(image[:, :rows, : columns * side : side])
-        return torch.cat(images).reshape(*planes.shape[:-2], rows, columns)
+        convolved: Tensor = torch.cat(images).reshape(*planes.shape[:-2], rows, columns)
+        return convolved
 
     def _transfer(self, size: Sequence[int]) -> Tensor:
         """Return the spectrum of PSF and image pixel, with the first image pixel at the origin, complex128."""
@@ -109,7 +110,8 @@ class Detector:
             torch.stack([torch.exp(2j * math.pi * f * (taps - 1 + i)) for i in range(self._after)]).mean(0)
             for f, taps in zip(frequencies, (height, width), strict=True)
         )
-        return torch.fft.rfft2(self.psf.kernel, s=list(size)) * (along_y[:, None] * along_x / self._after)
+        transfer: Tensor = torch.fft.rfft2(self.psf.kernel, s=list(size)) * (along_y[:, None] * along_x / self._after)
+        return transfer
 
 
 def _block_mean(planes: Tensor, side: int) -> Tensor:
