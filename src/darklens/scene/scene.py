@@ -407,8 +407,7 @@ class Scene:
                 by_mass.append((columns[symbol], *pair))
         for extra_x, extra_y in extra_deflections:
             alpha_x, alpha_y = alpha_x + extra_x, alpha_y + extra_y
-        gradient_x: Any = 0.0
-        gradient_y: Any = 0.0
+        gradients: list[tuple[Tensor, Tensor]] = []  # of the light profiles of the source
         first = 0
         for name, profile in self.profiles.items():
             if not isinstance(profile, LightProfile):
@@ -420,11 +419,14 @@ class Scene:
             first += profile.n_basis
             by_symbol = _brightness_slopes(profile, at, value, weight)
             if is_source:
-                gradient_x, gradient_y = gradient_x + by_symbol["x"], gradient_y + by_symbol["y"]
+                gradients.append((by_symbol["x"], by_symbol["y"]))
             by_symbol |= {"centre_x": -by_symbol.pop("x"), "centre_y": -by_symbol.pop("y")}
             for symbol, column in columns.items():
                 if symbol in by_symbol:
                     add(column, by_symbol[symbol])
+        gradient_x, gradient_y = gradients[0] if gradients else (torch.zeros_like(alpha_x), torch.zeros_like(alpha_x))
+        for other_x, other_y in gradients[1:]:
+            gradient_x, gradient_y = gradient_x + other_x, gradient_y + other_y
         for column, by_x, by_y in by_mass:
             add(column, -(gradient_x * by_x + gradient_y * by_y))
         shape = (len(complete), y.shape[-2], x.shape[-1])
