@@ -7,7 +7,9 @@ The reader must accept it or refuse it with one sentence. Anything else is a fin
 several lines, too much time or memory, a crash, a file opened besides the input, a process or connection started, a
 class looked up for unpickling. Masks, noise maps, PSFs, files and folders of observations are read by `darklens fit`
 beside valid ones; lists of files, index.csv and scenes in YAML are expanded and checked, but nothing that they name is
-opened outside the folder. The lens is searched in two of a thousand images only, since that takes a second.
+opened outside the folder. Of populations that are accepted, with a scene or without, and of images as their PSF, a few
+lenses are drawn and observed, which must be finite. Contracts of bundles are read with weights beside them. The lens is
+searched in two of a thousand images only, since that takes a second.
 Findings are written to --keep. The same --seed gives the same inputs.
 
 Writes results/fuzz.json; --first continues an earlier run and adds to its counts.
@@ -16,9 +18,11 @@ Writes results/fuzz.json; --first continues an earlier run and adds to its count
 import argparse
 import base64
 import bz2
+import copy
 import gzip
 import io
 import json
+import math
 import os
 import pickle
 import resource
@@ -35,6 +39,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU_SECONDS, MEMORY, WALL_SECONDS = 2.0, 1_000_000_000, 120
@@ -54,6 +59,41 @@ lens_light: {light: {kind: sersic, centre_x: epl.centre_x}}
 psf: {fwhm: 0.2, oversampling: 2}
 noise: {background_rms: 0.1, exposure: 100}
 half_width: 2.5
+"""
+POPULATION = """schema: 1
+name: lenses
+version: 1
+description: Lenses.
+field: {n_pixels: 12, pixel_scale: 0.2, supersample: 2}
+psf: {kind: image, file: psf.fits, oversampling: 2, normalise: true}
+scene:
+  mass:
+    epl: {theta_E: {kind: normal, mean: 1, sigma: 0.1, low: 0.7, high: 1.3}, slope: 2.1}
+    shear: {gamma1: {kind: uniform, low: -0.1, high: 0.1}}
+    multipole4: {m: 4, a: {kind: normal, mean: 0, sigma: 0.01, low: -0.03, high: 0.03}, b: 0}
+  source:
+    source: {kind: sersic, amplitude: 100, R_e: 0.2, n: {kind: uniform, low: 1, high: 3}, centre_x: 0.1}
+  lens_light:
+    light: {kind: sersic, amplitude: 50, R_e: 0.5, n: 4, centre_x: epl.centre_x, e1: epl.e1}
+classes:
+  "no": {kind: none}
+  sphere:
+    kind: point_masses
+    count: 3
+    mass: {kind: power_law, slope: -0.9, low: 1.0e+6, high: 1.0e+10}
+    radius: {kind: uniform, low: 0, high: 2}
+noise: {kind: poisson, sky: 10}
+stored: minmax
+"""
+LENSES = """psf: {kind: gaussian, sigma: 0.1, truncate: 4}
+conserve_mass: true
+lens:
+  theta_E: {kind: normal, mean: 1, sigma: 0.1, low: 0.7, high: 1.3}
+  e1: 0
+  e2: {kind: uniform, low: -0.1, high: 0.1}
+  gamma: {kind: uniform, low: 0, high: 0.3}
+  gamma_angle: 10
+source: {kind: sersic, amplitude: 100, R_e: 0.5, n: 1.5, q: 0.7, angle: 0, position: {kind: polar, radius: 0.1}}
 """
 
 
@@ -170,7 +210,36 @@ def observations(saved):
         "list": [b"a/1.fits\nb.npy\n", b"# comment\r\n'a b.npy'\r\n*.fits\r\n", "\ufeffa.npy\nd\xe9.npy".encode()],
         "index": [b"no/1.npy,0\nsphere/1.npy,1\n", b'file,label\r\n"no/1.npy",no\r\nvort/1.npy,vort\r\n'],
         "scene": [SCENE.encode()],
+        "population": populations(),
+        "population_psf": [single("psf"), saved(np.save, kernel), saved(np.savez, a=kernel)],
+        **bundle(kernel),
     }
+
+
+def populations():
+    """Return populations with a scene and an image as PSF, and with a lens and a Gaussian."""
+    head, tail = POPULATION.partition("psf: ")[0], POPULATION.partition("classes:")
+    return [POPULATION.encode(), (head + LENSES + tail[1] + tail[2]).encode()]
+
+
+def bundle(kernel):
+    """Return contract and weights of a bundle whose population has a scene and an image as PSF."""
+    import torch
+
+    from darklens.bundle import storage
+    from darklens.bundle.contract import Contract
+
+    image = base64.b64encode(kernel.astype("<f4").tobytes()).decode()
+    population = yaml.safe_load(POPULATION) | {"psf": {"kind": "image", "shape": list(kernel.shape), "values": image}}
+    model = {"kind": "lens_residual", "width": 4, "population": population}
+    whole = json.loads((ROOT / "src/darklens/weights/lens_residual/bundle.json").read_text())
+    change = {"model": model, "n_pixels": 12, "pixel_scale": 0.2, "ood_sha256": "", "calibration": None}
+    contract = Contract.model_validate(whole | change | {"classes": ["no", "sphere"]})
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        storage.write(Path(folder), contract, contract.build(), None)
+        read = {"contract": "bundle.json", "weights": "model.safetensors"}
+        return {kind: [(Path(folder) / name).read_bytes()] for kind, name in read.items()}
 
 
 def objects(payload):
@@ -182,7 +251,7 @@ def objects(payload):
 def mutated(kind, files, g):
     """Return one mutated file of a kind, from the generator `g`."""
     content = files[kind][g.integers(len(files[kind]))]
-    if g.random() < 0.5 and kind in BY_KIND:
+    if g.random() < (SEVERAL_VALUES if kind in ("population", "contract") else 0.5) and kind in BY_KIND:
         content = BY_KIND[kind](content, files, g)
         if g.random() < 0.7:
             return content
@@ -398,6 +467,96 @@ def text_lines(content, files, g):
     return b"\n".join(lines)
 
 
+CALAMITIES = [
+    0,
+    -1,
+    1,
+    2,
+    3,
+    0.5,
+    1e-300,
+    1e300,
+    1e9,
+    10**18,
+    -(10**18),
+    math.inf,
+    math.nan,
+    True,
+    None,
+    "",
+    "x",
+    [],
+    {},
+]
+CALAMITIES += [[0, 0], [-1, -25], [25, 1], [1, 25], [10**9, 10**9], ["a"], "epl.theta_E", "epl.centre_x", "source.n"]
+CALAMITIES += [
+    "light.centre_x",
+    "source.centre_x",
+    "light.e1",
+    "epl.x",
+    "<b onclick=alert(1)>",
+    "=1+1",
+    "\x1b[31m",
+    "a" * 5000,
+]
+CALAMITIES += [
+    "image",
+    "gaussian",
+    "psf.npy",
+    "nothing.fits",
+    "a/../../b",
+    "AAAA",
+    "!",
+    {"kind": "uniform", "low": 1, "high": 0},
+]
+CALAMITIES += [{"kind": "uniform", "low": -1e300, "high": 1e300}, {"kind": "normal", "mean": 1, "sigma": 1e300}]
+CALAMITIES += [{"kind": "normal", "mean": 1, "sigma": 1}, {"kind": "uniform", "low": 0.5, "high": 1.5}]
+CALAMITIES += [{"kind": kind} for kind in ("sis", "nfw", "sersic", "shapelets", "point_masses", "line_mass", "images")]
+CALAMITIES += [
+    base64.b64encode(np.full(25, value, dtype="<f4").tobytes()).decode()
+    for value in (np.nan, np.inf, 0, -1, 1e38, 1e-40)
+]
+
+
+def tree_values(load, dump):
+    def change(content, files, g):
+        """Replace, leave out, repeat and rename values of a tree."""
+        tree = load(content)
+        for _ in range(g.choice([1, 1, 1, 2, 4])):
+            nodes = [(tree, key) for key in tree]
+            for node, key in nodes:
+                if isinstance(node[key], dict | list):
+                    nodes += [
+                        (node[key], k) for k in (node[key] if isinstance(node[key], dict) else range(len(node[key])))
+                    ]
+            if not nodes:
+                break
+            (node, key), how = nodes[g.integers(len(nodes))], g.integers(9)
+            if how < 6:
+                node[key] = copy.deepcopy(CALAMITIES[g.integers(len(CALAMITIES))])
+            elif how == 6:
+                node.pop(key)
+            elif how == 7:
+                other, name = nodes[g.integers(len(nodes))]
+                node[key] = copy.deepcopy(other[name])
+            elif isinstance(node, dict):
+                names = [k for other, k in nodes if isinstance(other, dict)] + [
+                    w for w in CALAMITIES if isinstance(w, str)
+                ]
+                node[names[g.integers(len(names))]] = node.pop(key) if g.random() < 0.5 else copy.deepcopy(node[key])
+        return dump(tree)
+
+    return change
+
+
+yaml_values = tree_values(yaml.safe_load, lambda tree: yaml.safe_dump(tree).encode())
+json_values = tree_values(json.loads, lambda tree: json.dumps(tree).encode())
+
+
+def population_values(content, files, g):
+    return (yaml_values if g.random() < 0.7 else text_lines)(content, files, g)
+
+
 def observed(content, files, g):
     """Change an input of a fit as its type is changed."""
     if content.startswith(b"SIMPLE"):
@@ -408,8 +567,10 @@ def observed(content, files, g):
 
 
 BY_KIND = {
-    **dict.fromkeys([*OBSERVED, "observation"], observed),
+    **dict.fromkeys([*OBSERVED, "observation", "population_psf"], observed),
     **dict.fromkeys(["list", "index", "scene"], text_lines),
+    "population": population_values,
+    "contract": json_values,
     "npy": npy_header,
     "objects": pickle_steps,
     "npz": zip_members,
@@ -421,8 +582,10 @@ BY_KIND = {
     "tiff": tiff_fields,
 }
 KINDS = ["npy", "objects", "npz", "fits", "fits.fz", "fits.gz", "fits.bz2", "hdf5", "png", "tiff"]
-KINDS += [*OBSERVED, "observation", "list", "index", "scene"]
+KINDS += [*OBSERVED, "observation", "list", "index", "scene", "population", "population_psf", "contract"]
 NAMES = {"index": "labelled/index.csv", "scene": "scene.yaml", "observation": "input.npz"}  # of the file; else `input`
+NAMES |= {"population": "population.yaml", "population_psf": "lenses/psf.fits", "contract": "bundle/bundle.json"}
+SEVERAL_VALUES = 0.8  # share of mutations by kind for files whose text is seldom read after a change of bytes
 
 
 def input_of(seed, i, files):
@@ -434,16 +597,27 @@ def input_of(seed, i, files):
 
 def readers(folder, files):
     """Return functions that read an input of each kind that is not a single image, beside valid ones in a folder."""
+    from darklens import populations
+    from darklens.bundle import storage
     from darklens.data.deeplense import list_images
     from darklens.data.image_paths import expand
+    from darklens.populations.population import Population
     from darklens.scene import specification
-    from darklens.scene.observation_files import Inputs, find_observations, read_observation
+    from darklens.scene.observation_files import Inputs, read_observation
+    from darklens.scene.observation_paths import find_observations
+    from darklens.simulate.batch import simulate_batch
+    from darklens.simulate.truth import draw
 
     for name in OBSERVED:
         (folder / f"{name}.fits").write_bytes(files[name][0])
     for name in ("no", "sphere", "vort"):
         (folder / "labelled" / name).mkdir(parents=True)
         (folder / "labelled" / name / "1.npy").write_bytes(files["npy"][0])
+    (folder / "psf.npy").write_bytes(files["psf"][1])
+    (folder / "lenses").mkdir()
+    (folder / "lenses" / "population.yaml").write_bytes(files["population"][0])
+    (folder / "bundle").mkdir()
+    (folder / "bundle" / "model.safetensors").write_bytes(files["weights"][0])
     valid = {name: str(folder / f"{name}.fits") for name in OBSERVED[1:]}
 
     def option(name):
@@ -452,6 +626,17 @@ def readers(folder, files):
     def observation(path):
         for label in find_observations([path])[:2]:
             read_observation(label)
+
+    def check(population):
+        if Population.model_validate_json(population.model_dump_json(by_alias=True)) != population:
+            raise NonsenseError("the population is not that of its JSON")
+        truth = draw(population, 0, range(2 * len(population.classes)))
+        kernel = population.psf.kernel(population.field.pixel_scale).kernel
+        values = [*truth.values(), kernel.numpy()]
+        if population.field.n_pixels * population.field.supersample <= 64 and max(kernel.shape) <= 64:
+            values.append(np.asarray(simulate_batch(population, 0, [0, 1])[0]))
+        if not all(np.isfinite(array).all() for array in values) or truth["theta_E"].min() <= 0:
+            raise NonsenseError("a population has values that are not finite")
 
     os.chdir(folder)
     return {
@@ -462,7 +647,14 @@ def readers(folder, files):
         "list": lambda path: list(expand([f"@{path}"], lambda named: [Path(named)])),
         "index": lambda path: list_images(path.parent),
         "scene": lambda path: specification.get(str(path)),
+        "population": lambda path: check(populations.get(str(path))),
+        "population_psf": lambda path: check(populations.get(str(path.with_name("population.yaml")))),
+        "contract": lambda path: check(storage.read(path.parent).contract.model.population),
     }
+
+
+class NonsenseError(Exception):
+    """An input was accepted that is none."""
 
 
 class TooLongError(BaseException):
