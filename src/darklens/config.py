@@ -37,6 +37,7 @@ _CLASS_NAME = re.compile(r"\w[\w .+-]{0,63}")
 _MAX_NODES = 100_000  # values in a YAML file, as often as aliases repeat them
 _MAX_BYTES = 10_000_000  # of a YAML file
 _MAX_DEPTH = 100  # of brackets
+_LONGEST_VALUE, LONGEST_PROBLEM = 120, 1000  # characters of a value and of a problem in a message
 
 
 def _checked_class_name(name: str) -> str:
@@ -260,8 +261,8 @@ def _replace(node: Any, keys: list[str], value: Any, override: str) -> Any:
 def _sentence(name: str, schema: type[Frozen], tree: Any, error: ValidationError) -> str:
     problems = error.errors()
     first = problems[0]
-    key = ".".join(_keys_in_file(tree, first["loc"])) or "(top level)"
-    problem = first["msg"].removeprefix("Value error, ").rstrip(".")
+    key = shortened(".".join(keys_in_file(tree, first["loc"]))) or "(top level)"
+    problem = shortened(first["msg"].removeprefix("Value error, ").rstrip("."), LONGEST_PROBLEM)
     if first["type"] == "extra_forbidden":
         last = str(first["loc"][-1])
         matches = difflib.get_close_matches(last, _field_names(schema), n=1)
@@ -272,13 +273,18 @@ def _sentence(name: str, schema: type[Frozen], tree: Any, error: ValidationError
     elif first["type"] == "missing":
         problem = "this key is required"
     elif "input" in first and not isinstance(first["input"], dict | list):
-        problem = f"{problem}, got {first['input']!r}"
+        problem = f"{problem}, got {shortened(repr(first['input']))}"
     more = f" ({len(problems) - 1} more problem{'s' if len(problems) > 2 else ''})" if len(problems) > 1 else ""
     end = "" if (problem + more).endswith("?") else "."
     return f"{name}: {key}: {problem}{more}{end}"
 
 
-def _keys_in_file(tree: Any, loc: tuple[str | int, ...]) -> list[str]:
+def shortened(text: str, longest: int = _LONGEST_VALUE) -> str:
+    """Return a text that may be very long, for a message."""
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def keys_in_file(tree: Any, loc: tuple[str | int, ...]) -> list[str]:
     """Return the keys of a pydantic location as they are in the file, without the kinds that pydantic inserts."""
     keys: list[str] = []
     for i, part in enumerate(loc):

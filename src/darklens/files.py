@@ -228,8 +228,8 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def require_regular(path: Path) -> None:
-    """Check that a file is regular, as reading a FIFO or device may not end, and has at most 1 GB.
+def require_regular(path: Path, *, max_bytes: int = _LARGEST_FILE) -> None:
+    """Check that a file is regular, as reading a FIFO or device may not end, and has at most `max_bytes`.
 
     Raises:
         InputError: If it is missing, not a regular file, or larger.
@@ -242,17 +242,17 @@ def require_regular(path: Path) -> None:
         raise InputError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}).") from None
     if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path} is not a regular file.")
-    if status.st_size > _LARGEST_FILE:
+    if status.st_size > max_bytes:
         raise InputError(f"{path} has {size_in_words(status.st_size)}, which is too large for such a file.")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, max_bytes: int = _LARGEST_FILE) -> Any:
     """Read a JSON file.
 
     Raises:
-        InputError: If the file is missing, not a regular file, or not valid JSON.
+        InputError: If the file is missing, not a regular file, larger than `max_bytes`, or not valid JSON.
     """
-    require_regular(path)
+    require_regular(path, max_bytes=max_bytes)
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     # ValueError: also not UTF-8, or an integer of thousands of digits; RecursionError: too many nested brackets

@@ -22,12 +22,14 @@ from torch import nn
 from darklens import aliases, plugins
 from darklens.bundle.contract import Contract
 from darklens.calibration import MahalanobisStats
+from darklens.config import LONGEST_PROBLEM, keys_in_file, shortened
 from darklens.errors import InputError
 from darklens.files import atomic_path, read_json, sha256_of, write_json
 from darklens.locate import CONTRACT
 
 WEIGHTS, OOD_REFERENCE = "model.safetensors", "ood.safetensors"
 FILES = (WEIGHTS, OOD_REFERENCE, CONTRACT)
+_MAX_CONTRACT = 50_000_000  # bytes; its values take many times as much memory
 T = TypeVar("T")
 
 
@@ -78,11 +80,12 @@ def sha256_of_bundle(folder: Path) -> str:
 
 def _read_contract(path: Path) -> Contract:
     try:
-        return Contract.model_validate(read_json(path))
+        tree = read_json(path, max_bytes=_MAX_CONTRACT)
+        return Contract.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "its content"
-        problem = first["msg"].removeprefix("Value error, ").rstrip(".")
+        key = shortened(".".join(keys_in_file(tree, first["loc"]))) or "its content"
+        problem = shortened(first["msg"].removeprefix("Value error, ").rstrip("."), LONGEST_PROBLEM)
         remedy = "train the model or download it again"
         if plugins.VARIABLE in problem:  # an unknown name, and those that are known
             problem = problem.partition(":")[0]

@@ -4,7 +4,7 @@ import copy
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from darklens import populations
@@ -13,6 +13,7 @@ from darklens.errors import ConfigError
 from darklens.fit.cache import FitSettings
 from darklens.fit.features import FitFeatures
 from darklens.populations.population import Population
+from darklens.populations.psf_models import ImagePSF
 
 Inputs = Tensor | FitFeatures
 """What a network takes: images (b, 1, n, n), or the features of fits where its settings have `fit_settings`."""
@@ -148,6 +149,14 @@ class OnPopulation(Frozen):
         if not isinstance(population, str):
             return tree
         return tree | {"population": populations.get(population, tuple(tree.get("overrides", ()))), "overrides": ()}
+
+    @field_validator("population")
+    @classmethod
+    def _is_complete(cls, population: Population) -> Population:
+        """Refuse a population whose PSF is a file: a bundle reads none, and a model would depend on it."""
+        if isinstance(population.psf, ImagePSF) and population.psf.values is None:
+            raise ValueError("psf.values is missing; give the population as a YAML file, from which it is read")
+        return population
 
     @property
     def fit_settings(self) -> FitSettings | None:

@@ -299,5 +299,5 @@ def _with_files(population: Population, folder: Path) -> Population:
     if isinstance(population.source, ImageLight):
         update["source"] = galaxies.with_digest(population.source)
     if isinstance(population.psf, ImagePSF):
-        update["psf"] = population.psf.with_values(folder)
+        update["psf"] = population.psf.with_values(folder, population.field.pixel_scale)
     return population.model_copy(update=update) if update else population

@@ -10,6 +10,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from darklens.config import Frozen
 
 Numbers = Float[np.ndarray, "*shape"]
+_LARGEST = 1e30  # absolute value of a number; images are computed in float32
+Number = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]
 P = TypeVar("P", bound=Frozen)
 
 
@@ -17,7 +19,7 @@ class Constant(Frozen):
     """Always `value`."""
 
     kind: Literal["constant"] = "constant"
-    value: float
+    value: Number
 
     def quantile(self, u: Numbers) -> Numbers:
         """Return the value, in the shape of `u`."""
@@ -33,8 +35,8 @@ class Constant(Frozen):
 
 
 class _Interval(Frozen):
-    low: float
-    high: float
+    low: Number
+    high: Number
 
     @model_validator(mode="after")
     def _ordered(self) -> "_Interval":
@@ -65,8 +67,19 @@ class PowerLaw(_Interval):
     """dN/dx proportional to x^slope between `low` and `high`, both positive; slope -1 is log-uniform."""
 
     kind: Literal["power_law"] = "power_law"
-    slope: float
-    low: float = Field(gt=0)
+    slope: Number
+    low: float = Field(gt=0, le=_LARGEST)
+
+    @model_validator(mode="after")
+    def _can_be_computed(self) -> "PowerLaw":
+        try:
+            with np.errstate(all="ignore"):
+                is_finite = bool(np.isfinite(self.quantile(np.array([0.0, 0.5, 1.0]))).all())
+        except OverflowError:
+            is_finite = False
+        if not is_finite:
+            raise ValueError(f"a slope of {self.slope:g} between {self.low:g} and {self.high:g} cannot be computed")
+        return self
 
     def quantile(self, u: Numbers) -> Numbers:
         """Return the value at cumulative probability `u`."""
@@ -80,10 +93,10 @@ class Normal(Frozen):
     """Gaussian with mean `mean` and standard deviation `sigma`, truncated at `low` and `high`."""
 
     kind: Literal["normal"] = "normal"
-    mean: float
-    sigma: float = Field(ge=0)
-    low: float | None = None
-    high: float | None = None
+    mean: Number
+    sigma: float = Field(ge=0, le=_LARGEST)
+    low: Number | None = None
+    high: Number | None = None
 
     @model_validator(mode="after")
     def _mean_within_cuts(self) -> "Normal":
@@ -117,10 +130,10 @@ class LogNormal(Frozen):
     """Gaussian in log10 x about log10 `median` with a scatter of `dex`, truncated at `low` and `high`."""
 
     kind: Literal["log_normal"] = "log_normal"
-    median: float = Field(gt=0)
-    dex: float = Field(ge=0)
-    low: float | None = Field(default=None, gt=0)
-    high: float | None = Field(default=None, gt=0)
+    median: float = Field(gt=0, le=_LARGEST)
+    dex: float = Field(ge=0, le=10)
+    low: float | None = Field(default=None, gt=0, le=_LARGEST)
+    high: float | None = Field(default=None, gt=0, le=_LARGEST)
 
     @model_validator(mode="after")
     def _median_within_cuts(self) -> "LogNormal":

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from darklens.config import Frozen
-from darklens.data.readers import read_image
 from darklens.errors import ConfigError, InputError
+from darklens.scene.observation_files import plane_of
 from darklens.scene.psf import PSF
 from darklens.units import FWHM_PER_SIGMA
 
 _MAX_SIDE = 513  # pixels of a PSF image
+_SAME_SCALE = 1e-3  # relative difference below which two pixel scales count as equal
 
 
 class GaussianPSF(Frozen):
@@ -54,36 +55,56 @@ class ImagePSF(Frozen):
 
     @model_validator(mode="after")
     def _complete(self) -> "ImagePSF":
-        if self.values is None and self.file is None:
-            raise ValueError("psf of kind image needs a file")
-        if self.values is not None and (self.shape is None or len(self._bytes()) != 4 * self.shape[0] * self.shape[1]):
-            raise ValueError("the values of the PSF do not have its shape")
-        return self
-
-    def _bytes(self) -> bytes:
+        if self.values is None:
+            if self.file is None:
+                raise ValueError("psf of kind image needs a file")
+            return self
+        if self.shape is None or not all(1 <= side <= _MAX_SIDE for side in self.shape):
+            raise ValueError(f"the values of the PSF need a shape of 1 to {_MAX_SIDE} pixels a side")
         try:
-            return base64.b64decode(self.values or "", validate=True)
+            content = base64.b64decode(self.values, validate=True)
         except ValueError:
             raise ValueError("the values of the PSF are not base64") from None
+        if len(content) != 4 * self.shape[0] * self.shape[1]:
+            raise ValueError("the values of the PSF do not have its shape")
+        try:
+            self.kernel(1.0)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return self
 
-    def with_values(self, folder: Path) -> "ImagePSF":
-        """Return the PSF with the values of its file, whose path is relative to a folder.
+    def with_values(self, folder: Path, pixel_scale: float) -> "ImagePSF":
+        """Return the PSF with the values of its file.
+
+        Args:
+            folder: Folder from which the path of the file starts.
+            pixel_scale: Pixel scale of the population, arcsec.
 
         Raises:
-            ConfigError: If the file cannot be read, or is no PSF.
+            ConfigError: If the file cannot be read, is no PSF, or states another pixel scale.
         """
         if self.values is not None:
             return self
         path = folder / str(self.file)
         try:
-            array = np.asarray(read_image(path).pixels, dtype="<f4")
-            PSF.image(array, pixel_scale=1.0, normalise=self.normalise, recentre=self.recentre)
+            values, stated, _ = plane_of(str(path), "psf").read()
         except InputError as error:
             raise ConfigError(f"psf.file: {error}") from None
-        if max(array.shape) > _MAX_SIDE:
-            raise ConfigError(f"psf.file: {path} has {array.shape} pixels; cut it to {_MAX_SIDE} or fewer a side.")
-        shape = (int(array.shape[0]), int(array.shape[1]))
-        return self.model_copy(update={"values": base64.b64encode(array.tobytes()).decode(), "shape": shape})
+        if max(values.shape) > _MAX_SIDE:
+            raise ConfigError(f"psf.file: {path} has {values.shape} pixels; cut it to {_MAX_SIDE} or fewer a side.")
+        if stated is not None and abs(stated * self.oversampling / pixel_scale - 1) > _SAME_SCALE:
+            raise ConfigError(
+                f"psf.file: {path} has pixels of {stated:.4g} arcsec, which does not agree with psf.oversampling="
+                f"{self.oversampling} for a population of {pixel_scale:.4g}; resample it, or correct the wrong one."
+            )
+        with np.errstate(over="ignore"):  # becomes infinite, which is refused
+            array = np.asarray(values, dtype="<f4")
+        content = {"values": base64.b64encode(array.tobytes()).decode(), "shape": array.shape}
+        try:
+            return type(self).model_validate(self.model_dump() | content)
+        except ValidationError as error:
+            problem = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise ConfigError(f"psf.file: {path}: {problem}") from None
 
     def kernel(self, pixel_scale: float) -> PSF:
         """Return the PSF for pixels of `pixel_scale` arcsec."""
@@ -97,7 +118,7 @@ class ImagePSF(Frozen):
 @lru_cache(maxsize=32)
 def _image_kernel(spec: ImagePSF, pixel_scale: float) -> PSF:
     assert spec.shape is not None, "populations.get reads the file"
-    values = np.frombuffer(spec._bytes(), dtype="<f4").reshape(spec.shape)
+    values = np.frombuffer(base64.b64decode(str(spec.values)), dtype="<f4").reshape(spec.shape)
     return PSF.image(
         values,
         pixel_scale=pixel_scale,

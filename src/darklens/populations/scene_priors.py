@@ -16,7 +16,7 @@ from pydantic import Field, create_model, model_validator
 
 from darklens.config import Frozen, OneOf
 from darklens.errors import ConfigError
-from darklens.populations.priors import Prior
+from darklens.populations.priors import Constant, Prior
 from darklens.scene import specification
 from darklens.scene.profiles import Free, LightProfile, Parameter
 from darklens.scene.scene import Scene
@@ -84,13 +84,32 @@ class ScenePriors(Frozen):
         try:
             for name, component in self._components():
                 for symbol, parameter in _parameters(component).items():
-                    _check_prior(f"{name}.{symbol}", symbol, parameter, getattr(component, symbol))
+                    self._check_prior(f"{name}.{symbol}", symbol, parameter, getattr(component, symbol))
                 if hasattr(component, "amplitude"):
                     _check_brightness(name, component)
             _ = self.scene
         except ConfigError as error:
             raise ValueError(str(error)) from None
         return self
+
+    def _check_prior(self, path: str, symbol: str, parameter: Parameter, value: Any) -> None:
+        """Raise ConfigError if a value is missing, or can lie outside the range in which the profile is computed."""
+        if value is None and symbol not in _ZERO_BY_DEFAULT:
+            raise ConfigError(f"{path} is missing; give a number, a prior or the name of another parameter")
+        if isinstance(value, str):
+            shared = self.scene.resolve(path)
+            value = self.priors[shared] if isinstance(shared, str) else Constant(value=shared)
+        if value is None:
+            return
+        low, high = value.bounds()
+        smallest, largest = specification.range_of(symbol, parameter)
+        if symbol.startswith("centre"):
+            smallest, largest = -specification.LARGEST, specification.LARGEST
+        if not smallest <= low <= high <= largest or (symbol in ("theta_E", "R_e", "R_s", "r_t") and low <= 0):
+            raise ConfigError(
+                f"{path} can lie between {low:g} and {high:g}; keep it within {smallest:g} and {largest:g} and "
+                "positive radii above zero (low and high cut a normal prior)"
+            )
 
     def _components(self) -> Iterator[tuple[str, Any]]:
         for section in SECTIONS:
@@ -145,25 +164,6 @@ class ScenePriors(Frozen):
 def _parameters(component: Any) -> Mapping[str, Parameter]:
     role = "light" if hasattr(component, "amplitude") else "mass"
     return specification.profile_of(role, component.kind).parameters
-
-
-def _check_prior(path: str, symbol: str, parameter: Parameter, value: Any) -> None:
-    """Raise ConfigError if a value is missing, or can lie outside the range in which the profile is computed."""
-    if value is None:
-        if symbol not in _ZERO_BY_DEFAULT:
-            raise ConfigError(f"{path} is missing; give a number, a prior or the name of another parameter")
-        return
-    if isinstance(value, str):
-        return
-    low, high = value.bounds()
-    smallest, largest = specification.range_of(symbol, parameter)
-    if symbol.startswith("centre"):
-        smallest, largest = -specification.LARGEST, specification.LARGEST
-    if not smallest <= low <= high <= largest or (symbol in ("theta_E", "R_e", "R_s", "r_t") and low <= 0):
-        raise ConfigError(
-            f"{path} can lie between {low:g} and {high:g}; keep it within {smallest:g} and {largest:g} and positive "
-            "radii above zero (low and high cut a normal prior)"
-        )
 
 
 def _check_brightness(name: str, component: Any) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from darklens.errors import ConfigError
 from darklens.populations.population import Population
 from darklens.simulate.backend import Backend, check, renderer
 from darklens.simulate.detection import observe
@@ -36,7 +37,8 @@ def simulate_batch(
         on the batch or the number of threads. On a GPU they depend on the device.
 
     Raises:
-        ConfigError: For the compiled backend without a C++ compiler.
+        ConfigError: For the compiled backend without a C++ compiler, or if an image is not finite, as are images
+            without contrast that are to be scaled to their range.
     """
     check(backend)
     on, n = torch.device(device), population.field.n_pixels
@@ -54,6 +56,12 @@ def simulate_batch(
                 numbers = [indices[i] for i in padded.tolist()]
                 images = observe(population, rate, value, seed=seed, indices=numbers, expand=batch_renderer.expand)
                 out[batch.cpu().numpy()] = images[: len(batch)].cpu().numpy()
+    bad = ~np.isfinite(out).all((1, 2, 3))
+    if bad.any():
+        raise ConfigError(
+            f"{population.name}: image {indices[int(bad.argmax())]} is not finite or has no contrast; check the "
+            "brightness, the sky, the noise and the masses of the population."
+        )
     return out, {"label": np.array([label_of(population, i) for i in indices], dtype=np.int64), **truth}
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from darklens.errors import ConfigError
 from darklens.physics import light
 from darklens.populations import galaxies
 from darklens.populations.light_models import ImageLight, SersicLight
@@ -72,7 +73,11 @@ def label_of(population: Population, index: int) -> int:
 
 
 def draw(population: Population, seed: int, indices: Sequence[int]) -> Truth:
-    """Return the true parameters of images: columns of shape (b,), or (b, k) for k masses; units as in `columns`."""
+    """Return the true parameters of images: columns of shape (b,), or (b, k) for k masses; units as in `columns`.
+
+    Raises:
+        ConfigError: If `conserve_mass` leaves no mass to a lens.
+    """
     n, sampler = len(indices), PriorSampler(seed, indices)
     smooth, theta_E = _smooth_lens(population, seed, indices)
     truth: Truth = {**smooth, "exposure": _exposure(population.noise, sampler, n)}
@@ -89,6 +94,8 @@ def draw(population: Population, seed: int, indices: Sequence[int]) -> Truth:
             cells = (rows, slice(values.shape[1])) if values.ndim == 2 else rows
             truth[column][cells] = values
     truth["theta_E"] = _without_mass(population, truth, theta_E, inside) if population.conserve_mass else theta_E
+    if not (truth["theta_E"] > 0).all():  # NaN where the power of a negative mass is taken
+        raise ConfigError(f"{population.name}: the substructure has more mass than the lens; make it less massive.")
     if population.scene is not None and f"{population.scene.main_lens}.theta_E" in truth:
         truth[f"{population.scene.main_lens}.theta_E"] = truth["theta_E"]
     return {name: truth[name] for name in columns(population)}
@@ -102,7 +109,8 @@ def _without_mass(population: Population, truth: Truth, theta_E: PerImage, insid
     if population.scene is None:
         return np.asarray(theta_E - inside / theta_E)
     slope = population.scene.value("slope", truth, 2.0)
-    return np.asarray((theta_E ** (slope - 1) - inside * theta_E ** (slope - 3)) ** (1 / (slope - 1)))
+    with np.errstate(invalid="ignore"):
+        return np.asarray((theta_E ** (slope - 1) - inside * theta_E ** (slope - 3)) ** (1 / (slope - 1)))
 
 
 def _smooth_lens(population: Population, seed: int, indices: Sequence[int]) -> tuple[Truth, PerImage]:
