@@ -690,7 +690,8 @@ def work(seed, first, last, folder):
             verdict = "refused"
             begins = str(error).startswith(f"{path}: ")
             if kind in read:
-                begins = kind == "list" or str(folder) in str(error)  # a list's message names the entry
+                # A list's message names the entry, that of a simulation the population.
+                begins = kind == "list" or str(folder) in str(error) or str(error).startswith("lenses: ")
             if "\n" in str(error) or not begins:
                 verdict = f"finding: not one sentence: {str(error)[:200]!r}"
             if isinstance(error.__context__, MemoryError):

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from darklens.config import ClassName, Frozen
 from darklens.errors import InputError
@@ -55,6 +55,14 @@ class StoreIndex(Frozen):
     version: str
     columns: dict[str, str] = Field(default_factory=dict, description="unit and meaning of the truth columns")
     shards: list[Shard] = Field(min_length=1)
+
+    @field_validator("population")
+    @classmethod
+    def _has_a_name(cls, population: dict[str, Any] | None) -> dict[str, Any] | None:
+        name = population.get("name") if population else ""
+        if not (isinstance(name, str) and name.isprintable()):
+            raise ValueError("needs a name without control characters")
+        return population
 
 
 class Store:

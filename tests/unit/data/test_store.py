@@ -150,6 +150,8 @@ def test_a_table_that_decompresses_to_more_than_its_limit_is_not_read(store, mon
         ({"shards": []}, "shards"),
         ({"extra": 1}, "extra"),
         ({"n_pixels": "x"}, "n_pixels"),
+        ({"population": {"version": 1}}, "population: .* needs a name"),
+        ({"population": {"name": "\x1b[31m"}}, "population: .* needs a name"),
     ],
 )
 def test_an_invalid_index_is_an_error(store, change, sentence):
