@@ -18,6 +18,7 @@ Writes results/fuzz.json; --first continues an earlier run and adds to its count
 import argparse
 import base64
 import bz2
+import codecs
 import copy
 import gzip
 import io
@@ -638,6 +639,7 @@ def readers(folder, files):
         if not all(np.isfinite(array).all() for array in values) or truth["theta_E"].min() <= 0:
             raise NonsenseError("a population has values that are not finite")
 
+    codecs.lookup("raw_unicode_escape")  # read from disk at its first use
     os.chdir(folder)
     return {
         **{name: option(name) for name in valid},

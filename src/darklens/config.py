@@ -288,7 +288,8 @@ def keys_in_file(tree: Any, loc: tuple[str | int, ...]) -> list[str]:
     """Return the keys of a pydantic location as they are in the file, without the kinds that pydantic inserts."""
     keys: list[str] = []
     for i, part in enumerate(loc):
-        is_key = (isinstance(tree, dict) and part in tree) or (isinstance(tree, list) and isinstance(part, int))
+        is_item = isinstance(tree, list) and isinstance(part, int) and part < len(tree)
+        is_key = is_item or (isinstance(tree, dict) and part in tree)
         if is_key:
             tree = tree[part]
         elif i < len(loc) - 1 or not isinstance(tree, dict) or tree.get("kind") == part:

@@ -94,6 +94,7 @@ def many(n):
 CIRCLE = {"centre_x": "epl.centre_y", "centre_y": "epl.centre_x"}
 LIES = {
     "another shape": (psf(shape=[3, 4]), "do not have its shape"),
+    "half a shape": (psf(shape=[3]), "psf.shape"),
     "an empty shape": (psf(shape=[0, 0], values=""), "need a shape of 1 to 513 pixels"),
     "a negative shape": (psf(shape=[-3, -3]), "need a shape of 1 to 513 pixels"),
     "a huge shape": (psf(shape=[10**9, 10**9]), "need a shape of 1 to 513 pixels"),
@@ -135,6 +136,24 @@ def test_a_lie_is_one_sentence(bundle, tmp_path, lie):
         Bundle.load(folder)
     message = str(error.value)
     assert message.startswith(f"{folder / 'bundle.json'}: ") and "\n" not in message and len(message) < 1500
+
+
+def test_a_contract_without_a_population_is_not_completed(bundle, tmp_path):
+    shutil.copytree(bundle, tmp_path / "b")
+    tree = json.loads((tmp_path / "b" / "bundle.json").read_text())
+    k_network = {"kind": "sis_autoencoder", "k_network": {"kind": "macro_fit"}}
+    for model in (
+        tree["model"],
+        {"kind": "unrolled_residual"},
+        k_network,
+        {"kind": "ensemble", "members": [tree["model"]]},
+    ):
+        tree["model"] = {key: value for key, value in model.items() if key != "population"}
+        for member in tree["model"].get("members", []):
+            member.pop("population", None)
+        (tmp_path / "b" / "bundle.json").write_text(json.dumps(tree))
+        with pytest.raises(InputError, match="model: population must be a mapping, not a name"):
+            Bundle.load(tmp_path / "b")
 
 
 def test_a_huge_contract_is_not_read(bundle, tmp_path):

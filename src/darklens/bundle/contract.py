@@ -11,8 +11,18 @@ from darklens.calibration import Calibration
 from darklens.config import ClassName, Frozen
 from darklens.data.preprocess import Preprocess
 from darklens.fit.cache import fit_settings_of
+from darklens.models.base import DEFAULT_POPULATION, OnPopulation
 from darklens.models.ensemble import AnySystemConfig, Ensemble, EnsembleConfig
-from darklens.models.zoo import Task, build, task_of
+from darklens.models.macro_fit_k import MacroFitConfig
+from darklens.models.zoo import SYSTEMS, Task, build, task_of
+
+
+def _default_population(part: dict[str, Any]) -> str | None:
+    """Return the name of the population that a part of a system without one would fit; None if it fits none."""
+    kind = part.get("kind")
+    known = SYSTEMS[kind].settings if isinstance(kind, str) and kind in SYSTEMS else None
+    settings = MacroFitConfig if kind == "macro_fit" else known
+    return DEFAULT_POPULATION if settings is not None and issubclass(settings, OnPopulation) else None
 
 
 class Contract(Frozen):
@@ -94,8 +104,9 @@ class Contract(Frozen):
         """Reject populations by name: a name can be a path, and a bundle must not read files outside its folder."""
         members = (tree.get("members") or [tree]) if isinstance(tree, dict) else []
         parts = [*members, *(m.get("k_network") for m in members if isinstance(m, dict))]
-        if any(isinstance(part, dict) and isinstance(part.get("population"), str) for part in parts):
-            raise ValueError("population must be a mapping, not a name")
+        for part in parts:
+            if isinstance(part, dict) and isinstance(part.get("population", _default_population(part)), str):
+                raise ValueError("population must be a mapping, not a name")
         return tree
 
     @classmethod

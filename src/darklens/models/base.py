@@ -15,6 +15,7 @@ from darklens.fit.features import FitFeatures
 from darklens.populations.population import Population
 from darklens.populations.psf_models import ImagePSF
 
+DEFAULT_POPULATION = "common-test-i"
 Inputs = Tensor | FitFeatures
 """What a network takes: images (b, 1, n, n), or the features of fits where its settings have `fit_settings`."""
 
@@ -145,7 +146,7 @@ class OnPopulation(Frozen):
         """Replace a population's name by its contents with the overrides applied."""
         if not isinstance(tree, dict):
             return tree
-        population = tree.get("population", "common-test-i")
+        population = tree.get("population", DEFAULT_POPULATION)
         if not isinstance(population, str):
             return tree
         return tree | {"population": populations.get(population, tuple(tree.get("overrides", ()))), "overrides": ()}

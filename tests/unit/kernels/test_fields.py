@@ -1,5 +1,6 @@
 """Compiled functions of position against PyTorch."""
 
+import os
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ from darklens.compilation import compiler
 from darklens.errors import ConfigError
 from darklens.kernels import fields
 from darklens.kernels.fields import Recipe, compile_fields
+from darklens.kernels.library import is_private
 
 needs_compiler = pytest.mark.skipif(compiler(("g++", "clang++")) is None, reason="no C++ compiler")
 ONE = torch.full((1, 1, 1), 0.5)
@@ -118,3 +120,51 @@ def test_a_failing_compiler_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(ConfigError, match=r"^A test failed: .*g\+\+ could not compile"):
         compile_fields(recipes(["sign"]), "A test", "wait")
+
+
+def to_nobody(path):
+    if os.geteuid():
+        pytest.skip("only root can give files away")
+    os.chown(path, 65534, 65534)
+
+
+def as_link(path):
+    path.symlink_to(path.rename(path.parent.parent / "elsewhere.so"))
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "plant",
+    [
+        to_nobody,
+        as_link,
+        lambda path: path.chmod(0o666),
+        lambda path: path.parent.chmod(0o777),
+        lambda path: path.write_bytes(path.read_bytes()[:-1000]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.unlink() or os.mkfifo(path),
+    ],
+    ids=["of another user", "a link", "writable", "in a writable folder", "truncated", "empty", "a FIFO"],
+)
+def test_a_scene_that_others_may_have_written_is_compiled_again(tmp_path, monkeypatch, plant):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "darklens"
+
+    def value(name):
+        return float(
+            compile_fields({"f": recipes([name])[f"f_{name}"]}, "A test", "wait")["f"](
+                torch.ones(1, 2), x=ONE[0, 0], y=ONE[0, 0]
+            )
+        )
+
+    assert value("fixed") == 1
+    (wrong,) = folder.iterdir()
+    content = wrong.read_bytes()
+    wrong.unlink()
+    assert value("constant") == 2.5
+    (cached,) = folder.iterdir()
+    cached.unlink()  # it is mapped into this process
+    cached.write_bytes(content)  # another library, with its digest
+    plant(cached)
+    assert value("constant") == 2.5
+    assert cached.is_fifo() or (is_private(cached) and is_private(folder))

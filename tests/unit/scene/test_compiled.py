@@ -122,6 +122,22 @@ def test_one_compilation_serves_all_values(monkeypatch, tmp_path):
     assert len(list((tmp_path / "darklens").glob("scene-*.so"))) == 1
 
 
+@needs_compiler
+def test_no_text_of_a_scene_enters_its_code(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiled._functions.cache_clear()
+    codes, build = [], fields.compile_library
+
+    def recorded(path, flags, code, target):
+        codes.append(code)
+        build(path, flags, code, target)
+
+    monkeypatch.setattr(fields, "compile_library", recorded)
+    CompiledScene(Scene(SIS(name='evil"; system("ls'), Sersic(name="evil\n#include </etc/passwd>")))
+    (code,) = codes
+    assert "evil" not in code and "passwd" not in code
+
+
 NAMES = ("epl-shear-multipoles+light", "sie+mge")  # together they have all profiles of the named scenes
 MASSES = [NFW(), TNFW(), PseudoJaffe(), PointMass(), LineMass()]
 MASSES += [profile_of(kind)(Redshifts()) for kind in ("tnfw", "tnfw_free", "point", "line")]
