@@ -271,7 +271,7 @@ def _sentence(name: str, schema: type[Frozen], tree: Any, error: ValidationError
         else:
             problem = "unknown key" + (f"; did you mean {matches[0]!r}?" if matches else "; remove it")
     elif first["type"] == "missing":
-        problem = "this key is required"
+        problem = "too few values" if isinstance(first["loc"][-1], int) else "this key is required"
     elif "input" in first and not isinstance(first["input"], dict | list):
         problem = f"{problem}, got {shortened(repr(first['input']))}"
     more = f" ({len(problems) - 1} more problem{'s' if len(problems) > 2 else ''})" if len(problems) > 1 else ""

@@ -70,7 +70,7 @@ def test_overrides_fix_free_and_share_parameters():
         ("elp.slope=2", r"there is no component 'elp'; did you mean 'epl'\?$"),
         ("mass.halo={kind: nwf}", r"mass.halo: Unknown kind 'nwf': did you mean 'nfw'\?$"),
         ("epl.centre_x=shear.x", "There is no parameter 'shear.x' to share"),
-        ("epl.slope={prior: [2]}", r"mass.epl.slope.prior: Field required"),
+        ("epl.slope={prior: [2]}", r"mass.epl.slope.prior: too few values\.$"),
         ("epl.e1=round", "the name of another parameter"),
         ("epl.e1=true", "the name of another parameter"),
         ("multipole4.m=5", "m is 1, 3 or 4, got 5"),
