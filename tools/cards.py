@@ -73,9 +73,13 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 def population_card(name: str) -> str:
     population, own = populations.get(name), words(name)
     kinds = [spec.kind for spec in population.classes.values()]
+    masses = (
+        [component.kind for component in population.scene.mass.values()]
+        if population.scene
+        else ["sis" if population.lens.is_round else "sie", "shear"]
+    )
     terms = [
-        "sis" if population.lens.is_round else "sie",
-        "shear",
+        *dict.fromkeys(masses),
         "sersic",
         *dict.fromkeys(kinds),
         population.noise.kind,
@@ -84,7 +88,7 @@ def population_card(name: str) -> str:
     equations = bullets([known[term] for term in terms if term in known])
     priors = [
         [f"`{key}`", text, meaning]
-        for part in ("field", "psf", "lens", "lens_light", "source", "classes", "noise")
+        for part in ("field", "psf", "lens", "lens_light", "source", "scene", "classes", "noise")
         for key, text, meaning in settings(getattr(population, part), part)
     ]
     flags = f"`conserve_mass: {str(population.conserve_mass).lower()}`, stored as `{population.stored}`"
@@ -109,9 +113,10 @@ def settings(value: Any, key: str, meaning: str = "") -> list[tuple[str, str, st
     if isinstance(value, BaseModel) and not isinstance(value, Constant | Uniform | PowerLaw | Normal | LogNormal):
         described = type(value).model_fields
         rows = [(key, f"`{value.kind}`", (type(value).__doc__ or "").split("\n")[0])] if hasattr(value, "kind") else []
-        for name, item in value:
+        for name, field in described.items():
+            item = getattr(value, name)
             if name != "kind" and item is not None:
-                rows += settings(item, f"{key}.{name}", described[name].description or "")
+                rows += settings(item, f"{key}.{name}", field.description or "")
         return rows
     return [] if value is None else [(key, prior(value), meaning)]
 
