@@ -85,9 +85,9 @@ def test_ctrl_c_is_one_sentence_and_leaves_whole_shards_only(tmp_path):
     words = [*killing.words(tmp_path / "s", n_per_class=20_000), *killing.WORKERS]
     run = start_command(words, tmp_path / "errors")
     try:
-        killing.wait_until(lambda: killing.entries(tmp_path / "s"))
+        killing.wait_until(lambda: killing.entries(tmp_path / "s"), 120)
         os.killpg(run.pid, signal.SIGINT)
-        run.join(60)
+        run.join(120)
     finally:
         if run.is_alive():
             os.killpg(run.pid, signal.SIGKILL)
