@@ -1,5 +1,6 @@
 """`darklens predict` with a PSF, a noise map and a mask: used, or a reason for the verdict `unknown`; never ignored."""
 
+import base64
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from commandline import darklens, rows_of
 
 from darklens.data.noise_estimate import noise_variance
 from darklens.populations.population import get
-from darklens.populations.psf_models import GaussianPSF
+from darklens.populations.psf_models import GaussianPSF, ImagePSF
 from darklens.predict.auxiliary import psf_difference
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "common-test-i" / "no"
@@ -77,3 +78,12 @@ def test_the_width_is_free_where_fits_determine_it():
     assert psf_difference(kernel, GaussianPSF(sigma=0.087), 0.05) > 0.1
     assert psf_difference(kernel, GaussianPSF(sigma=0.087, known=False), 0.05) < 0.02
     assert psf_difference(gaussian(0.087), GaussianPSF(sigma=0.087), 0.05) < 1e-6
+
+
+def test_a_psf_is_compared_with_the_image_of_the_population():
+    values = gaussian(0.087).astype("<f4")
+    psf = ImagePSF(values=base64.b64encode(values.tobytes()).decode(), shape=values.shape)
+    assert psf_difference(gaussian(0.087), psf, 0.05) < 1e-6
+    assert psf_difference(np.pad(gaussian(0.087), 4), psf, 0.05) < 1e-6  # zeros around it change nothing
+    assert psf_difference(gaussian(0.12), psf, 0.05) > 0.3
+    assert psf_difference(np.roll(gaussian(0.087), 1, 0), psf, 0.05) > 0.1

@@ -19,6 +19,13 @@ GAUSSIAN = {"kind": "gaussian", "sigma": 0.09, "known": False}
 MASSES = {"smooth": [], "points": [0.01, 0.33, 0.21, 0.02, -0.4, 0.5], "line": [0.05, 0.1, 0.2, 0.7, 0.1]}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _small_bank():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("darklens.fit.fitter._BANK", 1024)
+        yield
+
+
 @pytest.fixture(scope="module", params=["image", "gaussian"])
 def population(request, tmp_path_factory):
     changes = {"psf": GAUSSIAN} if request.param == "gaussian" else {}
@@ -73,6 +80,18 @@ def test_smooth_lenses_are_fitted_to_the_noise(population):
     assert (fit.reduced_chi2 < 1.2).all() and fit.reduced_chi2.median() < 1.1
     theta_E = fit.parameters[:, fit.names.index("theta_E")]
     torch.testing.assert_close(theta_E, torch.from_numpy(truth["theta_E"]).float(), rtol=0.005, atol=0)
+
+
+def test_fits_start_near_the_arcs_whatever_the_lens_light(tmp_path):
+    scene = copy.deepcopy(TREE["scene"])
+    scene["lens_light"]["bulge"] |= {"amplitude": {"kind": "uniform", "low": 600, "high": 2000}, "e1": -0.2}
+    population = survey(tmp_path, scene=scene)
+    images, truth = simulate_batch(population, 5, [0, 3, 6, 9])
+    fitter = Fitter(population)
+    start = fitter.nearest(torch.from_numpy(images)[:, 0])[0]
+    for name, error in (("theta_E", 0.1), ("source_x", 0.1), ("source_y", 0.1), ("light_ln_amplitude", 0.5)):
+        column = fitter.lens.names.index(name)
+        torch.testing.assert_close(start[:, column], fitter.lens.from_truth(truth)[:, column], rtol=0, atol=error)
 
 
 def test_each_class_is_fitted_best_by_its_hypothesis(tmp_path):
