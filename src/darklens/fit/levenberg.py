@@ -111,12 +111,13 @@ def minimise(
         state.curvature = curvature
         dampings = torch.stack([active.damping, torch.full_like(active.damping, _SMALLEST_DAMPING)])
         step, undamped = _step_within_bounds(model, state.parameters, curvature, rhs, dampings).to(parameters)
-        # Of the step within the bounds: faint light would predict a large reduction beyond them. A step that bounds or
-        # its largest length bend far uphill counts as a large reduction: the fit has not converged.
+        # Of the step within the bounds: faint light would predict a large reduction beyond them.
         bounded_step = (model.apply_step(state.parameters, undamped) - state.parameters).double()
         state.predicted_reduction = (
-            (bounded_step * (2 * rhs - (curvature @ bounded_step[:, :, None])[..., 0])).sum(1).abs().to(parameters)
+            (bounded_step * (2 * rhs - (curvature @ bounded_step[:, :, None])[..., 0])).sum(1).to(parameters)
         )
+        if model.goes_on_after_cut_steps:
+            state.predicted_reduction = state.predicted_reduction.abs()
         if skip_last_step:
             finished = state.predicted_reduction < TOLERANCE
             if bool(finished.all()):

@@ -131,6 +131,14 @@ class Model:
             1,
         )
 
+    @property
+    def goes_on_after_cut_steps(self) -> bool:
+        """Whether a step that its largest length turns uphill counts as far from convergence.
+
+        Otherwise the fit stops there. The shipped models are calibrated with fits that do.
+        """
+        return isinstance(self.lens, SceneLens)
+
     def blocked(self, parameters: FitParameters, step: FitParameters) -> Bool[Tensor, "b q"] | None:
         """Return which parameters are at a bound that a step would cross; None if the lens does not tell."""
         if not isinstance(self.lens, SceneLens):

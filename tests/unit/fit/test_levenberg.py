@@ -25,6 +25,10 @@ class Arctangent(Model):
     def apply_step(self, parameters, step):
         return parameters + step
 
+    @property
+    def goes_on_after_cut_steps(self):
+        return True
+
     def blocked(self, parameters, step):
         return None
 
