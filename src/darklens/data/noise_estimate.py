@@ -15,6 +15,9 @@ _SMOOTHING = 7  # side of the box that estimates the mean brightness, pixels
 
 Images = Float[Tensor, "b 1 n n"]
 
+_MEDIAN_OF_SQUARE = 0.4549  # of a standard normal deviate
+_SMALLEST_PART = 0.3  # of the variance of faint pixels
+
 
 def noise_variance(images: Images) -> Images:
     """Return the noise variance of each pixel, a + b times the brightness, in squared units of the image.
@@ -39,4 +42,8 @@ def noise_variance(images: Images) -> Images:
         b = (weight * (x - centre_x) * (y - centre_y)).sum(1, keepdim=True) / spread.clamp_min(1e-30)
         b = b.clamp_min(0)
         a = centre_y - b * centre_x
+    # Structure of bright light can make a negative. The noise of the faint half of the pixels is a lower limit.
+    faint = x.argsort(1)[:, : x.shape[1] // 2]
+    darkest = y.gather(1, faint).median(1, keepdim=True).values / _MEDIAN_OF_SQUARE
+    floor = torch.maximum(floor, _SMALLEST_PART * darkest)
     return (a[..., None, None] + b[..., None, None] * mean).clamp_min(floor[..., None, None])

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from darklens import populations
 from darklens.data.contrast import HALF_WIDTH
+from darklens.fit.arc_starts import ArcBank, nearest_arcs
 from darklens.fit.detector import Detector, ImagePSFDetector, detector_of
 from darklens.fit.model import FitParameters, Kind, Model
 from darklens.fit.noise import Noise
 from darklens.fit.scene_lens import SceneLens
 from darklens.fit.smooth import SmoothLens
 from darklens.populations.population import Field2D, Population
+from darklens.scene import imaging
 from darklens.simulate.truth import draw
 
 Images = Float[Tensor, "b n n"]
@@ -22,6 +24,7 @@ Images = Float[Tensor, "b n n"]
 _BLOCK = 0.1  # arcsec, largest side of a fitted block of pixels; samples a PSF of 0.087 arcsec
 _BANK = 8192  # number of smooth lenses in the bank
 _BANK_ARCSEC = 0.25  # largest pixel of the bank's images
+_BANK_SAMPLES = 2  # along a side of these pixels, of arcs and lens light
 N_STARTS = 4
 _CPU = torch.device("cpu")
 
@@ -89,6 +92,8 @@ class Fitter:
 
     def nearest(self, images: Images) -> list[FitParameters]:
         """Return the parameters of the best matches in the bank, with their scale and offset, best first."""
+        if isinstance(self.lens, SceneLens) and self.lens.light_scene is not None:
+            return nearest_arcs(images, self.lens, self._arc_bank, self._large_pixels, N_STARTS)
         parameters, bank_mean, bank_norm, bank = self._bank
         small = block_means(images, coarser_field(self.population.field, _BANK_ARCSEC).n_pixels).flatten(1)
         mean = small.mean(1)
@@ -99,6 +104,25 @@ class Fitter:
             offset = mean - scale * bank_mean[rows]
             starts.append(torch.cat([parameters[rows], scale.log()[:, None], offset[:, None]], 1))
         return starts
+
+    @cached_property
+    @torch.inference_mode(False)  # cached tensors must also serve in training
+    def _large_pixels(self) -> imaging.Detector:
+        """The whole detector with the pixels of the bank, sampled twice along each side."""
+        population, field = self.population, coarser_field(self.population.field, _BANK_ARCSEC)
+        psf = population.psf.kernel(population.field.pixel_scale).binned(population.field.n_pixels // field.n_pixels)
+        return imaging.Detector((field.n_pixels, field.n_pixels), field.pixel_scale, psf, supersample=_BANK_SAMPLES)
+
+    @cached_property
+    @torch.inference_mode(False)  # cached tensors must also serve in training
+    def _arc_bank(self) -> ArcBank:
+        """Lenses drawn from the population, and the images of their sources."""
+        assert isinstance(self.lens, SceneLens)
+        truth = draw(self.population, 1, range(_BANK))
+        order = truth["theta_E"].argsort()
+        parameters = self.lens.bounded(self.lens.from_truth({name: column[order] for name, column in truth.items()}))
+        chunks = torch.split(parameters.to(self.device), 256)
+        return ArcBank(torch.cat(chunks), torch.cat([self.lens.arcs(part, self._large_pixels) for part in chunks]))
 
     @cached_property
     @torch.inference_mode(False)  # cached tensors must also serve in training

@@ -12,6 +12,7 @@ from darklens.fit.noise import Gain, Maps, Noise
 TOLERANCE = 0.05  # predicted reduction of the deviance below which a fit has converged
 _DAMPING, _DAMPING_DECREASE, _DAMPING_INCREASE, _LARGEST_DAMPING = 1e-2, 0.2, 6.0, 1e6
 _SMALLEST_DAMPING = 1e-6
+_BOUND_ROUNDS = 3  # in which further parameters may meet their bounds
 _GOOD_CHI2_PER_PIXEL = 1.1  # above, the minimum depends on the change of the derivatives with each step
 
 
@@ -109,11 +110,12 @@ def minimise(
         curvature, rhs = active.noise.normal_equations(state.slopes, active.images, state.model, fixed_gain)
         state.curvature = curvature
         dampings = torch.stack([active.damping, torch.full_like(active.damping, _SMALLEST_DAMPING)])
-        step, undamped = damped_step(curvature, rhs, dampings).to(parameters)
-        # Of the step within the bounds: faint light would predict a large reduction beyond them.
+        step, undamped = _step_within_bounds(model, state.parameters, curvature, rhs, dampings).to(parameters)
+        # Of the step within the bounds: faint light would predict a large reduction beyond them. A step that bounds or
+        # its largest length bend far uphill counts as a large reduction: the fit has not converged.
         bounded_step = (model.apply_step(state.parameters, undamped) - state.parameters).double()
         state.predicted_reduction = (
-            (bounded_step * (2 * rhs - (curvature @ bounded_step[:, :, None])[..., 0])).sum(1).to(parameters)
+            (bounded_step * (2 * rhs - (curvature @ bounded_step[:, :, None])[..., 0])).sum(1).abs().to(parameters)
         )
         if skip_last_step:
             finished = state.predicted_reduction < TOLERANCE
@@ -169,6 +171,26 @@ def _better(before: FitState, after: FitState, better: Bool[Tensor, " b"]) -> Fi
             if new is not old:
                 new[worse] = old[worse]
     return after
+
+
+def _step_within_bounds(
+    model: Model,
+    parameters: FitParameters,
+    curvature: Float[Tensor, "b q q"],
+    rhs: Float[Tensor, "b q"],
+    dampings: Float[Tensor, "d b"],
+) -> Float[Tensor, "d b q"]:
+    """Return the step for each damping, in which parameters at a bound that would cross it are kept."""
+    steps = damped_step(curvature, rhs, dampings)
+    for _ in range(_BOUND_ROUNDS):
+        blocked = model.blocked(parameters, steps[0])
+        if blocked is None or not bool(blocked.any()):
+            break
+        kept = blocked[:, :, None] | blocked[:, None]
+        curvature = torch.where(kept, torch.diag_embed(torch.ones_like(rhs)), curvature)
+        rhs = torch.where(blocked, 0.0, rhs)
+        steps = damped_step(curvature, rhs, dampings)
+    return steps
 
 
 def damped_step(

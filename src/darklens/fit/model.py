@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from darklens.constants import constant
@@ -130,6 +130,14 @@ class Model:
             ],
             1,
         )
+
+    def blocked(self, parameters: FitParameters, step: FitParameters) -> Bool[Tensor, "b q"] | None:
+        """Return which parameters are at a bound that a step would cross; None if the lens does not tell."""
+        if not isinstance(self.lens, SceneLens):
+            return None
+        p = self.n_smooth - 2
+        outside = self.lens.blocked(parameters[:, :p], step[:, :p])
+        return torch.cat([outside, torch.zeros_like(step[:, p:], dtype=torch.bool)], 1)
 
     def mirrored(self, parameters: FitParameters) -> FitParameters:
         """Return the parameters of the lens on the opposite side of its source, see `SmoothLens.mirrored`."""

@@ -1,10 +1,12 @@
 """The smooth lens of a population that is described by a scene, with the parameters that fits of hypotheses vary."""
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from darklens.fit.smooth import (
@@ -20,7 +22,9 @@ from darklens.fit.smooth import (
 from darklens.physics import optics
 from darklens.populations.population import Field2D, Population
 from darklens.populations.scene_priors import ScenePriors
-from darklens.scene.profiles import Free
+from darklens.scene.imaging import Detector
+from darklens.scene.profiles import Free, Setting
+from darklens.scene.scene import Scene
 from darklens.simulate import render
 from darklens.simulate.truth import draw
 
@@ -28,6 +32,7 @@ _N_DRAWS = 256  # lenses drawn to determine the spread of each parameter
 _SMALLEST_SPREAD = 1e-3
 _RANGE_MARGIN = math.log(2)  # by which logarithms may exceed the range of the population
 _AMPLITUDE_MARGIN = 3.0  # the same for faint amplitudes: lens light may almost vanish
+_FAINTEST = 1e-6  # brightness of lens light relative to the source
 _FEATURES = ("theta_E", "gamma1", "gamma2", "source_x", "source_y", *CENTRE)  # that every lens has, free or fixed
 
 
@@ -124,6 +129,51 @@ class SceneLens:
         ]
         return dict(zip(self._scene.names, self._scene.internal(torch.stack(values, 1)).unbind(1), strict=True))
 
+    @cached_property
+    def light_scene(self) -> Scene | None:
+        """The lens light alone; None if there is none. Parameters that it shares with the mass are free."""
+        profiles = []
+        for profile in self._scene.lens_light.profiles:
+            alone = copy.copy(profile)
+            alone.settings = {symbol: self._without_mass(setting) for symbol, setting in profile.settings.items()}
+            profiles.append(alone)
+        return Scene([], [], profiles) if profiles else None
+
+    def _without_mass(self, setting: Setting) -> Setting:
+        priors = self.population.scene
+        assert priors is not None
+        shared = isinstance(setting, str) and setting.partition(".")[0] not in priors.lens_light
+        return Free() if shared else setting
+
+    def with_light(
+        self, parameters: Parameters, internal: Float[Tensor, "b l"], amplitudes: Float[Tensor, "b a"]
+    ) -> Parameters:
+        """Return lenses with other lens light.
+
+        Args:
+            parameters: Parameters of the lenses.
+            internal: Internal parameters of `light_scene`.
+            amplitudes: Its amplitudes, in the unit of the population.
+        """
+        scene, changed = self.light_scene, parameters.clone()
+        assert scene is not None
+        for path, column in zip(scene.names, internal.unbind(1), strict=True):
+            free = self._scene.free_parameter(path)
+            if free is not None:
+                changed[:, self._scene.names.index(free)] = column
+        for path, amplitude in zip(scene.amplitude_names, amplitudes.unbind(1), strict=True):
+            name = path.partition(".")[0]
+            if name in self._varied:
+                ratio = (amplitude / self._amplitude.to(amplitude)).clamp_min(_FAINTEST)
+                changed[:, len(self._scene.names) + self._varied.index(name)] = ratio.log()
+        return self.bounded(changed)
+
+    def arcs(self, parameters: Parameters, detector: Detector) -> Float[Tensor, "b n n"]:
+        """Return noise-free images of the source alone."""
+        complete, amplitudes = self._split(parameters)
+        planes = self._scene.planes(complete, *detector.positions(parameters), lens_light=False)
+        return detector.observe((planes * amplitudes[:, : planes.shape[1], None, None]).sum(1))
+
     def images(self, parameters: Parameters, field: Field2D | None = None) -> Float[Tensor, "b n n"]:
         """Return noise-free images without sky, with a Gaussian of the width of the PSF."""
         chosen = field or self.population.field
@@ -174,6 +224,11 @@ class SceneLens:
     def bounded(self, parameters: Parameters) -> Parameters:
         """Return the parameters clamped to their bounds, which are those of the scene or of the population."""
         return torch.maximum(torch.minimum(parameters, self._high.to(parameters)), self._low.to(parameters))
+
+    def blocked(self, parameters: Parameters, step: Parameters) -> Bool[Tensor, "b p"]:
+        """Return which parameters are at a bound that a step would cross."""
+        low, high = (bound.to(parameters) for bound in (self._low, self._high))
+        return ((parameters <= low) & (step < 0)) | ((parameters >= high) & (step > 0))
 
     def mirrored(self, parameters: Parameters) -> Parameters:
         """Return lenses on the opposite side of the source, as `SmoothLens.mirrored`. Requires a free centre."""

@@ -70,6 +70,8 @@ class Detector:
 
     def observe(self, light: Float[Tensor, "*planes height width"]) -> Float[Tensor, "*planes rows columns"]:
         """Return the mean surface brightness in each pixel, from the brightness sampled at `x` and `y`."""
+        if not light.numel():  # of which there is no FFT
+            return light.new_zeros(*light.shape[:-2], *self.shape)
         planes = _block_mean(light, self._before)
         return planes if self.psf is None else self._convolve(planes)
 

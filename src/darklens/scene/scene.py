@@ -228,12 +228,12 @@ class Scene:
             column.clamp_min(1e-12).log() if p.log else column
             for p, column in zip(self.free, parameters.unbind(1), strict=True)
         ]
-        return torch.stack(columns, 1)
+        return torch.stack(columns, 1) if columns else parameters
 
     def external(self, internal: Parameters) -> Parameters:
         """Return the parameters for internal values."""
         columns = [column.exp() if p.log else column for p, column in zip(self.free, internal.unbind(1), strict=True)]
-        return torch.stack(columns, 1)
+        return torch.stack(columns, 1) if columns else internal
 
     def bounds(self, like: Tensor) -> tuple[Float[Tensor, " p"], Float[Tensor, " p"]]:
         """Return lower and upper bounds of the internal values."""

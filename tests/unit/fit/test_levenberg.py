@@ -25,6 +25,9 @@ class Arctangent(Model):
     def apply_step(self, parameters, step):
         return parameters + step
 
+    def blocked(self, parameters, step):
+        return None
+
 
 class LeastSquares(Noise):
     """Noise of 0.01 in the one pixel."""
@@ -50,3 +53,36 @@ def test_a_step_that_fits_worse_is_refused():
     deviances += [minimise(Arctangent(), images, noise, start, steps=steps).deviance for steps in range(1, 6)]
     assert (torch.stack(deviances).diff(dim=0) <= 0).all()
     assert minimise(Arctangent(), images, noise, start, steps=50).parameters.abs().max() < 0.01
+
+
+class Valley(Arctangent):
+    """A linear model of two nearly degenerate parameters, whose steps are cut to different lengths."""
+
+    DIRECTIONS = torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[0.99, 0.141], [0.0, 0.0]]])
+
+    def light(self, parameters):
+        return (parameters[:, :, None, None] * self.DIRECTIONS).sum(1)
+
+    def expected(self, parameters):
+        return self.light(parameters), self.DIRECTIONS.expand(len(parameters), -1, -1, -1)
+
+    def apply_step(self, parameters, step):
+        longest = torch.tensor([0.1, 1.0])
+        return parameters + torch.maximum(torch.minimum(step, longest), -longest)
+
+
+class SumOfSquares(LeastSquares):
+    """Unit noise in all pixels."""
+
+    def deviance(self, images, model, gain):
+        return (images - model).square().sum((1, 2))
+
+    def normal_equations(self, slopes, images, model, gain):
+        flat = slopes.flatten(2).double()
+        return flat @ flat.mT, (flat @ (images - model).flatten(1).double()[:, :, None])[..., 0]
+
+
+def test_a_fit_whose_step_is_cut_to_an_uphill_one_has_not_converged():
+    start = torch.tensor([[25.4, -24.6]])  # the minimum is at zero
+    fit = minimise(Valley(), torch.zeros(1, 2, 2), SumOfSquares(), start, steps=1)
+    assert fit.predicted_reduction > 0.5 and fit.deviance > 0.1

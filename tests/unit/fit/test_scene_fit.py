@@ -189,6 +189,16 @@ def test_another_einstein_radius_that_fits_almost_as_well_is_a_warning(reference
     assert warning == "theta_E = 0.8 fits almost as well: its chi2 is 24 higher"
 
 
+def test_lens_light_of_a_fixed_shape_is_fitted():
+    light = Sersic(R_e=0.3, n=1.0, e1=0.0, e2=0.0, centre_x=0.0, centre_y=0.0, core=0.01)
+    scene = Scene(SCENE.mass, SCENE.source, light)
+    detector = Detector((N, N), SCALE, PSF.image(KERNEL, pixel_scale=SCALE))
+    image = scene.image(TRUTH, {"source.amplitude": 1.0, "light.amplitude": 2.0}, detector)
+    result = fit(observed(image + np.random.default_rng(0).normal(0, NOISE, (N, N))), scene)
+    assert result.amplitudes["light.amplitude"] == pytest.approx(2.0, rel=0.02)
+    assert result.theta_E == pytest.approx(1.0, rel=0.01)
+
+
 def test_a_compiled_fit_on_another_device_is_one_sentence():
     with pytest.raises(ConfigError, match="runs on the CPU, not on cuda"):
         fit(observed(), SCENE, device="cuda", compiled=True)
