@@ -13,11 +13,9 @@ from torch import Tensor
 from darklens.data.noise_estimate import noise_variance
 from darklens.fit.scene_lens import SceneLens
 from darklens.fit.scene_solver import Data, Solver
+from darklens.fit.scene_starts import LIGHT_ERROR, fit_light
 from darklens.scene.imaging import Detector
 
-_LIGHT_STEPS, _LIGHT_ROUNDS = 15, 3  # of the fit of the lens light
-_OUTLIER = 3.0  # residual in units of the noise at which a pixel has half its weight in that fit
-_LIGHT_ERROR = 0.05  # relative error of the lens light assumed in the comparison with the bank
 _DARKEST = 10  # one pixel in so many has no light
 _BINS = 8  # of the Einstein radius: the best arcs of each are candidates
 
@@ -57,10 +55,11 @@ def nearest_arcs(
     dark = small.flatten(1).sort(1).values[:, : m * m // _DARKEST]
     offset = dark.mean(1)
     pixels = small - offset[:, None, None]
-    internal, amplitudes, model = _light(lens, detector, Data(pixels, 1 / variance))
-    weight = 1 / (variance + (_LIGHT_ERROR * model) ** 2)
+    assert lens.light_scene is not None
+    light = fit_light(Solver(lens.light_scene, detector), Data(pixels, 1 / variance))
+    weight = 1 / (variance + (LIGHT_ERROR * light.model) ** 2)
     arcs = bank.arcs.flatten(1)
-    projected = (weight * (pixels - model)).flatten(1) @ arcs.T
+    projected = (weight * (pixels - light.model)).flatten(1) @ arcs.T
     norm = weight.flatten(1) @ (arcs**2).T
     gain = projected.clamp_min(0) ** 2 / norm.clamp_min(torch.finfo(norm.dtype).tiny)
     by_bin = torch.stack([part.max(1).values for part in gain.tensor_split(_BINS, 1)], 1)
@@ -71,25 +70,6 @@ def nearest_arcs(
     starts = []
     for k in best.unbind(1):
         scale = (projected[rows, k] / norm[rows, k]).clamp_min(1e-6)
-        smooth = lens.with_light(bank.parameters[k], internal, amplitudes / scale[:, None])
+        smooth = lens.with_light(bank.parameters[k], light.internal, light.amplitudes / scale[:, None])
         starts.append(torch.cat([smooth, scale.log()[:, None], offset[:, None]], 1))
     return starts
-
-
-def _light(
-    lens: SceneLens, detector: Detector, data: Data
-) -> tuple[Float[Tensor, "b l"], Float[Tensor, "b a"], Float[Tensor, "b m m"]]:
-    """Fit the lens light alone; return its internal parameters, its amplitudes and its images.
-
-    Pixels far from the model, such as those of arcs, have little weight.
-    """
-    scene = lens.light_scene
-    assert scene is not None
-    solver = Solver(scene, detector)
-    start = scene.internal(scene.start()).to(data.images).expand(len(data.images), -1)
-    state = solver.minimise(start, data, steps=_LIGHT_STEPS)
-    for _ in range(_LIGHT_ROUNDS):
-        away = data.weights * (data.images - state.model) ** 2
-        robust = Data(data.images, data.weights / (1 + away / _OUTLIER**2))
-        state = solver.minimise(state.internal, robust, steps=_LIGHT_STEPS)
-    return state.internal, state.amplitudes, state.model

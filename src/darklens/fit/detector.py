@@ -141,7 +141,7 @@ class _Cut(NamedTuple):
 
 
 class ImagePSFDetector:
-    """The same for a PSF image, with which planes are convolved by FFT.
+    """The central square of a detector with a PSF image, used like `Detector`; planes are convolved by FFT.
 
     Args:
         population: Defines pixels and sub-samples.

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from darklens.fit.smooth import (
     CENTRE,
+    CENTRE_SPREAD,
     LARGEST_CENTRE,
+    LARGEST_PSF_LN_WIDTH,
     PSF,
+    PSF_SPREAD,
     Deflection,
     LensImage,
     Parameters,
-    unknown_centre,
-    unknown_psf,
 )
 from darklens.physics import optics
 from darklens.populations.population import Field2D, Population
@@ -83,16 +84,13 @@ class SceneLens:
             low, high = ln_ratios[name].min() - _AMPLITUDE_MARGIN, ln_ratios[name].max() + _RANGE_MARGIN
             self._low, self._high = torch.cat([self._low, low[None]]), torch.cat([self._high, high[None]])
         if free_centre:
-            spread, limit = unknown_centre()
             for i in map(self.names.index, CENTRE):
-                self.spread[i], self._low[i], self._high[i] = spread, -limit, limit
+                self.spread[i], self._low[i], self._high[i] = CENTRE_SPREAD, -LARGEST_CENTRE, LARGEST_CENTRE
         if not population.psf.known:
-            spread, limit = unknown_psf()
             self.names.append(PSF)
-            self.spread = torch.cat([self.spread, torch.tensor([spread])])
-            self._low, self._high = (
-                torch.cat([bound, torch.tensor([sign * limit])]) for bound, sign in ((self._low, -1), (self._high, 1))
-            )
+            self.spread = torch.cat([self.spread, torch.tensor([PSF_SPREAD])])
+            limit = torch.tensor([LARGEST_PSF_LN_WIDTH])
+            self._low, self._high = torch.cat([self._low, -limit]), torch.cat([self._high, limit])
         self.fixed = {name: torch.tensor(v) for name, v in self._fixed(priors).items() if name not in self.names}
 
     def _fixed(self, priors: ScenePriors) -> dict[str, float]:

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from darklens.errors import ConfigError
-from darklens.fit.scene_solver import Data, Solver, data_of
+from darklens.fit.scene_solver import Data, Solver, State, data_of
 from darklens.scene.observation import Observation
 from darklens.scene.scene import Scene
 
@@ -17,7 +17,7 @@ _ARC_PIXELS, _COMPACT = 100, 0.1  # traced back to the source plane; size in arc
 _ELLIPTICITY_SCATTER = 0.7  # of the mass around that of the light, in units of `Parameter.step`
 _LIGHT_STEPS, _LIGHT_ROUNDS = 15, 3  # of the fit of the lens light alone
 _OUTLIER = 3.0  # residual in units of the noise at which a pixel has half its weight in that fit
-_LIGHT_ERROR = 0.05  # relative error of the lens light assumed for the draws
+LIGHT_ERROR = 0.05  # relative error of the lens light assumed for the draws
 _LENSES = ("epl", "sie", "sis")
 
 
@@ -128,22 +128,29 @@ def _trace_back(
     return torch.log1p(squared / _COMPACT**2).mean(1)
 
 
-def _subtract_lens_light(scene: Scene, observation: Observation, data: Data) -> tuple[dict[str, float], Data]:
-    """Fit the lens light alone, and return its parameters and the image without it.
+def fit_light(solver: Solver, data: Data) -> State:
+    """Fit a scene of lens light alone to images (b, rows, columns).
 
-    Pixels far from the model, such as those of arcs, have little weight in this fit. In the image returned, the noise
-    includes a fraction of the lens light.
+    Pixels far from the model, such as those of arcs, have little weight.
     """
-    if not scene.lens_light.profiles:
-        return {}, data
-    alone = Scene([], [], scene.lens_light)
-    solver = Solver(alone, observation.detector())
-    start = alone.internal(alone.start()).to(data.images)
+    start = solver.scene.internal(solver.scene.start()).to(data.images).expand(len(data.images), -1)
     state = solver.minimise(start, data, steps=_LIGHT_STEPS)
     for _ in range(_LIGHT_ROUNDS):
         away = data.weights * (data.images - state.model) ** 2
         robust = Data(data.images, data.weights / (1 + away / _OUTLIER**2))
         state = solver.minimise(state.internal, robust, steps=_LIGHT_STEPS)
+    return state
+
+
+def _subtract_lens_light(scene: Scene, observation: Observation, data: Data) -> tuple[dict[str, float], Data]:
+    """Fit the lens light alone, and return its parameters and the image without it.
+
+    In the image returned, the noise includes a fraction of the lens light.
+    """
+    if not scene.lens_light.profiles:
+        return {}, data
+    alone = Scene([], [], scene.lens_light)
+    state = fit_light(Solver(alone, observation.detector()), data)
     values = alone.external(state.internal)[0].tolist()
-    noise = (1 / data.weights + (_LIGHT_ERROR * state.model) ** 2).reciprocal()
+    noise = (1 / data.weights + (LIGHT_ERROR * state.model) ** 2).reciprocal()
     return dict(zip(alone.names, values, strict=True)), Data(data.images - state.model, noise)

@@ -28,21 +28,11 @@ _LARGEST_ELLIPTICITY = 0.8
 _STEP = 2e-3  # in ellipticity, of finite differences; accurate to 1e-5, and torch.compile accepts them
 SMALLEST_THETA_E = 0.05  # arcsec
 CENTRE = ("centre_x", "centre_y")
-_CENTRE_SPREAD, LARGEST_CENTRE = 0.05, 0.3  # arcsec, of the lens position: expected spread, and limit
+CENTRE_SPREAD, LARGEST_CENTRE = 0.05, 0.3  # arcsec, of the lens position: expected spread, and limit
 PSF = "psf_ln_width"
-_PSF_SPREAD, _LARGEST_PSF_LN_WIDTH = 0.1, 0.35  # of ln width: expected spread, and limit
+PSF_SPREAD, LARGEST_PSF_LN_WIDTH = 0.1, 0.35  # of ln width: expected spread, and limit
 _RANGE_MARGIN = math.log(2)  # by which logarithms may exceed the range of the population
 _AMPLITUDE_MARGIN = 3.0  # the same for faint amplitudes: lens light may almost vanish
-
-
-def unknown_centre() -> tuple[float, float]:
-    """Return the expected spread of a free lens position, and its limit, arcsec."""
-    return _CENTRE_SPREAD, LARGEST_CENTRE
-
-
-def unknown_psf() -> tuple[float, float]:
-    """Return the expected spread of ln width of an unknown PSF, and its limit."""
-    return _PSF_SPREAD, _LARGEST_PSF_LN_WIDTH
 
 
 class LensImage(NamedTuple):
@@ -111,12 +101,12 @@ class SmoothLens:
         }
         if not centred:
             self.names += CENTRE
-            self.spread = torch.cat([self.spread, torch.full((2,), _CENTRE_SPREAD)])
+            self.spread = torch.cat([self.spread, torch.full((2,), CENTRE_SPREAD)])
             self._range |= dict.fromkeys(CENTRE, (-LARGEST_CENTRE, LARGEST_CENTRE))
         if not population.psf.known:
             self.names.append(PSF)
-            self.spread = torch.cat([self.spread, torch.tensor([_PSF_SPREAD])])
-            self._range[PSF] = (-_LARGEST_PSF_LN_WIDTH, _LARGEST_PSF_LN_WIDTH)
+            self.spread = torch.cat([self.spread, torch.tensor([PSF_SPREAD])])
+            self._range[PSF] = (-LARGEST_PSF_LN_WIDTH, LARGEST_PSF_LN_WIDTH)
         self.fixed = {name: column.median() for name, column in natural.items() if name not in free}
         if centred:
             self.fixed |= dict.fromkeys(CENTRE, torch.zeros(()))
