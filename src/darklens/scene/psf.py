@@ -109,7 +109,7 @@ class PSF:
             notes.append(f"PSF: its sum is {total:.4g}, " + ("normalised" if normalise else "not normalised"))
         if normalise:
             kernel = kernel / total
-        psf = cls(kernel, pixel_scale / oversampling, oversampling, (0.0, 0.0), tuple(notes))
+        psf = cls(_without_dark_edges(kernel), pixel_scale / oversampling, oversampling, (0.0, 0.0), tuple(notes))
         x, y = psf.centroid()
         if max(abs(x), abs(y)) > _CENTRED_TO:
             what = f"PSF: its centroid is ({x:.2f}, {y:.2f}) pixels from its centre, "
@@ -169,6 +169,16 @@ class PSF:
         """Full width at half maximum, arcsec: diameter of the circle with the area of pixels above half the peak."""
         area = int((self.kernel > self.kernel.max() / 2).sum())
         return 2 * float(np.sqrt(area / np.pi)) * self.pixel_scale
+
+
+def _without_dark_edges(kernel: Float[Tensor, "h w"]) -> Float[Tensor, "rows columns"]:
+    """Return the array without rows and columns at its edges that are zero on both sides; its centre stays."""
+    for axis in (0, 1):
+        bright = torch.nonzero(kernel.abs().amax(1 - axis)).flatten()
+        n = kernel.shape[axis]
+        dark = min(int(bright[0]), n - 1 - int(bright[-1]))
+        kernel = kernel.narrow(axis, dark, n - 2 * dark)
+    return kernel.contiguous()
 
 
 def _overlaps(n: int, origin: float, side: int) -> Float[Tensor, "m n"]:

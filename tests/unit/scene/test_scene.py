@@ -159,6 +159,20 @@ class TestDetector:
         blocks = image(scene, TRUTH, [3.0], fine).reshape(20, 2, 20, 2).mean((1, 3))
         np.testing.assert_allclose(image(scene, TRUTH, [3.0], coarse), blocks, rtol=1e-10, atol=1e-12)
 
+    @pytest.mark.parametrize(("shape", "oversampling"), [((9, 12), 1), ((7, 6), 3)])
+    @pytest.mark.parametrize("rank", [1, 2, 3])
+    def test_the_convolution_is_the_sum_over_the_psf(self, shape, oversampling, rank):
+        rng = np.random.default_rng(0)
+        values = np.einsum("ri,rj->ij", *(rng.random((rank, n)) for n in shape))
+        values /= values.sum()
+        psf = PSF.image(values, pixel_scale=SCALE, oversampling=oversampling)
+        detector = Detector((20, 17), SCALE, psf, supersample=2 * oversampling)
+        light = torch.from_numpy(rng.random((2, len(detector.y), detector.x.shape[1])))
+        coarse = torch.nn.functional.avg_pool2d(light[:, None], 2)
+        blurred = torch.nn.functional.conv2d(coarse, torch.from_numpy(values).flip(0, 1)[None, None])
+        expected = torch.nn.functional.avg_pool2d(blurred, oversampling)[:, 0]
+        torch.testing.assert_close(detector.observe(light), expected, rtol=1e-12, atol=1e-14)
+
     def test_flux_is_conserved(self):
         scene = Scene([], [], [Sersic(R_e=0.1, n=1.0, e1=0.1, e2=0.0, centre_x=0.0, centre_y=0.0)])
         nothing, one = torch.zeros(1, 0, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
@@ -181,6 +195,13 @@ class TestPSF:
     def test_a_bad_psf_is_one_sentence(self, values, sentence):
         with pytest.raises(InputError, match=sentence):
             PSF.image(values, pixel_scale=0.05)
+
+    def test_edges_of_zeros_are_left_out_and_the_centre_stays(self):
+        values = kernel(7, 5, dx=0.4)
+        padded = np.pad(values, ((3, 4), (2, 2)))
+        psf = PSF.image(padded, pixel_scale=SCALE)
+        np.testing.assert_array_equal(psf.kernel, np.pad(values, ((0, 1), (0, 0))))
+        assert psf.centroid() == pytest.approx(PSF(torch.from_numpy(padded), SCALE).centroid())
 
     def test_what_is_unusual_is_stated(self):
         assert PSF.image(kernel() * 0.9, pixel_scale=0.05).notes == ("PSF: its sum is 0.9, not normalised",)
