@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from darklens.config import Frozen
 from darklens.errors import ConfigError
-from darklens.fit.perturber_profiles import Redshifts
+from darklens.fit.perturber_profiles import PerturberKind, Redshifts
 from darklens.fit.perturbers import find_perturbers
 from darklens.memory import keep_freed_memory
 from darklens.scene.observation import Observation
@@ -38,15 +38,17 @@ class Analysis(Frozen):
 
     Attributes:
         model: Scene.
+        perturber: Kind of perturber of the search.
         concentration: c200 of the haloes of the search; None for the relation with mass.
         smooth: Population without perturbers.
         judged: Other populations.
     """
 
     model: str
+    perturber: PerturberKind = "tnfw"
     concentration: float | None = None
     smooth: str
-    judged: list[str]
+    judged: list[str] = []
 
 
 class Config(Experiment):
@@ -131,7 +133,8 @@ def row(observation: Observation, scene: Scene, analysis: Analysis, truth: Row, 
     """Return the result of one search beside the truth."""
     redshifts = Redshifts(0.5, 1.0, analysis.concentration)
     started = time.process_time()
-    result = find_perturbers(observation, scene, redshifts=redshifts, compiled=compiled)
+    kind = analysis.perturber
+    result = find_perturbers(observation, scene, perturber=kind, redshifts=redshifts, compiled=compiled)
     out: Row = {
         "score": 0.0 if result.message else result.score,
         "delta_chi2": result.delta_chi2,
@@ -185,7 +188,9 @@ def page(config: Config, result: dict[str, Any]) -> str:
     """Return the tables of completeness and of false alarms."""
     bins = [f"10^{low:g} to 10^{high:g}" for low, high in pairwise(BINS)]
     haloes = [["analysis", "population", "threshold", *bins, "localised", "mass error (dex)", "seconds"]]
-    alarms = [["analysis", "population", "n", "above threshold", "above 20", "flagged", "excluded", "seconds"]]
+    alarms = [
+        ["analysis", "population", "n", "threshold", "above threshold", "above 20", "flagged", "excluded", "seconds"]
+    ]
     for name, analysis in result["analyses"].items():
         for population, m in analysis["populations"].items():
             if "completeness" in m:
@@ -210,6 +215,7 @@ def page(config: Config, result: dict[str, Any]) -> str:
                         f"{name} (`{analysis['model']}`)",
                         population,
                         str(m["n"]),
+                        f"{analysis['threshold']:.1f}",
                         f"{100 * m['above_threshold']:.1f} %",
                         f"{100 * m['above_20']:.1f} %",
                         str(m["flagged"]),
