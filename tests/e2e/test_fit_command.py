@@ -9,8 +9,10 @@ from commandline import darklens, rows_of
 
 from darklens.files import locked
 from darklens.fit import scene_table
+from darklens.fit.lens_measures import axis_ratio, measures
+from darklens.fit.resumable_table import unfinished
 from darklens.fit.scene_fit import FitResult
-from darklens.fit.scene_table import COLUMNS, axis_ratio, measures, row_of, unfinished
+from darklens.fit.scene_table import COLUMNS, row_of
 from darklens.scene import EPL, PSF, Detector, Multipole, Observation, Scene, Sersic, Shear
 
 N, SCALE = 40, 0.1
@@ -131,11 +133,11 @@ def test_an_interrupted_run_continues(lens, tmp_path, monkeypatch):
     words = ["fit", lens, lens, "--pixel-scale", SCALE, "epl.slope=2", "--out", tmp_path / "fits.csv"]
     fitted, count = scene_table.fit_one, []
 
-    def interrupted(number, *arguments):
-        count.append(number)
+    def interrupted(label, *arguments):
+        count.append(label)
         if len(count) == 2:
             raise KeyboardInterrupt
-        return fitted(number, *arguments)
+        return fitted(label, *arguments)
 
     monkeypatch.setattr(scene_table, "fit_one", interrupted)
     assert darklens(*words) == 130
@@ -143,7 +145,7 @@ def test_an_interrupted_run_continues(lens, tmp_path, monkeypatch):
     with (tmp_path / "fits.csv.unfinished").open("a") as stream:
         stream.write('[1, {"label": "incompl')
     assert darklens(*words) == 0
-    assert count == [0, 1, 1] and [path.name for path in tmp_path.iterdir()] == ["fits.csv"]
+    assert count == 3 * [str(lens)] and [path.name for path in tmp_path.iterdir()] == ["fits.csv"]
     first, second = rows_of(tmp_path / "fits.csv")
     assert {**first, "seconds": ""} == {**second, "seconds": ""}
 

@@ -36,18 +36,18 @@ def test_an_interrupted_search_continues_to_a_page_with_all_figures(stack, tmp_p
     words += ["--out", out, "--report", report, "--z-lens", "0.3"]
     search_one, count = perturber_table.search_one, []
 
-    def interrupted(number, *arguments):
-        count.append(number)
+    def interrupted(label, *arguments):
+        count.append(label)
         if len(count) == 2:
             raise KeyboardInterrupt
-        return search_one(number, *arguments)
+        return search_one(label, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(perturber_table, "search_one", interrupted)
         assert darklens(*words) == 130
     assert [path.name for path in tmp_path.iterdir()] == ["search.csv.unfinished"]
     assert darklens(*words) == 3
-    assert count == [0, 1]
+    assert count == [f"{stack}#0", str(tmp_path / "missing.fits")]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["search.csv", "search.html"]
     assert re.search(r"Report \([\d.]+ kB\): .*search\.html", capsys.readouterr().out)
     html = report.read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ from darklens.errors import ConfigError
 from darklens.files import size_in_words, write_text
 
 if TYPE_CHECKING:
-    from darklens.fit.scene_table import FitRow, Report
+    from darklens.fit.resumable_table import Report, Row
     from darklens.scene.observation_files import Inputs
     from darklens.scene.specification import SceneSpecification
 
@@ -232,7 +232,7 @@ class _Run(NamedTuple):
     path: Path | None
     settings: dict[str, str]
 
-    def report(self, page: Callable[[Sequence["FitRow"], dict[str, str]], str]) -> "Report | None":
+    def report(self, page: Callable[[Sequence["Row"], dict[str, str]], str]) -> "Report | None":
         """Return the function that writes the report, if there is to be one."""
         path = self.path
         return None if path is None else lambda rows: write_text(path, page(rows, self.settings))
@@ -241,7 +241,7 @@ class _Run(NamedTuple):
 def _prepare(files: Sequence[str], options: Options, maps: Path | None) -> _Run:
     """Load the scene, find the observations, and check what is to be written, before any work."""
     from darklens.data.store import prepare_folder
-    from darklens.fit.scene_table import unfinished
+    from darklens.fit.resumable_table import unfinished
     from darklens.scene import specification
     from darklens.scene.observation_files import Inputs
     from darklens.scene.observation_paths import files_of, find_observations
@@ -282,7 +282,7 @@ def _prepare(files: Sequence[str], options: Options, maps: Path | None) -> _Run:
     return _Run(labels, scene, inputs, _map_paths(maps, labels) if maps else None, options.report, settings)
 
 
-def _print_summary(rows: Sequence["FitRow"], verb: str, options: Options) -> int:
+def _print_summary(rows: Sequence["Row"], verb: str, options: Options) -> int:
     """Print the problems of observations and a summary, and return the exit code."""
     problems = [row for row in rows if row.message]
     for row in problems:

@@ -1,22 +1,22 @@
-"""Searches for perturbers in many observations: a table with one row each, bad ones included, maps and figures."""
+"""Searches for perturbers in many observations: the columns of their table, and their arrays."""
 
-import base64
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from darklens.files import atomic_path
 from darklens.fit import search_figure
 from darklens.fit.false_alarms import false_alarm_threshold
 from darklens.fit.perturber_profiles import PerturberKind, Redshifts
 from darklens.fit.perturbers import SearchResult, find_perturbers, scenes_of_search
+from darklens.fit.resumable_table import Entry, Report, Row, write_table
 from darklens.fit.scene_fit import fit
-from darklens.fit.scene_table import FitRow, Report, computed_row, map_files, require_lens, write_table
+from darklens.fit.scene_table import require_lens
 from darklens.scene.compiled import compile_scenes
 from darklens.scene.observation_files import Inputs, read_observation
 from darklens.scene.specification import SceneSpecification
@@ -64,7 +64,7 @@ def search_table(
     workers: int = 1,
     advance: Callable[[int], None] = lambda _: None,
     report: Report | None = None,
-) -> list[FitRow]:
+) -> list[Row]:
     """Search observations for perturbers, write the table, and return its rows; a bad observation gets an error row.
 
     The same call continues an interrupted run.
@@ -93,48 +93,33 @@ def search_table(
     )
 
 
-def search_one(
-    number: int,
-    label: str,
-    maps: Path | None,
-    with_figure: bool,
-    specification: str,
-    inputs: Inputs,
-    options: SearchOptions,
-) -> tuple[int, FitRow]:
-    """Search one observation, on one thread, write its maps, and return its number and row."""
+def search_one(label: str, specification: str, inputs: Inputs, options: SearchOptions) -> Entry:
+    """Search one observation; `specification` is that of the smooth scene, as JSON."""
     scene = SceneSpecification.model_validate_json(specification).scene()
-
-    def row() -> FitRow:
-        started = time.process_time()
-        observation, threshold = read_observation(label, inputs), options.threshold
-        result = fit(observation, scene, seed=options.seed, compiled=bool(options.compiled))
-        if options.simulations is not None:
-            threshold = false_alarm_threshold(
-                result,
-                n=options.simulations,
-                perturber=options.perturber,
-                redshifts=options.redshifts,
-                seed=options.seed,
-                compiled=bool(options.compiled),
-            ).value
-        search = find_perturbers(
-            observation,
-            scene,
+    started = time.process_time()
+    observation, threshold = read_observation(label, inputs), options.threshold
+    result = fit(observation, scene, seed=options.seed, compiled=bool(options.compiled))
+    if options.simulations is not None:
+        threshold = false_alarm_threshold(
+            result,
+            n=options.simulations,
             perturber=options.perturber,
-            n_max=options.n_max,
-            result=result,
-            threshold=threshold,
             redshifts=options.redshifts,
+            seed=options.seed,
             compiled=bool(options.compiled),
-        )
-        seconds, title = time.process_time() - started, Path(label).name
-        if maps is not None:
-            write_maps(search, maps, title)
-        figure = search_figure.draw(search, title, compact=True) if with_figure else b""
-        return FitRow(label, search_row(search, seconds), figure=base64.b64encode(figure).decode())
-
-    return number, computed_row(label, row)
+        ).value
+    search = find_perturbers(
+        observation,
+        scene,
+        perturber=options.perturber,
+        n_max=options.n_max,
+        result=result,
+        threshold=threshold,
+        redshifts=options.redshifts,
+        compiled=bool(options.compiled),
+    )
+    seconds = time.process_time() - started
+    return Entry(search_row(search, seconds), partial(arrays, search), partial(search_figure.draw, search))
 
 
 def search_row(search: SearchResult, seconds: float) -> dict[str, str]:
@@ -159,10 +144,10 @@ def search_row(search: SearchResult, seconds: float) -> dict[str, str]:
     return columns
 
 
-def write_maps(search: SearchResult, path: Path, title: str = "") -> None:
-    """Write PATH.npz and PATH.png: image, residuals without and with perturbers, gain, and detectable mass."""
+def arrays(search: SearchResult) -> dict[str, Any]:
+    """Return image, residuals without and with perturbers, gains, and detectable masses, as in the npz file."""
     gains, observation = search.gains, search.smooth.observation
-    planes: dict[str, Any] = {
+    return {
         "image": observation.image,
         "residual_smooth": search.smooth.residual,
         "residual": search.best.residual,
@@ -175,8 +160,3 @@ def write_maps(search: SearchResult, path: Path, title: str = "") -> None:
         "perturbers": np.array([(p.x, p.y, p.log10_mass, p.delta_chi2) for p in search.perturbers]).reshape(-1, 4),
         "pixel_scale": np.array(observation.pixel_scale),
     }
-    npz, png = map_files(path)
-    with atomic_path(npz) as temporary:
-        np.savez(temporary, **planes)
-    with atomic_path(png) as temporary:
-        temporary.write_bytes(search_figure.draw(search, title))

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 from darklens.fit.perturber_sentences import mass_sentence, threshold_sentences
 from darklens.fit.perturber_table import SearchOptions
-from darklens.fit.scene_table import FitRow
+from darklens.fit.resumable_table import Row
 from darklens.report.html import Picture, Section, Table, page
 
 _NOT_TRUSTED = "not to be trusted"
 
 
-def fit_page(rows: Sequence[FitRow], settings: Mapping[str, str]) -> str:
+def fit_page(rows: Sequence[Row], settings: Mapping[str, str]) -> str:
     """Return the page of a table of fits, the worst fit first.
 
     Args:
@@ -37,7 +37,7 @@ def fit_page(rows: Sequence[FitRow], settings: Mapping[str, str]) -> str:
     return _page("Lens fits", rows, "fitted", "", Section("Fits", text), table, _fit_caption, _badness, settings)
 
 
-def search_page(rows: Sequence[FitRow], options: SearchOptions, settings: Mapping[str, str]) -> str:
+def search_page(rows: Sequence[Row], options: SearchOptions, settings: Mapping[str, str]) -> str:
     """Return the page of a table of searches, the largest ratio of delta chi2 and threshold first.
 
     Args:
@@ -68,13 +68,13 @@ def search_page(rows: Sequence[FitRow], options: SearchOptions, settings: Mappin
 
 def _page(
     title: str,
-    rows: Sequence[FitRow],
+    rows: Sequence[Row],
     verb: str,
     lead: str,
     section: Section,
-    table: tuple[list[str], Callable[[FitRow], list[str]]],
-    caption: Callable[[FitRow], str],
-    order: Callable[[FitRow], float],
+    table: tuple[list[str], Callable[[Row], list[str]]],
+    caption: Callable[[Row], str],
+    order: Callable[[Row], float],
     settings: Mapping[str, str],
 ) -> str:
     """Return a page: summary, table, doubtful and bad images, figures, settings."""
@@ -108,11 +108,11 @@ def _page(
     return page(title, lead=lead, sections=sections)
 
 
-def _fit_caption(row: FitRow) -> str:
+def _fit_caption(row: Row) -> str:
     return f"theta_E = {_with_error(row, 'theta_E')} arcsec, chi2 per pixel {_number(row, 'chi2_per_pixel')}."
 
 
-def _search_caption(row: FitRow) -> str:
+def _search_caption(row: Row) -> str:
     suffixes = ["", *(f"_{n}" for n in range(2, 11) if f"delta_chi2_{n}" in row.columns)]
     parts = [f"chi2 per pixel {_number(row, 'chi2_per_pixel_smooth')} without a perturber."]
     for suffix in suffixes:
@@ -126,30 +126,30 @@ def _search_caption(row: FitRow) -> str:
     return " ".join(parts)
 
 
-def _badness(row: FitRow) -> float:
+def _badness(row: Row) -> float:
     return -_value(row, "chi2_per_pixel")
 
 
-def _weakness(row: FitRow) -> float:
+def _weakness(row: Row) -> float:
     return -_value(row, "delta_chi2") / (_value(row, "threshold") or 1.0)
 
 
-def _value(row: FitRow, name: str) -> float:
+def _value(row: Row, name: str) -> float:
     text = row.columns.get(name, "")
     return float(text) if text else -math.inf
 
 
-def _number(row: FitRow, name: str) -> str:
+def _number(row: Row, name: str) -> str:
     text = row.columns.get(name, "")
     return f"{float(text):.4g}" if text else "-"
 
 
-def _position(row: FitRow, suffix: str = "") -> str:
+def _position(row: Row, suffix: str = "") -> str:
     x, y = (row.columns.get(f"{name}{suffix}", "") for name in ("x", "y"))
     return f"{float(x):.2f}, {float(y):.2f}" if x and y else "-"
 
 
-def _with_error(row: FitRow, name: str, error_name: str = "") -> str:
+def _with_error(row: Row, name: str, error_name: str = "") -> str:
     """Return value ± error, both rounded to two digits of the error."""
     value, error = row.columns.get(name, ""), row.columns.get(error_name or f"{name}_error", "")
     if not value:

@@ -95,12 +95,15 @@ class Detector:
     def _axis_matrices(self) -> list[tuple[Tensor, Tensor]]:
         """Return matrices (rows, height) and (width, columns) for each term of a PSF of low rank; none for others."""
         assert self.psf is not None
-        left, values, right = torch.linalg.svd(self.psf.kernel)
+        along_y, values, along_x = torch.linalg.svd(self.psf.kernel)
         rank = int((values > _RANK_TOLERANCE * values[0]).sum())
         if rank > _LARGEST_RANK:
             return []
         return [
-            (self._axis_matrix(self.shape[0], values[i] * left[:, i]), self._axis_matrix(self.shape[1], right[i]).T)
+            (
+                self._axis_matrix(self.shape[0], values[i] * along_y[:, i]),
+                self._axis_matrix(self.shape[1], along_x[i]).T,
+            )
             for i in range(rank)
         ]
 

@@ -25,12 +25,12 @@ from jaxtyping import Float
 import darklens
 from darklens.data.readers.planes import contents
 from darklens.errors import DarklensError, InputError
+from darklens.fit.lens_measures import measures
 from darklens.fit.perturber_profiles import Redshifts
 from darklens.fit.perturber_sentences import mass_sentence, threshold_sentences
 from darklens.fit.perturber_table import SearchOptions, search_row
 from darklens.fit.perturbers import SearchResult, find_perturbers
 from darklens.fit.scene_fit import fit
-from darklens.fit.scene_table import measures
 from darklens.scene import specification
 from darklens.scene.observation import Observation
 from darklens.scene.observation_files import Inputs, read_observation

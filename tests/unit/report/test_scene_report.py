@@ -7,23 +7,23 @@ import pytest
 
 from darklens.fit.perturber_profiles import Redshifts
 from darklens.fit.perturber_table import SearchOptions
-from darklens.fit.scene_table import FitRow
+from darklens.fit.resumable_table import Row
 from darklens.report.scene_report import fit_page, search_page
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n").decode()
 NAME = '<img src=x onerror="alert(1)">&.fits'
-BAD = FitRow("bad.fits", {}, "bad.fits: there is no noise map.")
+BAD = Row("bad.fits", {}, "bad.fits: there is no noise map.")
 
 
 def fitted(label, chi2, message=""):
     columns = {"theta_E": "1.23456", "theta_E_error": "0.0031", "chi2_per_pixel": str(chi2), "converged": "yes"}
-    return FitRow(label, {**columns, "message": message, "changes": "no PSF: no blurring assumed"}, figure=PNG)
+    return Row(label, {**columns, "message": message, "changes": "no PSF: no blurring assumed"}, figure=PNG)
 
 
 def searched(label, delta, detected, message=""):
     columns = {"delta_chi2": str(delta), "threshold": "11", "x": "0.91", "y": "-0.5", "detected": detected}
     columns |= {"log10_mass": "9.9712", "log10_mass_error": "0.083", "chi2_per_pixel": "1.01"}
-    return FitRow(label, {**columns, "chi2_per_pixel_smooth": "1.3", "message": message}, figure=PNG)
+    return Row(label, {**columns, "chi2_per_pixel_smooth": "1.3", "message": message}, figure=PNG)
 
 
 def cells(html, title):
@@ -85,5 +85,5 @@ def test_further_perturbers_and_their_concentrations_are_in_the_caption():
     row = searched("a.fits", 95.0, "yes")
     further = {"delta_chi2_2": "20", "x_2": "1", "y_2": "2", "log10_mass_2": "9", "log10_mass_error_2": "0.2"}
     columns = {**row.columns, **further, "concentration_2": "50", "concentration_error_2": "20"}
-    html = search_page([FitRow("a.fits", columns, figure=PNG)], SearchOptions("tnfw_free", n_max=2), {})
+    html = search_page([Row("a.fits", columns, figure=PNG)], SearchOptions("tnfw_free", n_max=2), {})
     assert "Delta chi2 20 at x, y = 1.00, 2.00 arcsec, log10 M / M_sun = 9.00 ± 0.20, c200 = 50 ± 20." in html
