@@ -26,6 +26,13 @@ def pytest_configure(config: pytest.Config) -> None:
         shape_checks.install()
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.config.stash[SHAPE_CHECKS]:
+        import shape_checks
+
+        shape_checks.begin_test()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> object:
     """Keep the garbage collector from the objects of imported modules, which took a tenth of the time of all tests."""
@@ -59,6 +66,12 @@ def _one_thread_each() -> None:
     import torch  # not above: the process that distributes tests to workers does without these two seconds
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def in_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fit in PyTorch: for a lens of which no other test has the parameters, a compiler takes longer than the fits."""
+    monkeypatch.setattr("darklens.kernels.smooth_fit.is_loaded", lambda: False)
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from commandline import darklens, rows_of
 from matplotlib.image import imread
+from spawning import prepared_processes
 from tiny import CROP, TRAIN_PER_CLASS, N, simulate, training
 
 from darklens.cli import main
@@ -286,10 +287,16 @@ def test_start_up_imports_no_slow_modules(arguments):
     assert not imported & {"torch", "numpy", "matplotlib", "pytorch_lightning", "astropy", "scipy", "pydantic"}
 
 
-def test_a_closed_output_pipe_is_not_an_error():
+def print_to_a_closed_pipe(errors):
     read, write = os.pipe()
     os.close(read)
-    words = [sys.executable, "-m", "darklens.cli", "config", "show", "resnet_18"]
-    run = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, text=True)
-    os.close(write)
-    assert (run.returncode, run.stderr) == (141, "")
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+    sys.stdout = os.fdopen(write, "w")
+    main(["config", "show", "resnet_18"])
+
+
+def test_a_closed_output_pipe_is_not_an_error(tmp_path):
+    run = prepared_processes().Process(target=print_to_a_closed_pipe, args=(str(tmp_path / "errors"),))
+    run.start()
+    run.join()
+    assert (run.exitcode, (tmp_path / "errors").read_text()) == (141, "")

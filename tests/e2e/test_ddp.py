@@ -21,7 +21,7 @@ from darklens.simulate.generate import generate
 WORLD_SIZE = 2
 FIELD = "field.n_pixels=44"
 # In float32: a share of a batch is rounded differently, in bfloat16 by more than the tolerances here.
-SMALL = ["data.preprocess.crop=44", "stages.0.epochs=3", "stages.0.batch_size=9", "precision=float32"]
+SMALL = ["data.preprocess.crop=44", "stages.0.epochs=2", "stages.0.batch_size=9", "precision=float32"]
 STREAM = ["kind=stream", "population=common-test-i", f"overrides=[{FIELD}]", "images_per_epoch=27", "workers=0"]
 SYSTEMS = {
     "resnet_simple": ["resnet_simple", *SMALL, "model.dropout=0"],
@@ -37,7 +37,7 @@ SYSTEMS = {
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     path = tmp_path_factory.mktemp("stores") / "s"
-    generate(populations.get("deeplense-model-i", [FIELD]), path, n_per_class=13, seed=1, workers=1)
+    generate(populations.get("common-test-i", [FIELD]), path, n_per_class=13, seed=1, workers=1)
     return path
 
 
@@ -138,7 +138,7 @@ def test_a_killed_process_stops_the_others_and_resuming_gives_the_same_weights(s
 
 
 def test_one_process_fits_a_store_for_both(store, processes, tmp_path):
-    system = ["lens_residual", "model.population=deeplense-model-i", f"model.overrides=[{FIELD}]"]
+    system = ["lens_residual", "model.population=common-test-i", f"model.overrides=[{FIELD}]"]
     system += ["stages.0.epochs=1", "stages.0.batch_size=9"]
     codes, outputs = launch(processes, command(system, store, tmp_path / "r"), tmp_path)
     assert codes == [0, 0], outputs

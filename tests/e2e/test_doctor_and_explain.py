@@ -69,7 +69,8 @@ def test_the_installation(tmp_path, capsys):
     assert darklens("doctor", tmp_path) == 2
 
 
-def test_explain_writes_numbers_and_a_picture_of_an_image(tiny, drawn, tmp_path, capsys):
+def test_explain_writes_numbers_and_a_picture_of_an_image(tiny, drawn, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("darklens.evaluation.explain._STEPS", (8,))  # the integral is tested in test_explain.py
     bad = tmp_path / "bad.npy"
     bad.write_bytes(b"no image")
     lens = tiny / "files" / "no" / "1.npy"

@@ -3,10 +3,7 @@
 The files are those of docs/how-to/extend.md, so what a reader copies is what is tested.
 """
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -129,29 +126,10 @@ def test_an_importer_brings_its_files_into_a_store(plug_in, capsys):
     assert not Path("other").exists()
 
 
-def test_a_fresh_process_and_its_workers_load_what_the_variable_names(tmp_path):
-    """As a user does it: nothing but an environment variable."""
-    for name in ("plummer.py", "clumps.yaml"):
-        (tmp_path / name).write_text(FILES[name], encoding="utf-8")
-    words = [
-        "simulate",
-        "clumps.yaml",
-        "--out",
-        "s",
-        "--n-per-class",
-        "4",
-        "--workers",
-        "2",
-        "--shard-size",
-        "4",
-        *SMALL,
-    ]
-    command = [sys.executable, "-m", "darklens.cli", *words]
-    environment = dict(os.environ) | {plugins.VARIABLE: "plummer.py"}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
+def test_worker_processes_load_what_the_variable_names(plug_in):
+    plug_in("plummer.py", "clumps.yaml")
+    words = ["--n-per-class", "4", "--workers", "2", "--shard-size", "4", *SMALL]
+    assert darklens("simulate", "clumps.yaml", "--out", "s", *words) == 0
 
 
 def test_without_the_plug_in_the_profile_is_unknown(plug_in, capsys):

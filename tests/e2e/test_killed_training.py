@@ -105,7 +105,7 @@ def test_every_kind_of_system_is_killed():
 
 # Left to the sweep: checkpoints do not depend on the architecture, and the others have the same loaders and schedules.
 SWEPT = {"resnet_18_legacy", "autoencoder_resnet_simple", "sis_autoencoder2_legacy", "sis_transformer"}
-SWEPT |= {"unrolled_residual"}
+SWEPT |= {"two_stage", "unrolled_residual"}
 PARTLY_SWEPT = [pytest.param(*pair, marks=[pytest.mark.sweep] * (pair[0] in SWEPT)) for pair in KILLED]
 
 

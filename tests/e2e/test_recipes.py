@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from darklens import populations
-from darklens.kernels import smooth_fit
 from darklens.models import resnet_18
 from darklens.models.zoo import has_lens_step, requires_fitting, task_of
 from darklens.recipes import names
@@ -66,10 +65,15 @@ def distinct_recipes():
     return chosen
 
 
-@pytest.mark.parametrize("name", distinct_recipes())
+# Their stages differ from those of resnet_18_curriculum in numbers alone.
+SWEPT = {"fast_resnet_18", "resnet_18_long"}
+PARTLY_SWEPT = [pytest.param(name, marks=[pytest.mark.sweep] * (name in SWEPT)) for name in distinct_recipes()]
+
+
+@pytest.mark.usefixtures("in_pytorch")
+@pytest.mark.parametrize("name", PARTLY_SWEPT)
 def test_a_recipe_trains_for_one_batch_in_each_stage(name, store_of, tmp_path, monkeypatch):
     monkeypatch.setattr(resnet_18, "_WIDTHS", (8, 8, 16, 16))  # its checkpoints take most of the time otherwise
-    monkeypatch.setattr(smooth_fit, "is_loaded", lambda: False)  # a compiler takes longer than all else
     recipe, n_pixels = one_batch_a_stage(name)
     store, weights = store_of(n_pixels), []
     run_stage = run._run_stage

@@ -32,14 +32,14 @@ def test_lenses_of_pyautolens(realdata, folder, model, theta_E):
 
 def test_one_component_of_two_component_light_is_a_warning(realdata):
     folder = realdata / "autolens" / "with_lens_light" / "light_sersic_exp__mass_sie__source_sersic"
-    observation = Observation.read(folder, pixel_scale=0.1, flip_rows=True)
+    observation = Observation.read(folder, pixel_scale=0.1, flip_rows=True).cut(2.5)
     scene = Scene.from_yaml("sie-shear")
     result = fit(observation, Scene(scene.mass, scene.source, [Sersic()]))
     assert any("does not describe the image" in warning for warning in result.warnings)
 
 
 def test_a_lens_of_slacs_with_two_compact_images(realdata):
-    observation = Observation.read(realdata / "slacs" / "J0037-0942", pixel_scale=0.05).cut(3.0)
+    observation = Observation.read(realdata / "slacs" / "J0037-0942", pixel_scale=0.05).cut(2.2)
     result = fit(observation, Scene.from_yaml("sie+mge"))
     assert result.converged and not result.warnings
     assert result.theta_E == pytest.approx(1.53, rel=0.03)

@@ -2,16 +2,25 @@
 
 import functools
 import inspect
+from types import SimpleNamespace
 from typing import ForwardRef, Literal, get_args, get_origin
 
 import jaxtyping
 from jaxtyping import AbstractArray, jaxtyped
 
+CHECKED_CALLS = 20  # of a function in each test; a fit calls the same functions ten thousand times
+_state = SimpleNamespace(test=0)
+
 
 def install():
-    """Check the arguments and the result of every call into darklens from now on."""
+    """Check the arguments and the results of darklens's functions from now on, in their first calls of each test."""
     jaxtyping.jaxtyped = checked  # the name by which the hook decorates functions
     jaxtyping.install_import_hook("darklens", "beartype.beartype")
+
+
+def begin_test():
+    """Check the first calls of each function again."""
+    _state.test += 1
 
 
 def checked(function=None, *, typechecker):
@@ -26,7 +35,22 @@ def checked(function=None, *, typechecker):
     if not inspect.isfunction(function) or _contains(function, _is_name):
         return jaxtyped(function, typechecker=typechecker)
     with_types = typechecker(function)
-    return jaxtyped(with_types, typechecker=None) if _contains(function, _is_array) else with_types
+    return _at_first(function, jaxtyped(with_types, typechecker=None) if _contains(function, _is_array) else with_types)
+
+
+def _at_first(function, with_checks):
+    """Return a function whose first calls of each test are checked."""
+    test, calls = -1, 0
+
+    @functools.wraps(function)
+    def call(*arguments, **options):
+        nonlocal test, calls
+        if test != _state.test:
+            test, calls = _state.test, 0
+        calls += 1
+        return (with_checks if calls <= CHECKED_CALLS else function)(*arguments, **options)
+
+    return call
 
 
 def _contains(function, is_wanted):

@@ -38,10 +38,10 @@ def prepared_pools(method=prepared_processes):
 
 
 @contextmanager
-def prepared_readers():
-    """Let servers start the processes that read files as prepared processes."""
+def prepared_readers(*modules):
+    """Let servers start the processes that read files as prepared processes, see `prepared_processes`."""
     with pytest.MonkeyPatch.context() as patch:
-        context = SimpleNamespace(get_context=lambda _: prepared_processes())
+        context = SimpleNamespace(get_context=lambda _: prepared_processes(*modules))
         patch.setattr("darklens.serve.reader_processes.multiprocessing", context)
         yield
 
@@ -87,5 +87,5 @@ def _run_command(words, errors):
     os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the shell's background jobs ignore it
     torch.set_num_threads(1)  # so that workers may be forks
-    with prepared_pools(lambda: get_context("fork")), prepared_readers():
+    with prepared_pools(lambda: get_context("fork")), prepared_readers("darklens.serve.reader_processes"):
         main(words)

@@ -5,7 +5,7 @@ import torch
 from beartype import beartype
 from beartype.roar import BeartypeCallHintViolation
 from jaxtyping import Float, TypeCheckError
-from shape_checks import checked
+from shape_checks import CHECKED_CALLS, begin_test, checked
 from torch import Tensor
 
 WRONG = (BeartypeCallHintViolation, TypeCheckError)
@@ -50,3 +50,12 @@ def test_correct_calls_pass():
 def test_wrong_arguments_and_results_are_found(call):
     with pytest.raises(WRONG):
         call()
+
+
+def test_the_first_calls_of_each_test_are_checked():
+    for _ in range(CHECKED_CALLS):
+        twice(2)
+    assert twice("2") == "22"
+    begin_test()
+    with pytest.raises(WRONG):
+        twice("2")

@@ -191,7 +191,7 @@ def test_the_smallest_mass_that_the_model_finds(call):
     assert "from 10⁸ M☉ to 10⁹ M☉; the model is uncertain about heavier" in sentence(False, True, True, False)
     assert "heavier ones are out of distribution" in sentence(False, True, False, ood=True)
     masses = call("sweep", "massGrid", 1e7, 1e10)
-    assert masses[0] == 1e7 and masses[-1] == 1e10 and masses == sorted(masses)
+    assert masses[0] == 1e7 and masses[-1] == 1e10 and masses == sorted(masses) and len(masses) == 9
 
 
 def test_colour_maps_are_perceptually_uniform(call):

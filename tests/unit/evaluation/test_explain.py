@@ -29,6 +29,12 @@ def bundle(model=None, seed=0, **preprocess):
         return Bundle(contract, contract.build())
 
 
+@pytest.fixture
+def few_steps(monkeypatch):
+    """Integrate coarsely: one test compares the integral with the change of the log-odds."""
+    monkeypatch.setattr(module, "_STEPS", (8,))
+
+
 @pytest.mark.parametrize("model", [ResNetSimpleConfig(), SISAutoencoder2Config()], ids=lambda m: m.kind)
 def test_integrated_gradients_sum_to_the_change_of_the_log_odds(model):
     system = bundle(model)
@@ -42,7 +48,7 @@ def test_integrated_gradients_sum_to_the_change_of_the_log_odds(model):
     assert (np.abs(change) > 1).all() and (np.abs(explanation.unexplained) <= 0.02 * np.abs(change)).all()
 
 
-def test_log_odds_are_those_of_the_probabilities_and_of_the_requested_class():
+def test_log_odds_are_those_of_the_probabilities_and_of_the_requested_class(few_steps):
     system = bundle()
     p = system.probabilities(IMAGES)
     preferred, second = explain(system, IMAGES), explain(system, IMAGES, label=1)
@@ -52,14 +58,14 @@ def test_log_odds_are_those_of_the_probabilities_and_of_the_requested_class():
     assert second.label.tolist() == [1, 1, 1]
 
 
-def test_cropped_pixels_have_no_attribution():
+def test_cropped_pixels_have_no_attribution(few_steps):
     explanation = explain(bundle(crop=48), IMAGES)
     margin = explanation.attribution.copy()
     margin[..., 8:-8, 8:-8] = 0
     assert not margin.any() and explanation.attribution.any() and explanation.pixel_scale == 0.05
 
 
-def test_the_only_pixel_that_a_network_uses_has_the_attribution():
+def test_the_only_pixel_that_a_network_uses_has_the_attribution(few_steps):
     class OnePixel(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -80,7 +86,7 @@ def test_the_only_pixel_that_a_network_uses_has_the_attribution():
 
 
 @pytest.mark.parametrize("method", ["integrated_gradients", "occlusion"])
-def test_random_weights_change_the_attribution(method):
+def test_random_weights_change_the_attribution(few_steps, method):
     system, images = bundle(), IMAGES[:1]
     trained = explain(system, images, method=method, label=1)
     again = explain(system, images, method=method, label=1)

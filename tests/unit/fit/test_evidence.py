@@ -97,6 +97,7 @@ def test_evidence_does_not_depend_on_the_unit_of_the_image():
     torch.testing.assert_close(first.point_mass, second.point_mass, rtol=0.05, atol=1e-3)
 
 
+@pytest.mark.usefixtures("in_pytorch")
 def test_a_population_with_a_fixed_source_position_raises():
     fixed_source = populations.get("common-test-i", ["source.position={kind: cartesian, x: 0.1, y: 0.1}"])
     images, _ = simulate_batch(fixed_source, 1, [0])

@@ -198,6 +198,7 @@ def test_smooth_lenses_with_a_free_centre_show_no_evidence(shifted):
     assert float(evidence.delta_chi2_point.amax()) < 25  # smooth lenses: noise
 
 
+@pytest.mark.usefixtures("in_pytorch")
 @pytest.mark.parametrize("width", [0.9, 1.1])
 def test_the_width_of_an_unknown_psf_is_recovered(width):
     images, _ = simulate_batch(populations.get("common-test-i", [f"psf.sigma={0.087 * width}"]), 31, range(0, 24, 3))

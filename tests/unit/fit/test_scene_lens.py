@@ -15,6 +15,7 @@ from darklens.fit.smooth import CENTRE
 from darklens.simulate import render
 from darklens.simulate.batch import simulate_batch
 
+pytestmark = pytest.mark.usefixtures("in_pytorch")
 GAUSSIAN = {"kind": "gaussian", "sigma": 0.09, "known": False}
 MASSES = {"smooth": [], "points": [0.01, 0.33, 0.21, 0.02, -0.4, 0.5], "line": [0.05, 0.1, 0.2, 0.7, 0.1]}
 
@@ -75,7 +76,7 @@ def test_models_of_smooth_lenses_equal_the_images_of_the_simulator_to_the_edges(
 
 
 def test_smooth_lenses_are_fitted_to_the_noise(population):
-    images, truth = simulate_batch(population, 5, [0, 3, 6, 9])
+    images, truth = simulate_batch(population, 5, [0, 3])
     fit = fit_macro(torch.from_numpy(images)[:, 0], population)
     assert (fit.reduced_chi2 < 1.2).all() and fit.reduced_chi2.median() < 1.1
     theta_E = fit.parameters[:, fit.names.index("theta_E")]
@@ -96,7 +97,7 @@ def test_fits_start_near_the_arcs_whatever_the_lens_light(tmp_path):
 
 def test_each_class_is_fitted_best_by_its_hypothesis(tmp_path):
     population = survey(tmp_path)
-    images, _ = simulate_batch(population, 5, range(6))
+    images, _ = simulate_batch(population, 5, range(3))
     fits = fit_hypotheses(torch.from_numpy(images)[:, 0], population)
     assert (fits.delta_chi2_line[0::3] < 30).all() and (fits.delta_chi2_points[0::3, -1] < 50).all()
     assert fits.delta_chi2_points[1::3, -1].amax() > 100
@@ -108,8 +109,8 @@ def test_a_free_centre_moves_lens_and_lens_light(tmp_path):
     scene = copy.deepcopy(TREE["scene"])
     for component in (scene["mass"]["epl"], *scene["lens_light"].values()):
         component |= {"centre_x": 0.12, "centre_y": -0.08}
-    images, _ = simulate_batch(survey(tmp_path, scene=scene), 5, [0, 3, 6, 9])
+    images, _ = simulate_batch(survey(tmp_path, scene=scene), 5, [0, 3])
     fit = fit_macro(torch.from_numpy(images)[:, 0], survey(tmp_path), centred=False)
     at = [fit.names.index(axis) for axis in CENTRE]
-    torch.testing.assert_close(fit.parameters[:, at], torch.tensor([[0.12, -0.08]]).expand(4, -1), rtol=0, atol=0.01)
+    torch.testing.assert_close(fit.parameters[:, at], torch.tensor([[0.12, -0.08]]).expand(2, -1), rtol=0, atol=0.01)
     assert (fit.reduced_chi2 < 1.15).all() and math.isfinite(float(fit.covariance.sum()))

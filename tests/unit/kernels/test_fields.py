@@ -10,10 +10,11 @@ from darklens.compilation import compiler
 from darklens.errors import ConfigError
 from darklens.kernels import fields
 from darklens.kernels.fields import Recipe, compile_fields
-from darklens.kernels.library import is_private
+from darklens.kernels.library import compile_library, is_private
 
 needs_compiler = pytest.mark.skipif(compiler(("g++", "clang++")) is None, reason="no C++ compiler")
 ONE = torch.full((1, 1, 1), 0.5)
+_COMPILED = {}  # libraries by their code
 FUNCTIONS = {
     "exp": lambda p, x, y: x.exp(),
     "log": lambda p, x, y: x.abs().log(),
@@ -72,6 +73,20 @@ def test_the_angle_of_axes_and_the_range_of_the_exponential(compiled):
     assert high > 1e37
 
 
+@pytest.fixture
+def quick(monkeypatch, tmp_path):
+    """An empty cache folder, and a compiler that compiles the same code once and copies it from then on."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(fields, "compile_library", compiled_once)
+
+
+def compiled_once(path, flags, code, target):
+    if code not in _COMPILED:
+        compile_library(path, flags, code, target)
+        _COMPILED[code] = target.read_bytes()
+    target.write_bytes(_COMPILED[code])
+
+
 @needs_compiler
 def test_the_library_is_cached_by_its_code(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -85,8 +100,7 @@ def test_the_library_is_cached_by_its_code(monkeypatch, tmp_path):
 
 @needs_compiler
 @pytest.mark.parametrize("damage", [lambda code: code[:100], lambda code: code[:-1] + b"x", lambda code: b""])
-def test_a_damaged_library_is_compiled_again(monkeypatch, tmp_path, damage):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_a_damaged_library_is_compiled_again(quick, tmp_path, damage):
     compile_fields(recipes(["sign"]), "A test", "wait")
     (path,) = (tmp_path / "darklens").iterdir()
     content = path.read_bytes()
@@ -100,9 +114,8 @@ def test_a_damaged_library_is_compiled_again(monkeypatch, tmp_path, damage):
 
 
 @needs_compiler
-def test_an_unusable_cache_folder_is_no_error(monkeypatch, tmp_path):
+def test_an_unusable_cache_folder_is_no_error(quick, tmp_path):
     (tmp_path / "darklens").write_text("a file")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert compile_fields(recipes(["sign"]), "A test", "wait")
 
 
@@ -146,8 +159,7 @@ def as_link(path):
     ],
     ids=["of another user", "a link", "writable", "in a writable folder", "truncated", "empty", "a FIFO"],
 )
-def test_a_scene_that_others_may_have_written_is_compiled_again(tmp_path, monkeypatch, plant):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_a_scene_that_others_may_have_written_is_compiled_again(quick, tmp_path, plant):
     folder = tmp_path / "darklens"
 
     def value(name):

@@ -1,13 +1,17 @@
 """The kernels of fits against PyTorch in float64."""
 
+import copy
+
 import pytest
 import torch
 from kernels import must_build
+from scene_population import TREE, survey
 
 from darklens import populations
-from darklens.fit.detector import Detector
+from darklens.fit.detector import Detector, detector_of
 from darklens.fit.model import Model
 from darklens.fit.noise import Noise, normal_equations
+from darklens.fit.scene_lens import SceneLens
 from darklens.fit.smooth import SmoothLens
 from darklens.kernels import smooth_fit
 from darklens.kernels.library import library
@@ -63,10 +67,16 @@ def test_a_band_contains_the_whole_matrix():
     assert torch.equal(expanded, one) and band.values.shape[1] == 6
 
 
-@pytest.mark.parametrize(
-    "changes", [[], FREE_LIGHT, ["source.b_n=linear", *FREE_LIGHT]], ids=["fixed", "free", "linear"]
-)
-@pytest.mark.parametrize("centred", [True, False])
+LINEAR = ["source.b_n=linear", *FREE_LIGHT]
+# Each kind of lens takes a compiler seconds. The sweep has the other centres.
+LENSES = [
+    pytest.param(changes, centred, id=f"{name}-{centred}", marks=[pytest.mark.sweep] * (centred != tested))
+    for name, changes, tested in (("fixed", [], True), ("free", FREE_LIGHT, False), ("linear", LINEAR, True))
+    for centred in (True, False)
+]
+
+
+@pytest.mark.parametrize(("changes", "centred"), LENSES)
 @pytest.mark.parametrize("block", [1, 2])
 def test_images_and_derivatives_agree_with_the_laws(changes, centred, block, threads):
     population = populations.get("common-test-i", ["field.n_pixels=60", *changes])
@@ -76,12 +86,27 @@ def test_images_and_derivatives_agree_with_the_laws(changes, centred, block, thr
     if not centred:
         parameters[:, -2:] = torch.randn(5, 2) * 0.1
     unknown = torch.cat([parameters, torch.randn(5, 2)], 1)
+    torch.testing.assert_close(model.light(unknown), compared_with_laws(model, unknown), rtol=2e-6, atol=1e-5)
+
+
+def test_scenes_with_a_point_mass_agree_with_the_laws(tmp_path):
+    scene = copy.deepcopy(TREE["scene"])
+    del scene["mass"]["multipole4"]  # which takes a compiler longest
+    population = survey(tmp_path, scene=scene)
+    lens = SceneLens(population)
+    model = Model(lens, detector_of(population, crop=40), "points")
+    others = torch.tensor([0.3, 0.1, 0.01, 0.33, 0.21]).expand(5, -1)
+    compared_with_laws(model, torch.cat([lens.from_truth(draw(population, 3, range(5))), others], 1))
+
+
+def compared_with_laws(model, unknown):
+    """Return the images of the kernels, whose slopes are compared too."""
     light, slopes = model.expected(unknown)
     exact_light, exact = model.expected(unknown.double())  # float64: PyTorch
     largest = exact.abs().amax((2, 3), keepdim=True)
     torch.testing.assert_close(slopes / largest, exact / largest, rtol=0, atol=3e-4, check_dtype=False)
     torch.testing.assert_close(light, exact_light, rtol=2e-5, atol=1e-4, check_dtype=False)
-    torch.testing.assert_close(model.light(unknown), light, rtol=2e-6, atol=1e-5)
+    return light
 
 
 def test_a_pixel_at_the_lens_centre_is_finite():

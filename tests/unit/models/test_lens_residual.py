@@ -201,6 +201,7 @@ def test_a_lens_off_the_middle_is_told_as_one_in_the_middle():
         assert (found == truth["label"]).mean() >= 8 / 9
 
 
+@pytest.mark.usefixtures("in_pytorch")
 def test_what_a_population_fixes_is_told_with_what_is_fitted():
     population = populations.get("deeplense-model-i")
     images, truth = simulate_batch(population, 3, [0])

@@ -82,6 +82,7 @@ def test_only_the_classifier_is_trained_and_a_bundle_has_maps(lenses, kind, tmp_
         Contract.model_validate(tree)
 
 
+@pytest.mark.usefixtures("in_pytorch")
 def test_an_einstein_radius_that_the_population_fixes_is_k():
     population = populations.get("deeplense-model-i")
     fit = MacroFitK(MacroFitConfig(population=population), n_pixels=48, pixel_scale=population.field.pixel_scale)
