@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from commandline import darklens, rows_of
 
+from darklens import populations
 from darklens.bundle import Bundle
 from darklens.data.store import Store
 from darklens.fit.features import MAP_NAMES
 from darklens.locate import DEFAULT_MODEL, shipped
+from darklens.simulate.batch import simulate_batch
 
 SMALL = ["field.n_pixels=72", "--n-per-class"]
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "common-test-i"
@@ -54,6 +56,25 @@ def test_files_get_what_was_found_and_maps(work, tmp_path):
     found = np.load(maps / "no-1.npz")
     assert all(found[name].shape == (36, 36) for name in MAP_NAMES) and found["pixel_scale"] == pytest.approx(0.1)
     assert (maps / "no-1.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_elliptical_lens_with_light_is_classified_by_the_fallback(tmp_path):
+    light = "{kind: sersic, amplitude: 20, R_e: 0.5, n: 3, q: 0.8, angle: 0, position: {kind: cartesian, x: 0, y: 0}}"
+    population = populations.get("common-test-i", ["lens.e1=0.06", f"lens_light={light}"])
+    images, _ = simulate_batch(population, 5, range(3))
+    files = [tmp_path / f"{name}.npy" for name in population.class_names]
+    for file, image in zip(files, images, strict=True):
+        np.save(file, image[0])
+    table, maps = tmp_path / "t.csv", tmp_path / "maps"
+    assert darklens("predict", *files, EXAMPLES / "vort/1.npy", "--out", table, "--maps", maps) == 0
+    *rows, example = rows_of(table)
+    assert [row["verdict"] for row in rows] == [row["predicted"] for row in rows] == ["no", "sphere", "vort"]
+    assert {row["model"] for row in rows} == {"lens_residual_robust"} and all(row["fallback_reason"] for row in rows)
+    assert example["model"] == "lens_residual" and example["fallback_reason"] == ""
+    assert sorted(path.name for path in maps.glob("*.npz")) == ["1.npz", "no.npz", "sphere.npz", "vort.npz"]
+    assert darklens("predict", *files, "--out", tmp_path / "alone.csv", "--no-fallback") == 0
+    alone = rows_of(tmp_path / "alone.csv")
+    assert [row["verdict"] for row in alone] == ["unknown"] * 3 and "model" not in alone[0]
 
 
 def test_onnx_is_refused_in_a_sentence(work, tmp_path, capsys):

@@ -239,8 +239,9 @@ def test_bundle_classifies_with_maps_and_covariance():
     def classify(device):
         bundle = Bundle.load("lens_residual", device=device)
         assert {p.device for p in bundle.network.parameters()} == {CUDA if device == "cuda" else torch.device("cpu")}
-        result = bundle.classify(images, exposure=exposure, mask=mask, with_maps=True, with_covariance=True)
-        return result.probabilities, result.maps, result.ood_features, result.findings
+        result = bundle.classify(images, exposure=exposure, mask=mask, with_maps=True)
+        smooth = bundle.smooth_fit(images, exposure=exposure, mask=mask)
+        return result.probabilities, result.maps, result.ood_features, result.findings, smooth.macro.covariance
 
     compare(classify)
 

@@ -77,6 +77,15 @@ def test_a_class_that_the_fit_does_not_support_is_a_dont_know_with_the_reasons(c
     assert row["verdict"] == "unknown" and row["reason"] == "the residuals suggest a sloped sky; chi2 is high"
 
 
+def test_a_fallback_is_named_with_the_reasons(call):
+    assert call("words", "fallback", result()) is None
+    fallen = result(fallback="lens_residual_robust", fallback_reasons=["the residuals suggest another PSF", "chi2"])
+    sentence = call("words", "fallback", fallen)
+    assert sentence.startswith("Classified by lens_residual_robust") and "another PSF; chi2." in sentence
+    (row,) = csv.DictReader(io.StringIO(call("downloads", "toCsv", [{"name": "a.npy", "results": {"m": fallen}}])))
+    assert row["fallback"] == "lens_residual_robust" and row["fallback_reason"].endswith("another PSF; chi2")
+
+
 def test_an_empty_set_is_a_dont_know(call):
     verdict = call("words", "verdict", result(set=[], dont_know=True))
     assert verdict["tone"] == "uncertain" and verdict["headline"] == "Don't know: empty prediction set"

@@ -1,6 +1,7 @@
 """Bundles: trained systems stored as folders, and their predictions."""
 
 from darklens.bundle.contract import Contract
+from darklens.bundle.fallback import Part, classify
 from darklens.bundle.predictor import (
     BATCH_SIZE,
     MICRO_BATCH,
@@ -25,7 +26,9 @@ __all__ = [
     "Images",
     "InferenceBackend",
     "Output",
+    "Part",
     "SmoothFit",
     "batched",
+    "classify",
     "sha256_of_bundle",
 ]

@@ -11,6 +11,7 @@ from darklens.calibration import Calibration
 from darklens.config import ClassName, Frozen
 from darklens.data.preprocess import Preprocess
 from darklens.fit.cache import fit_settings_of
+from darklens.locate import shipped
 from darklens.models.base import DEFAULT_POPULATION, OnPopulation
 from darklens.models.ensemble import AnySystemConfig, Ensemble, EnsembleConfig
 from darklens.models.macro_fit_k import MacroFitConfig
@@ -40,6 +41,7 @@ class Contract(Frozen):
     weights_sha256: str = ""
     calibration: Calibration | None = Field(default=None, description="calibration on held-out images, if any")
     ood_sha256: str = Field(default="", description="digest of ood.safetensors; empty if there is none")
+    fallback: str = Field(default="", description="shipped model for images that this one doubts; empty: none")
     data: dict[str, Any] = Field(description="the training data: population, seed, sha256")
     validation: dict[str, float] = Field(description="validation metrics of the best epoch")
     provenance: dict[str, Any] = Field(description="version, commit, hardware, seed, train_seconds, train_images")
@@ -64,6 +66,13 @@ class Contract(Frozen):
         if not text.isprintable():
             raise ValueError("has control characters")
         return text
+
+    @field_validator("fallback")
+    @classmethod
+    def _check_fallback(cls, name: str) -> str:
+        if name and name not in shipped():
+            raise ValueError(f"the fallback must be a model of this package: {', '.join(shipped())}")
+        return name
 
     @field_validator("data")
     @classmethod

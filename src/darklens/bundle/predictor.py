@@ -1,6 +1,7 @@
 """A loaded bundle: network inputs, logits, calibrated probabilities, fitted parameters and maps."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -20,15 +21,15 @@ from darklens.data.store import Store
 from darklens.devices import full_float32, require_device
 from darklens.errors import InputError
 from darklens.fit.cache import FitSettings, cached_fits, fit_settings_of
+from darklens.fit.checks import Hypothesis, hypothesis_of, suspicions
 from darklens.fit.checks import doubts as doubts_of_fits
-from darklens.fit.checks import hypothesis_of
 from darklens.fit.evidence import Evidence, evidence_maps
 from darklens.fit.features import MAP_NAMES, FitFeatures
 from darklens.fit.fitter import fitter_of
 from darklens.fit.macro import MacroFit, fit_macro
 from darklens.fit.noise import MASKED_EXPOSURE
 from darklens.fit.summary import findings
-from darklens.locate import locate
+from darklens.locate import locate, shipped
 from darklens.models.base import Inputs, NetworkOutput, forward_features, ood_features
 from darklens.models.zoo import has_lens_step, requires_fitting
 
@@ -62,7 +63,6 @@ class Classification(NamedTuple):
         maps: Maps by name (b, m, m): `MAP_NAMES` for systems that take fits, otherwise `Bundle.maps` if requested.
         ood_features: Features for `evaluation.ood` (b, f).
         inputs: Inputs of the network, from `Bundle.inputs_of`.
-        smooth_fit: Fit with covariances, if requested, for systems that take fits.
         doubts: Reasons not to trust the class of each image; empty if there are none. Probabilities are then widened.
     """
 
@@ -71,8 +71,20 @@ class Classification(NamedTuple):
     maps: dict[str, np.ndarray]
     ood_features: np.ndarray
     inputs: Inputs
-    smooth_fit: SmoothFit | None = None
     doubts: Sequence[tuple[str, ...]] = ()
+
+    def rows(self, indices: Sequence[int]) -> "Classification":
+        """Return the classification of some of the images."""
+        chosen = list(indices)
+        inputs = self.inputs.rows(chosen) if isinstance(self.inputs, FitFeatures) else self.inputs[chosen]
+        return Classification(
+            self.probabilities[chosen],
+            {name: [column[i] for i in chosen] for name, column in self.findings.items()},
+            {name: values[chosen] for name, values in self.maps.items()},
+            self.ood_features[chosen],
+            inputs,
+            [self.doubts[i] for i in chosen],
+        )
 
 
 @runtime_checkable
@@ -138,6 +150,37 @@ class Bundle:
         """Load a bundle from a folder or a repository, as `load`, with the revision as an argument."""
         return cls.load(f"{name_or_path}@{revision}" if revision else name_or_path, device=device)
 
+    @cached_property
+    def fallback(self) -> "Bundle | None":
+        """The model for images that this one doubts, loaded at first use; None if there is none.
+
+        Raises:
+            InputError: If it takes other images or has other classes.
+        """
+        if not self.contract.fallback:
+            return None
+        fallback = Bundle.load(self.contract.fallback, device=self._device)
+        same = ("classes", "n_pixels", "pixel_scale", "task")
+        if any(getattr(self.contract, name) != getattr(fallback.contract, name) for name in same):
+            raise InputError(
+                f"{self.contract.fallback} cannot be the fallback of {self.contract.recipe}: it has other classes, or "
+                "takes images of another size or pixel scale."
+            )
+        return fallback
+
+    def with_fallback(self, name: str) -> "Bundle":
+        """Return this model with another fallback, a shipped model or "" for none.
+
+        Raises:
+            InputError: If it is not shipped, takes other images, or has other classes.
+        """
+        if name and name not in shipped():
+            raise InputError(f"A fallback must be one of the shipped models {', '.join(shipped())}, not {name}.")
+        contract = self.contract.model_copy(update={"fallback": name})
+        bundle = Bundle(contract, self.network, ood_reference=self.ood_reference, device=self._device)
+        bundle.fallback  # noqa: B018 - raises
+        return bundle
+
     @torch.inference_mode()
     def run(self, images: Images) -> tuple[Float[Tensor, "b 1 m m"], Tensor]:
         """Return the pre-processed images that a network without fits receives, and its output."""
@@ -200,10 +243,9 @@ class Bundle:
         exposure: Images | None = None,
         mask: Bool[np.ndarray, "b 1 n n"] | None = None,
         with_maps: bool = False,
-        with_covariance: bool = False,
         doubts: Sequence[tuple[str, ...]] | None = None,
     ) -> Classification:
-        """Classify images; used by `predict`, its maps, and `serve`.
+        """Classify images with this model alone; `predict` and `serve` call `bundle.fallback.classify`.
 
         Args:
             images: Images in any linear scale.
@@ -211,7 +253,6 @@ class Bundle:
             exposure: As for `inputs_of`.
             mask: Pixels without data, whose values must be finite; they have no weight in fits.
             with_maps: Whether to return the maps of `Bundle.maps`, if the system has them.
-            with_covariance: Whether to return `smooth_fit`; doubles the time.
             doubts: Further reasons not to trust the class of each image.
 
         Raises:
@@ -220,10 +261,7 @@ class Bundle:
         """
         self._require_contrast(images)
         runner = backend or self
-        if mask is not None and self.fit_settings is not None:
-            depth = np.ones(mask.shape, dtype=np.float32) if exposure is None else np.asarray(exposure)
-            exposure = np.where(mask, MASKED_EXPOSURE, depth).astype(np.float32)
-        inputs = runner.inputs_of(images, exposure=exposure)
+        inputs = runner.inputs_of(images, exposure=self._masked(exposure, mask))
         logits, features = self.output(inputs, runner.forward(inputs))
         probabilities = self.calibrated(logits)
         of_fit = self._doubts_of_fit(inputs, probabilities)
@@ -232,21 +270,31 @@ class Bundle:
         probabilities = widened(probabilities, [bool(reasons) for reasons in all_doubts])
         if not isinstance(inputs, FitFeatures):
             maps = self.maps(images) if with_maps and self.has_maps else {}
-            return Classification(probabilities, {}, maps, features, inputs, doubts=all_doubts)
+            return Classification(probabilities, {}, maps, features, inputs, all_doubts)
         maps = dict(zip(MAP_NAMES, inputs.maps.cpu().numpy().swapaxes(0, 1), strict=True))
-        smooth_fit = self._smooth_fit(images, exposure) if with_covariance else None
         columns = findings(inputs) | {"fit": ["; ".join(reasons) or "ok" for reasons in of_fit]}
-        return Classification(probabilities, columns, maps, features, inputs, smooth_fit, all_doubts)
+        return Classification(probabilities, columns, maps, features, inputs, all_doubts)
 
     def _doubts_of_fit(
         self, inputs: Inputs, probabilities: Float[np.ndarray, "b classes"]
     ) -> Sequence[tuple[str, ...]]:
         """Return the reasons not to trust the fits of the most probable classes; none for systems that take images."""
-        settings = self.fit_settings
-        if settings is None or not isinstance(inputs, FitFeatures):
+        if self.fit_settings is None or not isinstance(inputs, FitFeatures):
             return [()] * len(probabilities)
-        predicted = [self.contract.classes[k] for k in probabilities.argmax(1)]
-        return doubts_of_fits(inputs, [hypothesis_of(settings.population, name) for name in predicted])
+        return doubts_of_fits(inputs, self._hypotheses(probabilities))
+
+    def suspicions_of(self, classification: Classification) -> Sequence[tuple[str, ...]]:
+        """Return for each image the reasons to fit more parameters; none for systems that take images."""
+        inputs, probabilities = classification.inputs, classification.probabilities
+        if self.fit_settings is None or not isinstance(inputs, FitFeatures):
+            return [()] * len(probabilities)
+        return suspicions(inputs, self._hypotheses(probabilities))
+
+    def _hypotheses(self, probabilities: Float[np.ndarray, "b classes"]) -> list[Hypothesis]:
+        """Return the hypotheses of the most probable classes."""
+        assert self.fit_settings is not None
+        population, classes = self.fit_settings.population, self.contract.classes
+        return [hypothesis_of(population, classes[k]) for k in probabilities.argmax(1)]
 
     def _with_unfamiliar(
         self, of_fit: Sequence[tuple[str, ...]], features: Float[np.ndarray, "b f"]
@@ -318,6 +366,22 @@ class Bundle:
         received = self.contract.preprocess(self._on_device(images))
         maps = {"image": received[:, 0], **self.network.maps(received)}  # type: ignore[operator]  # Informed has it
         return {name: value.float().cpu().numpy() for name, value in maps.items()}
+
+    def smooth_fit(
+        self, images: Images, *, exposure: Images | None = None, mask: Bool[np.ndarray, "b 1 n n"] | None = None
+    ) -> SmoothFit:
+        """Return the fit of the smooth lens on all pixels; takes as long as `classify`, whose arguments it has.
+
+        Raises:
+            InputError: If the system does not fit.
+        """
+        if self.fit_settings is None:
+            raise InputError(f"{self.contract.recipe} does not fit lenses.")
+        population, centred = self.fit_settings
+        plane, exposure = self._on_device(images)[:, 0], self._masked(exposure, mask)
+        depth = None if exposure is None else self._on_device(exposure)[:, 0]
+        macro = fit_macro(plane, population, exposure=depth, centred=centred)
+        return SmoothFit(macro, evidence_maps(plane, macro, population, exposure=depth))
 
     @property
     def device(self) -> torch.device:
@@ -393,13 +457,12 @@ class Bundle:
             )
         return float32_tensor(images)
 
-    def _smooth_fit(self, images: Images, exposure: Images | None) -> SmoothFit:
-        assert self.fit_settings is not None
-        population, centred = self.fit_settings
-        plane = self._on_device(images)[:, 0]
-        depth = None if exposure is None else self._on_device(exposure)[:, 0]
-        macro = fit_macro(plane, population, exposure=depth, centred=centred)
-        return SmoothFit(macro, evidence_maps(plane, macro, population, exposure=depth))
+    def _masked(self, exposure: Images | None, mask: Bool[np.ndarray, "b 1 n n"] | None) -> Images | None:
+        """Return the exposure in which masked pixels have no weight, for systems that fit."""
+        if mask is None or self.fit_settings is None:
+            return exposure
+        depth = np.ones(mask.shape, dtype=np.float32) if exposure is None else np.asarray(exposure)
+        return np.where(mask, MASKED_EXPOSURE, depth).astype(np.float32)
 
 
 def batched(

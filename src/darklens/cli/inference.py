@@ -160,6 +160,14 @@ def predict(
             "names repeat, the name of the folder comes first. Runs in one process and cannot be continued."
         ),
     ] = None,
+    fallback: Annotated[
+        bool,
+        Parameter(
+            help="Classify images that the model doubts with its fallback: for lens_residual, lens_residual_robust, "
+            "which also fits the ellipticity and light of the lens and the width of the PSF. The columns `model` and "
+            "`fallback_reason` name the model and the reasons."
+        ),
+    ] = True,
     device: Device = "cpu",
 ) -> int:
     """Classify image files. A file that cannot be used gets a row with the reason (exit code 3).
@@ -203,7 +211,15 @@ def predict(
     )
     if maps is not None:
         bad = _predict_with_maps(
-            model, paths, out, maps, pixel_scale=pixel_scale, image=image, auxiliary=auxiliary, device=device
+            model,
+            paths,
+            out,
+            maps,
+            pixel_scale=pixel_scale,
+            image=image,
+            auxiliary=auxiliary,
+            fallback=fallback,
+            device=device,
         )
     else:
         with (
@@ -219,6 +235,7 @@ def predict(
                 auxiliary=auxiliary,
                 backend=backend,
                 device=device,
+                fallback=fallback,
                 workers=workers,
                 executor=executor,
                 advance=advance,
@@ -243,6 +260,7 @@ def _predict_with_maps(
     pixel_scale: float | None,
     image: str | None,
     auxiliary: "Auxiliary | None",
+    fallback: bool,
     device: str,
 ) -> int:
     """Classify files with maps and return the number that cannot be used."""
@@ -252,6 +270,7 @@ def _predict_with_maps(
     from darklens.report.maps import MapWriter
 
     bundle = Bundle.load(model, device=device)
+    bundle = bundle if fallback else bundle.with_fallback("")
     bundle.require_classifier("predict")
     files = [Path(path) for path in paths]
     writer = MapWriter(bundle, maps, files)

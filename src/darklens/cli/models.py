@@ -107,6 +107,13 @@ def calibrate(
         ),
     ] = "temperature",
     seed: Annotated[int, Parameter(help="Random seed of the split of the images into two halves.")] = 0,
+    fallback: Annotated[
+        str | None,
+        Parameter(
+            help="Shipped model that classifies images which this one doubts, such as lens_residual_robust, or `none`; "
+            "by default that of MODEL."
+        ),
+    ] = None,
     device: Device = "cpu",
 ) -> int:
     """Calibrate a model on new images: probabilities, prediction sets, selective risk, out-of-distribution threshold.
@@ -124,9 +131,10 @@ def calibrate(
     check_outputs(folders=[out], files=[out / name for name in FILES], stores=[store], models=[model])
     images = Store(store)
     with progress("Calibrating", len(images)) as advance:
-        bundle = calibrate_on(
-            Bundle.load(model, device=device), images, seed=seed, method=method, workers=usable_cores(), advance=advance
-        )
+        loaded = Bundle.load(model, device=device)
+        if fallback is not None:
+            loaded = loaded.with_fallback("" if fallback == "none" else fallback)
+        bundle = calibrate_on(loaded, images, seed=seed, method=method, workers=usable_cores(), advance=advance)
     bundle.save(out)
     assert bundle.contract.calibration is not None
     print(f"Temperature {bundle.contract.calibration.temperature:.3g}; bundle in {out}")

@@ -50,6 +50,8 @@ _LIMITS: dict[Hypothesis, _Limits] = {
 _LARGEST_SHARE = 0.8  # of delta chi2 of the perturbers, that a smooth lens with another effect may reach
 _NOISE_DEFICIT = 5.0  # standard deviations of the deviance below its expectation, with excess noise in the sky
 _AT_BOUND = 0.01  # arcsec, distance from a bound
+_SUSPICIOUS = 0.6  # of the limit of a score test
+_NUISANCES = ("psf", "lens_shape", "lens_light")  # effects that fits with more parameters describe
 _EFFECTS = {
     "psf": "a PSF of another width",
     "lens_shape": "an elliptical lens, another slope or multipoles",
@@ -84,6 +86,24 @@ def doubts(features: FitFeatures, hypotheses: Sequence[Hypothesis]) -> list[tupl
     succeeded = fit_succeeded(features).tolist()
     return [
         _doubts({name: column[i] for name, column in columns.items()}, hypothesis) if succeeded[i] else (FAILED,)
+        for i, hypothesis in enumerate(hypotheses)
+    ]
+
+
+def suspicions(features: FitFeatures, hypotheses: Sequence[Hypothesis]) -> list[tuple[str, ...]]:
+    """Return for each image the reasons to fit PSF, ellipticity and lens light too: score tests at 0.6 of their limits.
+
+    Args:
+        features: Fits of b images.
+        hypotheses: Hypothesis of the predicted class of each image.
+    """
+    columns = features.columns()
+
+    def is_suspicious(group: str, hypothesis: Hypothesis, i: int) -> bool:
+        return float(columns[f"misfit_{group}_{hypothesis}"][i]) > _SUSPICIOUS * getattr(_LIMITS[hypothesis], group)
+
+    return [
+        tuple(f"the residuals suggest {_EFFECTS[group]}" for group in _NUISANCES if is_suspicious(group, hypothesis, i))
         for i, hypothesis in enumerate(hypotheses)
     ]
 

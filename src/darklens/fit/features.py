@@ -1,5 +1,6 @@
 """Features of fits for classifiers: maps in standard deviations, and a summary with named columns."""
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -54,7 +55,7 @@ class FitFeatures(NamedTuple):
         """Return all columns of the summary by name."""
         return dict(zip(SUMMARY_NAMES, self.summary.unbind(1), strict=True))
 
-    def rows(self, rows: slice | Tensor) -> "FitFeatures":
+    def rows(self, rows: slice | Sequence[int] | Tensor) -> "FitFeatures":
         """Return the features of a selection of the images."""
         return FitFeatures(self.maps[rows], self.summary[rows])
 

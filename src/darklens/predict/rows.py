@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from darklens import aliases
-from darklens.bundle import BATCH_SIZE, Bundle, Classification, InferenceBackend
+from darklens.bundle import BATCH_SIZE, Bundle, Classification, InferenceBackend, Part, classify
 from darklens.data.prepare import Prepared, prepare, require_similar_scale, stacked_masks
 from darklens.data.readers import read_image
 from darklens.errors import DarklensError
@@ -17,7 +17,7 @@ from darklens.fit.features import no_features
 from darklens.fit.summary import findings
 from darklens.predict.auxiliary import Auxiliary, unused_maps
 
-OnBatch = Callable[[Sequence[Path], Sequence[Prepared], Classification], None]
+OnBatch = Callable[[Bundle, Sequence[Path], Sequence[Prepared], Classification], None]
 _POSITIONS = ("centre", "line", "point")  # prefixes of columns of positions, relative to the centre of the image
 
 
@@ -47,7 +47,7 @@ def predict(
     *,
     pixel_scale: float | None = None,
     name: str | None = None,
-    on_batch: OnBatch = lambda _, __, ___: None,
+    on_batch: OnBatch = lambda _, __, ___, ____: None,
     advance: Callable[[int], None] = lambda _: None,
     backend: InferenceBackend | None = None,
     with_maps: bool = False,
@@ -62,7 +62,8 @@ def predict(
         pixel_scale: Pixel scale of the images in arcsec; overrides that in the files. Images with a pixel scale other
             than that of the model are resampled. If it is unknown, `assumed_scale` chooses one.
         name: Name of the image in files with several images.
-        on_batch: Called with the readable files of each batch, their images, and the classification.
+        on_batch: Called with a model, the readable files of a batch that it classified, their images, and the
+            classification: once for each model, `bundle` and its fallback.
         advance: Called with the number of files just finished.
         backend: Inference backend, see `backend_of`; by default the bundle itself.
         with_maps: Whether `on_batch` needs the maps of systems that predict k(x, y); maps of fits are always included.
@@ -141,26 +142,30 @@ def _rows(
     with_maps: bool,
     doubts: Mapping[Path, tuple[str, ...]],
 ) -> dict[Path, Row]:
-    images = np.stack([image.pixels for image in prepared.values()])[:, None]
-    mask = stacked_masks([image.mask for image in prepared.values()], images.shape)
-    classification = bundle.classify(
-        images, backend, mask=mask, with_maps=with_maps, doubts=[doubts.get(path, ()) for path in prepared]
-    )
-    on_batch(list(prepared), list(prepared.values()), classification)
-    further = prediction_columns(
-        bundle, classification.probabilities, classification.ood_features, classification.doubts
-    ) | _with_old_names(classification.findings)
-    return {
-        path: Row(
-            str(path),
-            probabilities=[float(p) for p in classification.probabilities[i]],
-            findings={"changes": "; ".join(image.changes)}
-            | {f"offset_{axis}": f"{value:.5g}" for axis, value in zip("xy", image.offset, strict=True)}
-            | _in_original({name: column[i] for name, column in further.items()}, image.offset),
-            changes=image.changes,
+    paths, cutouts = list(prepared), list(prepared.values())
+    images = np.stack([image.pixels for image in cutouts])[:, None]
+    mask = stacked_masks([image.mask for image in cutouts], images.shape)
+    reasons = [doubts.get(path, ()) for path in paths]
+    rows = {}
+    for part in classify(bundle, images, backend, mask=mask, with_maps=with_maps, doubts=reasons):
+        chosen, classification = [paths[i] for i in part.indices], part.classification
+        on_batch(part.bundle, chosen, [prepared[path] for path in chosen], classification)
+        further = prediction_columns(
+            part.bundle, classification.probabilities, classification.ood_features, classification.doubts
         )
-        for i, (path, image) in enumerate(prepared.items())
-    }
+        further |= _fallback_columns(part) if bundle.contract.fallback else {}
+        further |= _with_old_names(classification.findings)
+        for i, path in enumerate(chosen):
+            image = prepared[path]
+            rows[path] = Row(
+                str(path),
+                probabilities=[float(p) for p in classification.probabilities[i]],
+                findings={"changes": "; ".join(image.changes)}
+                | {f"offset_{axis}": f"{value:.5g}" for axis, value in zip("xy", image.offset, strict=True)}
+                | _in_original({name: column[i] for name, column in further.items()}, image.offset),
+                changes=image.changes,
+            )
+    return rows
 
 
 def _in_original(columns: dict[str, str], offset: tuple[float, float]) -> dict[str, str]:
@@ -178,7 +183,16 @@ def columns_of(bundle: Bundle) -> list[str]:
     features = 0 if bundle.ood_reference is None else len(bundle.ood_reference.centre)
     calibration = prediction_columns(bundle, np.zeros((0, classes)), np.zeros((0, features)), [])
     fits = {} if bundle.fit_settings is None else _with_old_names(findings(no_features()))
-    return ["changes", "offset_x", "offset_y", *calibration, *fits]
+    fallback = _fallback_columns(None) if bundle.contract.fallback else {}
+    return ["changes", "offset_x", "offset_y", *calibration, *fallback, *fits]
+
+
+def _fallback_columns(part: Part | None) -> dict[str, list[str]]:
+    """Return which model classified each image, and the reasons if it is the fallback; no rows without a part."""
+    if part is None:
+        return {"model": [], "fallback_reason": []}
+    reasons = ["; ".join(reasons) for reasons in part.fallback_reasons]
+    return {"model": [part.bundle.contract.recipe] * len(reasons), "fallback_reason": reasons}
 
 
 def _with_old_names(columns: dict[str, list[str]]) -> dict[str, list[str]]:

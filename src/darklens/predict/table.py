@@ -57,6 +57,7 @@ class Task(Frozen):
     bundle_sha256: str
     backend: BackendChoice
     device: str = "cpu"
+    fallback: bool = True
     backend_file: str = Field(default="", description="ONNX file of the backend, empty for others")
     pixel_scale: float | None = None
     image: str | None = None
@@ -117,6 +118,7 @@ def predict_table(
     auxiliary: Auxiliary | None = None,
     backend: BackendChoice = "auto",
     device: torch.device | str = "cpu",
+    fallback: bool = True,
     workers: int | None = None,
     executor: Executor | None = None,
     advance: Callable[[int], None] = lambda _: None,
@@ -135,6 +137,7 @@ def predict_table(
         auxiliary: As for `predict`.
         backend: See `darklens.predict.backends`.
         device: Device of the network and of fits, such as "cuda"; of each worker of an executor.
+        fallback: Whether the fallback of the model classifies images that the model doubts.
         workers: Number of processes; by default one per usable core, fewer for few files, one on a GPU. Processes are
             spawned, so scripts need `if __name__ == "__main__"`.
         executor: Executor to use instead; its workers must see the model, the files and the folder of `out`.
@@ -147,7 +150,7 @@ def predict_table(
         StoppedError: If workers were killed. Finished blocks are kept, and the same call resumes the run.
     """
     on = torch.device(device) if executor else require_device(device)
-    bundle = Bundle.load(model)
+    bundle = _loaded_bundle(model, fallback=fallback)
     require_usable(bundle, pixel_scale)
     where = locate(model)
     task = Task(
@@ -155,6 +158,7 @@ def predict_table(
         bundle_sha256=sha256_of_bundle(where),
         backend=choose(backend, bundle, len(files), on),
         device=str(on),
+        fallback=fallback,
         pixel_scale=pixel_scale,
         image=image,
         auxiliary=auxiliary,
@@ -302,11 +306,16 @@ def _loaded(task: str) -> tuple[Bundle, InferenceBackend]:
         raise InputError(
             f"The model {settings.model} on the worker {host} differs; pass a folder that all workers share."
         )
-    bundle = Bundle.load(where, device=settings.device)
+    bundle = _loaded_bundle(where, fallback=settings.fallback, device=settings.device)
     file = unquoted(settings.backend_file) if settings.backend_file else None
     if file is not None and not file.exists():
         raise InputError(f"The worker on {host} cannot see {file}: put --out on a file system they share.")
     return bundle, backend_of(settings.backend, bundle, file)
+
+
+def _loaded_bundle(model: Path, *, fallback: bool, device: str = "cpu") -> Bundle:
+    bundle = Bundle.load(model, device=device)
+    return bundle if fallback else bundle.with_fallback("")
 
 
 def _with_backend_file(

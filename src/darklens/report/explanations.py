@@ -50,20 +50,22 @@ class ExplanationWriter:
     ) -> None:
         bundle.require_classifier("explain")
         prepare_folder(folder)
-        self._bundle, self._folder, self._method, self._label = bundle, folder, method, label
+        self._folder, self._method, self._label = folder, method, label
         self._names = UniqueNames(files)
         with_k = bundle.has_maps and bundle.fit_settings is None
         self._maps = MapWriter(bundle, folder / "maps", files) if with_k else None
 
-    def __call__(self, paths: Sequence[Path], images: Sequence[Prepared], classification: Classification) -> None:
+    def __call__(
+        self, bundle: Bundle, paths: Sequence[Path], images: Sequence[Prepared], classification: Classification
+    ) -> None:
         """Explain a batch one image at a time, because an explanation needs many times the memory of a prediction."""
         for i, path in enumerate(paths):
             inputs, rows = classification.inputs, slice(i, i + 1)
             features = inputs.rows(rows) if isinstance(inputs, FitFeatures) else None
             pixels = images[i].pixels[None, None]
-            explanation = explain(self._bundle, pixels, method=self._method, label=self._label, features=features)
+            explanation = explain(bundle, pixels, method=self._method, label=self._label, features=features)
             name = self._names.of(path)
-            classes = self._bundle.contract.classes
+            classes = bundle.contract.classes
             probabilities = classification.probabilities[i]
             with atomic_path(self._folder / f"{name}.npz") as temporary:
                 arrays: dict[str, Any] = columns(explanation)
@@ -79,7 +81,7 @@ class ExplanationWriter:
             with atomic_path(self._folder / f"{name}.png") as temporary:
                 temporary.write_bytes(figures.to_png(picture(explanation, title)))
         if self._maps is not None:
-            self._maps(paths, images, classification)
+            self._maps(bundle, paths, images, classification)
 
 
 def columns(explanation: Explanation) -> dict[str, np.ndarray]:

@@ -59,12 +59,14 @@ class MapWriter:
     def __init__(self, bundle: Bundle, folder: Path, files: Iterable[Path]) -> None:
         bundle.require_maps()
         prepare_folder(folder)
-        self._bundle, self._folder = bundle, folder
+        self._folder = folder
         self._names = UniqueNames(files)
 
-    def __call__(self, paths: Sequence[Path], images: Sequence[Prepared], classification: Classification) -> None:
+    def __call__(
+        self, bundle: Bundle, paths: Sequence[Path], images: Sequence[Prepared], classification: Classification
+    ) -> None:
         """Write the maps of a batch; `offset` is the position (x, y) of their centre in the original image, arcsec."""
-        scale = self._bundle.map_pixel_scale
+        scale = bundle.map_pixel_scale
         for i, path in enumerate(paths):
             name = self._names.of(path)
             maps = {key: value[i] for key, value in classification.maps.items()}

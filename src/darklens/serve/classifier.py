@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from darklens.bundle import Bundle, Classification, SmoothFit
+from darklens.bundle import Bundle, Part, SmoothFit, classify
 from darklens.config import UNKNOWN
 from darklens.data.prepare import stacked_masks
 from darklens.evaluation.columns import prediction_columns
@@ -43,14 +43,13 @@ class Classifier:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        settings = bundle.fit_settings
-        self._population: Population | None = settings.population if settings else None
 
     def __call__(self, jobs: Sequence[Job]) -> list[ImageResult]:
         """Return a result for each job; jobs of one exposure, with maps or without, are classified together."""
+        fits = self._bundle.fit_settings is not None or bool(self._bundle.contract.fallback)
         groups: dict[tuple[float, bool], list[int]] = {}
         for i, job in enumerate(jobs):
-            groups.setdefault((job.exposure if self._population else 1.0, job.maps), []).append(i)
+            groups.setdefault((job.exposure if fits else 1.0, job.maps), []).append(i)
         results: dict[int, ImageResult] = {}
         for rows in groups.values():
             results |= zip(rows, self._classify_batch([jobs[i] for i in rows]), strict=True)
@@ -58,82 +57,89 @@ class Classifier:
 
     def _classify_batch(self, jobs: Sequence[Job]) -> list[ImageResult]:
         images = np.stack([job.pixels for job in jobs])[:, None]
-        exposure, with_maps = jobs[0].exposure, jobs[0].maps
-        classification = self._bundle.classify(
-            images,
-            exposure=None if exposure == 1 else np.full_like(images, exposure),
-            mask=stacked_masks([job.mask for job in jobs], images.shape),
-            with_maps=with_maps,
-            with_covariance=with_maps,
-        )
-        columns = prediction_columns(
-            self._bundle, classification.probabilities, classification.ood_features, classification.doubts
-        )
-        results = []
-        for i, job in enumerate(jobs):
-            result = self._result(job, classification, i, {name: v[i] for name, v in columns.items()})
-            more = self._fit_results(classification, i, str(result.predicted))
-            if with_maps:
-                more["maps"] = self._maps(images[i, 0], classification, i)
-            results.append(result.model_copy(update=more))
-        return results
+        exposure = None if jobs[0].exposure == 1 else np.full_like(images, jobs[0].exposure)
+        mask = stacked_masks([job.mask for job in jobs], images.shape)
+        results: dict[int, ImageResult] = {}
+        for part in classify(self._bundle, images, exposure=exposure, mask=mask, with_maps=jobs[0].maps):
+            smooth = None
+            if jobs[0].maps and part.bundle.fit_settings is not None:
+                depth, masked = (None if each is None else each[part.indices] for each in (exposure, mask))
+                smooth = part.bundle.smooth_fit(images[part.indices], exposure=depth, mask=masked)
+            for k, i in enumerate(part.indices):
+                result = _result(jobs[i], part, k)
+                more = _fit_results(part, smooth, k, str(result.predicted))
+                if jobs[i].maps:
+                    more["maps"] = _maps(images[i, 0], part, smooth, k)
+                results[i] = result.model_copy(update=more)
+        return [results[i] for i in range(len(jobs))]
 
-    def _result(self, job: Job, classification: Classification, i: int, columns: Mapping[str, str]) -> ImageResult:
-        contract, probabilities = self._bundle.contract, classification.probabilities[i]
-        calibration = contract.calibration
-        has_sets = calibration is not None and bool(calibration.conformal)
-        members = columns["set"].split("|") if columns["set"] else []
-        ood = None
-        if calibration is not None and calibration.ood is not None and columns["ood_score"]:
-            ood = OutOfDistribution(
-                score=float(columns["ood_score"]), threshold=calibration.ood.p99, unfamiliar=columns["ood"] == "yes"
-            )
-        return ImageResult(
-            name=job.name,
-            status="ok",
-            predicted=contract.classes[int(probabilities.argmax())],
-            probabilities=dict(zip(contract.classes, map(float, probabilities), strict=True)),
-            set=members,
-            coverage=calibration.conformal[0].level if has_sets and calibration is not None else None,
-            dont_know=columns["verdict"] == UNKNOWN or (has_sets and len(members) != 1),
-            verdict=columns["verdict"],
-            reasons=list(classification.doubts[i]),
-            ood=ood,
-            changes=list(job.changes),
-            offset=list(job.offset),
-        )
 
-    def _fit_results(self, classification: Classification, i: int, predicted: str) -> dict[str, object]:
-        """Return the parts of a result that come from the fits of an image; none for a system without."""
-        features, smooth = classification.inputs, classification.smooth_fit
-        if self._population is None or not isinstance(features, FitFeatures):
-            return {}
-        value = {name: float(column[i]) for name, column in features.columns().items()}
-        succeeded = bool(fit_succeeded(features)[i])
-        without_errors = {name: _quantity(name, value[name], None) for name in _SMOOTH}
-        fit = Fit(
-            converged=value["converged"] > 0.5,
-            chi2_per_pixel=value["deviance"] / max(value["n_pixels_fitted"], 1.0),
-            parameters=_with_errors(smooth.macro, i) if smooth else without_errors,
-            message=None if succeeded else _FAILED,
+def _result(job: Job, part: Part, k: int) -> ImageResult:
+    contract, classification = part.bundle.contract, part.classification.rows([k])
+    columns = {
+        name: column[0]
+        for name, column in prediction_columns(
+            part.bundle, classification.probabilities, classification.ood_features, classification.doubts
+        ).items()
+    }
+    calibration, probabilities = contract.calibration, classification.probabilities[0]
+    has_sets = calibration is not None and bool(calibration.conformal)
+    members = columns["set"].split("|") if columns["set"] else []
+    ood = None
+    if calibration is not None and calibration.ood is not None and columns["ood_score"]:
+        ood = OutOfDistribution(
+            score=float(columns["ood_score"]), threshold=calibration.ood.p99, unfamiliar=columns["ood"] == "yes"
         )
-        deviance = {
-            name: value["deviance"] - delta_chi2_of(hypothesis_of(self._population, name), value)
-            for name in self._population.classes
-            if name in self._bundle.contract.classes
-        }
-        suggestion = _suggestion(self._population, predicted, value) if succeeded else None
-        return {"fit": fit, "hypotheses": deviance, "suggestion": suggestion}
+    return ImageResult(
+        name=job.name,
+        status="ok",
+        predicted=contract.classes[int(probabilities.argmax())],
+        probabilities=dict(zip(contract.classes, map(float, probabilities), strict=True)),
+        set=members,
+        coverage=calibration.conformal[0].level if has_sets and calibration is not None else None,
+        dont_know=columns["verdict"] == UNKNOWN or (has_sets and len(members) != 1),
+        verdict=columns["verdict"],
+        reasons=list(classification.doubts[0]),
+        fallback=contract.recipe if part.fallback_reasons[k] else None,
+        fallback_reasons=list(part.fallback_reasons[k]),
+        ood=ood,
+        changes=list(job.changes),
+        offset=list(job.offset),
+    )
 
-    def _maps(self, image: Float[np.ndarray, "n n"], classification: Classification, i: int) -> dict[str, Map]:
-        scale, maps = self._bundle.contract.pixel_scale, classification.maps
-        response = {"image": _map(image, "Image", "image units", scale)}
-        if classification.smooth_fit is not None:
-            response |= _smooth_fit_maps(classification.smooth_fit, i, scale)
-        for name, (key, label, unit) in (_FROM_FITS if self._population else _FROM_NETWORK).items():
-            if key in maps:
-                response[name] = _map(maps[key][i], label, unit, self._bundle.map_pixel_scale)
-        return response
+
+def _fit_results(part: Part, smooth: SmoothFit | None, k: int, predicted: str) -> dict[str, object]:
+    """Return the parts of a result that come from the fits of an image; none for a system without."""
+    settings, features = part.bundle.fit_settings, part.classification.inputs
+    if settings is None or not isinstance(features, FitFeatures):
+        return {}
+    value = {name: float(column[k]) for name, column in features.columns().items()}
+    succeeded = bool(fit_succeeded(features)[k])
+    without_errors = {name: _quantity(name, value[name], None) for name in _SMOOTH}
+    fit = Fit(
+        converged=value["converged"] > 0.5,
+        chi2_per_pixel=value["deviance"] / max(value["n_pixels_fitted"], 1.0),
+        parameters=_with_errors(smooth.macro, k) if smooth else without_errors,
+        message=None if succeeded else _FAILED,
+    )
+    deviance = {
+        name: value["deviance"] - delta_chi2_of(hypothesis_of(settings.population, name), value)
+        for name in settings.population.classes
+        if name in part.bundle.contract.classes
+    }
+    suggestion = _suggestion(settings.population, predicted, value) if succeeded else None
+    return {"fit": fit, "hypotheses": deviance, "suggestion": suggestion}
+
+
+def _maps(image: Float[np.ndarray, "n n"], part: Part, smooth: SmoothFit | None, k: int) -> dict[str, Map]:
+    scale, maps = part.bundle.contract.pixel_scale, part.classification.maps
+    response = {"image": _map(image, "Image", "image units", scale)}
+    if smooth is not None:
+        response |= _smooth_fit_maps(smooth, k, scale)
+    for name, (key, label, unit) in (_FROM_NETWORK if smooth is None else _FROM_FITS).items():
+        if key in maps:
+            response[name] = _map(maps[key][k], label, unit, part.bundle.map_pixel_scale)
+    return response
 
 
 def _with_errors(macro: MacroFit, i: int) -> dict[str, Quantity]:

@@ -90,6 +90,10 @@ class ImageResult(BaseModel):
         default=None, description="predicted class, or `unknown` if there are reasons to doubt it"
     )
     reasons: list[str] = Field(default=[], description="reasons not to trust the class; probabilities are then widened")
+    fallback: str | None = Field(
+        default=None, description="model that classified the image in place of the requested one, which doubted it"
+    )
+    fallback_reasons: list[str] = Field(default=[], description="reasons of the requested model to doubt the image")
     ood: OutOfDistribution | None = None
     changes: list[str] = Field(default=[], description="changes made to the image to fit the model's pixel grid")
     offset: list[float] = Field(

@@ -6,8 +6,8 @@ import torch
 
 from darklens import populations
 from darklens.calibration import widened
-from darklens.fit.checks import doubts, hypothesis_of
-from darklens.fit.features import extract_features
+from darklens.fit.checks import doubts, hypothesis_of, suspicions
+from darklens.fit.features import SUMMARY_NAMES, FitFeatures, extract_features
 from darklens.fit.noise import MASKED_EXPOSURE
 from darklens.fit.summary import FAILED
 from darklens.simulate.batch import simulate_batch
@@ -103,6 +103,19 @@ def test_images_without_contrast_fail_alone_and_not_the_batch(fits):
 def test_each_class_has_the_hypothesis_of_its_substructure():
     population = populations.get("common-test-i")
     assert [hypothesis_of(population, name) for name in ("no", "sphere", "vort")] == HYPOTHESES
+
+
+def test_effects_that_other_fits_describe_are_suspicious_below_the_limits_of_a_doubt():
+    values = {"psf": [10.0, 10.0, 8.0, 0.0], "sky_slope": [0.0, 0.0, 19.0, 0.0], "lens_light": [0.0, 0.0, 0.0, 60.0]}
+    table = torch.zeros(4, len(SUMMARY_NAMES))
+    for name, column in values.items():
+        for hypothesis in ("smooth", "points"):
+            table[:, SUMMARY_NAMES.index(f"misfit_{name}_{hypothesis}")] = torch.tensor(column)
+    features = FitFeatures(torch.zeros(4, 6, 2, 2), table)
+    light = "light of the lens galaxy, or its imperfect subtraction"
+    expected = [["a PSF of another width"], [], [], [light]]
+    result = suspicions(features, ["smooth", "points", "smooth", "points"])
+    assert [list(reasons) for reasons in result] == [[f"the residuals suggest {e}" for e in row] for row in expected]
 
 
 def test_widened_probabilities_keep_the_order_and_are_never_confident():

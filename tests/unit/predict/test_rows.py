@@ -123,6 +123,6 @@ def test_the_offset_of_the_cut_out_has_columns_and_reaches_the_maps(tmp_path, mo
     paths = [Path("odd.npy"), Path("even.npy")]
     rows = predict(small_bundle(), paths, on_batch=lambda *batch: batches.append(batch))
     assert [(row.findings["offset_x"], row.findings["offset_y"]) for row in rows] == [("0", "-0.025"), ("0", "0")]
-    prepared: list[Prepared] = batches[0][1]
+    prepared: list[Prepared] = batches[0][2]
     assert [each.offset for each in prepared] == [(0.0, -0.025), (0.0, 0.0)]
     assert prepared[0].pixels.shape == (PIXELS, PIXELS)

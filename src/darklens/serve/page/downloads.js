@@ -29,6 +29,8 @@ function rowOf(path, model, result) {
   if (result.row) return { ...row, ...result.row, changes: result.changes.join("; ") };
   Object.assign(row, { predicted: result.predicted, verdict: result.verdict ?? "" });
   row.reason = (result.reasons ?? []).join("; ");
+  if (result.fallback) row.fallback = result.fallback;
+  if (result.fallback) row.fallback_reason = result.fallback_reasons.join("; ");
   for (const [name, p] of Object.entries(result.probabilities)) row[`p_${name}`] = p;
   row.set = (result.set ?? []).join("|");
   if (result.ood) Object.assign(row, { ood_score: result.ood.score, ood: result.ood.unfamiliar ? "yes" : "no" });

@@ -26,7 +26,7 @@ export function summary(model, result, truth) {
   }
   const { tone, headline, text } = words.verdict(result);
   const comparison = truth ? words.detection(result, truth) : words.fitComparison(result);
-  const notes = [words.outOfDistribution(result), result.fit?.message ?? convergence(result)];
+  const notes = [words.fallback(result), words.outOfDistribution(result), result.fit?.message ?? convergence(result)];
   return make(
     "section",
     { class: `card summary ${tone}`, "aria-label": `Result of ${model}` },

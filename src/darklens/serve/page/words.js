@@ -77,6 +77,12 @@ export function verdict(result) {
   return { tone: "certain", headline, text: `Probability ${probability(p)}. ${set}` };
 }
 
+/** Return a sentence on the model that classified the image in place of the requested one, or null. */
+export function fallback(result) {
+  if (!result.fallback) return null;
+  return `Classified by ${result.fallback}, which assumes less, because: ${result.fallback_reasons.join("; ")}.`;
+}
+
 /** Return a sentence on the out-of-distribution score, or null if the model has none. */
 export function outOfDistribution(result) {
   const ood = result.ood;

@@ -1,0 +1,137 @@
+"""A model with a fallback: which images each classifies, the columns of the table, and what cannot be a fallback."""
+
+import csv
+
+import numpy as np
+import pytest
+from archives import PIXELS, rings, small_bundle
+
+from darklens.bundle import Bundle, classify
+from darklens.errors import InputError
+from darklens.predict import predict, to_csv
+
+DOUBT = ("the residuals suggest a PSF of another width",)
+
+
+def sharpened(probabilities):
+    return np.where(probabilities == probabilities.max(1, keepdims=True), 0.98, 0.01)
+
+
+class Doubting(Bundle):
+    """Doubts images with a mean above `limit`, and has a probability of 0.98."""
+
+    def classify(self, images, *args, **options):
+        result = super().classify(images, *args, **options)
+        result = result._replace(probabilities=sharpened(result.probabilities))
+        self.options = options
+        own = [DOUBT if image.mean() > self.limit else () for image in images]
+        return result._replace(doubts=[(*a, *b) for a, b in zip(result.doubts, own, strict=True)])
+
+
+@pytest.fixture
+def images():
+    images = rings(5)
+    images[[1, 3]] += 1000
+    return images
+
+
+@pytest.fixture
+def bundle():
+    first, second = small_bundle(seed=0), small_bundle(seed=1)
+    contract = first.contract.model_copy(update={"recipe": "first", "fallback": "second"})
+    bundle, fallback = Doubting(contract, first.network), Doubting(second.contract, second.network)
+    bundle.limit, fallback.limit = 500, np.inf
+    bundle.fallback = fallback  # in place of a shipped model
+    return bundle
+
+
+def test_each_image_is_classified_by_one_model(bundle, images):
+    first, second = classify(bundle, images)
+    assert first.indices == [0, 2, 4] and first.fallback_reasons == [()] * 3
+    assert second.indices == [1, 3] and second.fallback_reasons == [DOUBT] * 2
+    for part, model in ((first, bundle), (second, bundle.fallback)):
+        assert part.bundle is model
+        expected = sharpened(model.probabilities(images[part.indices]))
+        np.testing.assert_array_equal(part.classification.probabilities, expected)
+        assert len(part.classification.ood_features) == len(part.classification.inputs) == len(part.indices)
+
+
+def test_without_doubts_or_without_a_fallback_the_first_model_classifies_all(bundle, images):
+    (part,) = classify(bundle, images[[0, 2]])
+    assert part.bundle is bundle and part.indices == [0, 1]
+    bundle.fallback = None
+    (part,) = classify(bundle, images)
+    assert [bool(reasons) for reasons in part.classification.doubts] == [False, True, False, True, False]
+
+
+def test_an_uncertain_image_is_classified_by_the_fallback_unless_it_is_doubted_anyway(bundle, images, monkeypatch):
+    plain = Doubting.classify
+
+    def uncertain(self, images, *args, **options):
+        result = plain(self, images, *args, **options)
+        result.probabilities[0] = 0.94, 0.03, 0.03
+        return result
+
+    monkeypatch.setattr(Doubting, "classify", uncertain)
+    first, second = classify(bundle, images[[0, 2]])
+    assert first.indices == [1] and second.indices == [0]
+    assert second.fallback_reasons == [("no class has a probability above 0.95",)]
+    (part,) = classify(bundle, images[[0, 2]], doubts=[("another PSF",), ()])
+    assert part.bundle is bundle
+
+
+def test_an_image_whose_fit_is_suspicious_is_classified_by_the_fallback(bundle, images, monkeypatch):
+    suspicion = ("the residuals suggest light of the lens galaxy",)
+    monkeypatch.setattr(Doubting, "suspicions_of", lambda self, result: [(), suspicion][: len(result.probabilities)])
+    first, second = classify(bundle, images[[0, 2]])
+    assert first.indices == [0] and second.indices == [1] and second.fallback_reasons == [suspicion]
+    assert list(second.classification.doubts) == [()]
+
+
+def test_all_images_may_be_doubtful(bundle, images):
+    (part,) = classify(bundle, images[[1, 3]])
+    assert part.bundle is bundle.fallback and part.indices == [0, 1]
+
+
+def test_doubts_that_do_not_come_from_the_model_hold_for_both_and_call_no_fallback(bundle, images):
+    further = ("the PSF is that of another image",)
+    first, second = classify(bundle, images, doubts=[further, further, (), (), ()])
+    assert second.indices == [1, 3] and list(second.classification.doubts) == [further, ()]
+    assert first.indices == [0, 2, 4] and list(first.classification.doubts) == [further, (), ()]
+    assert second.fallback_reasons == [DOUBT] * 2
+
+
+def test_the_fallback_has_the_exposure_and_the_mask_of_its_images(bundle, images):
+    exposure, mask = images + 2, images > 1010
+    classify(bundle, images, exposure=exposure, mask=mask)
+    np.testing.assert_array_equal(bundle.fallback.options["exposure"], exposure[[1, 3]])
+    np.testing.assert_array_equal(bundle.fallback.options["mask"], mask[[1, 3]])
+
+
+def test_the_table_names_the_model_and_the_reasons(bundle, images, tmp_path):
+    paths = [tmp_path / f"{i}.npy" for i in range(5)]
+    for path, image in zip(paths, images, strict=True):
+        np.save(path, image[0])
+    batches = []
+    rows = predict(bundle, paths, on_batch=lambda model, names, *_: batches.append((model, names)))
+    table = list(csv.DictReader(to_csv(rows, bundle.contract.classes).splitlines()))
+    assert [row["model"] for row in table] == ["first", "small", "first", "small", "first"]
+    assert [row["fallback_reason"] for row in table] == ["", DOUBT[0], "", DOUBT[0], ""]
+    assert batches == [(bundle, [paths[0], paths[2], paths[4]]), (bundle.fallback, [paths[1], paths[3]])]
+    assert "model" not in predict(small_bundle(), paths[:1])[0].findings
+
+
+def test_a_fallback_is_a_shipped_model_for_the_same_images():
+    with pytest.raises(InputError, match="one of the shipped models"):
+        small_bundle().with_fallback("other")
+    with pytest.raises(InputError, match="another size or pixel scale"):
+        small_bundle(n_pixels=PIXELS).with_fallback("lens_residual")
+    assert small_bundle().with_fallback("").fallback is None
+
+
+def test_a_bundle_that_names_another_fallback_is_refused(tmp_path):
+    small_bundle().save(tmp_path)
+    text = (tmp_path / "bundle.json").read_text()
+    (tmp_path / "bundle.json").write_text(text.replace('"fallback": ""', '"fallback": "../other"'))
+    with pytest.raises(InputError, match="fallback: the fallback must be a model of this package"):
+        Bundle.load(tmp_path)
