@@ -100,7 +100,8 @@ def suspicions(features: FitFeatures, hypotheses: Sequence[Hypothesis]) -> list[
     columns = features.columns()
 
     def is_suspicious(group: str, hypothesis: Hypothesis, i: int) -> bool:
-        return float(columns[f"misfit_{group}_{hypothesis}"][i]) > _SUSPICIOUS * getattr(_LIMITS[hypothesis], group)
+        limit: float = getattr(_LIMITS[hypothesis], group)
+        return float(columns[f"misfit_{group}_{hypothesis}"][i]) > _SUSPICIOUS * limit
 
     return [
         tuple(f"the residuals suggest {_EFFECTS[group]}" for group in _NUISANCES if is_suspicious(group, hypothesis, i))
