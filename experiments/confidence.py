@@ -38,7 +38,8 @@ def row(bundle: Bundle, pixels: images.Images, labels: Int[np.ndarray, " b"]) ->
     known = [any(reason in (FAILED, UNFAMILIAR) for reason in reasons) for reasons in doubts]
     flagged = np.array([bool(reasons) for reasons in doubts])
     wrong = before.argmax(1) != labels
-    covered = sets_of(bundle, before, np.zeros(len(labels), dtype=bool)), sets_of(bundle, now, flagged)
+    both = images.with_fallback(bundle, pixels)
+    covered = sets_of(bundle, before, np.zeros(len(labels), dtype=bool)), sets_of(bundle, now, flagged), both.sets
     inside = labels >= 0
     rows = np.flatnonzero(inside)
     return {
@@ -46,7 +47,12 @@ def row(bundle: Bundle, pixels: images.Images, labels: Int[np.ndarray, " b"]) ->
         "accuracy": float((~wrong[inside]).mean()) if inside.any() else None,
         "before": confident_errors(before, wrong, np.array(known)),
         "now": confident_errors(now, wrong, flagged),
+        "with_fallback": confident_errors(both.probabilities, both.probabilities.argmax(1) != labels, both.unknown),
+        "accuracy_with_fallback": float((both.probabilities.argmax(1) == labels)[inside].mean())
+        if inside.any()
+        else None,
         "flagged": float(flagged.mean()),
+        "unknown": float(both.unknown.mean()),
         "coverage": [float(sets[rows, labels[rows]].mean()) if inside.any() else None for sets in covered],
     }
 
@@ -66,11 +72,17 @@ def sets_of(bundle: Bundle, probabilities: Float[np.ndarray, "b c"], flagged: np
 
 
 def page(config: Config, result: dict[str, Any]) -> str:
-    """Return the table of sets."""
-    rows = [["images", "n", "accuracy", "wrong, before", "wrong, now", "flagged", "90 % sets cover, before", "now"]]
+    """Return the table of sets; "alone" is the model without its fallback."""
+    header = ["images", "n", "accuracy, alone", "with fallback", "wrong, before", "alone", "with fallback"]
+    rows = [[*header, "unknown, alone", "with fallback", "90 % sets cover, before", "alone", "with fallback"]]
     for r in result["rows"]:
-        accuracy, *coverage = ("-" if value is None else f"{value:.2f}" for value in (r["accuracy"], *r["coverage"]))
-        rates = (f"{r[name]:.1%}" for name in ("before", "now"))
-        rows.append([r["name"], str(r["n"]), accuracy, *rates, f"{r['flagged']:.0%}", *coverage])
+        accuracy = (_fraction(r[name]) for name in ("accuracy", "accuracy_with_fallback"))
+        wrong = (f"{r[name]:.1%}" for name in ("before", "now", "with_fallback"))
+        unknown = (f"{r[name]:.0%}" for name in ("flagged", "unknown"))
+        rows.append([r["name"], str(r["n"]), *accuracy, *wrong, *unknown, *map(_fraction, r["coverage"])])
     model = {"recipe": result["model"]["recipe"], "trained_on": result["model"]["data"]["population"]}
     return engine.page(config, {**result["provenance"], **model, "n": result["n"]}, rows)
+
+
+def _fraction(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

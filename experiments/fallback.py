@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 
-from darklens.bundle import BATCH_SIZE, Bundle, classify
-from darklens.evaluation.columns import prediction_columns
+from darklens.bundle import Bundle
 from darklens.evaluation.compare import format_metric
 from darklens.evaluation.intervals import metrics_with_intervals
 from experiments import engine, images
@@ -31,35 +31,22 @@ def run(config: Config, work: Work) -> dict[str, Any]:
     return {**about, "rows": rows, "provenance": engine.made_by()}
 
 
-def row(bundle: Bundle, pixels: images.Images, labels: np.ndarray) -> dict[str, Any]:
+def row(bundle: Bundle, pixels: images.Images, labels: Int[np.ndarray, " b"]) -> dict[str, Any]:
     """Return the measures of one set; each class is wrong for an image without a label."""
-    classes = bundle.contract.classes
-    alone, both = np.zeros((len(pixels), len(classes))), np.zeros((len(pixels), len(classes)))
-    second, unknown, covered = (np.zeros(len(pixels), dtype=bool) for _ in range(3))
-    for start in range(0, len(pixels), BATCH_SIZE):
-        block = pixels[start : start + BATCH_SIZE]
-        alone[start : start + BATCH_SIZE] = bundle.classify(block).probabilities
-        for part in classify(bundle, block):
-            found = part.classification
-            rows = np.array(part.indices) + start
-            both[rows], second[rows] = found.probabilities, part.bundle is not bundle
-            columns = prediction_columns(part.bundle, found.probabilities, found.ood_features, found.doubts)
-            unknown[rows] = [bool(reasons) for reasons in found.doubts]
-            names = [classes[i] if i >= 0 else "" for i in labels[rows]]
-            covered[rows] = [name in text.split("|") for name, text in zip(names, columns["set"], strict=True)]
-    wrong = both.argmax(1) != labels
-    measures = {
+    alone = np.concatenate([part.probabilities for part in images.in_batches(bundle, pixels)])
+    both = images.with_fallback(bundle, pixels)
+    measures: dict[str, Any] = {
         "n": len(labels),
-        "by_fallback": float(second.mean()),
-        "unknown": float(unknown.mean()),
-        "wrong": confident_errors(both, wrong, unknown),
+        "by_fallback": float(both.by_fallback.mean()),
+        "unknown": float(both.unknown.mean()),
+        "wrong": confident_errors(both.probabilities, both.probabilities.argmax(1) != labels, both.unknown),
     }
     if (labels < 0).any():
         return measures
-    for name, probabilities in {"alone": alone, "with_fallback": both}.items():
-        metrics = metrics_with_intervals(labels, probabilities, classes)
+    for name, probabilities in {"alone": alone, "with_fallback": both.probabilities}.items():
+        metrics = metrics_with_intervals(labels, probabilities, bundle.contract.classes)
         measures[name] = {key: metrics[key] for key in ("auc", "accuracy")}
-    return measures | {"coverage": float(covered.mean())}
+    return measures | {"coverage": float(both.sets[np.arange(len(labels)), labels].mean())}
 
 
 def page(config: Config, result: dict[str, Any]) -> str:

@@ -8,11 +8,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from darklens import populations, rng
-from darklens.bundle import BATCH_SIZE, Bundle
+from darklens.bundle import BATCH_SIZE, Bundle, classify
 from darklens.config import Frozen
+from darklens.evaluation.columns import prediction_columns
 from darklens.populations.population import PoissonNoise, Population
 from darklens.simulate.batch import simulate_batch
 from darklens.simulate.render import render
@@ -103,6 +104,37 @@ class Config(Experiment):
 def in_batches(bundle: Bundle, images: Images) -> list[Any]:
     """Return what the model says of images, a batch at a time."""
     return [bundle.classify(images[i : i + BATCH_SIZE]) for i in range(0, len(images), BATCH_SIZE)]
+
+
+class Classified(NamedTuple):
+    """Images classified by a model or its fallback.
+
+    Attributes:
+        probabilities: Of each class.
+        by_fallback: Whether the fallback classified an image.
+        unknown: Whether the verdict is `unknown`.
+        sets: 90 % prediction sets, as whether each class is in it.
+    """
+
+    probabilities: Float[np.ndarray, "b c"]
+    by_fallback: Bool[np.ndarray, " b"]
+    unknown: Bool[np.ndarray, " b"]
+    sets: Bool[np.ndarray, "b c"]
+
+
+def with_fallback(bundle: Bundle, images: Images) -> Classified:
+    """Classify images as `darklens predict` does."""
+    classes, n = bundle.contract.classes, len(images)
+    probabilities, sets = np.zeros((n, len(classes))), np.zeros((n, len(classes)), dtype=bool)
+    by_fallback, unknown = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
+    for start in range(0, n, BATCH_SIZE):
+        for part in classify(bundle, images[start : start + BATCH_SIZE]):
+            result, rows = part.classification, np.array(part.indices) + start
+            columns = prediction_columns(part.bundle, result.probabilities, result.ood_features, result.doubts)
+            probabilities[rows], by_fallback[rows] = result.probabilities, part.bundle is not bundle
+            unknown[rows] = [bool(reasons) for reasons in result.doubts]
+            sets[rows] = [[name in text.split("|") for name in classes] for text in columns["set"]]
+    return Classified(probabilities, by_fallback, unknown, sets)
 
 
 def sub_count_noise(images: Images, _: int) -> Images:
