@@ -32,7 +32,7 @@ def run(config: Config, work: Work) -> dict[str, Any]:
 
 
 def row(bundle: Bundle, pixels: images.Images, labels: Int[np.ndarray, " b"]) -> dict[str, Any]:
-    """Return the measures of one set; each class is wrong for an image without a label."""
+    """Return the measures of one set, which has images of each class."""
     alone = np.concatenate([part.probabilities for part in images.in_batches(bundle, pixels)])
     both = images.with_fallback(bundle, pixels)
     measures: dict[str, Any] = {
@@ -41,8 +41,6 @@ def row(bundle: Bundle, pixels: images.Images, labels: Int[np.ndarray, " b"]) ->
         "unknown": float(both.unknown.mean()),
         "wrong": confident_errors(both.probabilities, both.probabilities.argmax(1) != labels, both.unknown),
     }
-    if (labels < 0).any():
-        return measures
     for name, probabilities in {"alone": alone, "with_fallback": both.probabilities}.items():
         metrics = metrics_with_intervals(labels, probabilities, bundle.contract.classes)
         measures[name] = {key: metrics[key] for key in ("auc", "accuracy")}
@@ -54,14 +52,11 @@ def page(config: Config, result: dict[str, Any]) -> str:
     header = ["images", "n", "macro AUC, alone", "with fallback", "accuracy, alone", "with fallback", "by fallback"]
     rows = [[*header, "unknown", "wrong", "90 % sets cover"]]
     for r in result["rows"]:
-        cells = ["-"] * 4
-        if "alone" in r:
-            ways = (r["alone"], r["with_fallback"])
-            cells = [format_metric(way["auc"]["macro"]) for way in ways]
-            cells += [format_metric(way["accuracy"]) for way in ways]
+        ways = (r["alone"], r["with_fallback"])
+        cells = [format_metric(way["auc"]["macro"]) for way in ways]
+        cells += [format_metric(way["accuracy"]) for way in ways]
         rates = [f"{r['by_fallback']:.0%}", f"{r['unknown']:.0%}", f"{r['wrong']:.1%}"]
-        coverage = f"{r['coverage']:.2f}" if "coverage" in r else "-"
-        rows.append([r["name"], str(r["n"]), *cells, *rates, coverage])
+        rows.append([r["name"], str(r["n"]), *cells, *rates, f"{r['coverage']:.2f}"])
     model = {key: result["model"][key] for key in ("recipe", "fallback")}
     values = {**result["provenance"], **model, "confident": CONFIDENT, "n": result["n"]}
     return engine.page(config, values, rows)
