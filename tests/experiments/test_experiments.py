@@ -186,6 +186,13 @@ def test_a_model_is_evaluated_on_each_set_of_images(quick, tmp_path):
     assert [row["n"] for row in rows] == [3, 3]
 
 
+def test_a_fallback_is_compared_with_the_model_alone(quick, tmp_path):
+    quick("fallback")
+    (row,) = read_json(tmp_path / "results/common-test-i/fallback/fallback.json")["rows"]
+    assert row["n"] == 3 and row["by_fallback"] > 0 and 0 <= row["coverage"] <= 1
+    assert set(row["alone"]) == set(row["with_fallback"]) == {"auc", "accuracy"}
+
+
 def test_the_score_of_a_model_is_compared_with_other_images(quick, tmp_path):
     quick("ood")
     (entry,) = read_json(tmp_path / "results/common-test-i/ood/ood.json")["models"].values()
