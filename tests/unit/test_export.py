@@ -31,9 +31,7 @@ EXPORTED = {
     "autoencoder": AutoencoderConfig(latent=32),
     "sis_autoencoder2": SISAutoencoder2Config(k_network=TransformerConfig(width=16, depth=1)),
     "two_stage": TwoStageConfig(),
-    "resnet_18": ResNet18Config(),
-    "ensemble": EnsembleConfig(members=(ResNetSimpleConfig(), ResNetSimpleConfig())),
-    "resnet_18 legacy": ResNet18Config(legacy=True),
+    "ensemble": EnsembleConfig(members=(ResNetSimpleConfig(), ResNet18Config(legacy=True))),
     "sis_autoencoder": SISAutoencoderConfig(k_network=AutoencoderConfig(latent=32)),
     "sis_autoencoder2 exact gather": SISAutoencoder2Config(
         k_network=AutoencoderConfig(latent=32), grad_k="exact", reduction="gather", classifier=ResNet18Config()
