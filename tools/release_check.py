@@ -111,7 +111,6 @@ def job_wheel(wheel: Path, work: Path) -> None:
     constraints = ["--constraint", str(ROOT / "constraints.txt")]
     with environment(work / "wheel") as python:
         install(python, str(wheel), *constraints)
-        darklens = [str(python), "-m", "darklens.cli"]
         entry = python.parent / ("darklens.exe" if os.name == "nt" else "darklens")
         require(
             run([str(entry), "--version"], cwd=work).strip() in wheel.name.replace("_", "-"), "--version is the wheel's"
@@ -119,35 +118,57 @@ def job_wheel(wheel: Path, work: Path) -> None:
         location = "import darklens, pathlib; print(pathlib.Path(darklens.__file__).parent)"
         inside = run([str(python), "-c", location], cwd=work)
         require(str(ROOT) not in inside, "the installed package is used, not the source tree")
-        require("lens_residual" in run([*darklens, "models"], cwd=work), "models lists the shipped model")
-        require("common-test-i" in run([*darklens, "populations"], cwd=work), "populations are there")
-        require("sis_autoencoder2" in run([*darklens, "recipes"], cwd=work), "recipes are there")
-        check_without_extras(python, darklens, work)
+        check_imports(python, work)
+        check_commands(python, work)
         install(python, f"darklens[serve] @ {wheel.as_uri()}", *constraints)
         run([str(python), "-c", "import darklens.serve, fastapi, uvicorn, multipart"], cwd=work)
 
 
-def check_without_extras(python: Path, darklens: list[str], work: Path) -> None:
+def check_imports(python: Path, work: Path) -> None:
+    """All modules but those of an extra can be imported."""
     found = json.loads(run([str(python), "-c", _IMPORT_ALL], cwd=work))
     strays = {m: missing for m, missing in found["failed"].items() if missing.split(".")[0] not in EXTRAS}
     require(not strays, f"what modules need and core dependencies lack is an extra's: {strays}")
     require(found["imported"] > 100, f"only {found['imported']} modules could be imported without extras")
     print(f"wheel: {found['imported']} modules imported, {len(found['failed'])} need an extra", flush=True)
-    lens, known = classify(darklens, work / "predict"), run([*darklens, "--help"], cwd=work)
-    for extra, words in {
-        "onnx": ["export", str(untrained(python, work)), "--onnx", "x.onnx"],
-        "hub": ["predict", "owner/name", str(lens), "--out", "x.csv"],
-        "explain": ["explain", "lens_residual", str(lens), "--out", "why"],
+
+
+def check_commands(python: Path, work: Path) -> None:
+    """Listings are complete, an image of a vortex is classified as one, and each absent extra is named."""
+    lens = str(Path("folder/vort/1.npy"))
+    (work / "lens.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(64))
+    simulate = ["simulate", "common-test-i", "--n-per-class", "1"]
+    complete = {"models": "lens_residual", "populations": "common-test-i", "recipes": "sis_autoencoder2"}
+    succeed = [
+        *([listing] for listing in complete),
+        ["--help"],
+        [*simulate, "--out", "folder", "--seed", "3", "--format", "deeplense"],
+        ["predict", lens, "--out", "predictions.csv"],
+        [*simulate, "--out", "store", "field.n_pixels=48"],
+        _UNTRAINED,
+    ]
+    without = {
+        "onnx": ["export", "untrained", "--onnx", "x.onnx"],
+        "hub": ["predict", "owner/name", lens, "--out", "x.csv"],
+        "explain": ["explain", "lens_residual", lens, "--out", "why"],
         "cluster": ["simulate", "common-test-i", "--out", "s", "--cluster", "tcp://localhost:1"],
-        "hdf5": ["predict", str(hdf5(work)), "--out", "x.csv"],
+        "hdf5": ["predict", "lens.h5", "--out", "x.csv"],
         "serve": ["serve", "--port", "1"],
-        "tune": ["tune", "resnet_simple", "--data", str(simulated(darklens, work)), "--out", "t", "--trials", "1"],
-    }.items():
-        require(words[0] in known, f"there is a command {words[0]}")
-        code, text = outcome([*darklens, *words], work)
-        said = text.strip().splitlines()
+        "tune": ["tune", "resnet_simple", "--data", "store", "--out", "t", "--trials", "1"],
+    }
+    codes = json.loads(run([str(python), "-c", _IN_TURN, json.dumps([*succeed, *without.values()])], cwd=work))
+    texts = [(work / f"output-{i}").read_text(encoding="utf-8") for i in range(len(codes))]
+    for words, code, text in zip(succeed, codes, texts, strict=False):
+        require(code == 0, f"{words} succeeds: {text[-300:]}")
+    for (listing, name), text in zip(complete.items(), texts, strict=False):
+        require(name in text, f"{listing} lists {name}")
+    header, row = (work / "predictions.csv").read_text(encoding="utf-8").splitlines()
+    require(",ok,vort," in row, f"the image of a vortex is classified as one: {header} / {row}")
+    for (extra, words), code, text in zip(without.items(), codes[len(succeed) :], texts[len(succeed) :], strict=True):
+        require(words[0] in texts[len(complete)], f"there is a command {words[0]}")
         require(code in (2, 3), f"{words[0]} without the extra {extra} exits with 2 or 3, not {code}: {text[-300:]}")
-        require(f"darklens[{extra}]" in said[-1], f"{words[0]} names the extra {extra}: {text[-300:]}")
+        named = f"darklens[{extra}]" in text.strip().splitlines()[-1]
+        require(named, f"{words[0]} names the extra {extra}: {text[-300:]}")
 
 
 def job_lowest(_: Path, work: Path) -> None:
@@ -159,7 +180,7 @@ def job_lowest(_: Path, work: Path) -> None:
         tests = ["pytest==8.3.0", "hypothesis==6.110.0", "beartype==0.20.0", "pytest-xdist==3.7.0"]
         install(python, *others, *tests)
         install(python, "--no-deps", "--editable", str(ROOT))
-        print(run([str(python), "-m", "pip", "list", "--format=freeze"], cwd=work).replace("\n", " "), flush=True)
+        print(run([*pip(python), "list", "--format=freeze"], cwd=work).replace("\n", " "), flush=True)
         print(
             run([str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *QUICK_TESTS], cwd=ROOT)[-400:],
             flush=True,
@@ -167,36 +188,6 @@ def job_lowest(_: Path, work: Path) -> None:
 
 
 JOBS = {"wheel": job_wheel, "lowest": job_lowest}
-
-
-def classify(darklens: list[str], work: Path) -> Path:
-    """Simulate three images with the installed package, classify one that was saved as npy, and return it."""
-    work.mkdir()
-    words = ["--out", "folder", "--n-per-class", "1", "--seed", "3", "--format", "deeplense"]
-    run([*darklens, "simulate", "common-test-i", *words], cwd=work)
-    lens = work / "folder" / "vort" / "1.npy"
-    run([*darklens, "predict", str(lens), "--out", "predictions.csv"], cwd=work)
-    header, row = ((work / "predictions.csv").read_text(encoding="utf-8")).splitlines()
-    require(",ok,vort," in row, f"the image of a vortex is classified as one: {header} / {row}")
-    return lens
-
-
-def simulated(darklens: list[str], work: Path) -> Path:
-    """Return a store of three small images."""
-    run([*darklens, "simulate", "common-test-i", "field.n_pixels=48", "--out", "store", "--n-per-class", "1"], cwd=work)
-    return work / "store"
-
-
-def untrained(python: Path, work: Path) -> Path:
-    """Return a bundle of a network with fresh weights: the shipped models fit lenses, which ONNX cannot say."""
-    run([str(python), "-c", _UNTRAINED], cwd=work)
-    return work / "untrained"
-
-
-def hdf5(work: Path) -> Path:
-    path = work / "lens.h5"
-    path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(64))
-    return path
 
 
 def lowest(requirements: list[str]) -> list[str]:
@@ -213,7 +204,7 @@ def lowest(requirements: list[str]) -> list[str]:
 @contextmanager
 def environment(folder: Path) -> Iterator[Path]:
     """Yield the Python of a fresh virtual environment, which is removed at the end."""
-    venv.create(folder, with_pip=True)
+    venv.create(folder)  # the pip of this Python installs into it
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     lend_torch(python)
     yield python
@@ -230,9 +221,13 @@ def lend_torch(python: Path) -> None:
             (target / item).symlink_to(source, target_is_directory=source.is_dir())
 
 
+def pip(python: Path) -> list[str]:
+    return [sys.executable, "-m", "pip", "--python", str(python)]
+
+
 def install(python: Path, *words: str, check: bool = True) -> int:
     # Python compiles what it imports, a small part of what is installed.
-    command = [str(python), "-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check", *words]
+    command = [*pip(python), "install", "--quiet", "--no-compile", "--disable-pip-version-check", *words]
     code, text = outcome(command, ROOT)
     if code and check:
         sys.exit(f"Installing {' '.join(words)} failed:\n{text}")
@@ -259,6 +254,7 @@ def require(held: bool, what: str) -> None:
         sys.exit(f"Not so: {what}")
 
 
+# The shipped models fit lenses, which ONNX cannot say.
 _UNTRAINED = """
 from pathlib import Path
 from darklens.bundle import Bundle
@@ -267,6 +263,22 @@ contract = Bundle.load("lens_residual").contract.model_copy(
     update={"recipe": "resnet_simple", "model": ResNetSimpleConfig(), "calibration": None, "ood_sha256": ""}
 )
 Bundle(contract, contract.build()).save(Path("untrained"))
+"""
+# Command lines, or code, each in a process of its own that has imported torch.
+_IN_TURN = """
+import json, os, sys
+import darklens.predict
+from darklens.cli import main
+codes = []
+for i, words in enumerate(json.loads(sys.argv[1])):
+    process = os.fork()
+    if process == 0:
+        output = os.open(f"output-{i}", os.O_WRONLY | os.O_CREAT)
+        os.dup2(output, 1), os.dup2(output, 2)
+        exec(words) if isinstance(words, str) else main(words)
+        sys.exit()
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+print(json.dumps(codes))
 """
 _IMPORT_ALL = """
 import importlib, json, pkgutil, darklens

@@ -156,6 +156,7 @@ def test_the_guide_to_scenes_runs(capsys):
     assert names["result"].converged
 
 
+@pytest.mark.sweep  # five searches: ten times as long as all other pages together
 def test_the_tutorial_on_a_search_finds_the_subhalo_only(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")

@@ -2,14 +2,12 @@
 
 import os
 import shutil
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
 
-from spawning import free_port
+from spawning import free_port, start_command
 
 PATIENCE = 60_000  # ms, on a machine that other work shares
 _START = 120.0  # s
@@ -39,31 +37,24 @@ def browsing():
 
 
 @contextmanager
-def serving(*words):
-    """Run `darklens serve WORDS` on a free port and yield its address."""
+def serving(*words, errors):
+    """Run `darklens serve WORDS` on a free port and yield its address; standard error goes to a file."""
     port = free_port()
-    command = [sys.executable, "-m", "darklens.cli", "serve", *words, "--port", str(port)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    server = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
-    )
+    server = start_command(["serve", *words, "--port", port], errors)
     try:
-        _wait_for(f"http://127.0.0.1:{port}/readyz", server)
+        _wait_for(f"http://127.0.0.1:{port}/readyz", server, errors)
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
-        try:
-            server.communicate(timeout=30)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.communicate()
+        server.join(30)
+        server.kill()
 
 
-def _wait_for(address, server):
+def _wait_for(address, server, errors):
     deadline = time.monotonic() + _START
     while time.monotonic() < deadline:
-        if server.poll() is not None:
-            raise RuntimeError(f"The server stopped: {server.stdout.read()}")
+        if not server.is_alive():
+            raise RuntimeError(f"The server stopped: {errors.read_text()}")
         try:
             with urllib.request.urlopen(address, timeout=5):
                 return

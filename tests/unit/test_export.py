@@ -18,8 +18,10 @@ from darklens.errors import ConfigError, DarklensError
 from darklens.export import export_onnx
 from darklens.models import resnet_18
 from darklens.models.autoencoder import AutoencoderConfig
+from darklens.models.ensemble import EnsembleConfig
 from darklens.models.informed import SISAutoencoder2Config, SISAutoencoderConfig
 from darklens.models.resnet_18 import ResNet18Config
+from darklens.models.resnet_simple import ResNetSimpleConfig
 from darklens.models.transformer import TransformerConfig
 from darklens.models.two_stage import TwoStageConfig
 
@@ -29,8 +31,7 @@ EXPORTED = {
     "autoencoder": AutoencoderConfig(latent=32),
     "sis_autoencoder2": SISAutoencoder2Config(k_network=TransformerConfig(width=16, depth=1)),
     "two_stage": TwoStageConfig(),
-    "resnet_18": ResNet18Config(),
-    "resnet_18 legacy": ResNet18Config(legacy=True),
+    "ensemble": EnsembleConfig(members=(ResNetSimpleConfig(), ResNet18Config(legacy=True))),
     "sis_autoencoder": SISAutoencoderConfig(k_network=AutoencoderConfig(latent=32)),
     "sis_autoencoder2 exact gather": SISAutoencoder2Config(
         k_network=AutoencoderConfig(latent=32), grad_k="exact", reduction="gather", classifier=ResNet18Config()

@@ -2,6 +2,7 @@
 
 import ast
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -15,6 +16,11 @@ JUSTIFIED = {
 }
 
 
+@cache
+def parsed(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def identifiers(tree):
     for node in ast.walk(tree):
         if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
@@ -25,26 +31,24 @@ def identifiers(tree):
             yield node.name
 
 
-def banned(source):
+def banned(tree):
     return {
-        name
-        for name in identifiers(ast.parse(source))
-        if BANNED & set(name.lower().split("_")) and name.strip("_") not in JUSTIFIED
+        name for name in identifiers(tree) if BANNED & set(name.lower().split("_")) and name.strip("_") not in JUSTIFIED
     }
 
 
 def test_no_identifier_is_a_pronoun_or_a_vague_participle():
-    by_file = {str(path.relative_to(SOURCE)): banned(path.read_text(encoding="utf-8")) for path in FILES}
+    by_file = {str(path.relative_to(SOURCE)): banned(parsed(path)) for path in FILES}
     assert {file: names for file, names in by_file.items() if names} == {}
 
 
 def test_pronouns_are_found_in_variables_arguments_attributes_functions_and_classes():
     source = "class Found: pass\ndef _seen(own): self.its = held_out = over_seeds = 1"
-    assert banned(source) == {"Found", "_seen", "own", "its", "over_seeds"}
+    assert banned(ast.parse(source)) == {"Found", "_seen", "own", "its", "over_seeds"}
 
 
 def test_every_exception_is_used():
-    names = {name.strip("_") for path in FILES for name in identifiers(ast.parse(path.read_text(encoding="utf-8")))}
+    names = {name.strip("_") for path in FILES for name in identifiers(parsed(path))}
     assert set(JUSTIFIED) <= names
 
 
@@ -55,7 +59,7 @@ def test_no_file_name_occurs_twice():
 
 def imports(path, modules):
     """Modules of darklens that a module imports when it is imported itself, not in a function or for type checkers."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in parsed(path).body:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("darklens"):
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"

@@ -24,8 +24,8 @@ PAGE = Path(serve.__file__).parent / "page"
 
 
 @pytest.fixture(scope="module")
-def address():
-    with serving(FIRST, SECOND) as at:
+def address(tmp_path_factory):
+    with serving(FIRST, SECOND, errors=tmp_path_factory.mktemp("server") / "errors") as at:
         yield at
 
 

@@ -19,6 +19,7 @@ from darklens.evaluation.columns import prediction_columns, summarise_calibratio
 from darklens.evaluation.evaluate import evaluate
 from darklens.export import _WithPreprocessing
 from darklens.locate import CONTRACT, SHIPPED
+from darklens.models import resnet_18
 from darklens.models.autoencoder import AutoencoderConfig
 from darklens.models.resnet_18 import ResNet18Config
 from darklens.models.resnet_simple import ResNetSimpleConfig
@@ -241,7 +242,8 @@ def test_training_images_are_refused_for_calibration(store):
 
 
 @pytest.mark.parametrize("config", [ResNetSimpleConfig(), ResNet18Config()])
-def test_an_ensemble_is_the_mean_of_its_members(store, tmp_path, config):
+def test_an_ensemble_is_the_mean_of_its_members(store, tmp_path, monkeypatch, config):
+    monkeypatch.setattr(resnet_18, "_WIDTHS", (8, 8, 16, 16))
     members = [untrained(0, config), calibrate_on(untrained(1), store)]
     images = store.images(range(5))
     mean = np.mean([member.probabilities(images) for member in members], axis=0)

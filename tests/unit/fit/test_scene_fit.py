@@ -22,6 +22,7 @@ KERNEL = PSF.gaussian(fwhm=0.3, pixel_scale=SCALE).kernel.numpy()
 LIGHT = SCENE.image(TRUTH, {"source.amplitude": 1.0}, Detector((N, N), SCALE, PSF.image(KERNEL, pixel_scale=SCALE)))
 IMAGE = LIGHT + np.random.default_rng(0).normal(0, NOISE, (N, N))
 NOISE_MAP = np.full((N, N), NOISE)
+PHOTONS = PhotonNoise(0.01, 40.0)
 
 
 def observed(image=IMAGE, noise=NOISE_MAP, psf=KERNEL):
@@ -43,16 +44,19 @@ def reference():
     return fit(observed(), SCENE)
 
 
-@pytest.mark.parametrize("per_pixel", [False, True])
-def test_photon_noise_is_that_of_the_model(per_pixel):
-    background, exposure = 0.01, 40.0
-    photons = PhotonNoise(background, np.full((N, N), exposure) if per_pixel else exposure)
-    exact = photons.noise_map(LIGHT)
+def counted(seed, photons=PHOTONS):
+    """An image with the noise of a background and an exposure."""
+    image = np.random.default_rng(seed).poisson(LIGHT * PHOTONS.exposure) / PHOTONS.exposure
+    image = image + np.random.default_rng(seed).normal(0, PHOTONS.background_rms, (N, N))
+    return Observation.of(image, photon_noise=photons, pixel_scale=SCALE, psf=KERNEL)
+
+
+def test_photon_noise_is_that_of_the_model():
+    photons, exact = PHOTONS, PHOTONS.noise_map(LIGHT)
     totals = {"model": [], "image": []}
     for seed in range(3):
-        image = np.random.default_rng(seed).poisson(LIGHT * exposure) / exposure
-        image = image + np.random.default_rng(seed).normal(0, background, (N, N))
-        observation = Observation.of(image, photon_noise=photons, pixel_scale=SCALE, psf=KERNEL)
+        observation = counted(seed)
+        image = observation.image
         result, biased = fit(observation, SCENE), fit(observed(image, photons.noise_map(image)), SCENE)
         best = fit(observed(image, exact), SCENE)
         np.testing.assert_allclose(result.observation.noise_map, photons.noise_map(result.model), rtol=1e-6)
@@ -61,6 +65,14 @@ def test_photon_noise_is_that_of_the_model(per_pixel):
         totals["model"].append(result.model.sum() / best.model.sum() - 1)
         totals["image"].append(biased.model.sum() / best.model.sum() - 1)
     assert abs(np.mean(totals["model"])) < 0.2 * abs(np.mean(totals["image"]))
+
+
+def test_an_exposure_map_of_one_value_is_a_uniform_exposure():
+    exposure_map = PhotonNoise(PHOTONS.background_rms, np.full((N, N), PHOTONS.exposure))
+    uniform, mapped = fit(counted(0), SCENE), fit(counted(0, exposure_map), SCENE)
+    np.testing.assert_allclose(mapped.observation.noise_map, uniform.observation.noise_map, rtol=1e-6)
+    assert mapped.chi2 == pytest.approx(uniform.chi2, rel=1e-6)
+    assert mapped.parameters == pytest.approx(uniform.parameters, rel=1e-5, abs=1e-6)
 
 
 def test_the_photon_noise_follows_unit_cut_and_rows():

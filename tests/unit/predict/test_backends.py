@@ -12,18 +12,16 @@ from archives import PIXELS, fill, rings, small_bundle
 from darklens.compilation import compiler
 from darklens.errors import ConfigError, DarklensError
 from darklens.models.base import WithFeatures
-from darklens.models.ensemble import EnsembleConfig
 from darklens.models.informed import SISAutoencoder2Config
 from darklens.models.lens_residual import LensResidualConfig
-from darklens.models.resnet_simple import ResNetSimpleConfig
 from darklens.predict import backends, predict_table
 from darklens.predict.backends import TOLERANCE, backend_of, choose, write_model
 
 
 @pytest.fixture(scope="module")
 def exported():
-    """An ensemble of two and its ONNX program, exported once; the export is the slowest step of these tests."""
-    bundle = small_bundle(EnsembleConfig(members=(ResNetSimpleConfig(), ResNetSimpleConfig())))
+    """A classifier and its ONNX program, exported once; the export is the slowest step of these tests."""
+    bundle = small_bundle()
     images = torch.rand(2, 1, PIXELS, PIXELS)
     return bundle, backends.onnx_program(WithFeatures(bundle.network), images, ["logits", "features"])
 
