@@ -85,11 +85,11 @@ def test_a_file_that_differs_is_not_written(tmp_path, monkeypatch):
     program = SimpleNamespace(save=lambda path, **_: onnx.save(proto, path))
     monkeypatch.setattr("darklens.export.onnx_program", lambda *_: program)
     with pytest.raises(DarklensError, match="nothing was written"):
-        export_onnx(bundle_of(EXPORTED["resnet_18"]), tmp_path / "m.onnx")
+        export_onnx(bundle_of(ResNet18Config()), tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_the_packages_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with pytest.raises(ConfigError, match=r"onnxruntime; install it with: pip install 'darklens\[onnx\]'"):
-        export_onnx(bundle_of(EXPORTED["resnet_18"]), tmp_path / "m.onnx")
+        export_onnx(bundle_of(ResNet18Config()), tmp_path / "m.onnx")
