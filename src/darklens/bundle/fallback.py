@@ -63,13 +63,13 @@ def classify(
     """
     further = doubts or [()] * len(images)
     first = bundle.classify(images, backend, exposure=exposure, mask=mask, with_maps=with_maps, doubts=further)
-    own = [
-        reasons[len(given) :] or (*suspicion, *(UNCERTAIN,) * (not given and max(p) <= CONFIDENT))
-        for given, reasons, suspicion, p in zip(
+    reasons = [
+        all_doubts[len(external) :] or (*suspicion, *(UNCERTAIN,) * (not external and max(p) <= CONFIDENT))
+        for external, all_doubts, suspicion, p in zip(
             further, first.doubts, bundle.suspicions_of(first), first.probabilities.tolist(), strict=True
         )
     ]
-    doubtful = [i for i, reasons in enumerate(own) if reasons]
+    doubtful = [i for i, of_image in enumerate(reasons) if of_image]
     fallback = bundle.fallback if doubtful else None
     if fallback is None:
         return [Part(bundle, list(range(len(images))), first, [()] * len(images))]
@@ -80,6 +80,6 @@ def classify(
         with_maps=with_maps,
         doubts=[further[i] for i in doubtful],
     )
-    trusted = [i for i, reasons in enumerate(own) if not reasons]
+    trusted = [i for i, of_image in enumerate(reasons) if not of_image]
     parts = [Part(bundle, trusted, first.rows(trusted), [()] * len(trusted))] if trusted else []
-    return [*parts, Part(fallback, doubtful, second, [own[i] for i in doubtful])]
+    return [*parts, Part(fallback, doubtful, second, [reasons[i] for i in doubtful])]
