@@ -17,7 +17,7 @@ SHAPE_CHECKS = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Check the shapes and types of every call into darklens, unless whole commands or pages are among the tests."""
+    """Check the shapes and types of calls into darklens, unless whole commands or pages are among the tests."""
     paths = [(config.invocation_params.dir / str(word).split("::")[0]).resolve() for word in config.args]
     config.stash[SHAPE_CHECKS] = not any(path.is_relative_to(f) for path in paths for f in WITHOUT_SHAPE_CHECKS)
     if config.stash[SHAPE_CHECKS]:

@@ -63,6 +63,7 @@ def bundle(tmp_path_factory):
     shipped = json.loads((SHIPPED / "lens_residual" / "bundle.json").read_text())
     model = LensResidualConfig(population=populations.get(str(folder / "p.yaml")), width=4)
     change = {"model": model, "n_pixels": N, "pixel_scale": SCALE, "classes": ["no", "sphere"], "calibration": None}
+    change |= {"fallback": ""}
     contract = Contract.model_validate(shipped | change | {"ood_sha256": ""})
     torch.manual_seed(0)
     storage.write(folder / "bundle", contract, contract.build(), None)
