@@ -10,14 +10,14 @@ help:  ## list these targets
 demo: setup  ## simulate, train two systems, evaluate, compare, open the report (5 to 8 minutes on 2 cores)
 	$(BIN)/python tools/demo.py
 
-test: setup-test  ## set-up, then lint and all tests but the sweeps (about seven minutes on 2 cores)
+test: setup-test  ## set-up, then lint and all tests but the sweeps (about nine minutes on 2 cores)
 	@$(MAKE) --no-print-directory -j 2 lint test-commands
 
 test-units:
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not sweep" tests/unit tests/laws
 
 test-commands: test-units
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not sweep" \
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not sweep" \
 		tests/e2e tests/web tests/docs tests/experiments tests/gpu tests/parity tests/realdata
 
 test-sweep: setup-test  ## long sweeps over samples, and over parts that are tested elsewhere (about three minutes)
