@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 from archives import PIXELS, rings, small_bundle
 
+from darklens import populations
 from darklens.bundle import Bundle, classify
 from darklens.errors import InputError
 from darklens.predict import predict, to_csv
+from darklens.serve.batching import Job
+from darklens.serve.classifier import Classifier
+from darklens.simulate.batch import simulate_batch
 
 DOUBT = ("the residuals suggest a PSF of another width",)
 
@@ -135,3 +139,15 @@ def test_a_bundle_that_names_another_fallback_is_refused(tmp_path):
     (tmp_path / "bundle.json").write_text(text.replace('"fallback": ""', '"fallback": "../other"'))
     with pytest.raises(InputError, match="fallback: the fallback must be a model of this package"):
         Bundle.load(tmp_path)
+
+
+def test_responses_of_the_server_have_the_fit_of_the_model_that_classified():
+    population = populations.get("common-test-i", ["lens.e1=0.1"])
+    (elliptical,), _ = simulate_batch(population, 5, range(1))
+    (plain,), _ = simulate_batch(populations.get("common-test-i"), 5, range(1))
+    jobs = [Job(name=name, pixels=image[0], maps=True) for name, image in (("a", elliptical), ("b", plain))]
+    first, second = Classifier(Bundle.load("lens_residual"))(jobs)
+    assert first.fallback == "lens_residual_robust" and first.fallback_reasons and first.verdict == "no"
+    e1 = first.fit.parameters["e1"]
+    assert abs(e1.value - 0.1) < 5 * e1.error < 0.05 and set(first.maps) == set(second.maps)
+    assert second.fallback is None and second.fallback_reasons == [] and "e1" not in second.fit.parameters
