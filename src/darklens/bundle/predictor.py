@@ -157,14 +157,17 @@ class Bundle:
         Raises:
             InputError: If it takes other images or has other classes.
         """
-        if not self.contract.fallback:
+        return self._loaded_fallback(self.contract.fallback)
+
+    def _loaded_fallback(self, name: str) -> "Bundle | None":
+        if not name:
             return None
-        fallback = Bundle.load(self.contract.fallback, device=self._device)
+        fallback = Bundle.load(name, device=self._device)
         same = ("classes", "n_pixels", "pixel_scale", "task")
-        if any(getattr(self.contract, name) != getattr(fallback.contract, name) for name in same):
+        if any(getattr(self.contract, key) != getattr(fallback.contract, key) for key in same):
             raise InputError(
-                f"{self.contract.fallback} cannot be the fallback of {self.contract.recipe}: it has other classes, or "
-                "takes images of another size or pixel scale."
+                f"{name} cannot be the fallback of {self.contract.recipe}: it has other classes, or takes images of "
+                "another size or pixel scale."
             )
         return fallback
 
@@ -178,7 +181,7 @@ class Bundle:
             raise InputError(f"A fallback must be one of the shipped models {', '.join(shipped())}, not {name}.")
         contract = self.contract.model_copy(update={"fallback": name})
         bundle = Bundle(contract, self.network, ood_reference=self.ood_reference, device=self._device)
-        bundle.fallback  # noqa: B018 - raises
+        bundle.fallback = self._loaded_fallback(name)
         return bundle
 
     @torch.inference_mode()
