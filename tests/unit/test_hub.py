@@ -20,6 +20,7 @@ from darklens.files import sha256_of
 from darklens.locate import SHIPPED, is_model, locate
 
 FOLDER = Path(str(SHIPPED)) / "lens_residual"
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "common-test-i" / "no" / "1.npy"
 OWN = {name: (FOLDER / name).read_bytes() for name in ("bundle.json", "model.safetensors", "ood.safetensors")}
 
 
@@ -70,9 +71,7 @@ def test_a_repository_is_loaded_and_only_its_weights_and_contract_are_fetched(se
 
 def test_commands_take_a_repository(serve):
     serve({"lab/lenses": OWN})
-    image = np.random.default_rng(0).normal(10, 1, (150, 150))
-    np.save("lens.npy", image)
-    assert darklens("predict", "lab/lenses", "lens.npy", "--out", "p.csv") == 0
+    assert darklens("predict", "lab/lenses", EXAMPLE, "--out", "p.csv") == 0
     assert rows_of(Path("p.csv"))[0]["status"] == "ok"
 
 

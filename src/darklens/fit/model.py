@@ -214,6 +214,4 @@ def _compiled(function: Callable[..., Tensor], lens: Lens, kind: Kind, blur: flo
     recipe = Recipe(
         lambda *arguments: function(lens, kind, blur, *arguments), (torch.full((1, n_parameters), 0.1), x, y)
     )
-    return compile_fields({"brightness": recipe}, "A fit with kernels", "set DARKLENS_KERNELS=0", observed=True)[
-        "brightness"
-    ]
+    return compile_fields({"brightness": recipe}, "A fit with kernels", "set DARKLENS_KERNELS=0")["brightness"]

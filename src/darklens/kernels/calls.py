@@ -26,7 +26,7 @@ def lanes() -> int:
 
 
 def call(name: str, *arguments: Any) -> None:
-    """Call a function of the library with tensors, structures and integers."""
+    """Call a function of the library with tensors, structures, integers and pointers."""
     getattr(library(), name)(*(_pointer(argument) for argument in arguments))
 
 
@@ -35,6 +35,8 @@ def _pointer(argument: Any) -> Any:
         return ctypes.byref(argument)
     if isinstance(argument, int):
         return ctypes.c_int64(argument)
+    if isinstance(argument, ctypes.c_void_p | ctypes.Array):
+        return argument
     return ctypes.c_void_p(address(argument))
 
 

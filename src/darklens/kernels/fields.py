@@ -20,13 +20,12 @@ from torch import Tensor
 
 from darklens.compilation import compiler
 from darklens.errors import ConfigError
-from darklens.kernels.calls import address
+from darklens.kernels.calls import address, call
 from darklens.kernels.expressions import Expression, Expressions, record, verify
 from darklens.kernels.library import cache_folder, compile_library, load_cached, output_of, shares_openmp
 
 _FOLDER = Path(__file__).parent
 _HEADERS = ("arithmetic.h", "fields.h")
-_OBSERVED_HEADERS = ("vectors.h", "fit.h")
 COMPILERS = ("g++", "clang++")
 _FLAGS = ("-std=c++17", "-O2", "-march=native", "-fno-trapping-math", "-fno-math-errno", "-fPIC", "-w")
 _INFIX = {"add": "+", "sub": "-", "mul": "*"}
@@ -37,24 +36,6 @@ extern "C" void {name}(int64_t images, int64_t n, int64_t threads, const float* 
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t image = 0; image < images; ++image)
         {name}_of_image(image, n, arguments, out + image * {n_values} * n);
-}}
-"""
-_OBSERVED_LOOP = """
-extern "C" void {name}_observed(
-    int64_t images, int64_t n, int64_t threads, const float* const* arguments, const Band* band, int64_t n_out,
-    const int64_t* position, float* out
-) {{
-#pragma omp parallel num_threads(threads)
-    {{
-        DetectorResponse respond(*band);
-        std::vector<float> values({n_values} * n);
-#pragma omp for schedule(static)
-        for (int64_t image = 0; image < images; ++image) {{
-            {name}_of_image(image, n, arguments, values.data());
-            for (int64_t k = 0; k < {n_values}; ++k)
-                respond(&values[k * n], out + (image * n_out + position[k]) * band->rows * band->rows);
-        }}
-    }}
 }}
 """
 
@@ -99,15 +80,15 @@ class Fields:
             arguments: Of the function, for each image.
             x: Positions, row by row.
             y: Positions, row by row.
-            band: The detector, as for `darklens.kernels.smooth_fit.observe`.
+            band: The detector, as `darklens.kernels.smooth_fit.Band.structure`.
             positions: The index of each value among the n images. Those that get no value are uninitialised.
             n: Number of images.
         """
         batch = _contiguous(*arguments, x, y)
         out = torch.empty(len(batch[0]), n, band.rows, band.rows, dtype=torch.float32)
-        function = getattr(self._library, f"{self._name}_observed")
-        pointers = _pointers(batch), ctypes.byref(band), ctypes.c_int64(n), address(positions), address(out)
-        function(*_sizes(out, x), *(ctypes.c_void_p(p) if isinstance(p, int) else p for p in pointers))
+        function = ctypes.cast(getattr(self._library, f"{self._name}_of_image"), ctypes.c_void_p)
+        sizes = (self.n_values, len(out), n, torch.get_num_threads())
+        call("fit_observe_function", function, _pointers(batch), band, *sizes, positions, out)
         return out
 
 
@@ -123,16 +104,13 @@ def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
     return (ctypes.c_void_p * len(tensors))(*map(address, tensors))
 
 
-def compile_fields(
-    recipes: Mapping[str, Recipe], feature: str, alternative: str, *, observed: bool = False
-) -> dict[str, Fields]:
+def compile_fields(recipes: Mapping[str, Recipe], feature: str, alternative: str) -> dict[str, Fields]:
     """Compile functions, or load them from the cache.
 
     Args:
         recipes: Functions by name.
         feature: The part of darklens that needs them, as the subject of a sentence.
         alternative: What to do without them, as an imperative.
-        observed: Whether `Fields.observed` is needed, which takes a processor with AVX2.
 
     Raises:
         ConfigError: If there is no C++ compiler, or it fails.
@@ -141,12 +119,11 @@ def compile_fields(
     if path is None:
         raise ConfigError(f"{feature} needs a C++ compiler: install g++ or clang++, or {alternative}.")
     recorded = {name: record(*recipe) for name, recipe in recipes.items()}
-    written = {name: _written(name, recipes[name], *pair, observed) for name, pair in recorded.items()}
-    headers = [*_HEADERS, *(_OBSERVED_HEADERS if observed else [])]
-    code = "".join(f'#include "{name}"\n' for name in headers) + "\n".join(text for text, _ in written.values())
+    written = {name: _written(name, recipes[name], *pair) for name, pair in recorded.items()}
+    code = "".join(f'#include "{name}"\n' for name in _HEADERS) + "\n".join(text for text, _ in written.values())
     try:
         flags = [*_FLAGS, f"-I{_FOLDER}", *(["-fopenmp"] if shares_openmp() else [])]
-        included = [(_FOLDER / name).read_bytes() for name in headers]
+        included = [(_FOLDER / name).read_bytes() for name in _HEADERS]
         parts = [_target(path), *included, " ".join(flags).encode(), code.encode()]
         digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
@@ -167,9 +144,7 @@ def _target(path: str) -> bytes:
     return output_of(path, "--version") + output_of(path, *_FLAGS, "-E", "-dM", "-xc++", "/dev/null")
 
 
-def _written(
-    name: str, recipe: Recipe, expressions: Expressions, outputs: Sequence[int], observed: bool
-) -> tuple[str, int]:
+def _written(name: str, recipe: Recipe, expressions: Expressions, outputs: Sequence[int]) -> tuple[str, int]:
     """Return a function as C++, and the number of its values."""
     items = expressions.items
     n_batch = len(recipe.arguments) - 2
@@ -195,7 +170,7 @@ def _written(
     lengths = [argument.numel() for argument in recipe.arguments[:n_batch]]
     images = [f"const float* a{k} = arguments[{k}] + image * {length};" for k, length in enumerate(lengths)]
     lines = [
-        f"static void {name}_of_image(int64_t image, int64_t n, const float* const* arguments, float* values) {{",
+        f'extern "C" void {name}_of_image(int64_t image, int64_t n, const float* const* arguments, float* values) {{',
         *images,
         *statements[0],
         "for (int64_t i = 0; i < n; i += LANES) {",
@@ -203,7 +178,6 @@ def _written(
         *statements[1],
         "}}",
         _LOOP.format(name=name, n_values=len(outputs)),
-        *([_OBSERVED_LOOP.format(name=name, n_values=len(outputs))] if observed else []),
     ]
     return "\n".join(lines) + "\n", len(outputs)
 

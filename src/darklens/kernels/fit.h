@@ -94,6 +94,28 @@ inline void observe(
     }
 }
 
+// A function of position (fields.py): its values at n positions for one image.
+typedef void (*Function)(int64_t image, int64_t n, const float* const* arguments, float* values);
+
+// As `observe`, of a function at a square of positions.
+inline void observe_function(
+    Function function, const float* const* arguments, const Band& band, int64_t planes, int64_t images, int64_t n_out,
+    int64_t threads, const int64_t* position, float* out
+) {
+    const int64_t n = band.columns * band.columns;
+#pragma omp parallel num_threads(threads)
+    {
+        DetectorResponse respond(band);
+        std::vector<float> brightness(planes * n);
+#pragma omp for schedule(static)
+        for (int64_t image = 0; image < images; ++image) {
+            function(image, n, arguments, brightness.data());
+            for (int64_t k = 0; k < planes; ++k)
+                respond(&brightness[k * n], out + (image * n_out + position[k]) * band.rows * band.rows);
+        }
+    }
+}
+
 // The conversion between image units and photon counts, see darklens.fit.noise.Noise.
 struct Photons {
     const float *gain, *exposure, *extra;  // (images, 2), (images, pixels) or (images, 1), (images)

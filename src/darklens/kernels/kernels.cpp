@@ -23,6 +23,13 @@ extern "C" void fit_observe(
     observe(*band, images, planes, n_out, threads, position, brightness, out);
 }
 
+extern "C" void fit_observe_function(
+    Function function, const float* const* arguments, const Band* band, int64_t planes, int64_t images, int64_t n_out,
+    int64_t threads, const int64_t* position, float* out
+) {
+    observe_function(function, arguments, *band, planes, images, n_out, threads, position, out);
+}
+
 extern "C" void fit_normal_equations(
     int64_t images, int64_t unknowns, int64_t pixels, int64_t threads, const float* slopes, const float* weight,
     const float* residual, double* curvature, double* rhs
