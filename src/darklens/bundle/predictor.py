@@ -129,9 +129,12 @@ class Bundle:
         contract, network, ood_reference = storage.read(locate(Path(path)))
         return cls(contract, network, ood_reference=ood_reference, device=device)
 
-    def save(self, folder: Path) -> None:
-        """Write a bundle folder; an interrupted write leaves no loadable bundle."""
-        storage.write(folder, self.contract, self.network, self.ood_reference)
+    def save(self, folder: Path, *, half: bool = False) -> None:
+        """Write a bundle folder, with `half` of half the size; an interrupted write leaves no loadable bundle.
+
+        Half the size means 16 bits for matrices and kernels. Compare the probabilities before you use such a bundle.
+        """
+        storage.write(folder, self.contract, self.network, self.ood_reference, half=half)
 
     def save_pretrained(self, folder: Path | str, *, name: str | None = None) -> None:
         """Write a folder for the Hugging Face hub: the bundle and README.md.

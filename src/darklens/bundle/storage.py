@@ -59,11 +59,25 @@ def read(folder: Path) -> StoredBundle:
     return StoredBundle(contract, network, _read_ood_reference(folder, contract))
 
 
-def write(folder: Path, contract: Contract, network: nn.Module, ood_reference: MahalanobisStats | None) -> None:
-    """Write weights and contract; the contract last, so that an interrupted write leaves no bundle."""
+def write(
+    folder: Path, contract: Contract, network: nn.Module, ood_reference: MahalanobisStats | None, *, half: bool = False
+) -> None:
+    """Write weights and contract; the contract last, so that an interrupted write leaves no bundle.
+
+    Args:
+        folder: Folder to write.
+        contract: The contract; its digests are replaced by those of the files.
+        network: The network.
+        ood_reference: The reference of the OOD score, if there is one.
+        half: Write matrices and kernels as float16, which halves the file. Biases and the statistics of normalisations
+            stay float32, since their ranges differ.
+    """
+    weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
+    if half:
+        weights = {name: value.half() if value.dim() > 1 else value for name, value in weights.items()}
     # `save_file` would hide the reason of a failure to write.
     with atomic_path(folder / WEIGHTS) as temporary:
-        temporary.write_bytes(save({name: value.cpu().contiguous() for name, value in network.state_dict().items()}))
+        temporary.write_bytes(save(weights))
     digests = {"weights_sha256": sha256_of(folder / WEIGHTS), "ood_sha256": ""}
     if ood_reference is not None:
         with atomic_path(folder / OOD_REFERENCE) as temporary:
