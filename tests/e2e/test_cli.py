@@ -287,16 +287,18 @@ def test_start_up_imports_no_slow_modules(arguments):
     assert not imported & {"torch", "numpy", "matplotlib", "pytorch_lightning", "astropy", "scipy", "pydantic"}
 
 
-def print_to_a_closed_pipe(errors):
+def print_to_a_closed_pipe(errors, command, buffering):
     read, write = os.pipe()
     os.close(read)
     os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
-    sys.stdout = os.fdopen(write, "w")
-    main(["config", "show", "resnet_18"])
+    sys.stdout = os.fdopen(write, "w", buffering)
+    main(command.split())
 
 
-def test_a_closed_output_pipe_is_not_an_error(tmp_path):
-    run = prepared_processes().Process(target=print_to_a_closed_pipe, args=(str(tmp_path / "errors"),))
+@pytest.mark.parametrize(("command", "buffering"), [("config show resnet_18", -1), ("populations", 1)])
+def test_a_closed_output_pipe_is_not_an_error(tmp_path, command, buffering):
+    arguments = str(tmp_path / "errors"), command, buffering
+    run = prepared_processes().Process(target=print_to_a_closed_pipe, args=arguments)
     run.start()
     run.join()
     assert (run.exitcode, (tmp_path / "errors").read_text()) == (141, "")

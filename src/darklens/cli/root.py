@@ -109,7 +109,10 @@ def print_described(rows: Iterator[tuple[str, str]]) -> None:
     table = Table.grid(padding=(0, 2))
     for name, description in rows:
         table.add_row(f"[bold]{name}[/]", description)
-    Console().print(table)
+    console = Console()
+    with console.capture() as text:
+        console.print(table)
+    print(text.get(), end="")  # rich itself would exit with 1 where the reader has closed the pipe
 
 
 @contextmanager
