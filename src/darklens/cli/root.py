@@ -14,9 +14,10 @@ from darklens.files import printable
 
 app = App(
     name="darklens",
-    help="Physics-informed classification of dark-matter substructure in strong-lens images.\n\n"
+    help="Fits of strong-lens images, searches for dark subhaloes, and classification of dark-matter substructure.\n\n"
     "Angles are in arcsec.\n\n"
-    "To classify an image with the shipped model: `darklens predict my-lens.npy --out predictions.csv`, or start a web "
+    "To fit a lens model to telescope images: `darklens fit`. To search them for dark subhaloes: `darklens search`. To "
+    "classify an image with the shipped model: `darklens predict my-lens.npy --out predictions.csv`, or start a web "
     "page with `darklens serve`. To train a model: `simulate` or `import`, then `train`, then `evaluate`.\n\n"
     "Exit codes: 0 success; 1 unexpected error (`--debug` shows the traceback); 2 wrong usage or configuration; "
     "3 finished, but some input files could not be used, or `doctor` gave warnings.",
