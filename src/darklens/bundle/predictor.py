@@ -130,9 +130,11 @@ class Bundle:
         return cls(contract, network, ood_reference=ood_reference, device=device)
 
     def save(self, folder: Path, *, half: bool = False) -> None:
-        """Write a bundle folder, with `half` of half the size; an interrupted write leaves no loadable bundle.
+        """Write a bundle folder; an interrupted write leaves no loadable bundle.
 
-        Half the size means 16 bits for matrices and kernels. Compare the probabilities before you use such a bundle.
+        Args:
+            folder: Folder to write.
+            half: Write large tensors with 16 bits. Compare the probabilities before you use such a bundle.
         """
         storage.write(folder, self.contract, self.network, self.ood_reference, half=half)
 

@@ -28,6 +28,7 @@ from darklens.files import atomic_path, read_json, sha256_of, write_json
 from darklens.locate import CONTRACT
 
 WEIGHTS, OOD_REFERENCE = "model.safetensors", "ood.safetensors"
+LARGE = 2**16  # numbers in a tensor
 FILES = (WEIGHTS, OOD_REFERENCE, CONTRACT)
 _MAX_CONTRACT = 50_000_000  # bytes; its values take many times as much memory
 T = TypeVar("T")
@@ -69,12 +70,12 @@ def write(
         contract: The contract; its digests are replaced by those of the files.
         network: The network.
         ood_reference: The reference of the OOD score, if there is one.
-        half: Write matrices and kernels as float16, which halves the file. Biases and the statistics of normalisations
-            stay float32, since their ranges differ.
+        half: Write tensors of more than `LARGE` numbers as float16, which almost halves the file. The small kernels of the
+            first layers, whose rounding changes the output most, stay float32.
     """
     weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     if half:
-        weights = {name: value.half() if value.dim() > 1 else value for name, value in weights.items()}
+        weights = {name: value.half() if value.numel() > LARGE else value for name, value in weights.items()}
     # `save_file` would hide the reason of a failure to write.
     with atomic_path(folder / WEIGHTS) as temporary:
         temporary.write_bytes(save(weights))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from darklens.bundle import Bundle
+from darklens.bundle import Bundle, storage
 from darklens.bundle.contract import Contract
 from darklens.config import load
 from darklens.errors import ConfigError
@@ -83,13 +83,14 @@ class TestEverySystem:
         with pytest.raises(ValueError, match=r"takes images of shape \(b, 1, 48, 48\), got \(6, 1, 44, 44\)"):
             made.run(rings(n=44))
 
-    def test_a_bundle_of_half_the_size_gives_almost_the_same(self, kind, tmp_path):
+    def test_a_bundle_of_half_the_size_gives_almost_the_same(self, kind, tmp_path, monkeypatch):
+        monkeypatch.setattr(storage, "LARGE", 500)
         contract = Contract.untrained(CONFIGS[kind], n_pixels=N, pixel_scale=0.1)
         made = Bundle(contract, contract.build())
         made.save(tmp_path / "full")
         made.save(tmp_path / "half", half=True)
         full, half = ((tmp_path / name / "model.safetensors").stat().st_size for name in ("full", "half"))
-        assert half < 0.6 * full
+        assert half < 0.7 * full
         output, rounded = made.run(rings())[1], Bundle.load(tmp_path / "half").run(rings())[1]
         assert rounded.dtype == torch.float32 and not torch.equal(rounded, output)
         torch.testing.assert_close(rounded, output, rtol=0, atol=2e-3 * float(1 + output.abs().max()))
