@@ -70,8 +70,8 @@ def write(
         contract: The contract; its digests are replaced by those of the files.
         network: The network.
         ood_reference: The reference of the OOD score, if there is one.
-        half: Write tensors of more than `LARGE` numbers as float16, which almost halves the file. The small kernels of the
-            first layers, whose rounding changes the output most, stay float32.
+        half: Write tensors of more than `LARGE` numbers as float16, which almost halves the file. The kernels of the
+            first layers are smaller, and their rounding would change the output most.
     """
     weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     if half:
