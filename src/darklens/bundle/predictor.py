@@ -352,12 +352,6 @@ class Bundle:
                 of_fit[i : rows.stop] = self._doubts_of_fit(fits.features(rows), probabilities[i : rows.stop])
         return self._with_unfamiliar(of_fit, output.ood_features)
 
-    def probabilities_of(
-        self, store: Store, *, workers: int = 1, advance: Callable[[int], None] = lambda _: None
-    ) -> Float[np.ndarray, "n classes"]:
-        """Return calibrated class probabilities of all images of a store; arguments as for `outputs_of`."""
-        return self.calibrated(self.outputs_of(store, workers=workers, advance=advance).logits)
-
     @torch.inference_mode()
     def maps(self, images: Images) -> dict[str, Float[np.ndarray, "b m m"]]:
         """Return the maps of a system with a lens step: `image` as received, `k`, `alpha_x`, `alpha_y`, `source`.
