@@ -258,7 +258,7 @@ def to_yaml(scene: Scene) -> str:
     tree: dict[str, Any] = {}
     models: dict[str, Any] = {"mass": scene.mass, "source": scene.source, "lens_light": scene.lens_light}
     for section, model in models.items():
-        members = {name: p for name, p in scene.profiles.items() if any(p is other for other in model.profiles)}
+        members = {name: p for name, p in scene.profiles.items() if p in model.profiles}
         if members or section != "lens_light":
             tree[section] = {name: _tree(profile) for name, profile in members.items()}
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
