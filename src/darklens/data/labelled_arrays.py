@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from darklens.data.classes import CLASSES, label_of
 from darklens.data.readers import require_file
-from darklens.data.readers.hdf5 import datasets_of, require_readable
+from darklens.data.readers.hdf5 import datasets_of, require_h5py, require_readable
 from darklens.data.readers.hdf5 import stated_scale as hdf5_scale
 from darklens.data.readers.image import Image, plane_shape, reject_damaged, require_image
 from darklens.data.readers.npy import Readable, open_archive, read_header
@@ -19,10 +19,7 @@ from darklens.data.readers.pixel_scale import unless_replaced
 from darklens.errors import InputError
 
 IMAGES, LABELS = "images", "labels"
-MAX_IMAGES, MAX_BYTES = (
-    10_000_000,
-    1_000_000_000_000,
-)  # limits on a file, of which only one image at a time is in memory
+MAX_IMAGES, MAX_BYTES = 10_000_000, 1_000_000_000_000  # of a file, of which only one image at a time is in memory
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ def _open_npy(images: Path, labels: Path) -> LabelledArrays:
     for path in (images, labels):
         require_file(path, max_bytes=MAX_BYTES)
     with reject_damaged(labels, ".npy"), labels.open("rb") as stream:
-        numbers = _label_numbers(labels, *_read_small_array(stream, labels))
+        numbers = _label_numbers(labels, _read_small_array(stream, labels))
     with reject_damaged(images, ".npy"), images.open("rb") as stream:
         header = read_header(stream)
     _require_shapes(images, header[0], header[2], len(numbers))
@@ -87,7 +84,7 @@ def _open_npz(path: Path) -> LabelledArrays:
                 raise _missing_array(path, name, list(members))
         with reject_damaged(path, ".npz"):
             with archive.open(members[LABELS]) as stream:
-                numbers = _label_numbers(path, *_read_small_array(stream, path))
+                numbers = _label_numbers(path, _read_small_array(stream, path))
             with archive.open(members[IMAGES]) as stream:
                 header = read_header(stream)
             scale = unless_replaced(None, lambda: npz_scale(path, archive, members))
@@ -104,10 +101,7 @@ def _open_npz(path: Path) -> LabelledArrays:
 
 
 def _open_hdf5(path: Path) -> LabelledArrays:
-    try:
-        import h5py
-    except ImportError:
-        raise InputError(f"{path}: HDF5 files need h5py; pip install 'darklens[hdf5]'.") from None
+    h5py = require_h5py(path)
     with reject_damaged(path, "HDF5"):
         file = h5py.File(path, "r")
     try:
@@ -165,7 +159,7 @@ def _read_images(path: Path, stream: Readable, kind: str, scale: float | None) -
         yield Image(plane.reshape(plane_shape(shape[1:]) or ()).astype(np.float64), scale)
 
 
-def _read_small_array(stream: Readable, path: Path) -> tuple[np.ndarray]:
+def _read_small_array(stream: Readable, path: Path) -> np.ndarray:
     """Read a one-dimensional array of numbers or short strings, with at most `MAX_IMAGES` elements."""
     shape, _, dtype = read_header(stream)
     if dtype.kind not in "iufUS" or dtype.itemsize > 256 or len(shape) > 1 or math.prod(shape) > MAX_IMAGES:
@@ -173,7 +167,7 @@ def _read_small_array(stream: Readable, path: Path) -> tuple[np.ndarray]:
             f"{path}: {LABELS} holds {dtype} values of shape {shape}; one number or name per image is expected."
         )
     n = math.prod(shape)
-    return (np.frombuffer(stream.read(n * dtype.itemsize), dtype=dtype, count=n).reshape(shape),)
+    return np.frombuffer(stream.read(n * dtype.itemsize), dtype=dtype, count=n).reshape(shape)
 
 
 def _label_numbers(path: Path, values: np.ndarray) -> Int[np.ndarray, " k"]:
