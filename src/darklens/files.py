@@ -272,3 +272,12 @@ def sha256_of(path: Path) -> str:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def change_stamp(path: Path) -> bytes:
+    """Return size and modification time of a file, which change if it is replaced; the same for all missing files."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return b"-;"
+    return f"{status.st_size},{status.st_mtime_ns};".encode()

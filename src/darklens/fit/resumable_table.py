@@ -22,7 +22,7 @@ import darklens
 from darklens import executors
 from darklens.data.store import prepare_folder
 from darklens.errors import DarklensError, FullDiskError
-from darklens.files import atomic_path, csv_line, locked, write_text, writing
+from darklens.files import atomic_path, change_stamp, csv_line, locked, write_text, writing
 from darklens.memory import keep_freed_memory
 from darklens.scene.observation_paths import files_of
 
@@ -222,11 +222,7 @@ def _digest(labels: Sequence[str], arguments: tuple[Any, ...], maps: Mapping[str
     for label in labels:
         digest.update(os.fsencode(label))
         for file in files_of(label):
-            try:
-                status = file.stat()
-                digest.update(f"{status.st_size},{status.st_mtime_ns};".encode())
-            except (OSError, ValueError):
-                digest.update(b"-;")
+            digest.update(change_stamp(file))
     return digest.hexdigest()
 
 

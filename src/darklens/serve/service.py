@@ -64,7 +64,7 @@ class Service:
     def __init__(self, models: Mapping[str, Bundle], digests: Mapping[str, str], settings: Settings) -> None:
         self.settings, self.admission = settings, Admission(settings)
         self.metrics = Metrics(lambda: float(self.admission.n_images))
-        self._bundles, self._digests = models, digests
+        self._bundles = models
         self.cards = [_card(name, bundle, digests[name]) for name, bundle in models.items()]
         self.default = next(iter(models))
         self._models: dict[str, Model] = {}
