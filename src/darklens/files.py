@@ -223,6 +223,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(printable(text), encoding="utf-8")
 
 
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write a file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically. NaN and infinity, which JSON lacks, raise ValueError."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from darklens.files import atomic_path
+from darklens.files import write_bytes
 from darklens.fit import search_figure
 from darklens.fit.gain_map import REACH, GainMap, gain_map
 from darklens.fit.perturber_profiles import (
@@ -111,8 +111,7 @@ class SearchResult:
 
     def plot(self, path: Path | str) -> None:
         """Write a PNG of the image, the residuals without and with perturbers, the gain and the detectable mass."""
-        with atomic_path(Path(path)) as temporary:
-            temporary.write_bytes(search_figure.draw(self))
+        write_bytes(Path(path), search_figure.draw(self))
 
 
 def scenes_of_search(scene: Scene, perturber: PerturberKind, redshifts: Redshifts) -> list[Scene]:

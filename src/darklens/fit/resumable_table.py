@@ -22,7 +22,7 @@ import darklens
 from darklens import executors
 from darklens.data.store import prepare_folder
 from darklens.errors import DarklensError, FullDiskError
-from darklens.files import atomic_path, change_stamp, csv_line, locked, write_text, writing
+from darklens.files import atomic_path, change_stamp, csv_line, locked, write_bytes, write_text, writing
 from darklens.memory import keep_freed_memory
 from darklens.scene.observation_paths import files_of
 
@@ -264,5 +264,4 @@ def _write_maps(entry: Entry, path: Path, title: str) -> None:
     npz, png = _map_files(path)
     with atomic_path(npz) as temporary:
         np.savez(temporary, **entry.arrays())
-    with atomic_path(png) as temporary:
-        temporary.write_bytes(entry.draw(title))
+    write_bytes(png, entry.draw(title))
