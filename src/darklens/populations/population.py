@@ -19,7 +19,7 @@ from darklens.physics.grid import Grid
 from darklens.populations import galaxies
 from darklens.populations.instruments import INSTRUMENTS, Instrument
 from darklens.populations.light_models import ImageLight, SersicLight, Source
-from darklens.populations.priors import Prior
+from darklens.populations.priors import Prior, unless
 from darklens.populations.psf_models import ImagePSF, PSFModel
 from darklens.populations.scene_priors import ScenePriors
 from darklens.populations.substructure_models import Substructure
@@ -70,13 +70,23 @@ def _theta_E_of(spec: ThetaEOfMass) -> float:
     )
 
 
+_Ellipticity = Annotated[
+    Prior,
+    unless(
+        lambda low, high: max(-low, high) >= 0.7,
+        "ellipticities must lie between -0.7 and 0.7; cut a normal prior with low and high",
+    ),
+]
+_Shear = Annotated[Prior, unless(lambda low, high: low < 0 or high >= 1, "the shear strength must lie in [0, 1)")]
+
+
 class Lens(Frozen):
     """The smooth lens on the optical axis: an SIE (an SIS where e1 = e2 = 0) with external shear."""
 
     theta_E: ThetaEOfMass | Prior = Field(description="arcsec")
-    e1: Prior
-    e2: Prior
-    gamma: Prior = Field(description="shear strength")
+    e1: _Ellipticity
+    e2: _Ellipticity
+    gamma: _Shear = Field(description="shear strength")
     gamma_angle: Prior = Field(description="direction of the shear, degrees")
 
     @field_validator("theta_E")
@@ -86,26 +96,10 @@ class Lens(Frozen):
             raise ValueError("an Einstein radius must be positive (arcsec)")
         return value
 
-    @field_validator("e1", "e2")
-    @classmethod
-    def _elliptical(cls, value: "Prior") -> "Prior":
-        low, high = value.bounds()
-        if max(-low, high) >= 0.7:
-            raise ValueError("ellipticities must lie between -0.7 and 0.7; cut a normal prior with low and high")
-        return value
-
     @property
     def is_round(self) -> bool:
         """Whether all lenses of the population are SIS."""
         return self.e1.bounds() == self.e2.bounds() == (0.0, 0.0)
-
-    @field_validator("gamma")
-    @classmethod
-    def _weak(cls, value: "Prior") -> "Prior":
-        low, high = value.bounds()
-        if low < 0 or high >= 1:
-            raise ValueError("the shear strength must lie in [0, 1)")
-        return value
 
 
 class PoissonNoise(Frozen):
