@@ -71,12 +71,24 @@ class Entry(NamedTuple):
     draw: Drawing
 
 
+class Computation(NamedTuple):
+    """What a table contains.
+
+    Attributes:
+        names: Columns of the table.
+        compute: Computes one observation, in a process of its own, from its label and `arguments`.
+        arguments: Further arguments.
+    """
+
+    names: Sequence[str]
+    compute: Callable[..., Entry]
+    arguments: tuple[Any, ...]
+
+
 def write_table(
     labels: Sequence[str],
-    names: Sequence[str],
     out: Path,
-    compute: Callable[..., Entry],
-    arguments: tuple[Any, ...],
+    computation: Computation,
     *,
     maps: Mapping[str, Path] | None = None,
     workers: int = 1,
@@ -86,12 +98,10 @@ def write_table(
     """Compute the rows of a table in parallel, write it, and return them; the same call continues an interrupted run.
 
     Args:
-        labels: Observations.
-        names: Columns of the table.
+        labels: Observations, from `find_observations`.
         out: CSV table to write.
-        compute: Computes one observation, in a process of its own, from its label and `arguments`.
-        arguments: Further arguments.
-        maps: For each label, the path without suffix of its maps.
+        computation: Columns, and how to compute them; a bad observation gets an error row.
+        maps: For each label, the path without suffix of its PNG and npz.
         workers: Number of processes.
         advance: Called with the number of rows just computed.
         report: Writes a report from the rows, which then have figures.
@@ -99,7 +109,7 @@ def write_table(
     Raises:
         InputError: If a file cannot be written, or the folder of the maps is not empty.
     """
-    maps = maps or {}
+    maps, (names, compute, arguments) = maps or {}, computation
     with _journal(out, _digest(labels, (report is not None, *arguments), maps), maps) as journal:
         rows = journal.rows()
         if rows is None:

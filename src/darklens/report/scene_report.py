@@ -16,7 +16,7 @@ def fit_page(rows: Sequence[Row], settings: Mapping[str, str]) -> str:
     """Return the page of a table of fits, the worst fit first.
 
     Args:
-        rows: Rows with figures, from `fit_table`.
+        rows: Rows with figures.
         settings: Names and values to list, such as the scene.
     """
     table = (
@@ -41,7 +41,7 @@ def search_page(rows: Sequence[Row], options: SearchOptions, settings: Mapping[s
     """Return the page of a table of searches, the largest ratio of delta chi2 and threshold first.
 
     Args:
-        rows: Rows with figures, from `search_table`.
+        rows: Rows with figures.
         options: How the images were searched.
         settings: Names and values to list, such as the scene.
     """
