@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from darklens.bundle import batched
+from darklens.data.arrays import border
 from darklens.data.store import Store
 from darklens.simulate.substructure import KINDS
 
@@ -88,8 +89,7 @@ def signal_to_noise(store: Store) -> Float[np.ndarray, " n"]:
     image. Without the photon noise of the lens it is an upper limit of the order of the true ratio.
     """
     n = store.index.n_pixels
-    frame = np.ones((n, n), dtype=bool)
-    frame[_BORDER:-_BORDER, _BORDER:-_BORDER] = False
+    frame = border(n, _BORDER)
     ratios = []
     for images in batched(len(store), store.images):
         batch = images[:, 0].astype(np.float64)
