@@ -108,9 +108,7 @@ def _setting(symbol: str, parameter: Parameter, value: Any) -> Any:
         free = FreeParameter.model_validate(value)
         _check_range(symbol, parameter, {k: getattr(free, k) for k in ("start", "low", "high")})
         return free
-    if isinstance(value, str):
-        if "." not in value:
-            raise ValueError("a number, `free`, the name of another parameter, or {start, low, high, prior} is needed")
+    if isinstance(value, str) and "." in value:
         return value
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
         raise ValueError("a number, `free`, the name of another parameter, or {start, low, high, prior} is needed")
