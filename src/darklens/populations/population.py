@@ -4,15 +4,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, field_validator, model_serializer, model_validator
 
-from darklens.config import ClassName, Frozen, load
+from darklens.config import ClassName, Frozen, load, read_yaml
 from darklens.errors import ConfigError
 from darklens.physics.cosmology import point_mass_theta_E
 from darklens.physics.grid import Grid
@@ -23,7 +20,7 @@ from darklens.populations.priors import Prior, unless
 from darklens.populations.psf_models import ImagePSF, PSFModel
 from darklens.populations.scene_priors import ScenePriors
 from darklens.populations.substructure_models import Substructure
-from darklens.registry import Registry, unknown
+from darklens.registry import FileRegistry, unknown
 from darklens.units import FWHM_PER_SIGMA
 
 _MAX_CLASSES = 100
@@ -260,16 +257,8 @@ class Population(Frozen):
         return self.model_copy(update={"classes": {name: spec.scaled(factor) for name, spec in self.classes.items()}})
 
 
-POPULATIONS: Registry[Traversable] = Registry("population", extensible=True)
-"""YAML files by name. A file that is not registered is given by its path."""
-for _item in resources.files("darklens.populations").iterdir():
-    if _item.name.endswith(".yaml"):
-        POPULATIONS.add(_item.name.removesuffix(".yaml"), _item)
-
-
-def names() -> list[str]:
-    """Return the names of the populations that come with the package or a plug-in."""
-    return sorted(POPULATIONS)
+POPULATIONS = FileRegistry("population", "darklens.populations", extensible=True)
+names = POPULATIONS.names
 
 
 def get(name_or_path: str, overrides: Sequence[str] = ()) -> Population:
@@ -278,13 +267,10 @@ def get(name_or_path: str, overrides: Sequence[str] = ()) -> Population:
     Raises:
         ConfigError: If there is no such population or file, or a key or value is wrong.
     """
-    if name_or_path in POPULATIONS:
-        tree = yaml.safe_load(POPULATIONS[name_or_path].read_text(encoding="utf-8"))
-        return _with_files(load(Population, tree, overrides, name=name_or_path), Path())
     path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        return _with_files(load(Population, path, overrides), path.parent)
-    raise ConfigError(unknown("population", name_or_path, names()))
+    tree = read_yaml(POPULATIONS.file_of(name_or_path, path))
+    name, folder = (name_or_path, Path()) if name_or_path in POPULATIONS else (str(path), path.parent)
+    return _with_files(load(Population, tree, overrides, name=name), folder)
 
 
 def _with_files(population: Population, folder: Path) -> Population:
