@@ -1,7 +1,7 @@
 """Labelled images in arrays: an npz or HDF5 file, or images.npy and labels.npy. Images are read one at a time."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,9 +79,7 @@ def _open_npy(images: Path, labels: Path) -> LabelledArrays:
 def _open_npz(path: Path) -> LabelledArrays:
     archive, members = open_archive(path)
     try:
-        for name in (IMAGES, LABELS):
-            if name not in members:
-                raise _missing_array(path, name, list(members))
+        _require_arrays(path, members)
         with reject_damaged(path, ".npz"):
             with archive.open(members[LABELS]) as stream:
                 numbers = _label_numbers(path, _read_small_array(stream, path))
@@ -107,9 +105,7 @@ def _open_hdf5(path: Path) -> LabelledArrays:
     try:
         with reject_damaged(path, "HDF5"):
             datasets = datasets_of(file, h5py)
-            for name in (IMAGES, LABELS):
-                if name not in datasets:
-                    raise _missing_array(path, name, list(datasets))
+            _require_arrays(path, datasets)
             images, labels = datasets[IMAGES], datasets[LABELS]
             _require_shapes(path, images.shape, images.dtype, labels.shape[0])
             for dataset in (images, labels):
@@ -132,9 +128,11 @@ def _open_hdf5(path: Path) -> LabelledArrays:
     return LabelledArrays(path, numbers, read)
 
 
-def _missing_array(path: Path, name: str, names: list[str]) -> InputError:
-    listed = ", ".join(names[:8]) or "nothing"
-    return InputError(f"{path}: has no array {name!r} (it has {listed}); an import needs {IMAGES} and {LABELS}.")
+def _require_arrays(path: Path, arrays: Collection[str]) -> None:
+    for name in (IMAGES, LABELS):
+        if name not in arrays:
+            listed = ", ".join(list(arrays)[:8]) or "nothing"
+            raise InputError(f"{path}: has no array {name!r} (it has {listed}); an import needs {IMAGES} and {LABELS}.")
 
 
 def _require_shapes(path: Path, shape: tuple[int, ...], dtype: np.dtype, n_labels: int) -> None:
