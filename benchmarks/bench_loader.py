@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from record import record
 
 from darklens.data.loaders import BatchOrder, loader
@@ -42,7 +43,7 @@ def write_noise(path, n):
 
 def batches_of(store):
     epoch, order = 0, BatchOrder(np.arange(len(store)), BATCH, shuffle=True)
-    images = loader(store, order)
+    images = loader(lambda indices: torch.from_numpy(store.images(indices)), store.labels, order)
     while True:
         order.set_epoch(epoch)
         yield from images

@@ -21,26 +21,29 @@ if TYPE_CHECKING:
     from darklens.fit.scene_fit import fit
     from darklens.physics.grid import Grid
     from darklens.populations.population import get as get_population
-    from darklens.scene.imaging import Detector
-    from darklens.scene.observation import Observation
-    from darklens.scene.profiles import (
+    from darklens.scene import (
         EPL,
         NFW,
+        PSF,
         SIE,
         SIS,
         TNFW,
+        Detector,
         Free,
+        LightModel,
         LineMass,
+        MassModel,
         MultiGaussian,
         Multipole,
+        Observation,
+        PhotonNoise,
         PointMass,
         PseudoJaffe,
+        Scene,
         Sersic,
         Shapelets,
         Shear,
     )
-    from darklens.scene.psf import PSF
-    from darklens.scene.scene import LightModel, MassModel, Scene
     from darklens.simulate.generate import generate
     from darklens.training.recipe import get as get_recipe
     from darklens.training.run import train
@@ -64,30 +67,11 @@ _HOME = {
     "sensitivity_map": ("darklens.fit.gain_map", "sensitivity_map"),
     "train": ("darklens.training.run", "train"),
 }
-_PROFILES = (
-    *(
-        "EPL",
-        "NFW",
-        "SIE",
-        "SIS",
-        "TNFW",
-        "LineMass",
-        "MultiGaussian",
-        "Multipole",
-        "PointMass",
-        "PseudoJaffe",
-        "Shear",
-    ),
-    *("Free", "MultiGaussian", "Sersic", "Shapelets"),
+_SCENE = (
+    "EPL NFW PSF SIE SIS TNFW Detector Free LightModel LineMass MassModel MultiGaussian Multipole "
+    "Observation PhotonNoise PointMass PseudoJaffe Scene Sersic Shapelets Shear"
 )
-_HOME |= {name: ("darklens.scene.profiles", name) for name in _PROFILES}
-_HOME |= {name: ("darklens.scene.scene", name) for name in ("LightModel", "MassModel", "Scene")}
-_HOME |= {
-    "Detector": ("darklens.scene.imaging", "Detector"),
-    "Observation": ("darklens.scene.observation", "Observation"),
-    "PhotonNoise": ("darklens.scene.observation", "PhotonNoise"),
-    "PSF": ("darklens.scene.psf", "PSF"),
-}
+_HOME |= {name: ("darklens.scene", name) for name in _SCENE.split()}
 
 __all__ = [
     "EPL",

@@ -33,14 +33,11 @@ def require_compiler(feature: str, alternative: str) -> None:
         raise ConfigError(f"{feature} needs a C++ compiler such as g++: install one, or {alternative}.")
 
 
-def compile_function(
-    function: Callable[..., Any], *, dynamic: bool = False, freezing: bool = False
-) -> Callable[..., Any]:
+def compile_function(function: Callable[..., Any], *, freezing: bool = False) -> Callable[..., Any]:
     """Return a function of tensors as one fused graph.
 
     Args:
-        function: Compiled at its first call, and again for each new shape unless `dynamic`.
-        dynamic: Whether one compilation serves arrays of any size.
+        function: Compiled at its first call, and again for each new shape.
         freezing: Whether to treat a network's weights as constants.
     """
     # Without a full graph, or past the limit on compilations, torch continues uncompiled without notice, and the last
@@ -48,7 +45,7 @@ def compile_function(
     torch._dynamo.config.recompile_limit = _MAX_KERNELS
     torch._dynamo.config.accumulated_recompile_limit = _MAX_KERNELS
     options: dict[str, bool | int | str | Callable[..., Any]] | None = {"freezing": True} if freezing else None
-    compiled: Callable[..., Any] = torch.compile(function, dynamic=dynamic, fullgraph=True, options=options)
+    compiled: Callable[..., Any] = torch.compile(function, dynamic=False, fullgraph=True, options=options)
     return compiled
 
 

@@ -223,6 +223,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(printable(text), encoding="utf-8")
 
 
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write a file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically. NaN and infinity, which JSON lacks, raise ValueError."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
@@ -272,3 +278,12 @@ def sha256_of(path: Path) -> str:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def change_stamp(path: Path) -> bytes:
+    """Return size and modification time of a file, which change if it is replaced; the same for all missing files."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return b"-;"
+    return f"{status.st_size},{status.st_mtime_ns};".encode()

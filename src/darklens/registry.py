@@ -2,6 +2,9 @@
 
 import difflib
 from collections.abc import Iterator
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from darklens import plugins
@@ -58,6 +61,38 @@ class Registry(Generic[T]):
         if self._extensible:
             plugins.load()
         return self._items
+
+
+class FileRegistry(Registry[Traversable]):
+    """YAML files by name. A file that is not registered is given by its path.
+
+    Args:
+        sort: Name of the sort in messages.
+        package: Package with the files that come with darklens.
+        extensible: As for `Registry`.
+    """
+
+    def __init__(self, sort: str, package: str, *, extensible: bool = False) -> None:
+        super().__init__(sort, extensible=extensible)
+        for path in resources.files(package).iterdir():
+            if path.name.endswith(".yaml"):
+                self.add(path.name.removesuffix(".yaml"), path)
+
+    def names(self) -> list[str]:
+        """Return the names of the files that come with the package or a plug-in."""
+        return sorted(self)
+
+    def file_of(self, name_or_path: str, path: Path) -> Traversable:
+        """Return the file of a name, or else `path`.
+
+        Raises:
+            ConfigError: If there is no such name, and no such path unless it ends as those of YAML files do.
+        """
+        if name_or_path in self:
+            return self[name_or_path]
+        if path.suffix in (".yaml", ".yml") or path.exists():
+            return path
+        raise ConfigError(unknown(self._sort, name_or_path, self.names()))
 
 
 def unknown(sort: str, name: str, items: "dict[str, T] | list[str]") -> str:

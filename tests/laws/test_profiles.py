@@ -179,8 +179,6 @@ def test_a_nearly_round_sie_is_a_sis_with_finite_gradients(e, phi, polar):
 @pytest.mark.parametrize(
     ("function", "at"),
     [
-        (_series.arctan_quotient, _series._SERIES_BELOW),
-        (_series.artanh_quotient, _series._SERIES_BELOW),
         (_series.signed_quotient, _series._SERIES_BELOW),
         (_series.signed_quotient, -_series._SERIES_BELOW),
         (_series.log1p_quotient, _series._SERIES_BELOW),

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, chi2, norm
 
-from darklens.evaluation.bootstrap import paired_difference
+from darklens.evaluation.bootstrap import BootstrapMetrics, difference
 from darklens.evaluation.metrics import class_auc
 from darklens.evaluation.paired_tests import delong_test, mcnemar_test
 
@@ -72,7 +72,8 @@ def sample(n, skill, seed):
 
 def test_delong_and_the_bootstrap_agree_on_classes_and_on_the_mean():
     labels, a, b = sample(1500, 1.5, 0)
-    exact, resampled = delong_test(labels, [a], [b]), paired_difference(labels, a, b, resamples=1500)
+    systems = ([BootstrapMetrics.of(labels, p, resamples=1500)] for p in (a, b))
+    exact, resampled = delong_test(labels, [a], [b]), difference(*systems, paired=True)
     for test, name in zip(exact, ["auc_0", "auc_1", "auc_2", "auc"], strict=True):
         low, high = resampled[name]["ci95"]
         assert test["value"] == pytest.approx(resampled[name]["value"], abs=1e-12)

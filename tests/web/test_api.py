@@ -464,12 +464,12 @@ class TestIsolation:
     def test_slow_clients_time_out_and_block_no_one(self, running):
         with running(receive_timeout=1.0) as (address, service):
             slow = [trickling(address) for _ in range(8)]
-            _wait(lambda: service.admission.n_requests == 8)
+            _wait(lambda: service.admission._requests.total() == 8)
             assert post(address, npy(image())).status_code == 200
             for connection in slow:
                 assert connection.recv(100).startswith(b"HTTP/1.1 408")
                 connection.close()
-            _wait(lambda: service.admission.n_requests == 0)
+            _wait(lambda: service.admission._requests.total() == 0)
 
     def test_a_client_that_does_not_read_the_response_is_disconnected(self, monkeypatch):
         monkeypatch.setattr(server, "UNREAD_TIMEOUT", 0.05)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from darklens.locate import locate, shipped
 from darklens.models.base import Inputs, NetworkOutput, forward_features, ood_features
 from darklens.models.zoo import has_lens_step, requires_fitting
 
+T = TypeVar("T")
 BATCH_SIZE = 64
 UNFAMILIAR = "the image is out of distribution (ood)"
 MICRO_BATCH = 16  # images per forward pass on a CPU, so that activations stay in its cache
@@ -272,7 +273,7 @@ class Bundle:
         inputs = runner.inputs_of(images, exposure=self._masked(exposure, mask))
         logits, features = self.output(inputs, runner.forward(inputs))
         probabilities = self.calibrated(logits)
-        of_fit = self._doubts_of_fit(inputs, probabilities)
+        of_fit = self._checked(doubts_of_fits, inputs, probabilities)
         further = doubts or [()] * len(of_fit)
         all_doubts = self._with_unfamiliar([(*a, *b) for a, b in zip(further, of_fit, strict=True)], features)
         probabilities = widened(probabilities, [bool(reasons) for reasons in all_doubts])
@@ -283,40 +284,31 @@ class Bundle:
         columns = findings(inputs) | {"fit": ["; ".join(reasons) or "ok" for reasons in of_fit]}
         return Classification(probabilities, columns, maps, features, inputs, all_doubts)
 
-    def _doubts_of_fit(
-        self, inputs: Inputs, probabilities: Float[np.ndarray, "b classes"]
-    ) -> Sequence[tuple[str, ...]]:
-        """Return the reasons not to trust the fits of the most probable classes; none for systems that take images."""
-        if self.fit_settings is None or not isinstance(inputs, FitFeatures):
-            return [()] * len(probabilities)
-        return doubts_of_fits(inputs, self._hypotheses(probabilities))
-
     def suspicions_of(self, classification: Classification) -> Sequence[tuple[str, ...]]:
         """Return for each image the reasons to fit more parameters; none for systems that take images."""
-        inputs, probabilities = classification.inputs, classification.probabilities
+        return self._checked(suspicions, classification.inputs, classification.probabilities)
+
+    def _checked(
+        self,
+        check: Callable[[FitFeatures, Sequence[Hypothesis]], Sequence[tuple[str, ...]]],
+        inputs: Inputs,
+        probabilities: Float[np.ndarray, "b classes"],
+    ) -> Sequence[tuple[str, ...]]:
+        """Return what a check finds in the fits of the most probable classes; nothing for systems that take images."""
         if self.fit_settings is None or not isinstance(inputs, FitFeatures):
             return [()] * len(probabilities)
-        return suspicions(inputs, self._hypotheses(probabilities))
-
-    def _hypotheses(self, probabilities: Float[np.ndarray, "b classes"]) -> list[Hypothesis]:
-        """Return the hypotheses of the most probable classes."""
-        assert self.fit_settings is not None
         population, classes = self.fit_settings.population, self.contract.classes
-        return [hypothesis_of(population, classes[k]) for k in probabilities.argmax(1)]
+        return check(inputs, [hypothesis_of(population, classes[k]) for k in probabilities.argmax(1)])
 
     def _with_unfamiliar(
-        self, of_fit: Sequence[tuple[str, ...]], features: Float[np.ndarray, "b f"]
+        self, doubts: list[tuple[str, ...]], features: Float[np.ndarray, "b f"]
     ) -> list[tuple[str, ...]]:
-        """Return the doubts of the fits, and for images out of distribution that reason too."""
-        unfamiliar = self._is_unfamiliar(features)
-        return [(*reasons, *([UNFAMILIAR] * far)) for reasons, far in zip(of_fit, unfamiliar, strict=True)]
-
-    def _is_unfamiliar(self, features: Float[np.ndarray, "b f"]) -> list[bool]:
-        """Return whether the out-of-distribution score of each image is above the 99 % quantile of held-out images."""
+        """Return doubts, with one more for images whose score exceeds the 99 % quantile of held-out images."""
         calibration = self.contract.calibration
         if calibration is None or calibration.ood is None or self.ood_reference is None:
-            return [False] * len(features)
-        return [bool(score > calibration.ood.p99) for score in self.ood_reference.scores(features)]
+            return doubts
+        is_far = self.ood_reference.scores(features) > calibration.ood.p99
+        return [(*reasons, *([UNFAMILIAR] * bool(far))) for reasons, far in zip(doubts, is_far, strict=True)]
 
     def outputs_of(self, store: Store, *, workers: int = 1, advance: Callable[[int], None] = lambda _: None) -> Output:
         """Return logits and OOD features of all images of a store.
@@ -328,14 +320,14 @@ class Bundle:
         """
         settings = self.fit_settings
         if settings is None:
-            blocks = [self.output(self.inputs_of(images)) for images in batched(len(store), store.images, advance)]
+            inputs = batched(len(store), lambda rows: self.inputs_of(store.images(rows)), advance)
         else:
             population, centred = settings
             fits = cached_fits(
                 store, population, centred=centred, workers=workers, device=self._device, advance=advance
             )
-            rows = [range(i, min(i + BATCH_SIZE, len(store))) for i in range(0, len(store), BATCH_SIZE)]
-            blocks = [self.output(fits.features(batch).to(self._device)) for batch in rows]
+            inputs = batched(len(store), lambda rows: fits.features(rows).to(self._device))
+        blocks = [self.output(batch) for batch in inputs]
         return Output(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
 
     def doubts_of(self, store: Store, output: Output) -> list[tuple[str, ...]]:
@@ -349,16 +341,12 @@ class Bundle:
         of_fit: list[tuple[str, ...]] = [()] * len(probabilities)
         if self.fit_settings is not None:
             fits = cached_fits(store, self.fit_settings.population, centred=self.fit_settings.centred)
-            for i in range(0, len(store), BATCH_SIZE):
-                rows = range(i, min(i + BATCH_SIZE, len(store)))
-                of_fit[i : rows.stop] = self._doubts_of_fit(fits.features(rows), probabilities[i : rows.stop])
+            blocks = batched(
+                len(store),
+                lambda rows: self._checked(doubts_of_fits, fits.features(rows), probabilities[rows.start : rows.stop]),
+            )
+            of_fit = [reasons for block in blocks for reasons in block]
         return self._with_unfamiliar(of_fit, output.ood_features)
-
-    def probabilities_of(
-        self, store: Store, *, workers: int = 1, advance: Callable[[int], None] = lambda _: None
-    ) -> Float[np.ndarray, "n classes"]:
-        """Return calibrated class probabilities of all images of a store; arguments as for `outputs_of`."""
-        return self.calibrated(self.outputs_of(store, workers=workers, advance=advance).logits)
 
     @torch.inference_mode()
     def maps(self, images: Images) -> dict[str, Float[np.ndarray, "b m m"]]:
@@ -473,9 +461,7 @@ class Bundle:
         return np.where(mask, MASKED_EXPOSURE, depth).astype(np.float32)
 
 
-def batched(
-    n: int, read: Callable[[Sequence[int]], np.ndarray], advance: Callable[[int], None] = lambda _: None
-) -> Iterator[np.ndarray]:
+def batched(n: int, read: Callable[[range], T], advance: Callable[[int], None] = lambda _: None) -> Iterator[T]:
     """Yield `read(indices)` for blocks of indices below n; `advance` is called after each block is used."""
     for start in range(0, n, BATCH_SIZE):
         stop = min(start + BATCH_SIZE, n)

@@ -16,7 +16,7 @@ from darklens.errors import ConfigError
 from darklens.files import size_in_words, write_text
 
 if TYPE_CHECKING:
-    from darklens.fit.resumable_table import Report, Row
+    from darklens.fit.resumable_table import Computation, Row
     from darklens.scene.observation_files import Inputs
     from darklens.scene.specification import SceneSpecification
 
@@ -109,23 +109,13 @@ def fit(
 
     Example: `darklens fit lens.fits --psf psf.fits --noise-map rms.fits --model sie-shear half_width=3 --out fits.csv`
     """
-    from darklens.fit.scene_table import fit_table
+    from darklens.fit.scene_table import fit_computation
     from darklens.report.scene_report import fit_page
 
     run = _prepare(files, options, maps)
     with progress("Fitting", len(run.labels)) as advance:
-        rows = fit_table(
-            run.labels,
-            run.scene,
-            run.inputs,
-            options.out,
-            maps=run.maps,
-            seed=options.seed,
-            compiled=options.compiled,
-            workers=options.workers,
-            advance=advance,
-            report=run.report(fit_page),
-        )
+        computation = fit_computation(run.scene, run.inputs, seed=options.seed, compiled=options.compiled)
+        rows = run.write(computation, fit_page, advance)
     return _print_summary(rows, "fitted", options)
 
 
@@ -186,7 +176,7 @@ def search(
     Example: `darklens search lenses/ --model epl-shear --pixel-scale 0.05 --out search.csv --maps maps`
     """
     from darklens.fit.perturber_profiles import Redshifts
-    from darklens.fit.perturber_table import SearchOptions, search_table
+    from darklens.fit.perturber_table import SearchOptions, search_computation
     from darklens.report.scene_report import search_page
 
     if not 0 < z_lens < z_source < _LARGEST_REDSHIFT:
@@ -206,36 +196,37 @@ def search(
     redshifts = Redshifts(z_lens, z_source, concentration)
     how = SearchOptions(perturber, n_max, redshifts, threshold, simulations, options.seed, options.compiled)
     with progress("Searching", len(run.labels)) as advance:
-        rows = search_table(
-            run.labels,
-            run.scene,
-            run.inputs,
-            options.out,
-            how,
-            maps=run.maps,
-            workers=options.workers,
-            advance=advance,
-            report=run.report(lambda rows, settings: search_page(rows, how, settings)),
-        )
+        computation = search_computation(run.scene, run.inputs, how)
+        rows = run.write(computation, lambda rows, settings: search_page(rows, how, settings), advance)
     detected = sum(row.columns.get("detected") == "yes" for row in rows)
     print(f"Perturbers detected in {detected} of {len(rows)} images.")
     return _print_summary(rows, "searched", options)
 
 
 class _Run(NamedTuple):
-    """What the commands read, the paths of the maps without suffix, and the path and settings of the report."""
+    """The options, what the commands read, the paths of the maps without suffix, and the settings in the report."""
 
+    options: Options
     labels: list[str]
     scene: "SceneSpecification"
     inputs: "Inputs"
     maps: dict[str, Path] | None
-    path: Path | None
     settings: dict[str, str]
 
-    def report(self, page: Callable[[Sequence["Row"], dict[str, str]], str]) -> "Report | None":
-        """Return the function that writes the report, if there is to be one."""
-        path = self.path
-        return None if path is None else lambda rows: write_text(path, page(rows, self.settings))
+    def write(
+        self,
+        computation: "Computation",
+        page: Callable[[Sequence["Row"], dict[str, str]], str],
+        advance: Callable[[int], None],
+    ) -> list["Row"]:
+        """Write the table, its maps, and the page of the report if there is to be one; return the rows."""
+        from darklens.fit.resumable_table import write_table
+
+        out, path, workers = self.options.out, self.options.report, self.options.workers
+        report = None if path is None else lambda rows: write_text(path, page(rows, self.settings))
+        return write_table(
+            self.labels, out, computation, maps=self.maps, workers=workers, advance=advance, report=report
+        )
 
 
 def _prepare(files: Sequence[str], options: Options, maps: Path | None) -> _Run:
@@ -279,7 +270,7 @@ def _prepare(files: Sequence[str], options: Options, maps: Path | None) -> _Run:
     settings["darklens"] = darklens.__version__
     if maps and not unfinished(options.out).exists():
         prepare_folder(maps)
-    return _Run(labels, scene, inputs, _map_paths(maps, labels) if maps else None, options.report, settings)
+    return _Run(options, labels, scene, inputs, _map_paths(maps, labels) if maps else None, settings)
 
 
 def _print_summary(rows: Sequence["Row"], verb: str, options: Options) -> int:

@@ -47,7 +47,7 @@ def tune(
     'data.augment.kind={none,dihedral}'`
     """
     from darklens.data.store import Store
-    from darklens.files import atomic_path
+    from darklens.files import write_bytes
     from darklens.report.figures import to_png
     from darklens.report.search import history
     from darklens.training.search_space import parse
@@ -83,8 +83,7 @@ def tune(
         device=device,
         on_trial=report,
     )
-    with atomic_path(out / "tune.png") as temporary:
-        temporary.write_bytes(to_png(history(results, metric)))
+    write_bytes(out / "tune.png", to_png(history(results, metric)))
     invalid = [trial for trial in results if trial.state == "refused"]
     for trial in invalid:
         print_error(f"Trial {trial.number} has invalid settings: {trial.problem}")

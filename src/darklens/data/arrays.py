@@ -1,8 +1,8 @@
-"""Arrays of any type, byte order and strides as tensors."""
+"""Arrays of any type, byte order and strides as tensors, and the border of images."""
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 from torch import Tensor
 
 
@@ -26,3 +26,10 @@ def float32_tensor(values: object) -> Float32[Tensor, "..."]:
             array = np.asarray(np.ma.filled(array.astype(np.float32), np.nan))
         array = np.ascontiguousarray(array, dtype=np.float32)
     return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def border(n: int, width: int) -> Bool[np.ndarray, "n n"]:
+    """Return which pixels of a square image are less than `width` pixels from its edge."""
+    pixels = np.ones((n, n), dtype=bool)
+    pixels[width:-width, width:-width] = False
+    return pixels

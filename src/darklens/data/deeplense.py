@@ -144,7 +144,10 @@ def _from_index(source: Path) -> list[tuple[Path, int]]:
             if number == 1 and len(row) == 2 and label is None and not (source / row[0].strip()).exists():
                 continue  # the header
             if label is None:
-                raise _malformed(index, number)
+                raise InputError(
+                    f"{index}, line {number}: expected `folder/N.npy,label` with a label from 0 to 2, or "
+                    f"{', '.join(CLASSES)}."
+                )
             path = _in_folder(source, row[0] if (source / row[0]).exists() else row[0].strip())
             if path is None:
                 raise InputError(f"{index}, line {number}: {row[0]} is outside the folder.")
@@ -161,12 +164,6 @@ def _from_index(source: Path) -> list[tuple[Path, int]]:
     if not entries:
         raise InputError(f"{index} lists no images.")
     return entries
-
-
-def _malformed(index: Path, number: int) -> InputError:
-    return InputError(
-        f"{index}, line {number}: expected `folder/N.npy,label` with a label from 0 to 2, or {', '.join(CLASSES)}."
-    )
 
 
 def _in_folder(source: Path, name: str) -> Path | None:

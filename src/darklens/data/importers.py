@@ -89,7 +89,8 @@ def _import(
     entries: Sequence[Entry],
     advance: Callable[[int], None],
 ) -> ImportReport:
-    _clear(out)
+    if require_new(out):
+        shutil.rmtree(out / "shards")
     problems: list[str] = []
     shards: list[Shard] = []
     images: list[np.ndarray] = []
@@ -191,12 +192,6 @@ def _require_scale(image_scale: float | None, scale: float, location: str) -> No
             f"{location}: has pixels of {image_scale:.4g} arcsec, the store {scale:.4g}; import it into another "
             "store, or give --pixel-scale."
         )
-
-
-def _clear(out: Path) -> None:
-    """Prepare the folder of a store: remove the shards of an interrupted import, reject any other content."""
-    if require_new(out):
-        shutil.rmtree(out / "shards")
 
 
 def require_new(out: Path) -> bool:

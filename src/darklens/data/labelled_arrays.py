@@ -1,7 +1,7 @@
 """Labelled images in arrays: an npz or HDF5 file, or images.npy and labels.npy. Images are read one at a time."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from darklens.data.classes import CLASSES, label_of
 from darklens.data.readers import require_file
-from darklens.data.readers.hdf5 import datasets_of, require_readable
+from darklens.data.readers.hdf5 import datasets_of, require_h5py, require_readable
 from darklens.data.readers.hdf5 import stated_scale as hdf5_scale
 from darklens.data.readers.image import Image, plane_shape, reject_damaged, require_image
 from darklens.data.readers.npy import Readable, open_archive, read_header
@@ -19,10 +19,7 @@ from darklens.data.readers.pixel_scale import unless_replaced
 from darklens.errors import InputError
 
 IMAGES, LABELS = "images", "labels"
-MAX_IMAGES, MAX_BYTES = (
-    10_000_000,
-    1_000_000_000_000,
-)  # limits on a file, of which only one image at a time is in memory
+MAX_IMAGES, MAX_BYTES = 10_000_000, 1_000_000_000_000  # of a file, of which only one image at a time is in memory
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ def _open_npy(images: Path, labels: Path) -> LabelledArrays:
     for path in (images, labels):
         require_file(path, max_bytes=MAX_BYTES)
     with reject_damaged(labels, ".npy"), labels.open("rb") as stream:
-        numbers = _label_numbers(labels, *_read_small_array(stream, labels))
+        numbers = _label_numbers(labels, _read_small_array(stream, labels))
     with reject_damaged(images, ".npy"), images.open("rb") as stream:
         header = read_header(stream)
     _require_shapes(images, header[0], header[2], len(numbers))
@@ -82,12 +79,10 @@ def _open_npy(images: Path, labels: Path) -> LabelledArrays:
 def _open_npz(path: Path) -> LabelledArrays:
     archive, members = open_archive(path)
     try:
-        for name in (IMAGES, LABELS):
-            if name not in members:
-                raise _missing_array(path, name, list(members))
+        _require_arrays(path, members)
         with reject_damaged(path, ".npz"):
             with archive.open(members[LABELS]) as stream:
-                numbers = _label_numbers(path, *_read_small_array(stream, path))
+                numbers = _label_numbers(path, _read_small_array(stream, path))
             with archive.open(members[IMAGES]) as stream:
                 header = read_header(stream)
             scale = unless_replaced(None, lambda: npz_scale(path, archive, members))
@@ -104,18 +99,13 @@ def _open_npz(path: Path) -> LabelledArrays:
 
 
 def _open_hdf5(path: Path) -> LabelledArrays:
-    try:
-        import h5py
-    except ImportError:
-        raise InputError(f"{path}: HDF5 files need h5py; pip install 'darklens[hdf5]'.") from None
+    h5py = require_h5py(path)
     with reject_damaged(path, "HDF5"):
         file = h5py.File(path, "r")
     try:
         with reject_damaged(path, "HDF5"):
             datasets = datasets_of(file, h5py)
-            for name in (IMAGES, LABELS):
-                if name not in datasets:
-                    raise _missing_array(path, name, list(datasets))
+            _require_arrays(path, datasets)
             images, labels = datasets[IMAGES], datasets[LABELS]
             _require_shapes(path, images.shape, images.dtype, labels.shape[0])
             for dataset in (images, labels):
@@ -138,9 +128,11 @@ def _open_hdf5(path: Path) -> LabelledArrays:
     return LabelledArrays(path, numbers, read)
 
 
-def _missing_array(path: Path, name: str, names: list[str]) -> InputError:
-    listed = ", ".join(names[:8]) or "nothing"
-    return InputError(f"{path}: has no array {name!r} (it has {listed}); an import needs {IMAGES} and {LABELS}.")
+def _require_arrays(path: Path, arrays: Collection[str]) -> None:
+    for name in (IMAGES, LABELS):
+        if name not in arrays:
+            listed = ", ".join(list(arrays)[:8]) or "nothing"
+            raise InputError(f"{path}: has no array {name!r} (it has {listed}); an import needs {IMAGES} and {LABELS}.")
 
 
 def _require_shapes(path: Path, shape: tuple[int, ...], dtype: np.dtype, n_labels: int) -> None:
@@ -165,7 +157,7 @@ def _read_images(path: Path, stream: Readable, kind: str, scale: float | None) -
         yield Image(plane.reshape(plane_shape(shape[1:]) or ()).astype(np.float64), scale)
 
 
-def _read_small_array(stream: Readable, path: Path) -> tuple[np.ndarray]:
+def _read_small_array(stream: Readable, path: Path) -> np.ndarray:
     """Read a one-dimensional array of numbers or short strings, with at most `MAX_IMAGES` elements."""
     shape, _, dtype = read_header(stream)
     if dtype.kind not in "iufUS" or dtype.itemsize > 256 or len(shape) > 1 or math.prod(shape) > MAX_IMAGES:
@@ -173,7 +165,7 @@ def _read_small_array(stream: Readable, path: Path) -> tuple[np.ndarray]:
             f"{path}: {LABELS} holds {dtype} values of shape {shape}; one number or name per image is expected."
         )
     n = math.prod(shape)
-    return (np.frombuffer(stream.read(n * dtype.itemsize), dtype=dtype, count=n).reshape(shape),)
+    return np.frombuffer(stream.read(n * dtype.itemsize), dtype=dtype, count=n).reshape(shape)
 
 
 def _label_numbers(path: Path, values: np.ndarray) -> Int[np.ndarray, " k"]:

@@ -1,7 +1,8 @@
 """Batches for training: the split into training and validation images, and batches read from the store on demand."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from darklens import rng
 from darklens.data.batch_slice import WHOLE_BATCH, BatchSlice
-from darklens.data.store import Store
 from darklens.errors import InputError
 
 Indices = Int[np.ndarray, " n"]
@@ -58,19 +58,17 @@ def split(labels: Indices, *, validation_fraction: float, seed: int, n_per_class
     return Split(np.sort(np.concatenate(train)), np.sort(np.concatenate(validation)))
 
 
-class StoreDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """A store as a torch `Dataset`; a list of indices returns a whole batch in one read."""
+class _Batches(Dataset[tuple[Any, torch.Tensor]]):
+    """Images, or what stands for them, as a torch `Dataset`; a list of indices returns a whole batch in one read."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._labels = torch.from_numpy(store.labels)
+    def __init__(self, read: Callable[[list[int]], Any], labels: Indices) -> None:
+        self._read, self._labels = read, torch.from_numpy(labels)
 
     def __len__(self) -> int:
-        return len(self._store)
+        return len(self._labels)
 
-    def __getitem__(self, indices: "list[int]") -> tuple[torch.Tensor, torch.Tensor]:
-        """Return images (b, 1, n, n) and labels (b,)."""
-        return torch.from_numpy(self._store.images(indices)), self._labels[indices]
+    def __getitem__(self, indices: list[int]) -> tuple[Any, torch.Tensor]:
+        return self._read(indices), self._labels[indices]
 
 
 class BatchOrder(Sampler[list[int]]):
@@ -110,13 +108,14 @@ class BatchOrder(Sampler[list[int]]):
 
 
 def loader(
-    store: Store, order: BatchOrder, *, pin_memory: bool = False
-) -> DataLoader[tuple[torch.Tensor, torch.Tensor]]:
+    read: Callable[[list[int]], Any], labels: Indices, order: BatchOrder, *, pin_memory: bool = False
+) -> DataLoader[tuple[Any, torch.Tensor]]:
     """Return a loader of batches in a given order, without worker processes: reads are memory-mapped.
 
     Args:
-        store: The images.
+        read: Returns the images, or their fits, of a batch by their indices.
+        labels: Label of each image.
         order: The batches.
         pin_memory: Whether batches lie in page-locked memory, from which a GPU copies faster.
     """
-    return DataLoader(StoreDataset(store), sampler=order, batch_size=None, pin_memory=pin_memory)
+    return DataLoader(_Batches(read, labels), sampler=order, batch_size=None, pin_memory=pin_memory)

@@ -160,13 +160,12 @@ def resample(image: Float[np.ndarray, "h w"], *, n_pixels: int, factor: float) -
     return np.asarray(down @ image.astype(np.float64) @ across.T)
 
 
-def interpolation(n_in: int, n_out: int, factor: float, *, offset: float = 0.0) -> Float[np.ndarray, "n_out n_in"]:
-    """Return the weights that interpolate n_in pixels to n_out pixels, each `factor` times as long.
+def interpolation(n_in: int, n_out: int, factor: float) -> Float[np.ndarray, "n_out n_in"]:
+    """Return the weights that interpolate n_in pixels to n_out pixels about the same centre, `factor` times as long.
 
-    The centre of the output lies `offset` input pixels beyond that of the input. Each row sums to `factor`. Window:
-    Kaiser and Schafer 1980, IEEE Trans. ASSP 28, 105.
+    Each row sums to `factor`. Window: Kaiser and Schafer 1980, IEEE Trans. ASSP 28, 105.
     """
-    centres = factor * (np.arange(n_out) - (n_out - 1) / 2) + (n_in - 1) / 2 + offset
+    centres = factor * (np.arange(n_out) - (n_out - 1) / 2) + (n_in - 1) / 2
     distance = (centres[:, None] - np.arange(n_in)) / max(1.0, factor)
     window = np.i0(_KAISER * np.sqrt(np.clip(1 - (distance / _LOBES) ** 2, 0, None))) * (np.abs(distance) < _LOBES)
     weights = np.sinc(distance) * window

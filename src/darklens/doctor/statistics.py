@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from darklens.data.arrays import border
 from darklens.fit.noise import quantisation_steps
 
 _THRESHOLD = 5.0  # standard deviations of the sky noise; fainter pixels do not count as light
@@ -69,8 +70,7 @@ def measure(images: Float[np.ndarray, "b 1 n n"], *, pixel_scale: float) -> Floa
     """
     square = images[:, 0]
     n = square.shape[-1]
-    frame = _frame(n)
-    edge = square[:, frame]
+    edge = square[:, border(n, _border_width(n))]
     sky, noise = np.median(edge, axis=1), _sky_noise(square)
     light = square - sky[:, None, None]
     flat = light.reshape(len(light), -1)
@@ -131,14 +131,6 @@ def _step(
 
 def _border_width(n: int) -> int:
     return max(2, round(n * _BORDER))
-
-
-@lru_cache(maxsize=4)
-def _frame(n: int) -> np.ndarray:
-    width = _border_width(n)
-    frame = np.ones((n, n), dtype=bool)
-    frame[width:-width, width:-width] = False
-    return frame
 
 
 @lru_cache(maxsize=4)

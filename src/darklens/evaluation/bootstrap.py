@@ -75,6 +75,9 @@ def difference(
 ) -> dict[str, dict[str, float | list[float]]]:
     """Return first - second for each scalar metric, averaged over trainings.
 
+    Images and trainings are resampled, so that the interval describes a new training evaluated on new images. Few seeds
+    constrain the scatter of trainings poorly: with three seeds the interval is a lower limit.
+
     Args:
         first: Trainings of one system.
         second: Trainings of the other.
@@ -101,46 +104,6 @@ def difference(
         resampled = {name: a[name] - b[name] for name in a}
     means = [{name: np.mean([t.values[name] for t in system]) for name in resampled} for system in (first, second)]
     return {name: _test_zero(float(means[0][name] - means[1][name]), values) for name, values in resampled.items()}
-
-
-def paired_difference(
-    labels: Labels, first: Probabilities, second: Probabilities, *, seed: int = 0, resamples: int = RESAMPLES
-) -> dict[str, dict[str, float | list[float]]]:
-    """Return the `difference` of two trainings on the same resampled images."""
-    return difference_of_means(labels, [first], [second], seed=seed, resamples=resamples)
-
-
-def difference_of_means(
-    labels: Labels,
-    first: Sequence[Probabilities],
-    second: Sequence[Probabilities],
-    *,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> dict[str, dict[str, float | list[float]]]:
-    """Return first - second for each scalar metric, averaged over trainings with different seeds.
-
-    Both images and seeds are resampled, the same ones for the two systems, so that the interval describes a new
-    training evaluated on new images. Few seeds constrain the scatter of trainings poorly: with three seeds the
-    interval is a lower limit.
-
-    Args:
-        labels: True classes (n,).
-        first: Probabilities (n, c) of one system's trainings; training k of both has the same seed.
-        second: As `first`, of the other system.
-        seed: Of the bootstrap.
-        resamples: Number of resampled experiments.
-
-    Returns:
-        As `difference`.
-
-    Raises:
-        InputError: If the systems have different numbers of trainings, or none.
-    """
-    a, b = (
-        [BootstrapMetrics.of(labels, p, seed=seed, resamples=resamples) for p in system] for system in (first, second)
-    )
-    return difference(a, b, paired=True, seed=seed)
 
 
 def _resample_trainings(trainings: Sequence[Resampled], seed: int) -> Resampled:

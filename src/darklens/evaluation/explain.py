@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from darklens.bundle import Bundle
-from darklens.data.arrays import float32_tensor
+from darklens.data.arrays import border, float32_tensor
 from darklens.errors import ConfigError
 from darklens.fit.features import MAP_NAMES, SUMMARY_NAMES, FitFeatures
 from darklens.fit.summary import fit_succeeded
@@ -175,8 +175,7 @@ def _inputs_and_baseline(
 def _sky(images: Float[Tensor, "b 1 n n"]) -> Float[Tensor, "b 1 n n"]:
     """Return images of pure sky, the median of the border of each image."""
     width = max(2, round(images.shape[-1] * _BORDER))
-    frame = torch.ones_like(images[0, 0], dtype=torch.bool)
-    frame[width:-width, width:-width] = False
+    frame = torch.from_numpy(border(images.shape[-1], width)).to(images.device)
     return images[:, 0, frame].median(1).values[:, None, None, None].expand_as(images).clone()
 
 

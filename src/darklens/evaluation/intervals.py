@@ -69,13 +69,11 @@ def metrics_with_intervals(
     }
 
 
-def means_with_intervals(
-    values: Mapping[str, Float[np.ndarray, " n"]], *, seed: int = 0, resamples: int = RESAMPLES
-) -> dict[str, dict[str, Any]]:
+def means_with_intervals(values: Mapping[str, Float[np.ndarray, " n"]], *, seed: int = 0) -> dict[str, dict[str, Any]]:
     """Return the mean over images of each quantity, with its bootstrap percentile interval."""
     g = rng.generator(seed, "bootstrap")
     n = len(next(iter(values.values())))
-    resampled = [g.integers(0, n, n) for _ in range(resamples)]
+    resampled = [g.integers(0, n, n) for _ in range(RESAMPLES)]
     return {
         name: {
             "value": float(of_image.mean()),

@@ -1,6 +1,5 @@
 """True parameters of simulated images, by which performance is stratified."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from darklens.bundle import batched
+from darklens.data.arrays import border
 from darklens.data.store import Store
 from darklens.simulate.substructure import KINDS
 
@@ -61,13 +61,8 @@ class Parameter:
         return f"{self.name}, {self.unit}" if self.unit else self.name
 
 
-def parameters_of(store: Store, *, advance: Callable[[int], None] = lambda _: None) -> list[Parameter]:
-    """Return the parameters that vary among the images of a simulated store; an imported store has none.
-
-    Args:
-        store: Images and their truth.
-        advance: Called with the number of images just read to measure the signal-to-noise ratio.
-    """
+def parameters_of(store: Store) -> list[Parameter]:
+    """Return the parameters that vary among the images of a simulated store; an imported store has none."""
     population, columns = store.index.population, store.index.columns
     if population is None:
         return []
@@ -83,21 +78,20 @@ def parameters_of(store: Store, *, advance: Callable[[int], None] = lambda _: No
         if column in columns
     ]
     parameters += _largest_masses(store, class_of)
-    parameters.append(Parameter("signal-to-noise ratio", "", signal_to_noise(store, advance=advance)))
+    parameters.append(Parameter("signal-to-noise ratio", "", signal_to_noise(store)))
     return [p for p in (_within_class(p, store) for p in parameters) if _varies(p.values)]
 
 
-def signal_to_noise(store: Store, *, advance: Callable[[int], None] = lambda _: None) -> Float[np.ndarray, " n"]:
+def signal_to_noise(store: Store) -> Float[np.ndarray, " n"]:
     """Return the signal-to-noise ratio of all light above the sky, with the noise of the sky in each pixel.
 
     It is sqrt(sum (image - sky)^2 / variance - number of pixels), with the sky and its variance from the border of the
     image. Without the photon noise of the lens it is an upper limit of the order of the true ratio.
     """
     n = store.index.n_pixels
-    frame = np.ones((n, n), dtype=bool)
-    frame[_BORDER:-_BORDER, _BORDER:-_BORDER] = False
+    frame = border(n, _BORDER)
     ratios = []
-    for images in batched(len(store), store.images, advance):
+    for images in batched(len(store), store.images):
         batch = images[:, 0].astype(np.float64)
         sky, variance = np.median(batch[:, frame], axis=1), batch[:, frame].var(1)
         light = ((batch - sky[:, None, None]) ** 2).sum((1, 2)) / np.maximum(variance, np.finfo(float).tiny)

@@ -14,7 +14,7 @@ from darklens.data.noise_estimate import noise_variance
 from darklens.fit.scene_lens import SceneLens
 from darklens.fit.scene_solver import Data, Solver
 from darklens.fit.scene_starts import LIGHT_ERROR, fit_light
-from darklens.scene.imaging import Detector
+from darklens.scene.imaging import Detector, block_mean
 
 _DARKEST = 10  # one pixel in so many has no light
 _BINS = 8  # of the Einstein radius: the best arcs of each are candidates
@@ -47,11 +47,7 @@ def nearest_arcs(
     """
     m = bank.arcs.shape[-1]
     side = images.shape[-1] // m
-
-    def binned(maps: Tensor) -> Float[Tensor, "b m m"]:
-        return maps.reshape(len(maps), m, side, m, side).mean((2, 4))
-
-    small, variance = binned(images), binned(noise_variance(images[:, None])[:, 0]) / side**2
+    small, variance = block_mean(images, side), block_mean(noise_variance(images[:, None])[:, 0], side) / side**2
     dark = small.flatten(1).sort(1).values[:, : m * m // _DARKEST]
     offset = dark.mean(1)
     pixels = small - offset[:, None, None]

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -12,7 +11,7 @@ from darklens.constants import constant
 from darklens.kernels import smooth_fit
 from darklens.physics import optics
 from darklens.physics.grid import Grid
-from darklens.populations.population import Population
+from darklens.populations.population import Field2D, Population
 from darklens.populations.psf_models import GaussianPSF
 from darklens.scene import imaging
 from darklens.scene.psf import PSF
@@ -22,7 +21,20 @@ _BAND_ROWS = 40  # largest number of rows in a band of the matrix; elements outs
 _LN_WIDTH_STEP = 0.02  # in ln sigma, of the finite differences with respect to the PSF width
 
 
-class Detector:
+class _Blocks:
+    """The central square of the pixels of a field, averaged in blocks."""
+
+    def __init__(self, field: Field2D, crop: int, block: int) -> None:
+        self._start, self._crop, self._block = (field.n_pixels - crop) // 2, crop, block
+        self.n_pixels, self.pixel_scale, self.area = crop // block, field.pixel_scale * block, block**2
+
+    def combine(self, images: Float[Tensor, "... n n"]) -> Float[Tensor, "... m m"]:
+        """Return the crop of whole images, averaged in blocks (b, m, m)."""
+        square = slice(self._start, self._start + self._crop)
+        return imaging.block_mean(images[..., square, square], self._block)
+
+
+class Detector(_Blocks):
     """The central square of a population's detector, its pixels averaged in blocks.
 
     Pixel integration, PSF, crop and binning are linear and separable in x and y. Together they are one matrix on
@@ -43,6 +55,7 @@ class Detector:
 
     def __init__(self, population: Population, *, crop: int, block: int = 1) -> None:
         field = population.field
+        super().__init__(field, crop, block)
         psf = population.psf
         assert isinstance(psf, GaussianPSF)
         sigma = psf.sigma / field.pixel_scale
@@ -67,8 +80,6 @@ class Detector:
         ]
         self._first_derivative = ((wide - narrow) / (2 * _LN_WIDTH_STEP))[:, low:high].float()
         self._second_derivative = ((wide - 2 * matrix + narrow) / _LN_WIDTH_STEP**2)[:, low:high].float()
-        self._cut = _Cut((field.n_pixels - crop) // 2, crop, block)
-        self.n_pixels, self.pixel_scale, self.area = crop // block, field.pixel_scale * block, block**2
         x, y = Grid(n_pixels=n, pixel_scale=field.pixel_scale).axes(supersample=s)
         self.x, self.y = x[:, low:high], y[low:high]
 
@@ -117,30 +128,8 @@ class Detector:
         half = matrix @ light @ change.mT
         return matrix @ (brightness @ matrix.mT), (half + change @ light @ matrix.mT)[:, 0]
 
-    def combine(self, images: Float[Tensor, "... n n"]) -> Float[Tensor, "... m m"]:
-        """Return the crop of whole images, averaged in blocks (b, m, m)."""
-        return self._cut.combine(images)
 
-
-class _Cut(NamedTuple):
-    """A square of pixels, averaged in blocks: its first row and column, its side, and the side of a block."""
-
-    start: int
-    side: int
-    block: int
-
-    def combine(self, images: Float[Tensor, "... n n"]) -> Float[Tensor, "... m m"]:
-        low, high = self.start, self.start + self.side
-        return self.mean(images[..., low:high, low:high])
-
-    def mean(self, cropped: Float[Tensor, "... n n"]) -> Float[Tensor, "... m m"]:
-        if self.block == 1:
-            return cropped
-        m, k = self.side // self.block, self.block
-        return cropped.reshape(*cropped.shape[:-2], m, k, m, k).mean((-3, -1))
-
-
-class ImagePSFDetector:
+class ImagePSFDetector(_Blocks):
     """The central square of a detector with a PSF image, used like `Detector`; planes are convolved by FFT.
 
     Args:
@@ -154,10 +143,9 @@ class ImagePSFDetector:
 
     def __init__(self, population: Population, psf: PSF, *, crop: int, block: int = 1) -> None:
         field = population.field
+        super().__init__(field, crop, block)
         supersample = psf.oversampling * math.ceil(field.supersample / psf.oversampling)
         self._detector = imaging.Detector((crop, crop), field.pixel_scale, psf, supersample=supersample)
-        self._cut = _Cut((field.n_pixels - crop) // 2, crop, block)
-        self.n_pixels, self.pixel_scale, self.area = crop // block, field.pixel_scale * block, block**2
         self.x, self.y = self._detector.x.float(), self._detector.y.float()
 
     def to(self, device: torch.device) -> "ImagePSFDetector":
@@ -167,7 +155,7 @@ class ImagePSFDetector:
 
     def observe(self, brightness: Float[Tensor, "... s s"]) -> Float[Tensor, "... m m"]:
         """Return the pixel values for brightness at the sample points."""
-        return self._cut.mean(self._detector.observe(brightness))
+        return imaging.block_mean(self._detector.observe(brightness), self._block)
 
     def observe_into(
         self, brightness: Float[Tensor, "b k s s"], columns: Sequence[int], n: int
@@ -176,10 +164,6 @@ class ImagePSFDetector:
         observed = brightness.new_empty(len(brightness), n, self.n_pixels, self.n_pixels)
         observed[:, constant(tuple(columns), torch.long, observed.device)] = self.observe(brightness)
         return observed
-
-    def combine(self, images: Float[Tensor, "... n n"]) -> Float[Tensor, "... m m"]:
-        """Return the crop of whole images, averaged in blocks (b, m, m)."""
-        return self._cut.combine(images)
 
 
 def detector_of(population: Population, *, crop: int, block: int = 1, binned: int = 1) -> "Detector | ImagePSFDetector":

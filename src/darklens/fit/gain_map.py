@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from darklens.fit.perturber_profiles import DEFAULT_THRESHOLD, PerturberKind, Redshifts, profile_of
+from darklens.fit.perturber_profiles import DEFAULT_THRESHOLD, REDSHIFTS, PerturberKind, Redshifts, profile_of
 from darklens.fit.scene_fit import FitResult, coarse
 from darklens.fit.scene_solver import data_of
 from darklens.scene.imaging import fast_length
@@ -18,7 +18,6 @@ _SPACING = 0.1  # arcsec, of the positions of the map
 _FAINTEST = 1.0  # brightness of the arcs, in units of the noise of a pixel of the map
 _SEPARATION = 0.3  # arcsec, of peaks
 _BATCH = 16  # positions
-_REDSHIFTS = Redshifts()
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +72,7 @@ def gain_map(
     result: FitResult,
     *,
     perturber: PerturberKind = "tnfw",
-    redshifts: Redshifts = _REDSHIFTS,
+    redshifts: Redshifts = REDSHIFTS,
     spacing: float = _SPACING,
     interpolate: bool = True,
 ) -> GainMap:
@@ -296,7 +295,7 @@ def sensitivity_map(
     *,
     perturber: PerturberKind = "tnfw",
     threshold: float | None = None,
-    redshifts: Redshifts = _REDSHIFTS,
+    redshifts: Redshifts = REDSHIFTS,
 ) -> SensitivityMap:
     """Return the mass that would be detected at each position, to first order in the mass.
 

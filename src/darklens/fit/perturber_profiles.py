@@ -1,7 +1,7 @@
 """Mass profiles of perturbers, whose shape depends on their mass only: dark haloes, point masses and line masses."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Literal
@@ -15,7 +15,7 @@ from darklens.errors import ConfigError
 from darklens.physics.cosmology import nfw_angles, point_mass_theta_E
 from darklens.physics.profiles import line, tnfw
 from darklens.registry import unknown
-from darklens.scene.profiles import MassProfile, Parameter
+from darklens.scene.profiles import PERTURBER_CENTRE, MassProfile, Parameter
 
 PerturberKind = Literal["tnfw", "tnfw_free", "point", "line"]
 
@@ -26,9 +26,8 @@ _HUBBLE = 0.7
 _POINT_CORE = 0.01  # arcsec
 _LINE_LENGTH, _LINE_ANGLES = 1.2, 6  # arcsec, number of angles in the map
 
-_CENTRE = Parameter(unit="arcsec", low=-5.0, high=5.0, start=0.0, step=0.1)
 _LOG_MASS = Parameter(unit="log10 M_sun", low=_LIGHTEST, high=_HEAVIEST, start=9.5, step=0.2)
-_COMMON = {"log10_mass": _LOG_MASS, "centre_x": _CENTRE, "centre_y": _CENTRE}
+_COMMON = {"log10_mass": _LOG_MASS, **PERTURBER_CENTRE}
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Redshifts:
     concentration: float | None = None
 
 
-_REDSHIFTS = Redshifts()
+REDSHIFTS = Redshifts()
 
 
 @cache
@@ -74,104 +73,6 @@ def concentration_of(mass: Float[np.ndarray, " n"], redshifts: Redshifts) -> Flo
     z = redshifts.z_lens
     intercept = 0.520 + (0.905 - 0.520) * math.exp(-0.617 * z**1.21)
     return np.asarray(10 ** (intercept + (-0.101 + 0.026 * z) * (np.log10(mass) - 12 + math.log10(_HUBBLE))))
-
-
-class PerturberProfile(MassProfile):
-    """A perturber whose shape depends on its mass only.
-
-    Args:
-        redshifts: Redshifts, and the concentration of haloes.
-    """
-
-    shapes: ClassVar[tuple[dict[str, float], ...]]
-    """Masses and shapes in the map of gains."""
-
-    def __init__(self, redshifts: Redshifts = _REDSHIFTS, **options: Any) -> None:
-        super().__init__(**options)
-        self.redshifts = redshifts
-
-
-class HaloPerturber(PerturberProfile):
-    """NFW halo of mass M200, truncated at r_t = 20 R_s, with a concentration that depends on its mass."""
-
-    kind = "halo_perturber"
-    parameters: ClassVar[Any] = _COMMON
-    shapes = ({"log10_mass": 9.0}, {"log10_mass": 10.0})
-
-    @property
-    def constants(self) -> Mapping[str, float]:
-        """Coefficients of the scale radius and of its deflection (`_halo_laws`)."""
-        laws = zip(("radius", "deflection"), _halo_laws(self.redshifts), strict=True)
-        return {f"{name}{k}": c for name, coefficients in laws for k, c in enumerate(coefficients)}
-
-    @property
-    def law(self) -> Callable[..., tuple[Tensor, Tensor]]:
-        """Function that returns the deflection."""
-        return _halo
-
-
-class FreeHaloPerturber(PerturberProfile):
-    """NFW halo of mass M200 and free concentration c200, truncated at r_t = 20 R_s."""
-
-    kind = "free_halo_perturber"
-    parameters: ClassVar[Any] = _COMMON | {
-        "concentration": Parameter(low=1.0, high=1000.0, start=30.0, step=0.5, log=True)
-    }
-    shapes = tuple({"log10_mass": 9.0, "concentration": c} for c in (15.0, 60.0, 300.0))
-
-    @property
-    def constants(self) -> Mapping[str, float]:
-        """r200 of 1e9 M_sun, arcsec, and the product of deflection and R_s per projected mass within R_s, arcsec^2."""
-        R_s, alpha = nfw_angles(
-            mass=1e9, concentration=1.0, z_lens=self.redshifts.z_lens, z_source=self.redshifts.z_source
-        )
-        return {"radius": float(R_s), "projected": float(R_s * alpha * (math.log(2) - 0.5))}
-
-    @property
-    def law(self) -> Callable[..., tuple[Tensor, Tensor]]:
-        """Function that returns the deflection."""
-        return _free_halo
-
-
-class PointPerturber(PerturberProfile):
-    """Point mass, with a core of 0.01 arcsec, since the derivatives on a bare point are infinite."""
-
-    kind = "point_perturber"
-    parameters: ClassVar[Any] = _COMMON
-    shapes = ({"log10_mass": 9.0},)
-
-    @property
-    def constants(self) -> Mapping[str, float]:
-        """The squared Einstein radius of 1e9 M_sun, arcsec^2."""
-        return {"unit": _unit_theta_E(self.redshifts) ** 2}
-
-    @property
-    def law(self) -> Callable[..., tuple[Tensor, Tensor]]:
-        """Function that returns the deflection."""
-        return _point
-
-
-class LinePerturber(PerturberProfile):
-    """Uniform line mass; `log10_mass` is its total mass."""
-
-    kind = "line_perturber"
-    parameters: ClassVar[Any] = _COMMON | {
-        "length": Parameter(unit="arcsec", low=0.2, high=4.0, start=_LINE_LENGTH, step=0.3, log=True),
-        "angle": Parameter(unit="radian", low=-10.0, high=10.0, start=0.0, step=0.5),
-    }
-    shapes = tuple(
-        {"log10_mass": 9.0, "length": _LINE_LENGTH, "angle": k * math.pi / _LINE_ANGLES} for k in range(_LINE_ANGLES)
-    )
-
-    @property
-    def constants(self) -> Mapping[str, float]:
-        """The squared Einstein radius of 1e9 M_sun, arcsec^2."""
-        return {"unit": _unit_theta_E(self.redshifts) ** 2}
-
-    @property
-    def law(self) -> Callable[..., tuple[Tensor, Tensor]]:
-        """Function that returns the deflection."""
-        return _line
 
 
 def _halo(x: Tensor, y: Tensor, *, log10_mass: Tensor, **coefficients: Any) -> tuple[Tensor, Tensor]:
@@ -203,6 +104,88 @@ def _line(
 ) -> tuple[Tensor, Tensor]:
     mass = torch.exp((log10_mass - 9.0) * math.log(10)) * unit
     return line.deflection(x, y, mass=mass, length=length, angle=angle)
+
+
+class PerturberProfile(MassProfile):
+    """A perturber whose shape depends on its mass only.
+
+    Args:
+        redshifts: Redshifts, and the concentration of haloes.
+    """
+
+    shapes: ClassVar[tuple[dict[str, float], ...]]
+    """Masses and shapes in the map of gains."""
+
+    def __init__(self, redshifts: Redshifts = REDSHIFTS, **options: Any) -> None:
+        super().__init__(**options)
+        self.redshifts = redshifts
+
+
+class HaloPerturber(PerturberProfile):
+    """NFW halo of mass M200, truncated at r_t = 20 R_s, with a concentration that depends on its mass."""
+
+    kind = "halo_perturber"
+    law = staticmethod(_halo)
+    parameters: ClassVar[Any] = _COMMON
+    shapes = ({"log10_mass": 9.0}, {"log10_mass": 10.0})
+
+    @property
+    def constants(self) -> Mapping[str, float]:
+        """Coefficients of the scale radius and of its deflection (`_halo_laws`)."""
+        laws = zip(("radius", "deflection"), _halo_laws(self.redshifts), strict=True)
+        return {f"{name}{k}": c for name, coefficients in laws for k, c in enumerate(coefficients)}
+
+
+class FreeHaloPerturber(PerturberProfile):
+    """NFW halo of mass M200 and free concentration c200, truncated at r_t = 20 R_s."""
+
+    kind = "free_halo_perturber"
+    law = staticmethod(_free_halo)
+    parameters: ClassVar[Any] = _COMMON | {
+        "concentration": Parameter(low=1.0, high=1000.0, start=30.0, step=0.5, log=True)
+    }
+    shapes = tuple({"log10_mass": 9.0, "concentration": c} for c in (15.0, 60.0, 300.0))
+
+    @property
+    def constants(self) -> Mapping[str, float]:
+        """r200 of 1e9 M_sun, arcsec, and the product of deflection and R_s per projected mass within R_s, arcsec^2."""
+        R_s, alpha = nfw_angles(
+            mass=1e9, concentration=1.0, z_lens=self.redshifts.z_lens, z_source=self.redshifts.z_source
+        )
+        return {"radius": float(R_s), "projected": float(R_s * alpha * (math.log(2) - 0.5))}
+
+
+class PointPerturber(PerturberProfile):
+    """Point mass, with a core of 0.01 arcsec, since the derivatives on a bare point are infinite."""
+
+    kind = "point_perturber"
+    law = staticmethod(_point)
+    parameters: ClassVar[Any] = _COMMON
+    shapes = ({"log10_mass": 9.0},)
+
+    @property
+    def constants(self) -> Mapping[str, float]:
+        """The squared Einstein radius of 1e9 M_sun, arcsec^2."""
+        return {"unit": _unit_theta_E(self.redshifts) ** 2}
+
+
+class LinePerturber(PerturberProfile):
+    """Uniform line mass; `log10_mass` is its total mass."""
+
+    kind = "line_perturber"
+    law = staticmethod(_line)
+    parameters: ClassVar[Any] = _COMMON | {
+        "length": Parameter(unit="arcsec", low=0.2, high=4.0, start=_LINE_LENGTH, step=0.3, log=True),
+        "angle": Parameter(unit="radian", low=-10.0, high=10.0, start=0.0, step=0.5),
+    }
+    shapes = tuple(
+        {"log10_mass": 9.0, "length": _LINE_LENGTH, "angle": k * math.pi / _LINE_ANGLES} for k in range(_LINE_ANGLES)
+    )
+
+    @property
+    def constants(self) -> Mapping[str, float]:
+        """The squared Einstein radius of 1e9 M_sun, arcsec^2."""
+        return {"unit": _unit_theta_E(self.redshifts) ** 2}
 
 
 _PROFILES: dict[str, type[PerturberProfile]] = {

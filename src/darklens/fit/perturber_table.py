@@ -2,10 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,7 @@ from darklens.fit import search_figure
 from darklens.fit.false_alarms import false_alarm_threshold
 from darklens.fit.perturber_profiles import PerturberKind, Redshifts
 from darklens.fit.perturbers import SearchResult, find_perturbers, scenes_of_search
-from darklens.fit.resumable_table import Entry, Report, Row, write_table
+from darklens.fit.resumable_table import Computation, Entry
 from darklens.fit.scene_fit import fit
 from darklens.fit.scene_table import require_lens
 from darklens.scene.compiled import compile_scenes
@@ -53,32 +51,13 @@ class SearchOptions:
     compiled: bool | None = False
 
 
-def search_table(
-    labels: Sequence[str],
-    specification: SceneSpecification,
-    inputs: Inputs,
-    out: Path,
-    options: SearchOptions,
-    *,
-    maps: Mapping[str, Path] | None = None,
-    workers: int = 1,
-    advance: Callable[[int], None] = lambda _: None,
-    report: Report | None = None,
-) -> list[Row]:
-    """Search observations for perturbers, write the table, and return its rows; a bad observation gets an error row.
-
-    The same call continues an interrupted run.
+def search_computation(specification: SceneSpecification, inputs: Inputs, options: SearchOptions) -> Computation:
+    """Return how to compute a table of searches of observations for perturbers.
 
     Args:
-        labels: Observations, from `find_observations`.
         specification: The smooth scene.
         inputs: How the observations are read.
-        out: CSV table to write.
         options: How to search.
-        maps: For each label, the path without suffix of its PNG and npz.
-        workers: Number of processes.
-        advance: Called with the number of observations just searched.
-        report: Writes a report from the rows, which then have figures.
     """
     require_lens(scene := specification.scene())
     scenes = scenes_of_search(scene, options.perturber, options.redshifts)
@@ -87,10 +66,7 @@ def search_table(
     names = [*SEARCH_COLUMNS, *columns[len(_PERTURBER_COLUMNS) :]]
     for number in range(1, options.n_max):
         names += [f"{name}_{number + 1}" for name in columns]
-    arguments = (specification.model_dump_json(), inputs, options)
-    return write_table(
-        labels, names, out, search_one, arguments, maps=maps, workers=workers, advance=advance, report=report
-    )
+    return Computation(names, search_one, (specification.model_dump_json(), inputs, options))
 
 
 def search_one(label: str, specification: str, inputs: Inputs, options: SearchOptions) -> Entry:

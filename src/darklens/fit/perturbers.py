@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from darklens.files import atomic_path
+from darklens.files import write_bytes
 from darklens.fit import search_figure
 from darklens.fit.gain_map import REACH, GainMap, gain_map
 from darklens.fit.perturber_profiles import (
     DEFAULT_THRESHOLD,
+    REDSHIFTS,
     PerturberKind,
     PerturberProfile,
     Redshifts,
@@ -34,7 +35,6 @@ from darklens.scene.scene import Scene
 _PEAKS, _CONTINUED = 5, 2  # number of peaks, and of coarse fits that are continued at full resolution
 _PEAK_STEPS, _COARSE_STEPS, _FINE_STEPS = 6, 20, 200
 _WORSE = 2.0  # excess of the deviance of a failed joint fit: a perturber without mass would have the same deviance
-_REDSHIFTS = Redshifts()
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,11 +111,10 @@ class SearchResult:
 
     def plot(self, path: Path | str) -> None:
         """Write a PNG of the image, the residuals without and with perturbers, the gain and the detectable mass."""
-        with atomic_path(Path(path)) as temporary:
-            temporary.write_bytes(search_figure.draw(self))
+        write_bytes(Path(path), search_figure.draw(self))
 
 
-def scenes_of_search(scene: Scene, perturber: PerturberKind, redshifts: Redshifts = _REDSHIFTS) -> list[Scene]:
+def scenes_of_search(scene: Scene, perturber: PerturberKind, redshifts: Redshifts) -> list[Scene]:
     """Return the scenes that a search for one perturber fits: without and with it."""
     masses = scene.mass.profiles, [*scene.mass.profiles, profile_of(perturber)(redshifts)]
     return [Scene(mass, scene.source, scene.lens_light) for mass in masses]
@@ -129,7 +128,7 @@ def find_perturbers(
     n_max: int = 1,
     result: FitResult | None = None,
     threshold: float | None = None,
-    redshifts: Redshifts = _REDSHIFTS,
+    redshifts: Redshifts = REDSHIFTS,
     seed: int = 0,
     compiled: bool = False,
 ) -> SearchResult:

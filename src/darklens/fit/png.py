@@ -11,7 +11,7 @@ _REPORT_DPI, _REPORT_COLOURS = 90, 256
 
 
 def to_png(figure: "Figure", *, compact: bool = False) -> bytes:
-    """Return a figure as PNG; with `compact` for a report, at 90 dpi in 256 colours: 30 to 50 kB."""
+    """Return a figure as PNG, equal bytes for equal data; `compact` for a report: 90 dpi, 256 colours, 30 to 50 kB."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=_REPORT_DPI if compact else _DPI, metadata={"Software": None})
     if not compact:

@@ -22,7 +22,7 @@ import darklens
 from darklens import executors
 from darklens.data.store import prepare_folder
 from darklens.errors import DarklensError, FullDiskError
-from darklens.files import atomic_path, csv_line, locked, write_text, writing
+from darklens.files import atomic_path, change_stamp, csv_line, locked, write_bytes, write_text, writing
 from darklens.memory import keep_freed_memory
 from darklens.scene.observation_paths import files_of
 
@@ -71,12 +71,24 @@ class Entry(NamedTuple):
     draw: Drawing
 
 
+class Computation(NamedTuple):
+    """What a table contains.
+
+    Attributes:
+        names: Columns of the table.
+        compute: Computes one observation, in a process of its own, from its label and `arguments`.
+        arguments: Further arguments.
+    """
+
+    names: Sequence[str]
+    compute: Callable[..., Entry]
+    arguments: tuple[Any, ...]
+
+
 def write_table(
     labels: Sequence[str],
-    names: Sequence[str],
     out: Path,
-    compute: Callable[..., Entry],
-    arguments: tuple[Any, ...],
+    computation: Computation,
     *,
     maps: Mapping[str, Path] | None = None,
     workers: int = 1,
@@ -86,12 +98,10 @@ def write_table(
     """Compute the rows of a table in parallel, write it, and return them; the same call continues an interrupted run.
 
     Args:
-        labels: Observations.
-        names: Columns of the table.
+        labels: Observations, from `find_observations`.
         out: CSV table to write.
-        compute: Computes one observation, in a process of its own, from its label and `arguments`.
-        arguments: Further arguments.
-        maps: For each label, the path without suffix of its maps.
+        computation: Columns, and how to compute them; a bad observation gets an error row.
+        maps: For each label, the path without suffix of its PNG and npz.
         workers: Number of processes.
         advance: Called with the number of rows just computed.
         report: Writes a report from the rows, which then have figures.
@@ -99,7 +109,7 @@ def write_table(
     Raises:
         InputError: If a file cannot be written, or the folder of the maps is not empty.
     """
-    maps = maps or {}
+    maps, (names, compute, arguments) = maps or {}, computation
     with _journal(out, _digest(labels, (report is not None, *arguments), maps), maps) as journal:
         rows = journal.rows()
         if rows is None:
@@ -222,11 +232,7 @@ def _digest(labels: Sequence[str], arguments: tuple[Any, ...], maps: Mapping[str
     for label in labels:
         digest.update(os.fsencode(label))
         for file in files_of(label):
-            try:
-                status = file.stat()
-                digest.update(f"{status.st_size},{status.st_mtime_ns};".encode())
-            except (OSError, ValueError):
-                digest.update(b"-;")
+            digest.update(change_stamp(file))
     return digest.hexdigest()
 
 
@@ -268,5 +274,4 @@ def _write_maps(entry: Entry, path: Path, title: str) -> None:
     npz, png = _map_files(path)
     with atomic_path(npz) as temporary:
         np.savez(temporary, **entry.arrays())
-    with atomic_path(png) as temporary:
-        temporary.write_bytes(entry.draw(title))
+    write_bytes(png, entry.draw(title))

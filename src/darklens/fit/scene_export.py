@@ -151,7 +151,7 @@ def _grid(shape: tuple[int, ...], pixel_scale: float, file: str | None) -> dict[
 
 def _members(result: "FitResult", profiles: Sequence[Profile]) -> list[tuple[str, Profile, Values]]:
     scene = result.scene
-    names = [name for name, p in scene.profiles.items() if any(p is other for other in profiles)]
+    names = [name for name, p in scene.profiles.items() if p in profiles]
     return [(name, scene.profiles[name], scene.values_of(name, result.parameters)) for name in names]
 
 

@@ -20,7 +20,7 @@ _SIZE, _COMPACT_SIZE = (12.4, 3.4), (10.6, 3.1)  # inches
 def source_plane(result: "FitResult") -> tuple[Float[np.ndarray, "n n"], tuple[float, float, float, float]]:
     """Return the surface brightness of the source, and its extent (left, right, bottom, top) in arcsec."""
     scene = result.scene
-    members = [name for name, p in scene.profiles.items() if any(p is other for other in scene.source.profiles)]
+    members = [name for name, p in scene.profiles.items() if p in scene.source.profiles]
     values = {name: scene.values_of(name, result.parameters) for name in members}
     if not members:
         return np.zeros((_SOURCE_PIXELS, _SOURCE_PIXELS)), (-1.0, 1.0, -1.0, 1.0)

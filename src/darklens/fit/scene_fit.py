@@ -25,7 +25,7 @@ from torch import Tensor
 
 from darklens.devices import require_device
 from darklens.errors import ConfigError
-from darklens.files import atomic_path
+from darklens.files import write_bytes
 from darklens.fit import scene_export, scene_figure
 from darklens.fit.scene_solver import Data, Solver, State, data_of
 from darklens.fit.scene_starts import draw_starts, main_lens
@@ -144,8 +144,7 @@ class FitResult:
 
     def plot(self, path: Path | str) -> None:
         """Write a PNG of data, model, residual in units of the noise, and source plane."""
-        with atomic_path(Path(path)) as temporary:
-            temporary.write_bytes(scene_figure.draw(self))
+        write_bytes(Path(path), scene_figure.draw(self))
 
     def to_lenstronomy(self) -> dict[str, Any]:
         """Return model lists and keyword arguments of lenstronomy; see `scene_export.to_lenstronomy`."""

@@ -29,6 +29,9 @@ _UNDAMPED = 1e-6  # relative to a diagonal element: the precision of the float32
 _EXCHANGES_PER_AMPLITUDE = 4  # limit for non-negative amplitudes
 _SLOPE_TOLERANCE = 1e-9  # relative to the largest term
 _RIDGE = 1e-10  # relative to a diagonal element; makes degenerate amplitudes solvable
+# Inverse variance of a Gaussian prior on amplitudes that may be negative, relative to a diagonal element: prevents
+# shapelets from fitting noise.
+_REGULARISATION = 1e-3
 
 
 @dataclass
@@ -105,17 +108,13 @@ class Solver:
     Args:
         scene: Model to fit.
         detector: Pixels and PSF.
-        regularisation: Inverse variance of a Gaussian prior with mean zero on amplitudes that may be negative, relative
-            to the diagonal of the normal matrix; prevents shapelets from fitting noise.
         compiled: Whether to compile the scene (`darklens.scene.compiled`).
     """
 
-    def __init__(
-        self, scene: Scene, detector: Detector, *, regularisation: float = 1e-3, compiled: bool = False
-    ) -> None:
+    def __init__(self, scene: Scene, detector: Detector, *, compiled: bool = False) -> None:
         self.scene, self.detector, self.compiled = scene, detector, compiled
         self._functions = CompiledScene(scene) if compiled else scene
-        self._ridges = tuple(_RIDGE if positive else regularisation for positive in scene.positive)
+        self._ridges = tuple(_RIDGE if positive else _REGULARISATION for positive in scene.positive)
         self._are_positive = tuple(scene.positive)
 
     def _ridge(self, device: torch.device) -> Float[Tensor, " l"]:

@@ -1,13 +1,11 @@
 """Fits of a scene to many observations: the columns of their table."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 from darklens.errors import ConfigError
 from darklens.fit.lens_measures import MEASURES, measures
-from darklens.fit.resumable_table import Entry, Report, Row, write_table
+from darklens.fit.resumable_table import Computation, Entry
 from darklens.fit.scene_figure import arrays, draw
 from darklens.fit.scene_fit import FitResult, fit
 from darklens.scene.compiled import compile_scenes
@@ -61,52 +59,20 @@ def _text(value: float) -> str:
     return f"{value:.7g}" if math.isfinite(value) else ""
 
 
-def fit_table(
-    labels: Sequence[str],
-    specification: SceneSpecification,
-    inputs: Inputs,
-    out: Path,
-    *,
-    maps: Mapping[str, Path] | None = None,
-    seed: int = 0,
-    compiled: bool | None = False,
-    workers: int = 1,
-    advance: Callable[[int], None] = lambda _: None,
-    report: Report | None = None,
-) -> list[Row]:
-    """Fit a scene to observations, write the table, and return its rows; a bad observation becomes an error row.
-
-    The same call continues an interrupted run.
+def fit_computation(
+    specification: SceneSpecification, inputs: Inputs, *, seed: int, compiled: bool | None
+) -> Computation:
+    """Return how to compute a table of fits of a scene to observations.
 
     Args:
-        labels: Observations, from `find_observations`.
         specification: The scene.
         inputs: How the observations are read.
-        out: CSV table to write.
-        maps: For each label, the path without suffix of its PNG and npz.
         seed: Seed of the random starts.
         compiled: Whether to compile the scene first (`darklens.scene.compiled`); None: if that is possible.
-        workers: Number of processes.
-        advance: Called with the number of observations just fitted.
-        report: Writes a report from the rows, which then have figures.
-
-    Raises:
-        InputError: If a file cannot be written, or the folder of the maps is not empty.
     """
-    scene = specification.scene()
-    require_lens(scene)
-    compiled = compile_scenes([scene], compiled)
-    return write_table(
-        labels,
-        columns_of(scene),
-        out,
-        fit_one,
-        (specification.model_dump_json(), inputs, seed, compiled),
-        maps=maps,
-        workers=workers,
-        advance=advance,
-        report=report,
-    )
+    require_lens(scene := specification.scene())
+    arguments = (specification.model_dump_json(), inputs, seed, compile_scenes([scene], compiled))
+    return Computation(columns_of(scene), fit_one, arguments)
 
 
 def fit_one(label: str, specification: str, inputs: Inputs, seed: int, compiled: bool) -> Entry:

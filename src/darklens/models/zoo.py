@@ -44,34 +44,25 @@ SYSTEMS: Registry[SystemSpec] = Registry("system", extensible=True)
 ModelConfig = Annotated[Any, OneOf(lambda kind: SYSTEMS[kind].settings, lambda: SYSTEMS)]
 
 
-def _classifier(config: Any, *, n_pixels: int, pixel_scale: float, n_classes: int) -> nn.Module:
-    return classifier(config, n_pixels=n_pixels, n_classes=n_classes)
+def _with(make: Callable[..., nn.Module], *names: str) -> Callable[..., nn.Module]:
+    """Return the `build` of a network that takes only the named ones of its arguments."""
+    return lambda config, **arguments: make(config, **{name: arguments[name] for name in names})
 
 
-def _two_stage(config: TwoStageConfig, *, n_pixels: int, pixel_scale: float, n_classes: int) -> nn.Module:
-    return TwoStage(config, n_pixels=n_pixels, n_classes=n_classes)
-
-
-def _autoencoder(config: AutoencoderConfig, *, n_pixels: int, pixel_scale: float, n_classes: int) -> nn.Module:
-    return Autoencoder(config, n_pixels=n_pixels)
-
-
-def _lens_residual(config: LensResidualConfig, *, n_pixels: int, pixel_scale: float, n_classes: int) -> nn.Module:
-    return LensResidual(config, n_classes=n_classes)
-
-
-def _unrolled(config: UnrolledResidualConfig, *, n_pixels: int, pixel_scale: float, n_classes: int) -> nn.Module:
-    return UnrolledResidual(config, n_classes=n_classes)
-
-
+_classifier = _with(classifier, "n_pixels", "n_classes")
 SYSTEMS.add("resnet_simple", SystemSpec(settings=ResNetSimpleConfig, build=_classifier))
 SYSTEMS.add("resnet_18", SystemSpec(settings=ResNet18Config, build=_classifier))
-SYSTEMS.add("autoencoder_resnet_simple", SystemSpec(settings=AutoencoderConfig, build=_autoencoder, task="reconstruct"))
+SYSTEMS.add(
+    "autoencoder_resnet_simple",
+    SystemSpec(settings=AutoencoderConfig, build=_with(Autoencoder, "n_pixels"), task="reconstruct"),
+)
 SYSTEMS.add("sis_autoencoder", SystemSpec(settings=SISAutoencoderConfig, build=Informed))
 SYSTEMS.add("sis_autoencoder2", SystemSpec(settings=SISAutoencoder2Config, build=Informed))
-SYSTEMS.add("two_stage", SystemSpec(settings=TwoStageConfig, build=_two_stage))
-SYSTEMS.add("lens_residual", SystemSpec(settings=LensResidualConfig, build=_lens_residual))
-SYSTEMS.add("unrolled_residual", SystemSpec(settings=UnrolledResidualConfig, build=_unrolled))
+SYSTEMS.add("two_stage", SystemSpec(settings=TwoStageConfig, build=_with(TwoStage, "n_pixels", "n_classes")))
+SYSTEMS.add("lens_residual", SystemSpec(settings=LensResidualConfig, build=_with(LensResidual, "n_classes")))
+SYSTEMS.add(
+    "unrolled_residual", SystemSpec(settings=UnrolledResidualConfig, build=_with(UnrolledResidual, "n_classes"))
+)
 
 
 def build(config: Any, *, n_pixels: int, pixel_scale: float, n_classes: int) -> nn.Module:
@@ -117,18 +108,18 @@ def kinds() -> list[str]:
     return list(SYSTEMS)
 
 
-def descriptions(*, n_pixels: int = 150, n_classes: int = 3) -> dict[str, str]:
-    """Return one line on each system: description, number of parameters, inputs and outputs."""
+def descriptions() -> dict[str, str]:
+    """Return one line on each system: description, number of parameters at 150 pixels, inputs and outputs."""
     lines = {}
     for kind in SYSTEMS:
         settings = SYSTEMS[kind].settings
         config: Any = settings()
         with torch.device("meta"):
-            model = build(config, n_pixels=n_pixels, pixel_scale=0.05, n_classes=n_classes)
+            model = build(config, n_pixels=150, pixel_scale=0.05, n_classes=3)
         gives = "an image" if task_of(config) == "reconstruct" else "logits of the classes"
         needs_scale = ", needs its pixel scale" if has_lens_step(config) else ""
         about = (settings.__doc__ or "").split("\n")[0]
-        size = f"{count_parameters(model) / 1e6:.2f} M parameters at {n_pixels} pixels"
+        size = f"{count_parameters(model) / 1e6:.2f} M parameters at 150 pixels"
         lines[kind] = f"{about} {size}; takes (b, 1, n, n) scaled to 0..1{needs_scale}; gives {gives}."
     return lines
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from darklens.data.arrays import border
 from darklens.data.readers import read_finite_image
 from darklens.errors import ConfigError, InputError
 from darklens.files import sha256_of
@@ -68,9 +69,7 @@ def galaxy(path: Path) -> Float[Tensor, "m m"]:
         raise ConfigError(f"source.folder: {error}") from None
     if image.shape[0] != image.shape[1] or image.shape[0] < 8:
         raise ConfigError(f"source.folder: {path} is {image.shape[0]} x {image.shape[1]}; square cut-outs are needed.")
-    frame = np.ones(image.shape, dtype=bool)
-    width = max(1, round(_BORDER * len(image)))
-    frame[width:-width, width:-width] = False
+    frame = border(len(image), max(1, round(_BORDER * len(image))))
     sky = np.median(image[frame])
     noise = 1.4826 * np.median(np.abs(image[frame] - sky))
     image = np.where(image - sky > _NOISE_CUT * noise, image - sky, 0.0)

@@ -3,10 +3,16 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from darklens.config import Frozen
-from darklens.populations.priors import Constant, Prior
+from darklens.populations.priors import Constant, PositivePrior, Prior, unless
+
+_AxisRatio = Annotated[Prior, unless(lambda low, high: low <= 0 or high > 1, "an axis ratio must lie in (0, 1]")]
+# Below 0.36 the expansion of b_n fails (Ciotti & Bertin 1999).
+_SersicIndex = Annotated[
+    Prior, unless(lambda low, high: low < 0.36 or high > 10, "a Sersic index must lie in [0.36, 10]")
+]
 
 
 class PolarPosition(Frozen):
@@ -30,17 +36,12 @@ Position = Annotated[PolarPosition | CartesianPosition, Field(discriminator="kin
 class Light(Frozen):
     """What all light profiles have: either `amplitude` or `magnitude`, a direction and a position."""
 
-    amplitude: Prior | None = Field(default=None, description="counts per pixel (or per second and pixel) at R_e")
+    amplitude: PositivePrior | None = Field(
+        default=None, description="counts per pixel (or per second and pixel) at R_e"
+    )
     magnitude: Prior | None = Field(default=None, description="total AB magnitude; needs noise of kind instrument")
     angle: Prior = Field(description="degrees")
     position: Position
-
-    @field_validator("amplitude")
-    @classmethod
-    def _bright(cls, value: "Prior | None") -> "Prior | None":
-        if value is not None and value.bounds()[0] <= 0:
-            raise ValueError("must be positive")
-        return value
 
     @model_validator(mode="after")
     def _one_brightness(self) -> "Light":
@@ -53,33 +54,10 @@ class SersicLight(Light):
     """A Sersic profile."""
 
     kind: Literal["sersic"] = "sersic"
-    R_e: Prior = Field(description="effective radius, arcsec")
-    n: Prior
-    q: Prior = Field(description="axis ratio")
+    R_e: PositivePrior = Field(description="effective radius, arcsec")
+    n: _SersicIndex
+    q: _AxisRatio = Field(description="axis ratio")
     b_n: Literal["ciotti_bertin", "linear"] = "ciotti_bertin"
-
-    @field_validator("q")
-    @classmethod
-    def _ratio(cls, value: "Prior") -> "Prior":
-        low, high = value.bounds()
-        if low <= 0 or high > 1:
-            raise ValueError("an axis ratio must lie in (0, 1]")
-        return value
-
-    @field_validator("R_e")
-    @classmethod
-    def _positive(cls, value: "Prior") -> "Prior":
-        if value.bounds()[0] <= 0:
-            raise ValueError("must be positive")
-        return value
-
-    @field_validator("n")
-    @classmethod
-    def _index(cls, value: "Prior") -> "Prior":
-        low, high = value.bounds()
-        if low < 0.36 or high > 10:  # below 0.36 the expansion of b_n fails (Ciotti & Bertin 1999)
-            raise ValueError("a Sersic index must lie in [0.36, 10]")
-        return value
 
 
 class ImageLight(Light):
@@ -92,17 +70,10 @@ class ImageLight(Light):
     kind: Literal["images"] = "images"
     folder: Path = Field(description="folder of square cut-outs (.fits, .npy), sky subtracted or not")
     pixel_scale: float = Field(gt=0, description="arcsec")
-    size: Prior = Constant(value=1.0)
+    size: PositivePrior = Constant(value=1.0)
     first: float = Field(default=0.0, ge=0, lt=1, description="use the files from this fraction of the sorted list on")
     last: float = Field(default=1.0, gt=0, le=1, description="use the files up to this fraction")
     sha256: str | None = Field(default=None, description="digest of the cut-outs, set when a population is loaded")
-
-    @field_validator("size")
-    @classmethod
-    def _positive(cls, value: "Prior") -> "Prior":
-        if value.bounds()[0] <= 0:
-            raise ValueError("must be positive")
-        return value
 
     @model_validator(mode="after")
     def _ordered(self) -> "ImageLight":

@@ -4,26 +4,23 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, field_validator, model_serializer, model_validator
 
-from darklens.config import ClassName, Frozen, load
+from darklens.config import ClassName, Frozen, load, read_yaml
 from darklens.errors import ConfigError
 from darklens.physics.cosmology import point_mass_theta_E
 from darklens.physics.grid import Grid
 from darklens.populations import galaxies
 from darklens.populations.instruments import INSTRUMENTS, Instrument
 from darklens.populations.light_models import ImageLight, SersicLight, Source
-from darklens.populations.priors import Prior
+from darklens.populations.priors import Prior, unless
 from darklens.populations.psf_models import ImagePSF, PSFModel
 from darklens.populations.scene_priors import ScenePriors
 from darklens.populations.substructure_models import Substructure
-from darklens.registry import Registry, unknown
+from darklens.registry import FileRegistry, unknown
 from darklens.units import FWHM_PER_SIGMA
 
 _MAX_CLASSES = 100
@@ -70,13 +67,23 @@ def _theta_E_of(spec: ThetaEOfMass) -> float:
     )
 
 
+_Ellipticity = Annotated[
+    Prior,
+    unless(
+        lambda low, high: max(-low, high) >= 0.7,
+        "ellipticities must lie between -0.7 and 0.7; cut a normal prior with low and high",
+    ),
+]
+_Shear = Annotated[Prior, unless(lambda low, high: low < 0 or high >= 1, "the shear strength must lie in [0, 1)")]
+
+
 class Lens(Frozen):
     """The smooth lens on the optical axis: an SIE (an SIS where e1 = e2 = 0) with external shear."""
 
     theta_E: ThetaEOfMass | Prior = Field(description="arcsec")
-    e1: Prior
-    e2: Prior
-    gamma: Prior = Field(description="shear strength")
+    e1: _Ellipticity
+    e2: _Ellipticity
+    gamma: _Shear = Field(description="shear strength")
     gamma_angle: Prior = Field(description="direction of the shear, degrees")
 
     @field_validator("theta_E")
@@ -86,26 +93,10 @@ class Lens(Frozen):
             raise ValueError("an Einstein radius must be positive (arcsec)")
         return value
 
-    @field_validator("e1", "e2")
-    @classmethod
-    def _elliptical(cls, value: "Prior") -> "Prior":
-        low, high = value.bounds()
-        if max(-low, high) >= 0.7:
-            raise ValueError("ellipticities must lie between -0.7 and 0.7; cut a normal prior with low and high")
-        return value
-
     @property
     def is_round(self) -> bool:
         """Whether all lenses of the population are SIS."""
         return self.e1.bounds() == self.e2.bounds() == (0.0, 0.0)
-
-    @field_validator("gamma")
-    @classmethod
-    def _weak(cls, value: "Prior") -> "Prior":
-        low, high = value.bounds()
-        if low < 0 or high >= 1:
-            raise ValueError("the shear strength must lie in [0, 1)")
-        return value
 
 
 class PoissonNoise(Frozen):
@@ -266,16 +257,8 @@ class Population(Frozen):
         return self.model_copy(update={"classes": {name: spec.scaled(factor) for name, spec in self.classes.items()}})
 
 
-POPULATIONS: Registry[Traversable] = Registry("population", extensible=True)
-"""YAML files by name. A file that is not registered is given by its path."""
-for _item in resources.files("darklens.populations").iterdir():
-    if _item.name.endswith(".yaml"):
-        POPULATIONS.add(_item.name.removesuffix(".yaml"), _item)
-
-
-def names() -> list[str]:
-    """Return the names of the populations that come with the package or a plug-in."""
-    return sorted(POPULATIONS)
+POPULATIONS = FileRegistry("population", "darklens.populations", extensible=True)
+names = POPULATIONS.names
 
 
 def get(name_or_path: str, overrides: Sequence[str] = ()) -> Population:
@@ -284,13 +267,10 @@ def get(name_or_path: str, overrides: Sequence[str] = ()) -> Population:
     Raises:
         ConfigError: If there is no such population or file, or a key or value is wrong.
     """
-    if name_or_path in POPULATIONS:
-        tree = yaml.safe_load(POPULATIONS[name_or_path].read_text(encoding="utf-8"))
-        return _with_files(load(Population, tree, overrides, name=name_or_path), Path())
     path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        return _with_files(load(Population, path, overrides), path.parent)
-    raise ConfigError(unknown("population", name_or_path, names()))
+    tree = read_yaml(POPULATIONS.file_of(name_or_path, path))
+    name, folder = (name_or_path, Path()) if name_or_path in POPULATIONS else (str(path), path.parent)
+    return _with_files(load(Population, tree, overrides, name=name), folder)
 
 
 def _with_files(population: Population, folder: Path) -> Population:

@@ -1,11 +1,12 @@
 """Distributions of a number, each by its quantile function. In YAML a bare number is a constant."""
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from darklens.config import Frozen
 
@@ -174,3 +175,17 @@ Prior = Annotated[
     Annotated[Constant | Uniform | PowerLaw | Normal | LogNormal, Field(discriminator="kind")],
     BeforeValidator(_bare_number),
 ]
+
+
+def unless(is_wrong: Callable[[float, float], bool], message: str) -> AfterValidator:
+    """Return the annotation of a prior that is refused with a message if its bounds (low, high) are wrong."""
+
+    def check(prior: Any) -> Any:
+        if is_wrong(*prior.bounds()):
+            raise ValueError(message)
+        return prior
+
+    return AfterValidator(check)
+
+
+PositivePrior = Annotated[Prior, unless(lambda low, _: low <= 0, "must be positive")]

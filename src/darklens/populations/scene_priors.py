@@ -83,7 +83,7 @@ class ScenePriors(Frozen):
             raise ValueError(f"mass needs a lens of kind {', '.join(_MAIN_LENSES)}")
         try:
             for name, component in self._components():
-                for symbol, parameter in _parameters(component).items():
+                for symbol, parameter in _profile_of(component).parameters.items():
                     self._check_prior(f"{name}.{symbol}", symbol, parameter, getattr(component, symbol))
                 if hasattr(component, "amplitude"):
                     _check_brightness(name, component)
@@ -161,9 +161,8 @@ class ScenePriors(Frozen):
         return truth[resolved] if isinstance(resolved, str) else resolved
 
 
-def _parameters(component: Any) -> Mapping[str, Parameter]:
-    role = "light" if hasattr(component, "amplitude") else "mass"
-    return specification.profile_of(role, component.kind).parameters
+def _profile_of(component: Any) -> Any:
+    return specification.profile_of("light" if hasattr(component, "amplitude") else "mass", component.kind)
 
 
 def _check_brightness(name: str, component: Any) -> None:
@@ -174,8 +173,7 @@ def _check_brightness(name: str, component: Any) -> None:
 
 
 def _profile(name: str, component: Any, ties: Mapping[str, str | Free]) -> Any:
-    role = "light" if hasattr(component, "amplitude") else "mass"
-    profile = specification.profile_of(role, component.kind)
+    profile = _profile_of(component)
     options = {key: getattr(component, key) for key in specification.options_of(profile)}
     settings: dict[str, Any] = {}
     for symbol, parameter in profile.parameters.items():
@@ -187,8 +185,7 @@ def _profile(name: str, component: Any, ties: Mapping[str, str | Free]) -> Any:
             settings[symbol] = value
         else:
             settings[symbol] = _setting(parameter, value)
-    make: Any = profile
-    return make(name=name, **options, **settings)
+    return profile(name=name, **options, **settings)
 
 
 def _is_tied_by_default(options: Mapping[str, Any], symbol: str) -> bool:

@@ -4,13 +4,13 @@ import math
 from typing import Annotated, Literal, TypeVar
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from darklens.config import Frozen
 from darklens.errors import ConfigError
 from darklens.physics.profiles import PROFILES
 from darklens.populations.light_models import Position
-from darklens.populations.priors import Prior
+from darklens.populations.priors import PositivePrior, Prior
 
 Scalars = TypeVar("Scalars", float, np.ndarray)
 
@@ -30,16 +30,9 @@ class PointMasses(Frozen):
 
     kind: Literal["point_masses"] = "point_masses"
     count: int = Field(ge=1, le=1000)
-    mass: Prior = Field(description="solar masses")
+    mass: PositivePrior = Field(description="solar masses")
     lens_mass: float = Field(default=1e12, gt=0, description="solar masses")
     radius: Prior = Field(description="arcsec; any direction")
-
-    @field_validator("mass")
-    @classmethod
-    def _positive(cls, value: "Prior") -> "Prior":
-        if value.bounds()[0] <= 0:
-            raise ValueError("must be positive")
-        return value
 
     def theta_E_squared(self, mass: Scalars, theta_E: Scalars) -> Scalars:
         """Return the squared Einstein radius (arcsec^2) of a mass (solar masses) in a lens of `theta_E` (arcsec)."""
@@ -55,20 +48,13 @@ class LineMass(Frozen):
     """A uniform line mass (an axion vortex); its mass is a fraction of the theta_E^2 of the smooth lens."""
 
     kind: Literal["line_mass"] = "line_mass"
-    mass_fraction: Prior
-    length: Prior = Field(description="arcsec, full length")
+    mass_fraction: PositivePrior
+    length: PositivePrior = Field(description="arcsec, full length")
     angle: Prior = Field(description="degrees")
     position: Position
     as_points: int = Field(
         default=0, ge=0, le=1000, description="0: exact line; N: N equal point masses, ends included"
     )
-
-    @field_validator("mass_fraction", "length")
-    @classmethod
-    def _positive(cls, value: "Prior") -> "Prior":
-        if value.bounds()[0] <= 0:
-            raise ValueError("must be positive")
-        return value
 
     def scaled(self, factor: float) -> "LineMass":
         """Return the line with `factor` times the mass."""
@@ -80,19 +66,12 @@ class Subhaloes(Frozen):
 
     kind: Literal["tnfw_subhaloes"] = "tnfw_subhaloes"
     mean_count: float = Field(gt=0, le=500, description="mean of the Poisson number; an image has at least one")
-    mass: Prior = Field(description="m200 in solar masses, before stripping")
-    concentration: Prior = Field(description="r200 / R_s")
-    truncation: Prior = Field(description="r_t / R_s")
+    mass: PositivePrior = Field(description="m200 in solar masses, before stripping")
+    concentration: PositivePrior = Field(description="r200 / R_s")
+    truncation: PositivePrior = Field(description="r_t / R_s")
     radius: Prior = Field(description="arcsec; any direction")
     z_lens: float = Field(gt=0)
     z_source: float = Field(gt=0)
-
-    @field_validator("mass", "concentration", "truncation")
-    @classmethod
-    def _positive(cls, value: "Prior") -> "Prior":
-        if value.bounds()[0] <= 0:
-            raise ValueError("must be positive")
-        return value
 
     @model_validator(mode="after")
     def _source_behind_lens(self) -> "Subhaloes":

@@ -16,12 +16,11 @@ from darklens.data.noise_estimate import noise_variance
 from darklens.data.readers.image import Image, as_float64
 from darklens.data.readers.planes import Plane
 from darklens.data.readers.roles import OBSERVATION_FILES, OBSERVATION_SUFFIXES, Role
-from darklens.errors import InputError
 from darklens.populations.population import POPULATIONS, Population, get
 from darklens.populations.psf_models import GaussianPSF, ImagePSF
 from darklens.scene.noise_maps import standard_deviation
 from darklens.scene.observation import MASKED_NOISE
-from darklens.scene.observation_files import plane_of
+from darklens.scene.observation_files import plane_of, require_shape
 
 _LARGEST_PSF_DIFFERENCE = 0.03  # of the peak; that of a Gaussian 1.5 % wider
 _LARGEST_NOISE_RATIO = 1.25
@@ -70,12 +69,12 @@ class Auxiliary(Frozen):
         pixels, changes = as_float64(image.pixels), list(image.changes)
         doubts: list[str] = []
         if "mask" in planes:
-            mask = _values(planes["mask"], pixels.shape)[0] != 0
+            mask = _values(planes["mask"], pixels.shape) != 0
             changes.append(f"{int(mask.sum())} pixels excluded by {planes['mask']}")
             pixels = np.where(mask, np.nan, pixels)
         if "noise_map" in planes:
             plane = planes["noise_map"]
-            noise = _values(plane, pixels.shape)[0]
+            noise = _values(plane, pixels.shape)
             noise, _, remarks = standard_deviation(plane, noise, pixels, np.isfinite(pixels))
             valid = np.isfinite(noise) & (noise > 0)
             if valid.any():
@@ -129,19 +128,11 @@ def _read(plane: Plane) -> tuple[Float[np.ndarray, "rows columns"], float | None
     return plane.read()[:2]
 
 
-def _values(plane: Plane, shape: tuple[int, ...]) -> tuple[Float[np.ndarray, "rows columns"], float | None]:
-    """Return pixels and stated pixel scale of a map.
-
-    Raises:
-        InputError: If the map has another shape than the image.
-    """
-    values, scale = _read(plane)
-    if values.shape != shape:
-        raise InputError(
-            f"{plane} has {values.shape[0]} x {values.shape[1]} pixels, the image {shape[0]} x {shape[1]}; give one "
-            "value for each pixel of the image."
-        )
-    return values, scale
+def _values(plane: Plane, shape: tuple[int, ...]) -> Float[np.ndarray, "rows columns"]:
+    """Return the pixels of a map; raise InputError if it has another shape than the image."""
+    values, _ = _read(plane)
+    require_shape(str(plane), values.shape, shape)
+    return values
 
 
 def _noise_ratio(pixels: Float[np.ndarray, "rows columns"], noise: Float[np.ndarray, "rows columns"]) -> float:

@@ -34,7 +34,7 @@ from darklens.config import Frozen
 from darklens.data.prepare import Prepared
 from darklens.devices import require_device
 from darklens.errors import ConfigError, DarklensError, InputError
-from darklens.files import atomic_path, locked, read_json, write_json, writing
+from darklens.files import atomic_path, change_stamp, locked, read_json, write_json, writing
 from darklens.kernels.smooth_fit import load_for
 from darklens.locate import SHIPPED, locate
 from darklens.memory import keep_freed_memory
@@ -393,9 +393,5 @@ def _stamp(files: Sequence[str], folder: Path = Path()) -> str:
     """Return a digest of file sizes and modification times, which changes if a file is replaced."""
     digest = hashlib.blake2b(digest_size=8)
     for file in files:
-        try:
-            status = (folder / file).stat()
-            digest.update(f"{status.st_size},{status.st_mtime_ns};".encode())
-        except (OSError, ValueError):
-            digest.update(b"-;")
+        digest.update(change_stamp(folder / file))
     return digest.hexdigest()

@@ -9,25 +9,16 @@ the base, counted from 0, and the keys `prepend` and `append` list stages to put
 """
 
 from collections.abc import Sequence
-from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 from darklens.config import merge, overlay, read_yaml
 from darklens.errors import ConfigError
-from darklens.registry import Registry, unknown
+from darklens.registry import FileRegistry
 
-RECIPES: Registry[Traversable] = Registry("recipe", extensible=True)
-"""YAML files by name. A file that is not registered is given by its path."""
-for _item in resources.files("darklens.recipes").iterdir():
-    if _item.name.endswith(".yaml"):
-        RECIPES.add(_item.name.removesuffix(".yaml"), _item)
-
-
-def names() -> list[str]:
-    """Return the names of the recipes that come with the package or a plug-in."""
-    return sorted(RECIPES)
+RECIPES = FileRegistry("recipe", "darklens.recipes", extensible=True)
+names = RECIPES.names
 
 
 def load_tree(name_or_path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -44,12 +35,7 @@ def load_tree(name_or_path: str, overrides: Sequence[str] = ()) -> dict[str, Any
 
 def _find(name_or_path: str, folder: Path) -> Traversable:
     """Return the file of a name, or of a path relative to `folder`."""
-    if name_or_path in RECIPES:
-        return RECIPES[name_or_path]
-    path = folder / Path(name_or_path).expanduser()
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        return path
-    raise ConfigError(unknown("recipe", name_or_path, names()))
+    return RECIPES.file_of(name_or_path, folder / Path(name_or_path).expanduser())
 
 
 def _resolved(name: str, file: Traversable, chain: tuple[tuple[str, str], ...]) -> dict[str, Any]:

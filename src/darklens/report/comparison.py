@@ -15,10 +15,10 @@ from darklens.evaluation.compare import (
     to_markdown,
 )
 from darklens.evaluation.runs import SystemRuns, group_runs, read_csv, read_run
-from darklens.files import write_json, write_text
+from darklens.files import write_bytes, write_json, write_text
 from darklens.report import charts, figures
 from darklens.report.html import Picture, Section, Table, page
-from darklens.report.sections import confusion_picture, provenance, roc_picture, write_bytes
+from darklens.report.sections import confusion_picture, provenance, roc_picture
 
 FILES = ("compare.json", "compare.md", "compare.png", "report.html")
 

@@ -8,11 +8,11 @@ from darklens.data.store import Store
 from darklens.evaluation import metrics
 from darklens.evaluation.evaluate import EvaluationResult
 from darklens.evaluation.runs import read_csv
-from darklens.files import write_json, write_text
+from darklens.files import write_bytes, write_json, write_text
 from darklens.predict import Row, to_csv
 from darklens.report import charts, classification, figures, maps, reconstruction_section
 from darklens.report.html import Picture, Section, page
-from darklens.report.sections import provenance, roc_picture, write_bytes
+from darklens.report.sections import provenance, roc_picture
 
 FILES = ("report.html", "eval.json", "curves.json", "predictions.csv", "roc.png", "calibration.png")
 _HISTORY = "metrics.csv"

@@ -10,7 +10,7 @@ from darklens.bundle import Bundle, Classification
 from darklens.data.prepare import Prepared
 from darklens.data.store import prepare_folder
 from darklens.evaluation.explain import Explanation, Method, explain
-from darklens.files import atomic_path, printable
+from darklens.files import atomic_path, printable, write_bytes
 from darklens.fit.features import FitFeatures
 from darklens.report import figures
 from darklens.report.maps import MapWriter, UniqueNames
@@ -78,8 +78,7 @@ class ExplanationWriter:
                 )
             label = int(explanation.label[0])
             title = f"{printable(name)}: {classes[label]}, probability {probabilities[label]:.3f}"
-            with atomic_path(self._folder / f"{name}.png") as temporary:
-                temporary.write_bytes(figures.to_png(picture(explanation, title)))
+            write_bytes(self._folder / f"{name}.png", figures.to_png(picture(explanation, title)))
         if self._maps is not None:
             self._maps(bundle, paths, images, classification)
 
@@ -112,22 +111,21 @@ def picture(explanation: Explanation, title: str) -> "Figure":
     figure = Figure(figsize=(3.0 * max(n, 1.6) + 0.8, 6.4) if n > 1 else (7.4, 3.9), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(2, n, squeeze=False) if n > 1 else figure.subplots(1, 2, squeeze=False).T
-    half = explanation.inputs.shape[-1] * explanation.pixel_scale / 2
-    extent = (-half, half, -half, half)
+    scale = explanation.pixel_scale
     top = max(float(np.percentile(np.abs(explanation.attribution), _TOP)), 1e-12)
     panels = zip(grid.T, explanation.map_names, explanation.inputs[0], explanation.attribution[0], strict=True)
     for (upper, lower), name, values, attribution in panels:
         is_light = name == "image"
         limit = None if is_light else max(5.0, float(np.abs(values).max()))
-        upper.imshow(
+        figures.show(
+            upper,
             np.sqrt(values.clip(0)) if is_light else values,
+            scale,
             cmap="magma" if is_light else "RdBu_r",
             vmin=None if limit is None else -limit,
             vmax=limit,
-            origin="lower",
-            extent=extent,
         )
-        colours = lower.imshow(attribution, cmap="RdBu_r", vmin=-top, vmax=top, origin="lower", extent=extent)
+        colours = figures.show(lower, attribution, scale, cmap="RdBu_r", vmin=-top, vmax=top)
         upper.set_title(_TITLES.get(name, name), fontsize=10)
         lower.set_title(f"adds {attribution.sum():+.2g} to the log-odds" if n > 1 else "attribution", fontsize=10)
     for axes in grid.ravel():

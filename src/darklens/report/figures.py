@@ -1,24 +1,19 @@
 """Figures of images and maps, and the style of all figures, without global plotting state."""
 
-import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+from darklens.fit.png import to_png as to_png
 
 # Colours of Okabe & Ito, distinct for colour-blind readers.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
-_DPI = 110
-
-
-def to_png(figure: Figure) -> bytes:
-    """Return the figure as PNG; equal data give equal bytes."""
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=_DPI, metadata={"Software": None})
-    return stream.getvalue()
 
 
 def gallery(images: Sequence[Float[np.ndarray, "n n"]], titles: Sequence[str], *, pixel_scale: float) -> Figure:
@@ -29,8 +24,7 @@ def gallery(images: Sequence[Float[np.ndarray, "n n"]], titles: Sequence[str], *
     for axes in figure.axes[len(images) :]:
         axes.set_axis_off()
     for axes, image, title in zip(figure.axes, images, titles, strict=False):
-        half = image.shape[0] * pixel_scale / 2
-        axes.imshow(np.sqrt(image.clip(min=0)), cmap="magma", origin="lower", extent=(-half, half, -half, half))
+        show(axes, np.sqrt(image.clip(min=0)), pixel_scale, cmap="magma")
         axes.set_title(title, fontsize=11)
         axes.tick_params(labelsize=9)
     figure.supxlabel("arcsec (brightness on a square-root scale)", fontsize=11)
@@ -47,16 +41,11 @@ def reconstructions(
 ) -> Figure:
     """Return rows of images, of reconstructions, and of residuals in units of the noise."""
     figure, _ = new_figure(2.7 * len(images) + 0.8, 8.2, columns=len(images), rows=3)
-    half = images.shape[-1] * pixel_scale / 2
     grid = np.array(figure.axes).reshape(3, len(images))
     for column, title in enumerate(titles):
         for axes, image in zip(grid[:2, column], (images[column], outputs[column]), strict=True):
-            axes.imshow(
-                np.sqrt(image.clip(0)), cmap="magma", vmin=0, vmax=1, origin="lower", extent=(-half, half, -half, half)
-            )
-        residual = grid[2, column].imshow(
-            deviations[column], cmap="RdBu_r", vmin=-5, vmax=5, origin="lower", extent=(-half, half, -half, half)
-        )
+            show(axes, np.sqrt(image.clip(0)), pixel_scale, cmap="magma", vmin=0, vmax=1)
+        residual = show(grid[2, column], deviations[column], pixel_scale, cmap="RdBu_r", vmin=-5, vmax=5)
         grid[0, column].set_title(title, fontsize=11)
     for axes, name in zip(grid[:, 0], ("image", "reconstruction", "residual"), strict=True):
         axes.set_ylabel(f"{name}\narcsec")
@@ -83,17 +72,16 @@ def lens_maps(
         if "true_x" in image_maps:
             deflections.append(np.hypot(image_maps["true_x"], image_maps["true_y"]))
         top = max(float(deflection.max()) for deflection in deflections)
-        half = image_maps["image"].shape[0] * pixel_scale / 2
         panel_maps = [*(image_maps[key] for key in ("image", "source", "k")), *deflections]
         for axes, values in zip(row, panel_maps, strict=True):
             is_light = axes in row[:2]
-            image = axes.imshow(
+            image = show(
+                axes,
                 np.sqrt(values.clip(0)) if is_light else values,
+                pixel_scale,
                 cmap="magma" if is_light else "viridis",
                 vmin=0 if axes in row[3:] else None,
                 vmax=top if axes in row[3:] else None,
-                origin="lower",
-                extent=(-half, half, -half, half),
             )
             axes.tick_params(labelsize=9)
             if not is_light:
@@ -136,13 +124,13 @@ def fit_maps(
         for axes, key in zip(row, panels, strict=True):
             is_light, scaled_by = key == "image", "evidence" if key.endswith("evidence") else "residual"
             top = None if is_light else max(5.0, float(np.abs(image_maps[scaled_by]).max()))
-            image = axes.imshow(
+            image = show(
+                axes,
                 np.sqrt(image_maps[key].clip(0)) if is_light else image_maps[key],
+                pixel_scale,
                 cmap="magma" if is_light else "RdBu_r",
                 vmin=None if top is None else -top,
                 vmax=top,
-                origin="lower",
-                extent=(-half, half, -half, half),
             )
             axes.tick_params(labelsize=9)
             if not is_light:
@@ -164,3 +152,9 @@ def new_figure(width: float, height: float, *, columns: int = 1, rows: int = 1) 
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False)
     return figure, axes[0, 0]
+
+
+def show(axes: Axes, values: Float[np.ndarray, "n n"], pixel_scale: float, **style: Any) -> AxesImage:
+    """Draw a square map, y upwards, with axes in arcsec about its centre."""
+    half = len(values) * pixel_scale / 2
+    return axes.imshow(values, origin="lower", extent=(-half, half, -half, half), **style)

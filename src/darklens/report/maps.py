@@ -13,7 +13,7 @@ from darklens.bundle import Bundle, Classification
 from darklens.data.prepare import Prepared
 from darklens.data.store import Store, prepare_folder
 from darklens.errors import InputError
-from darklens.files import atomic_path, printable
+from darklens.files import atomic_path, printable, write_bytes
 from darklens.populations.population import Field2D, Population
 from darklens.report import figures
 from darklens.report.html import Picture, Section, Table
@@ -77,8 +77,7 @@ class MapWriter:
                 picture = figures.fit_maps([maps], [printable(name)], [fitted], pixel_scale=scale)
             else:
                 picture = figures.lens_maps([maps], [printable(name)], pixel_scale=scale)
-            with atomic_path(self._folder / f"{name}.png") as temporary:
-                temporary.write_bytes(figures.to_png(picture))
+            write_bytes(self._folder / f"{name}.png", figures.to_png(picture))
 
 
 def section(bundle: Bundle, store: Store) -> Section:

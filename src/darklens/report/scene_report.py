@@ -16,7 +16,7 @@ def fit_page(rows: Sequence[Row], settings: Mapping[str, str]) -> str:
     """Return the page of a table of fits, the worst fit first.
 
     Args:
-        rows: Rows with figures, from `fit_table`.
+        rows: Rows with figures.
         settings: Names and values to list, such as the scene.
     """
     table = (
@@ -41,7 +41,7 @@ def search_page(rows: Sequence[Row], options: SearchOptions, settings: Mapping[s
     """Return the page of a table of searches, the largest ratio of delta chi2 and threshold first.
 
     Args:
-        rows: Rows with figures, from `search_table`.
+        rows: Rows with figures.
         options: How the images were searched.
         settings: Names and values to list, such as the scene.
     """
@@ -118,10 +118,9 @@ def _search_caption(row: Row) -> str:
     for suffix in suffixes:
         if row.columns.get(f"x{suffix}"):
             text = f"Delta chi2 {_number(row, f'delta_chi2{suffix}')} at x, y = {_position(row, suffix)} arcsec, "
-            text += "log10 M / M_sun = "
-            text += _with_error(row, f"log10_mass{suffix}", "log10_mass_error" + suffix)
+            text += f"log10 M / M_sun = {_with_error(row, 'log10_mass', suffix)}"
             if f"concentration{suffix}" in row.columns:
-                text += f", c200 = {_with_error(row, f'concentration{suffix}', 'concentration_error' + suffix)}"
+                text += f", c200 = {_with_error(row, 'concentration', suffix)}"
             parts.append(f"{text}.")
     return " ".join(parts)
 
@@ -149,9 +148,9 @@ def _position(row: Row, suffix: str = "") -> str:
     return f"{float(x):.2f}, {float(y):.2f}" if x and y else "-"
 
 
-def _with_error(row: Row, name: str, error_name: str = "") -> str:
+def _with_error(row: Row, name: str, suffix: str = "") -> str:
     """Return value ± error, both rounded to two digits of the error."""
-    value, error = row.columns.get(name, ""), row.columns.get(error_name or f"{name}_error", "")
+    value, error = (row.columns.get(f"{column}{suffix}", "") for column in (name, f"{name}_error"))
     if not value:
         return "-"
     if not error or not float(error) > 0:

@@ -1,14 +1,12 @@
 """Parts shared by the reports of evaluations and of comparisons."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from darklens.evaluation import metrics
 from darklens.evaluation.metrics import Labels, Probabilities
-from darklens.files import atomic_path
 from darklens.report import charts, figures
 from darklens.report.html import Picture, Section, Table
 
@@ -47,9 +45,3 @@ def provenance(evaluation: dict[str, Any], title: str = "Provenance") -> Section
 def percent(fraction: float, digits: int = 0) -> str:
     """Return a fraction as text, such as `95 %`."""
     return f"{100 * fraction:.{digits}f} %"
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)

@@ -76,7 +76,7 @@ class Detector:
         """Return the mean surface brightness in each pixel, from the brightness sampled at `x` and `y`."""
         if not light.numel():  # of which there is no FFT
             return light.new_zeros(*light.shape[:-2], *self.shape)
-        planes = _block_mean(light, self._before)
+        planes = block_mean(light, self._before)
         if self.psf is None:
             return planes
         return self._convolve_along_axes(planes) if self._separable else self._convolve(planes)
@@ -155,7 +155,8 @@ class Detector:
         return transfer
 
 
-def _block_mean(planes: Tensor, side: int) -> Tensor:
+def block_mean(planes: Float[Tensor, "*planes height width"], side: int) -> Float[Tensor, "*planes rows columns"]:
+    """Return the mean over blocks of side x side pixels."""
     if side == 1:
         return planes
     rows, columns = planes.shape[-2] // side, planes.shape[-1] // side

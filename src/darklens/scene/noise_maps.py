@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from darklens.data.readers.planes import Plane
 from darklens.data.readers.roles import Role
 from darklens.errors import InputError
-from darklens.scene.observation import MASKED_NOISE, NoiseKind, noise_meaning
+from darklens.scene.observation import MASKED_NOISE, NOISE_WORDS, NoiseKind, noise_meaning
 
 _KINDS: Mapping[Role, NoiseKind] = {"variance": "variance", "weight": "inverse variance"}
 _WEAK = re.compile(r"noise|noise_?map|noisemap", re.IGNORECASE)  # names that do not say in which form the noise is
@@ -39,7 +39,7 @@ def standard_deviation(
         valid &= noise <= MASKED_NOISE * np.median(noise[valid])
     judged, comparison = noise_meaning(image, noise, valid)
     kind = _KINDS.get(plane.role, "standard deviation")
-    changes = [f"noise map {plane} taken as {_word(kind)}"] if plane.role in _KINDS else []
+    changes = [f"noise map {plane} taken as {NOISE_WORDS[kind]}"] if plane.role in _KINDS else []
     is_weak = plane.role not in _KINDS and _WEAK.search(plane.name or plane.path.name.partition(".")[0])
     if plane.role == "exposure" and judged is None:
         raise InputError(
@@ -49,7 +49,7 @@ def standard_deviation(
         changes.append(f"noise map {plane} does not agree with the image: {comparison}")
     elif is_weak and judged in ("variance", "inverse variance"):
         kind = judged
-        changes.append(f"noise map {plane} taken as {_word(kind)}: {comparison}")
+        changes.append(f"noise map {plane} taken as {NOISE_WORDS[kind]}: {comparison}")
     with np.errstate(divide="ignore", invalid="ignore"):
         if kind == "variance":
             noise = np.sqrt(noise)
@@ -59,12 +59,8 @@ def standard_deviation(
         judged, comparison = noise_meaning(image, noise, valid)
         if judged != "standard deviation":
             raise InputError(
-                f"{plane} as {_word(kind)} does not agree with the image: the median of the standard deviation is "
-                + comparison.removeprefix("its median is ")
+                f"{plane} as {NOISE_WORDS[kind]} does not agree with the image: the median of the standard deviation "
+                + comparison.removeprefix("its median ")
                 + "; it may be an exposure map, give a noise map with --noise-map."
             )
     return noise, kind, changes
-
-
-def _word(kind: NoiseKind) -> str:
-    return {"inverse variance": "an inverse variance (weight)", "variance": "a variance"}.get(kind, kind)

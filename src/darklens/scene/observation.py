@@ -16,6 +16,7 @@ _FEWEST_PIXELS = 100
 _LARGEST, _SMALLEST = 1e12, 1e-3  # pixel, and the brightest one, in units of the median noise
 _NOISE_LIMIT = 1e100  # of the median noise, and its inverse; their squares are in float64
 NoiseKind = Literal["standard deviation", "variance", "inverse variance"]
+NOISE_WORDS = {"variance": "a variance", "inverse variance": "an inverse variance (weight)"}
 _WRONG_NOISE, _RIGHT_NOISE = 5.0, 2.0  # factor from the image scatter: doubted above, plausible below
 
 
@@ -138,7 +139,7 @@ class Observation:
             )
         usable = np.isfinite(noise) & (noise > 0)
         used = usable & ~excluded & np.isfinite(pixels)
-        _require_pixels(used)
+        require_pixels(used)
         level = float(np.median(noise[usable]))
         if not 1 / _NOISE_LIMIT < level < _NOISE_LIMIT:
             raise InputError(
@@ -150,7 +151,7 @@ class Observation:
         if 2 * bright[used].sum() > used.sum():
             raise InputError(f"The image exceeds {_LARGEST:.0e} times the noise; give both in the same unit.")
         used &= ~bright
-        _require_pixels(used)
+        require_pixels(used)
         changes = list(kernel.notes) if kernel is not None else []
         if flip_rows:
             changes.append("rows reversed" + ("" if kernel is None else ", those of the PSF too"))
@@ -260,14 +261,6 @@ class Observation:
             self.photon_noise.part(rows, columns) if self.photon_noise else None,
         )
 
-    def _changes_without_count(self) -> tuple[str, ...]:
-        """Return the changes but the number of pixels left out."""
-        return tuple(text for text in self.changes if text not in _exclusions(self.used))
-
-    def require_pixels(self) -> None:
-        """Raise InputError if fewer than 100 pixels are fitted."""
-        _require_pixels(self.used)
-
     def binned(self, side: int) -> "Observation":
         """Return the observation binned into blocks of side x side pixels, weighted by inverse variance.
 
@@ -286,7 +279,8 @@ class Observation:
         return Observation(image, noise, self.pixel_scale * side, psf, weights > 0, self.changes)
 
 
-def _require_pixels(used: Bool[np.ndarray, "rows columns"]) -> None:
+def require_pixels(used: Bool[np.ndarray, "rows columns"]) -> None:
+    """Raise InputError if fewer than 100 pixels are used."""
     if used.sum() < _FEWEST_PIXELS:
         raise InputError(
             f"{int(used.sum())} pixels remain after mask and noise map; at least {_FEWEST_PIXELS} are needed. "
@@ -358,6 +352,7 @@ def noise_meaning(image: np.ndarray, noise: np.ndarray, used: np.ndarray) -> tup
 def _require_deviation(image: np.ndarray, noise: np.ndarray, used: np.ndarray) -> None:
     """Raise InputError if the noise map agrees with the scatter of the image only as a variance or a weight map."""
     kind, comparison = noise_meaning(image, noise, used)
-    if kind in ("variance", "inverse variance"):
-        word = "a variance" if kind == "variance" else "an inverse variance (weight)"
-        raise InputError(f"The noise map looks like {word}: {comparison}. Give the standard deviation of each pixel.")
+    if kind in NOISE_WORDS:
+        raise InputError(
+            f"The noise map looks like {NOISE_WORDS[kind]}: {comparison}. Give the standard deviation of each pixel."
+        )

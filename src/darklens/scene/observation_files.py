@@ -14,7 +14,7 @@ from darklens.data.readers.planes import Contents, Plane, contents
 from darklens.data.readers.roles import OBSERVATION_FILES, SCIENCE, Role, belongs, companion
 from darklens.errors import ConfigError, InputError
 from darklens.scene.noise_maps import standard_deviation
-from darklens.scene.observation import Observation, PhotonNoise, background_scatter
+from darklens.scene.observation import Observation, PhotonNoise, background_scatter, require_pixels
 from darklens.scene.observation_paths import location, member_of
 from darklens.scene.psf import PSF
 from darklens.scene.specification import NoiseSpecification, PSFSpecification
@@ -121,7 +121,7 @@ class _Reader:
             rows, columns = observation.image.shape
             if (rows, columns) != pixels.shape:
                 self.changes.append(f"cut to the central {rows} x {columns} pixels")
-            observation.require_pixels()
+            require_pixels(observation.used)
         if observation.image.size > _MAX_PIXELS:
             raise InputError(
                 f"the image has {observation.image.shape[0]} x {observation.image.shape[1]} pixels; cut out the lens, "
@@ -203,7 +203,7 @@ class _Reader:
             return None
         self._note_replaced(plane, self._companion(science, ["mask"]))
         values = plane.read()[0]
-        _require_shape("mask", values.shape, shape)
+        require_shape("the mask", values.shape, shape)
         mask: Bool[np.ndarray, "rows columns"] = ~(values == 0)
         if mask.all():
             raise InputError(f"the mask {plane} excludes every pixel; non-zero excludes a pixel, zero keeps it.")
@@ -227,7 +227,7 @@ class _Reader:
         noise, scale, _ = plane.read()
         if scale is not None and self.inputs.pixel_scale is None and noise.shape != pixels.shape:
             self.changes.append(f"noise map: pixels of {scale:.4g} arcsec")
-        _require_shape("noise map", noise.shape, pixels.shape)
+        require_shape("the noise map", noise.shape, pixels.shape)
         if np.array_equal(noise, pixels, equal_nan=True):
             raise InputError(f"the noise map {plane} is the image itself; select another with FILE[NAME].")
         noise, kind, changes = standard_deviation(plane, noise, pixels, used)
@@ -284,7 +284,7 @@ class _Reader:
             raise InputError(f"both an exposure map ({exposure}) and noise.exposure are given; remove one of them.")
         if exposure is not None:
             counts, words = exposure.read()[0], str(exposure)
-            _require_shape("exposure map", counts.shape, pixels.shape)
+            require_shape("the exposure map", counts.shape, pixels.shape)
         if counts is None and science.unit:
             counts, words = self._electrons(_quantity(science.unit)), f"the unit {science.unit}"
         if counts is None and stated:
@@ -398,9 +398,10 @@ def _quantity(unit: str) -> str:
     return text
 
 
-def _require_shape(name: str, shape: tuple[int, ...], image: tuple[int, ...]) -> None:
+def require_shape(name: str, shape: tuple[int, ...], image: tuple[int, ...]) -> None:
+    """Raise InputError unless a map has the shape of the image."""
     if shape != image:
         raise InputError(
-            f"the {name} has {shape[0]} x {shape[1]} pixels, the image {image[0]} x {image[1]}; give one value "
+            f"{name} has {shape[0]} x {shape[1]} pixels, the image {image[0]} x {image[1]}; give one value "
             "for each pixel of the image."
         )

@@ -62,8 +62,16 @@ Setting = float | str | Free
 """A number fixes a parameter, "component.parameter" ties it to that of another component, `Free` changes defaults."""
 
 _MAX_GAUSSIANS, _HIGHEST_ORDER = 50, 40  # of multi-Gaussian expansions and shapelets; more exhaust the memory
-_CENTRE = Parameter(unit="arcsec", low=-1.0, high=1.0, start=0.0, step=0.05)
-_ELLIPTICITY = Parameter(low=-0.5, high=0.5, start=0.0, step=0.1, prior=(0.0, 0.2))
+
+
+def _centre(reach: float, step: float) -> dict[str, Parameter]:
+    """Return the coordinates of a position within `reach` of the centre of the image, arcsec."""
+    coordinate = Parameter(unit="arcsec", low=-reach, high=reach, start=0.0, step=step)
+    return {"centre_x": coordinate, "centre_y": coordinate}
+
+
+_LENS_CENTRE, _LIGHT_CENTRE, PERTURBER_CENTRE = _centre(1.0, 0.05), _centre(2.0, 0.1), _centre(5.0, 0.1)
+_ELLIPTICITY = dict.fromkeys(("e1", "e2"), Parameter(low=-0.5, high=0.5, start=0.0, step=0.1, prior=(0.0, 0.2)))
 _THETA_E = Parameter(unit="arcsec", low=0.1, high=10.0, start=1.2, step=0.2)
 _AMPLITUDE = Parameter(unit="arcsec", low=-0.2, high=0.2, start=0.0, step=0.005, prior=(0.0, 0.02))
 _SMALL_RADIUS = Parameter(unit="arcsec", low=1e-3, high=10.0, start=0.1, step=0.5, log=True)
@@ -160,7 +168,7 @@ class SIS(MassProfile):
     """Singular isothermal sphere."""
 
     kind = "sis"
-    parameters: ClassVar[Mapping[str, Parameter]] = {"theta_E": _THETA_E, "centre_x": _CENTRE, "centre_y": _CENTRE}
+    parameters: ClassVar[Mapping[str, Parameter]] = {"theta_E": _THETA_E, **_LENS_CENTRE}
     physics: ClassVar[Any] = sis
 
 
@@ -168,7 +176,7 @@ class SIE(MassProfile):
     """Singular isothermal ellipsoid; theta_E is the geometric mean of the semi-axes of the critical curve."""
 
     kind = "sie"
-    parameters: ClassVar[Mapping[str, Parameter]] = {**SIS.parameters, "e1": _ELLIPTICITY, "e2": _ELLIPTICITY}
+    parameters: ClassVar[Mapping[str, Parameter]] = {**SIS.parameters, **_ELLIPTICITY}
     physics: ClassVar[Any] = sie
 
 
@@ -208,10 +216,8 @@ class Multipole(MassProfile):
     parameters: ClassVar[Mapping[str, Parameter]] = {
         "a": _AMPLITUDE,
         "b": _AMPLITUDE,
-        **{k: SIE.parameters[k] for k in ("e1", "e2")},
-    } | {
-        "centre_x": _CENTRE,
-        "centre_y": _CENTRE,
+        **_ELLIPTICITY,
+        **_LENS_CENTRE,
     }
 
     def __init__(self, m: int, *, lens: str | None = "epl", name: str | None = None, **settings: Setting) -> None:
@@ -241,8 +247,7 @@ class NFW(MassProfile):
     parameters: ClassVar[Mapping[str, Parameter]] = {
         "alpha_Rs": Parameter(unit="arcsec", low=0.0, high=1.0, start=0.01, step=0.01),
         "R_s": _SMALL_RADIUS,
-        "centre_x": Parameter(unit="arcsec", low=-5.0, high=5.0, start=0.0, step=0.1),
-        "centre_y": Parameter(unit="arcsec", low=-5.0, high=5.0, start=0.0, step=0.1),
+        **PERTURBER_CENTRE,
     }
     physics: ClassVar[Any] = nfw
 
@@ -263,8 +268,7 @@ class PseudoJaffe(MassProfile):
         "theta_E": Parameter(unit="arcsec", low=0.0, high=1.0, start=0.01, step=0.01),
         "R_a": Parameter(unit="arcsec", low=1e-4, high=1.0, start=1e-3, step=0.5, log=True),
         "R_s": _SMALL_RADIUS,
-        "centre_x": NFW.parameters["centre_x"],
-        "centre_y": NFW.parameters["centre_y"],
+        **PERTURBER_CENTRE,
     }
     physics: ClassVar[Any] = pseudo_jaffe
 
@@ -275,8 +279,7 @@ class PointMass(MassProfile):
     kind = "point"
     parameters: ClassVar[Mapping[str, Parameter]] = {
         "theta_E": Parameter(unit="arcsec", low=0.0, high=1.0, start=0.05, step=0.02),
-        "centre_x": NFW.parameters["centre_x"],
-        "centre_y": NFW.parameters["centre_y"],
+        **PERTURBER_CENTRE,
     }
     physics: ClassVar[Any] = point
 
@@ -289,8 +292,7 @@ class LineMass(MassProfile):
         "mass": Parameter(unit="arcsec^2", low=0.0, high=1.0, start=0.02, step=0.02),
         "length": Parameter(unit="arcsec", low=0.05, high=10.0, start=1.0, step=0.3, log=True),
         "angle": Parameter(unit="radian", low=-10.0, high=10.0, start=0.0, step=0.5),
-        "centre_x": NFW.parameters["centre_x"],
-        "centre_y": NFW.parameters["centre_y"],
+        **PERTURBER_CENTRE,
     }
     physics: ClassVar[Any] = line
 
@@ -310,10 +312,8 @@ class Sersic(LightProfile):
     parameters: ClassVar[Mapping[str, Parameter]] = {
         "R_e": Parameter(unit="arcsec", low=0.01, high=10.0, start=0.2, step=0.5, log=True),
         "n": Parameter(low=0.3, high=8.0, start=1.5, step=0.4, log=True, prior=(math.log(1.5), 0.7)),
-        "e1": _ELLIPTICITY,
-        "e2": _ELLIPTICITY,
-        "centre_x": Parameter(unit="arcsec", low=-2.0, high=2.0, start=0.0, step=0.1),
-        "centre_y": Parameter(unit="arcsec", low=-2.0, high=2.0, start=0.0, step=0.1),
+        **_ELLIPTICITY,
+        **_LIGHT_CENTRE,
     }
 
     def __init__(
@@ -368,9 +368,7 @@ class MultiGaussian(LightProfile):
     """
 
     kind = "multi_gaussian"
-    parameters: ClassVar[Mapping[str, Parameter]] = {
-        symbol: Sersic.parameters[symbol] for symbol in ("e1", "e2", "centre_x", "centre_y")
-    }
+    parameters: ClassVar[Mapping[str, Parameter]] = {**_ELLIPTICITY, **_LIGHT_CENTRE}
 
     def __init__(
         self, n: int = 12, *, smallest: float = 0.02, largest: float = 4.0, name: str | None = None, **settings: Setting
@@ -410,8 +408,7 @@ class Shapelets(LightProfile):
     positive = False
     parameters: ClassVar[Mapping[str, Parameter]] = {
         "beta": Parameter(unit="arcsec", low=0.01, high=2.0, start=0.1, step=0.3, log=True),
-        "centre_x": Sersic.parameters["centre_x"],
-        "centre_y": Sersic.parameters["centre_y"],
+        **_LIGHT_CENTRE,
     }
 
     def __init__(self, n_max: int, *, name: str | None = None, **settings: Setting) -> None:

@@ -13,8 +13,6 @@ import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +21,7 @@ from pydantic import Field, PlainValidator, create_model, model_validator
 
 from darklens.config import Frozen, OneOf, load, read_yaml
 from darklens.errors import ConfigError
-from darklens.registry import unknown
+from darklens.registry import FileRegistry, unknown
 from darklens.scene import profiles
 from darklens.scene.profiles import Free, LightProfile, MassProfile, Multipole, Parameter, Profile, Setting
 from darklens.scene.scene import Scene
@@ -108,9 +106,7 @@ def _setting(symbol: str, parameter: Parameter, value: Any) -> Any:
         free = FreeParameter.model_validate(value)
         _check_range(symbol, parameter, {k: getattr(free, k) for k in ("start", "low", "high")})
         return free
-    if isinstance(value, str):
-        if "." not in value:
-            raise ValueError("a number, `free`, the name of another parameter, or {start, low, high, prior} is needed")
+    if isinstance(value, str) and "." in value:
         return value
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
         raise ValueError("a number, `free`, the name of another parameter, or {start, low, high, prior} is needed")
@@ -220,9 +216,8 @@ class SceneSpecification(Frozen):
         return Scene(built["mass"], built["source"], built["lens_light"])
 
 
-def names() -> list[str]:
-    """Return the names of the scenes that come with the package."""
-    return sorted(_shipped())
+_SCENES = FileRegistry("scene", "darklens.scene")
+names = _SCENES.names
 
 
 def get(name_or_path: str, overrides: Sequence[str] = ()) -> SceneSpecification:
@@ -236,15 +231,10 @@ def get(name_or_path: str, overrides: Sequence[str] = ()) -> SceneSpecification:
         ConfigError: If there is no such scene or file, or a key or value is wrong.
     """
     path = Path(name_or_path)
-    if name_or_path in _shipped():
-        tree = read_yaml(_shipped()[name_or_path])
-    elif path.suffix in (".yaml", ".yml") or path.exists():
-        tree = read_yaml(path)
-        psf = tree.get("psf")
-        if isinstance(psf, dict) and isinstance(psf.get("file"), str):
-            tree["psf"] = psf | {"file": str(path.parent / psf["file"])}
-    else:
-        raise ConfigError(unknown("scene", name_or_path, names()))
+    tree = read_yaml(_SCENES.file_of(name_or_path, path))
+    psf = tree.get("psf")
+    if name_or_path not in _SCENES and isinstance(psf, dict) and isinstance(psf.get("file"), str):
+        tree["psf"] = psf | {"file": str(path.parent / psf["file"])}
     specification = load(SceneSpecification, tree, [_full_key(tree, text) for text in overrides], name=name_or_path)
     try:
         specification.scene()
@@ -258,16 +248,10 @@ def to_yaml(scene: Scene) -> str:
     tree: dict[str, Any] = {}
     models: dict[str, Any] = {"mass": scene.mass, "source": scene.source, "lens_light": scene.lens_light}
     for section, model in models.items():
-        members = {name: p for name, p in scene.profiles.items() if any(p is other for other in model.profiles)}
+        members = {name: p for name, p in scene.profiles.items() if p in model.profiles}
         if members or section != "lens_light":
             tree[section] = {name: _tree(profile) for name, profile in members.items()}
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
-
-
-@cache
-def _shipped() -> dict[str, Traversable]:
-    folder = resources.files("darklens.scene")
-    return {path.name.removesuffix(".yaml"): path for path in folder.iterdir() if path.name.endswith(".yaml")}
 
 
 def with_kinds(tree: Any) -> Any:

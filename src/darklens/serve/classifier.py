@@ -157,27 +157,20 @@ def _suggestion(population: Population, predicted: str, value: Mapping[str, floa
     spec = population.classes.get(predicted)
     if spec is None or isinstance(spec, NoSubstructure):
         return None
+    prefix, of_line = "point_1", {}
     units = {"x": "arcsec", "y": "arcsec", "mass": "M_sun", "theta_E_squared": "arcsec^2"}
     if isinstance(spec, LineMass):
-        squared = value["line_mass"]
-        return Suggestion(
-            kind="line",
-            x=value["line_x"],
-            y=value["line_y"],
-            mass=_solar(population, squared, value["theta_E"]),
-            theta_E_squared=squared,
-            length=value["line_length"],
-            angle=float(np.degrees(value["line_angle"])) % 180,
-            units=units | {"length": "arcsec", "angle": "deg"},
-        )
-    squared = value["point_1_mass"]
+        prefix, units = "line", units | {"length": "arcsec", "angle": "deg"}
+        of_line = {"length": value["line_length"], "angle": float(np.degrees(value["line_angle"])) % 180}
+    squared = value[f"{prefix}_mass"]
     return Suggestion(
-        kind="point",
-        x=value["point_1_x"],
-        y=value["point_1_y"],
+        kind="line" if of_line else "point",
+        x=value[f"{prefix}_x"],
+        y=value[f"{prefix}_y"],
         mass=_solar(population, squared, value["theta_E"]),
         theta_E_squared=squared,
         units=units,
+        **of_line,
     )
 
 

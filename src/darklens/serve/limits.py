@@ -111,11 +111,6 @@ class Admission:
             self.n_searches -= 1
 
     @property
-    def n_requests(self) -> int:
-        """Requests in flight."""
-        return self._requests.total()
-
-    @property
     def is_full(self) -> bool:
         """Whether the queue has no room for another image."""
         return self.n_images >= self._settings.queue

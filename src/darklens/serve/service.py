@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from jaxtyping import Float32
 
 from darklens.bundle import Bundle, sha256_of_bundle
 from darklens.data.prepare import Prepared, prepare
@@ -64,7 +65,7 @@ class Service:
     def __init__(self, models: Mapping[str, Bundle], digests: Mapping[str, str], settings: Settings) -> None:
         self.settings, self.admission = settings, Admission(settings)
         self.metrics = Metrics(lambda: float(self.admission.n_images))
-        self._bundles, self._digests = models, digests
+        self._bundles = models
         self.cards = [_card(name, bundle, digests[name]) for name, bundle in models.items()]
         self.default = next(iter(models))
         self._models: dict[str, Model] = {}
@@ -163,14 +164,10 @@ class Service:
             RequestError: 503 if the queue has no room for it, or the time limit has passed.
         """
         deadline = time.monotonic() + self.settings.timeout
-        contract, population = model.bundle.contract, simulated_lens.population()
+        pixel_scale = simulated_lens.population().field.pixel_scale
         with self.admission.images(1):
             pixels = await asyncio.to_thread(simulated_lens.simulate, lens)
-            prepared = prepare(
-                Image(pixels.astype(np.float64), population.field.pixel_scale),
-                n_pixels=contract.n_pixels,
-                pixel_scale=contract.pixel_scale,
-            )
+            prepared = _prepared(model.bundle, pixels, pixel_scale)
             job = Job(
                 "simulated lens",
                 prepared.pixels,
@@ -242,17 +239,19 @@ class Service:
         jobs = []
         for model in self._models.values():
             contract = model.bundle.contract
-            prepared = prepare(
-                Image(pixels.astype(np.float64), contract.pixel_scale * pixels.shape[0] / contract.n_pixels),
-                n_pixels=contract.n_pixels,
-                pixel_scale=contract.pixel_scale,
-            )
+            pixel_scale = contract.pixel_scale * pixels.shape[0] / contract.n_pixels
+            prepared = _prepared(model.bundle, pixels, pixel_scale)
             jobs.append(Job("", prepared.pixels, maps=True))
             model.batcher.submit(jobs[-1])
         for job in jobs:
             job.result.result()
         assert self._readers is not None
         self._readers.wait_until_ready()
+
+
+def _prepared(bundle: Bundle, pixels: Float32[np.ndarray, "n n"], pixel_scale: float) -> Prepared:
+    n_pixels, scale = bundle.contract.n_pixels, bundle.contract.pixel_scale
+    return prepare(Image(pixels.astype(np.float64), pixel_scale), n_pixels=n_pixels, pixel_scale=scale)
 
 
 async def _before(deadline: float, work: Awaitable[T], message: str = _SLOW) -> T:

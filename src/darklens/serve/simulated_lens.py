@@ -17,62 +17,31 @@ from darklens.simulate.render import render
 from darklens.simulate.truth import draw
 
 POPULATION = "common-test-i"
-_POINT, _LINE = ["sphere"], ["vort"]  # classes with point masses, and with a line mass
+_LINE = ["vort"]  # classes with a line mass
+_ANY = ["sphere", *_LINE]  # classes with a perturber
+
+
+def _slider(
+    name: str, label: str, unit: str, low: float, high: float, step: float, default: float, **others: Any
+) -> Slider:
+    return Slider(name=name, label=label, unit=unit, min=low, max=high, step=step, default=default, **others)
+
 
 SLIDERS = {
     slider.name: slider
     for slider in (
-        Slider(name="theta_E", label="Einstein radius", unit="arcsec", min=0.7, max=1.9, step=0.01, default=1.28),
-        Slider(name="gamma1", label="Shear γ₁", unit="", min=-0.2, max=0.2, step=0.005, default=0.05),
-        Slider(name="gamma2", label="Shear γ₂", unit="", min=-0.2, max=0.2, step=0.005, default=0.0),
-        Slider(name="source_x", label="Source position x", unit="arcsec", min=-0.35, max=0.35, step=0.01, default=0.1),
-        Slider(name="source_y", label="Source position y", unit="arcsec", min=-0.35, max=0.35, step=0.01, default=0.05),
-        Slider(
-            name="mass",
-            label="Perturber mass",
-            unit="M_sun",
-            min=1e7,
-            max=1e11,
-            step=0.05,
-            default=1e10,
-            scale="log",
-            classes=_POINT + _LINE,
-        ),
-        Slider(
-            name="x",
-            label="Perturber position x",
-            unit="arcsec",
-            min=-2,
-            max=2,
-            step=0.02,
-            default=1.2,
-            classes=_POINT + _LINE,
-        ),
-        Slider(
-            name="y",
-            label="Perturber position y",
-            unit="arcsec",
-            min=-2,
-            max=2,
-            step=0.02,
-            default=0.4,
-            classes=_POINT + _LINE,
-        ),
-        Slider(name="length", label="Line length", unit="arcsec", min=0.5, max=3, step=0.05, default=2, classes=_LINE),
-        Slider(
-            name="angle",
-            label="Line angle from the x axis",
-            unit="deg",
-            min=0,
-            max=180,
-            step=1,
-            default=60,
-            classes=_LINE,
-        ),
-        Slider(
-            name="exposure", label="Exposure, relative", unit="", min=0.1, max=10, step=0.05, default=1, scale="log"
-        ),
-        Slider(name="seed", label="Random seed", unit="", min=0, max=9999, step=1, default=0),
+        _slider("theta_E", "Einstein radius", "arcsec", 0.7, 1.9, 0.01, 1.28),
+        _slider("gamma1", "Shear γ₁", "", -0.2, 0.2, 0.005, 0.05),
+        _slider("gamma2", "Shear γ₂", "", -0.2, 0.2, 0.005, 0.0),
+        _slider("source_x", "Source position x", "arcsec", -0.35, 0.35, 0.01, 0.1),
+        _slider("source_y", "Source position y", "arcsec", -0.35, 0.35, 0.01, 0.05),
+        _slider("mass", "Perturber mass", "M_sun", 1e7, 1e11, 0.05, 1e10, scale="log", classes=_ANY),
+        _slider("x", "Perturber position x", "arcsec", -2, 2, 0.02, 1.2, classes=_ANY),
+        _slider("y", "Perturber position y", "arcsec", -2, 2, 0.02, 0.4, classes=_ANY),
+        _slider("length", "Line length", "arcsec", 0.5, 3, 0.05, 2, classes=_LINE),
+        _slider("angle", "Line angle from the x axis", "deg", 0, 180, 1, 60, classes=_LINE),
+        _slider("exposure", "Exposure, relative", "", 0.1, 10, 0.05, 1, scale="log"),
+        _slider("seed", "Random seed", "", 0, 9999, 1, 0),
     )
 }
 

@@ -27,7 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 from darklens.data.batch_slice import BatchSlice
 from darklens.devices import require_device
 from darklens.errors import ConfigError, DarklensError, StoppedError
-from darklens.files import atomic_path
+from darklens.files import write_bytes
 
 R = TypeVar("R")
 # The main process may fit a whole store, or calibrate, while the others wait.
@@ -290,8 +290,7 @@ class _AtomicCheckpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         buffer = BytesIO()
         torch.save(checkpoint, buffer)
-        with atomic_path(Path(path)) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
+        write_bytes(Path(path), buffer.getbuffer())
 
 
 class _LaunchedEnvironment(ClusterEnvironment):

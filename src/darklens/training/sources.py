@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from darklens import config, populations, rng
 from darklens.data.batch_slice import WHOLE_BATCH, BatchSlice
@@ -14,7 +13,6 @@ from darklens.data.loaders import BatchOrder, loader, split
 from darklens.data.store import Store
 from darklens.errors import ConfigError
 from darklens.fit.cache import FitCache
-from darklens.fit.features import FitFeatures
 from darklens.populations.population import Population
 from darklens.simulate.stream import FreshBatches, Simulated
 from darklens.training.recipe import DataConfig, Stage
@@ -69,24 +67,8 @@ class StoreSource:
         return reference, validation
 
     def _loader(self, order: BatchOrder) -> Loader:
-        if self._fits is None:
-            return loader(self._store, order, pin_memory=self._pin_memory)
-        dataset = FitsDataset(self._fits, self._store.labels)
-        return DataLoader(dataset, sampler=order, batch_size=None, pin_memory=self._pin_memory)
-
-
-class FitsDataset(Dataset[tuple[FitFeatures, torch.Tensor]]):
-    """The fits of the images of a store, in place of the images."""
-
-    def __init__(self, fits: FitCache, labels: Int[np.ndarray, " n"]) -> None:
-        self._fits, self._labels = fits, torch.from_numpy(labels)
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, indices: list[int]) -> tuple[FitFeatures, torch.Tensor]:
-        """Return a batch of fits and its labels."""
-        return self._fits.features(indices), self._labels[indices]
+        read = self._fits.features if self._fits else lambda indices: torch.from_numpy(self._store.images(indices))
+        return loader(read, self._store.labels, order, pin_memory=self._pin_memory)
 
 
 class StreamSource:

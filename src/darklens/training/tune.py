@@ -96,14 +96,14 @@ def tune(
         study = _study(optuna, out, metric, _pruner(optuna, pruner, prune_after, base))
         for interrupted in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
             study.tell(interrupted.number, state=optuna.trial.TrialState.FAIL)
-        while (done := _n_ended(study)) < trials:
+        while (done := sum(trial.state != "failed" for trial in _trials_of(study))) < trials:
             # A seed per trial, so that a continued search makes the same trials as an uninterrupted one.
             study.sampler = optuna.samplers.TPESampler(seed=rng.integer_seed(seed, "tune", done) % 2**32)
             _run(optuna, study, recipe, overrides, space, store, out, metric, seed, device)
-            results = [_to_trial(trial) for trial in study.get_trials(deepcopy=False)]
+            results = _trials_of(study)
             _write(out, results, recipe, overrides, metric)
             on_trial(results[-1], best_of(results, metric))
-        return [_to_trial(trial) for trial in study.get_trials(deepcopy=False)]
+        return _trials_of(study)
 
 
 def _run(
@@ -224,8 +224,8 @@ def _claim(out: Path, identity: dict[str, Any]) -> None:
     write_json(out / _INDEX, identity)
 
 
-def _n_ended(study: Any) -> int:
-    return sum(_to_trial(trial).state != "failed" for trial in study.get_trials(deepcopy=False))
+def _trials_of(study: Any) -> list[Trial]:
+    return [_to_trial(trial) for trial in study.get_trials(deepcopy=False)]
 
 
 def _to_trial(trial: Any) -> Trial:

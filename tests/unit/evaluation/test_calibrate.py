@@ -84,10 +84,9 @@ def test_a_calibration_is_reproducible_and_divides_the_logits(store, calibrated)
     assert record.temperature_images == 120 and record.threshold_images == 120
     assert [c.level for c in record.conformal] == [0.9, 0.95] and [s.risk for s in record.selective] == [0.01, 0.05]
     logits = calibrated.outputs_of(store).logits
-    np.testing.assert_allclose(calibrated.probabilities_of(store), softmax(logits / record.temperature))
-    np.testing.assert_allclose(
-        calibrated.classify(store.images([3])).probabilities, calibrated.probabilities_of(store)[3:4], atol=1e-6
-    )
+    probabilities = calibrated.calibrated(logits)
+    np.testing.assert_allclose(probabilities, softmax(logits / record.temperature))
+    np.testing.assert_allclose(calibrated.classify(store.images([3])).probabilities, probabilities[3:4], atol=1e-6)
 
 
 def test_bundles_with_and_without_calibration_survive_a_round_trip(store, calibrated, tmp_path):
@@ -95,10 +94,11 @@ def test_bundles_with_and_without_calibration_survive_a_round_trip(store, calibr
         bundle.save(tmp_path / name)
         again = Bundle.load(tmp_path / name)
         assert again.contract.calibration == bundle.contract.calibration
-        np.testing.assert_array_equal(again.probabilities_of(store), bundle.probabilities_of(store))
-        features = again.outputs_of(store).ood_features
-        columns = prediction_columns(again, again.probabilities_of(store), features)
-        assert columns == prediction_columns(bundle, bundle.probabilities_of(store), features)
+        logits, features = again.outputs_of(store)
+        probabilities, expected = again.calibrated(logits), bundle.calibrated(bundle.outputs_of(store).logits)
+        np.testing.assert_array_equal(probabilities, expected)
+        columns = prediction_columns(again, probabilities, features)
+        assert columns == prediction_columns(bundle, expected, features)
     # Bundles of earlier versions have neither entry.
     contract = json.loads((tmp_path / "old" / CONTRACT).read_text())
     del contract["calibration"], contract["ood_sha256"]

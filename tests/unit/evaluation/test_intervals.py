@@ -8,7 +8,7 @@ import pytest
 from darklens import rng
 from darklens.errors import InputError
 from darklens.evaluation import bootstrap, metrics
-from darklens.evaluation.bootstrap import difference_of_means, paired_difference, scalar_metrics
+from darklens.evaluation.bootstrap import BootstrapMetrics, scalar_metrics
 from darklens.evaluation.compare import compare, to_markdown
 from darklens.evaluation.intervals import (
     _ReliabilityBins,
@@ -167,19 +167,25 @@ class TestMetricIntervals:
         )
 
 
+def paired_difference(labels, first, second, *, seed=0, resamples=bootstrap.RESAMPLES):
+    """Return the difference of two systems, given the probabilities of their trainings."""
+    a, b = ([BootstrapMetrics.of(labels, p, seed=seed, resamples=resamples) for p in ps] for ps in (first, second))
+    return bootstrap.difference(a, b, paired=True, seed=seed)
+
+
 def test_a_system_does_not_differ_from_itself_and_a_better_one_does():
     labels, good = sample(600, skill=2.0)
     _, poor = sample(600, skill=0.5, seed=1)
-    same = bootstrap.paired_difference(labels, good, good, resamples=100)
+    same = paired_difference(labels, [good], [good], resamples=100)
     assert same["auc"] == {"value": 0.0, "ci95": [0.0, 0.0], "p": 1.0}
-    better = bootstrap.paired_difference(labels, good, poor, resamples=100)
+    better = paired_difference(labels, [good], [poor], resamples=100)
     assert better["auc"]["value"] > 0.1 and better["auc"]["ci95"][0] > 0 and better["auc"]["p"] < 0.05
 
 
 def test_pairing_narrows_the_interval():
     labels, p = sample(600)
     nearly = 0.95 * p + 0.05 * rng.generator(0).dirichlet([1, 1, 1], 600)
-    paired = bootstrap.paired_difference(labels, p, nearly, resamples=200)["auc"]["ci95"]
+    paired = paired_difference(labels, [p], [nearly], resamples=200)["auc"]["ci95"]
     alone = bootstrap.percentile_interval(bootstrap.bootstrap(labels, p, resamples=200)["auc"])
     assert paired[1] - paired[0] < (alone[1] - alone[0]) / 2
 
@@ -269,7 +275,7 @@ class TestSeveralSeeds:
         first, second = [training("a", k, 2.0) for k in range(3)], [training("b", k, 1.0) for k in range(3)]
         comparison = compare(grouped(*first, *second))
         difference, system = comparison["differences"][0], comparison["systems"][0]
-        expected = difference_of_means(
+        expected = paired_difference(
             first[0].labels, [t.probabilities for t in first], [t.probabilities for t in second]
         )
         assert difference["auc"]["macro"] == expected["auc"] and difference["brier"] == expected["brier"]
@@ -295,7 +301,7 @@ def test_other_images_cannot_be_compared():
         compare([single_run("a", 1.0)])
 
 
-class TestDifferenceOfMeans:
+class TestDifferenceOfSystems:
     def trainings(self, quality, n=300, count=3):
         g = np.random.default_rng(int(quality * 100))
         labels = np.arange(n) % 3
@@ -308,7 +314,7 @@ class TestDifferenceOfMeans:
     def test_it_is_the_mean_difference_with_an_interval_around_it(self):
         labels, good = self.trainings(2.0)
         _, poor = self.trainings(1.0)
-        difference = difference_of_means(labels, good, poor, seed=1, resamples=300)["auc"]
+        difference = paired_difference(labels, good, poor, seed=1, resamples=300)["auc"]
         each = [
             scalar_metrics(labels, a)["auc"] - scalar_metrics(labels, b)["auc"] for a, b in zip(good, poor, strict=True)
         ]
@@ -319,20 +325,20 @@ class TestDifferenceOfMeans:
     def test_one_training_each_is_the_paired_bootstrap(self):
         labels, good = self.trainings(2.0, count=1)
         _, poor = self.trainings(1.5, count=1)
-        paired = paired_difference(labels, good[0], poor[0], seed=1, resamples=300)["auc"]
-        difference = difference_of_means(labels, good, poor, seed=1, resamples=300)["auc"]
-        assert difference["ci95"] == pytest.approx(paired["ci95"])
-        assert (difference["value"], difference["p"]) == pytest.approx((paired["value"], paired["p"]))
+        a, b = (bootstrap.bootstrap(labels, p, seed=1, resamples=300)["auc"] for p in (good[0], poor[0]))
+        difference = paired_difference(labels, good, poor, seed=1, resamples=300)["auc"]
+        assert difference["ci95"] == pytest.approx(bootstrap.percentile_interval(a - b))
+        assert difference["p"] == pytest.approx(2 * (min((a <= b).sum(), (a >= b).sum()) + 1) / 301)
 
     def test_seeds_that_disagree_widen_the_interval(self):
         labels, good = self.trainings(2.0)
         _, poor = self.trainings(1.0)
         both, swapped = [good[0], poor[0]], [poor[0], good[0]]
-        same = difference_of_means(labels, [good[0]] * 2, [poor[0]] * 2, resamples=300)["auc"]["ci95"]
-        mixed = difference_of_means(labels, both, swapped, resamples=300)["auc"]["ci95"]
+        same = paired_difference(labels, [good[0]] * 2, [poor[0]] * 2, resamples=300)["auc"]["ci95"]
+        mixed = paired_difference(labels, both, swapped, resamples=300)["auc"]["ci95"]
         assert mixed[1] - mixed[0] > 2 * (same[1] - same[0])
 
     def test_trainings_must_pair_up(self):
         labels, good = self.trainings(2.0)
         with pytest.raises(InputError, match="3 trainings cannot be paired with 2"):
-            difference_of_means(labels, good, good[:2], resamples=2)
+            paired_difference(labels, good, good[:2], resamples=2)

@@ -4,6 +4,7 @@ import re
 import numpy as np
 import pytest
 
+from darklens.fit import png
 from darklens.report import charts, figures, strata_section
 from darklens.report.html import Picture, Section, Table, page
 
@@ -66,7 +67,7 @@ def test_names_are_no_formulas(name):
 
 
 def test_figures_are_png_and_reproducible(monkeypatch):
-    monkeypatch.setattr(figures, "_DPI", 40)
+    monkeypatch.setattr(png, "_DPI", 40)
     g = np.random.default_rng(0)
     labels, p = np.arange(60) % 3, g.dirichlet([1, 1, 1], 60)
     classes = ["no", "sphere", "vort"]

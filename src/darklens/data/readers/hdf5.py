@@ -37,10 +37,7 @@ def read_hdf5(path: Path, name: str | None = None, pixel_scale: float | None = N
     Raises:
         InputError: If h5py is not installed, or the file is damaged, too large, or has no such image.
     """
-    try:
-        import h5py
-    except ImportError:
-        raise InputError(f"{path}: HDF5 files need h5py; pip install 'darklens[hdf5]'.") from None
+    h5py = require_h5py(path)
     with reject_damaged(path, "HDF5"), h5py.File(path, "r") as file:
         datasets = datasets_of(file, h5py)
         path_in_file = None if name is None else name.strip("/")
@@ -55,6 +52,15 @@ def read_hdf5(path: Path, name: str | None = None, pixel_scale: float | None = N
         require_readable(path, image)
         pixels = np.asarray(image[()]).reshape(height, width).astype(np.float64)
         return Image(pixels, unless_replaced(pixel_scale, lambda: stated_scale(path, image, datasets)))
+
+
+def require_h5py(path: Path) -> Any:
+    """Return the module h5py; raise InputError if it is not installed."""
+    try:
+        import h5py
+    except ImportError:
+        raise InputError(f"{path}: HDF5 files need h5py; pip install 'darklens[hdf5]'.") from None
+    return h5py
 
 
 def require_readable(path: Path, dataset: Any, *, max_chunks: int = MAX_CHUNKS) -> None:

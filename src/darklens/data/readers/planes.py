@@ -5,14 +5,13 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from darklens.data.readers import read_image, require_file, warnings_lock
 from darklens.data.readers.fits import list_units
-from darklens.data.readers.hdf5 import datasets_of, require_readable
+from darklens.data.readers.hdf5 import datasets_of, require_h5py, require_readable
 from darklens.data.readers.image import MAX_BYTES, plane_shape, reject_damaged, require_image
 from darklens.data.readers.npy import open_archive, read_header
 from darklens.data.readers.pixel_scale import TRANSFORM, is_name
@@ -169,7 +168,7 @@ def _arrays_of_npz(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, np
 
 def _arrays_of_hdf5(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, np.ndarray]]:
     """As `_arrays_of_npz`."""
-    h5py = _h5py(path)
+    h5py = require_h5py(path)
     shapes: dict[str, tuple[int, ...]] = {}
     values: dict[str, np.ndarray] = {}
     with reject_damaged(path, "HDF5"), h5py.File(path, "r") as file:
@@ -186,7 +185,7 @@ def _arrays_of_hdf5(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, n
 def _read_row(path: Path, key: str, row: int) -> Float[np.ndarray, "rows columns"]:
     """Return one image of a stack."""
     if require_file(path).startswith(_HDF5):
-        h5py = _h5py(path)
+        h5py = require_h5py(path)
         with reject_damaged(path, "HDF5"), h5py.File(path, "r") as file:
             dataset = datasets_of(file, h5py)[key]
             height, width = require_image(path, dataset.shape[1:], dataset.dtype)
@@ -202,11 +201,3 @@ def _read_row(path: Path, key: str, row: int) -> Float[np.ndarray, "rows columns
         stream.seek(row * n_bytes, 1)
         plane = np.frombuffer(stream.read(n_bytes), dtype=dtype, count=height * width)
         return plane.reshape(height, width).astype(np.float64)
-
-
-def _h5py(path: Path) -> Any:
-    try:
-        import h5py
-    except ImportError:
-        raise InputError(f"{path}: HDF5 files need h5py; pip install 'darklens[hdf5]'.") from None
-    return h5py

@@ -17,22 +17,8 @@ def odd_series(t: Tensor, *, first: int = 1, terms: int = 7) -> Tensor:
     return total
 
 
-def arctan_quotient(t: Tensor) -> Tensor:
-    """Return arctan(sqrt t) / sqrt t, smooth through t = 0, for t >= 0."""
-    far = t > _SERIES_BELOW
-    root = torch.where(far, t, 1.0).sqrt()
-    return torch.where(far, torch.atan(root) / root, odd_series(torch.where(far, 0.0, -t)))
-
-
-def artanh_quotient(t: Tensor) -> Tensor:
-    """Return artanh(sqrt t) / sqrt t, smooth through t = 0, for 0 <= t < 1."""
-    far = t > _SERIES_BELOW
-    root = torch.where(far, t, 0.25).sqrt()
-    return torch.where(far, torch.atanh(root) / root, odd_series(torch.where(far, 0.0, t)))
-
-
 def signed_quotient(t: Tensor) -> Tensor:
-    """Return the analytic function of t < 1: `artanh_quotient(t)` for t > 0, `arctan_quotient(-t)` for t < 0."""
+    """Return artanh(sqrt t) / sqrt t for 0 < t < 1 and its continuation for t < 0, arctan(sqrt -t) / sqrt -t."""
     above = torch.where(t > _SERIES_BELOW, t, 0.25).sqrt()
     below = torch.where(t < -_SERIES_BELOW, -t, 1.0).sqrt()
     closed = torch.where(t > 0, torch.atanh(above) / above, torch.atan(below) / below)
