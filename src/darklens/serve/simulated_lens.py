@@ -20,9 +20,11 @@ POPULATION = "common-test-i"
 _LINE = ["vort"]  # classes with a line mass
 _ANY = ["sphere", *_LINE]  # classes with a perturber
 
+Real = int | float  # run-time checks of types take no integer for a float
+
 
 def _slider(
-    name: str, label: str, unit: str, low: float, high: float, step: float, default: float, **others: Any
+    name: str, label: str, unit: str, low: Real, high: Real, step: Real, default: Real, **others: Any
 ) -> Slider:
     return Slider(name=name, label=label, unit=unit, min=low, max=high, step=step, default=default, **others)
 
