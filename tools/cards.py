@@ -165,6 +165,7 @@ def model_card(name: str) -> str:
     folder = ROOT / "src/darklens/weights" / name
     bundle, judged, own = load(folder / "bundle.json"), load(folder / "eval.json"), words(name)
     trained, data, tested, n = bundle["provenance"], bundle["data"], judged["data"], bundle["n_pixels"]
+    fits = " without the fits" if "population" in bundle["model"] else ""
     return (
         f"{NOTE}# {name}\n\n{' '.join(own['about'].split())}\n\n"
         f"{bundle['parameters']:,} parameters; input {n} x {n} pixels of {bundle['pixel_scale']} arcsec; "
@@ -192,7 +193,7 @@ def model_card(name: str) -> str:
         )
         + f"\nRecipe [`{bundle['recipe']}`](../../../src/darklens/recipes/{bundle['recipe']}.yaml), "
         f"seed {trained['seed']}, {trained['train_images']:,} training images, "
-        f"{trained['train_seconds'] / 60:.0f} minutes without the fits; {source(bundle)}. "
+        f"{trained['train_seconds'] / 60:.0f} minutes{fits}; {source(bundle)}. "
         f"Weights `{bundle['weights_sha256'][:16]}`.\n\n"
         f"## Performance\n\n{metrics(judged)}\n## Calibration\n\n{calibration(judged)}\n"
         f"## Detection limit\n\n{limits(judged)}\n{elsewhere(bundle, own)}"
