@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from darklens import populations
 from darklens.config import Frozen
 from darklens.data.store import Store
-from darklens.evaluation.bootstrap import difference_of_means
+from darklens.evaluation import bootstrap
 from darklens.evaluation.compare import format_metric
 from darklens.evaluation.intervals import metrics_with_intervals
 from darklens.evaluation.runs import read_run
@@ -229,8 +229,12 @@ def difference(pair: Sequence[str], all_trainings: list[Training]) -> dict[str, 
     n_seeds = min(map(len, sides))
     if n_seeds == 0:
         return {}
-    probabilities = [[evaluation.probabilities for evaluation in side[:n_seeds]] for side in sides]
-    metrics = difference_of_means(sides[0][0].labels, *probabilities)
+    labels = sides[0][0].labels
+    first_side, second_side = (
+        [bootstrap.BootstrapMetrics.of(labels, evaluation.probabilities) for evaluation in side[:n_seeds]]
+        for side in sides
+    )
+    metrics = bootstrap.difference(first_side, second_side, paired=True)
     first, second = (member.replace("@", ", ") + (" per class" if "@" in member else "") for member in pair)
     return {"first": first, "second": second, "seeds": n_seeds, **metrics}
 
