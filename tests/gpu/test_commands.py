@@ -104,6 +104,7 @@ def test_train_and_calibrate(recipe, inputs, tmp_path, monkeypatch):
     pinned = []
     monkeypatch.setattr(torch.utils.data.DataLoader, "__init__", _recording(pinned))
     overrides = " ".join(SMALL if recipe == "resnet_simple" else [*SMALL[:3], f"model.overrides=[{FIELD}]"])
+    overrides += " precision=float32"  # with AMX the processor alone would choose bfloat16
     command = f"train {recipe} --data {inputs}/store --seed 3 {overrides}"
     run(f"{command} --out {tmp_path}/cpu")
     assert not any(pinned)
