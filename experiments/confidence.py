@@ -24,7 +24,8 @@ def run(config: Config, work: Work) -> dict[str, Any]:
         labelled = config.make(name)
         rows.append({"name": name, **row(bundle, labelled.images, labelled.labels)})
         print(f"{name}: {rows[-1]['before']:.3f} -> {rows[-1]['now']:.3f}", flush=True)
-    model = {"recipe": bundle.contract.recipe, "data": bundle.contract.data}
+    contract = bundle.contract
+    model = {"recipe": contract.recipe, "data": contract.data, "fallback": contract.fallback}
     about = {"schema": 1, "population": config.population, "model": model, "n": config.n}
     return {**about, "rows": rows, "provenance": engine.made_by()}
 
@@ -35,7 +36,8 @@ def row(bundle: Bundle, pixels: images.Images, labels: Int[np.ndarray, " b"]) ->
     now = np.concatenate([part.probabilities for part in parts])
     before = np.concatenate([bundle.calibrated(bundle.output(part.inputs).logits) for part in parts])
     doubts = [reasons for part in parts for reasons in part.doubts]
-    known = [any(reason in (FAILED, UNFAMILIAR) for reason in reasons) for reasons in doubts]
+    known_flags = {UNFAMILIAR} if bundle.fit_settings is None else {UNFAMILIAR, FAILED}
+    known = [not known_flags.isdisjoint(reasons) for reasons in doubts]
     flagged = np.array([bool(reasons) for reasons in doubts])
     wrong = before.argmax(1) != labels
     both = images.with_fallback(bundle, pixels)
@@ -72,14 +74,26 @@ def sets_of(bundle: Bundle, probabilities: Float[np.ndarray, "b c"], flagged: np
 
 
 def page(config: Config, result: dict[str, Any]) -> str:
-    """Return the table of sets; "alone" is the model without its fallback."""
-    header = ["images", "n", "accuracy, alone", "with fallback", "wrong, before", "alone", "with fallback"]
-    rows = [[*header, "unknown, alone", "with fallback", "90 % sets cover, before", "alone", "with fallback"]]
+    """Return the table of sets; "alone" is the model without its fallback, if it has one."""
+    ways = ["alone", "with fallback"] if result["model"].get("fallback", True) else ["with checks"]
+    header = [
+        "images",
+        "n",
+        *(f"accuracy, {way}" for way in ways),
+        "wrong, before",
+        *ways,
+        *(f"unknown, {way}" for way in ways),
+    ]
+    rows = [[*header, "90 % sets cover, before", *ways]]
     for r in result["rows"]:
-        accuracy = (_fraction(r[name]) for name in ("accuracy", "accuracy_with_fallback"))
-        wrong = (f"{r[name]:.1%}" for name in ("before", "now", "with_fallback"))
-        unknown = (f"{r[name]:.0%}" for name in ("flagged", "unknown"))
-        rows.append([r["name"], str(r["n"]), *accuracy, *wrong, *unknown, *map(_fraction, r["coverage"])])
+        of_way = slice(len(ways))
+        accuracy = [_fraction(r[name]) for name in ("accuracy", "accuracy_with_fallback")][of_way]
+        wrong = [f"{r[name]:.1%}" for name in ("now", "with_fallback")][of_way]
+        unknown = [f"{r[name]:.0%}" for name in ("flagged", "unknown")][of_way]
+        before, *coverage = map(_fraction, r["coverage"])
+        rows.append(
+            [r["name"], str(r["n"]), *accuracy, f"{r['before']:.1%}", *wrong, *unknown, before, *coverage[of_way]]
+        )
     model = {"recipe": result["model"]["recipe"], "trained_on": result["model"]["data"]["population"]}
     return engine.page(config, {**result["provenance"], **model, "n": result["n"]}, rows)
 

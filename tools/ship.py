@@ -2,7 +2,8 @@
 
 RUN is a run or bundle folder. CALIBRATION and TEST are stores that it was not trained on. The model is calibrated on
 the first, written with 16-bit weights if these change no probability of the second by more than 0.001, and evaluated on
-the second. Then describe it in docs/cards/words/NAME.yaml and run `python tools/cards.py`.
+the second. The fits of lens_residual check the classes of a network that takes images. Then describe the model in
+docs/cards/words/NAME.yaml and run `python tools/cards.py`.
 """
 
 import shutil
@@ -24,7 +25,10 @@ LARGEST_CHANGE = 1e-3
 
 
 def main(run: str, calibration: str, test: str, name: str) -> None:
-    bundle = calibrate_on(Bundle.load(run), Store(Path(calibration)), workers=usable_cores())
+    bundle = Bundle.load(run)
+    if bundle.fit_settings is None:
+        bundle = bundle.with_companions(checked_by="lens_residual")
+    bundle = calibrate_on(bundle, Store(Path(calibration)), workers=usable_cores())
     target, results = Path(str(SHIPPED)) / name, []
     with tempfile.TemporaryDirectory() as temporary:
         folders = [Path(temporary) / size / name for size in ("full", "half")]

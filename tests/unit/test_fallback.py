@@ -127,17 +127,17 @@ def test_the_table_names_the_model_and_the_reasons(bundle, images, tmp_path):
 
 def test_a_fallback_is_a_shipped_model_for_the_same_images():
     with pytest.raises(InputError, match="one of the shipped models"):
-        small_bundle().with_fallback("other")
+        small_bundle().with_companions(fallback="other")
     with pytest.raises(InputError, match="another size or pixel scale"):
-        small_bundle(n_pixels=PIXELS).with_fallback("lens_residual")
-    assert small_bundle().with_fallback("").fallback is None
+        small_bundle(n_pixels=PIXELS).with_companions(fallback="lens_residual")
+    assert small_bundle().with_companions(fallback="").fallback is None
 
 
 def test_a_bundle_that_names_another_fallback_is_refused(tmp_path):
     small_bundle().save(tmp_path)
     text = (tmp_path / "bundle.json").read_text()
     (tmp_path / "bundle.json").write_text(text.replace('"fallback": ""', '"fallback": "../other"'))
-    with pytest.raises(InputError, match="fallback: the fallback must be a model of this package"):
+    with pytest.raises(InputError, match="fallback: must be a model of this package"):
         Bundle.load(tmp_path)
 
 

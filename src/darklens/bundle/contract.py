@@ -42,6 +42,7 @@ class Contract(Frozen):
     calibration: Calibration | None = Field(default=None, description="calibration on held-out images, if any")
     ood_sha256: str = Field(default="", description="digest of ood.safetensors; empty if there is none")
     fallback: str = Field(default="", description="shipped model for images that this one doubts; empty: none")
+    checked_by: str = Field(default="", description="shipped model whose fits check the classes; empty: none")
     data: dict[str, Any] = Field(description="the training data: population, seed, sha256")
     validation: dict[str, float] = Field(description="validation metrics of the best epoch")
     provenance: dict[str, Any] = Field(description="version, commit, hardware, seed, train_seconds, train_images")
@@ -67,11 +68,11 @@ class Contract(Frozen):
             raise ValueError("has control characters")
         return text
 
-    @field_validator("fallback")
+    @field_validator("fallback", "checked_by")
     @classmethod
-    def _check_fallback(cls, name: str) -> str:
+    def _check_companion(cls, name: str) -> str:
         if name and name not in shipped():
-            raise ValueError(f"the fallback must be a model of this package: {', '.join(shipped())}")
+            raise ValueError(f"must be a model of this package: {', '.join(shipped())}")
         return name
 
     @field_validator("data")
@@ -98,6 +99,8 @@ class Contract(Frozen):
         if self.calibration is not None:
             self.calibration.require_classes(len(self.classes))
         settings = fit_settings_of(self.model)
+        if settings is not None and self.checked_by:
+            raise ValueError("checked_by is for networks that take images")
         if settings is not None:
             field = settings.population.field
             if field.n_pixels != self.n_pixels or not math.isclose(field.pixel_scale, self.pixel_scale, rel_tol=1e-3):

@@ -163,31 +163,53 @@ class Bundle:
         Raises:
             InputError: If it takes other images or has other classes.
         """
-        return self._loaded_fallback(self.contract.fallback)
+        return self._companion(self.contract.fallback, "be the fallback of")
 
-    def _loaded_fallback(self, name: str) -> "Bundle | None":
-        if not name:
-            return None
-        fallback = Bundle.load(name, device=self._device)
-        same = ("classes", "n_pixels", "pixel_scale", "task")
-        if any(getattr(self.contract, key) != getattr(fallback.contract, key) for key in same):
-            raise InputError(
-                f"{name} cannot be the fallback of {self.contract.recipe}: it has other classes, or takes images of "
-                "another size or pixel scale."
-            )
-        return fallback
-
-    def with_fallback(self, name: str) -> "Bundle":
-        """Return this model with another fallback, a shipped model or "" for none.
+    @cached_property
+    def checker(self) -> "Bundle | None":
+        """The model whose fits check the classes of a network that takes images, loaded at first use; None without.
 
         Raises:
-            InputError: If it is not shipped, takes other images, or has other classes.
+            InputError: If it does not fit lenses, takes other images or has other classes.
         """
-        if name and name not in shipped():
-            raise InputError(f"A fallback must be one of the shipped models {', '.join(shipped())}, not {name}.")
-        contract = self.contract.model_copy(update={"fallback": name})
+        checker = self._companion(self.contract.checked_by, "check the classes of")
+        if checker is not None and checker.fit_settings is None:
+            raise InputError(f"{self.contract.checked_by} cannot check {self.contract.recipe}: it does not fit lenses.")
+        return checker
+
+    def _companion(self, name: str, role: str) -> "Bundle | None":
+        """Return a shipped model for the same images and classes; None without a name."""
+        if not name:
+            return None
+        companion = Bundle.load(name, device=self._device)
+        same = ("classes", "n_pixels", "pixel_scale", "task")
+        if any(getattr(self.contract, key) != getattr(companion.contract, key) for key in same):
+            raise InputError(
+                f"{name} cannot {role} {self.contract.recipe}: it has other classes, or takes images of another size "
+                "or pixel scale."
+            )
+        return companion
+
+    def with_companions(self, *, fallback: str | None = None, checked_by: str | None = None) -> "Bundle":
+        """Return this model with another fallback or checker.
+
+        Args:
+            fallback: A shipped model, "" for none; by default that of this model.
+            checked_by: As `fallback`, for `checker`.
+
+        Raises:
+            InputError: If one is not shipped, takes other images, or has other classes; or if the checker does not fit
+                lenses, or this model does.
+        """
+        names = {key: name for key, name in (("fallback", fallback), ("checked_by", checked_by)) if name is not None}
+        for name in filter(None, names.values()):
+            if name not in shipped():
+                raise InputError(f"{name} is not one of the shipped models: {', '.join(shipped())}.")
+        if checked_by and self.fit_settings is not None:
+            raise InputError(f"{self.contract.recipe} fits lenses and checks its fits itself.")
+        contract = self.contract.model_copy(update=names)
         bundle = Bundle(contract, self.network, ood_reference=self.ood_reference, device=self._device)
-        bundle.fallback = self._loaded_fallback(name)
+        _ = bundle.fallback, bundle.checker  # raises here and not at the first image
         return bundle
 
     @torch.inference_mode()
@@ -259,8 +281,9 @@ class Bundle:
         Args:
             images: Images in any linear scale.
             backend: Inference backend; by default the bundle itself.
-            exposure: As for `inputs_of`.
-            mask: Pixels without data, whose values must be finite; they have no weight in fits.
+            exposure: As for `inputs_of`; used by fits, also by those of `checker`.
+            mask: Pixels without data; they have no weight in fits. Networks on images see their values, which
+                `darklens.data.prepare.prepare` fills from their neighbours.
             with_maps: Whether to return the maps of `Bundle.maps`, if the system has them.
             doubts: Further reasons not to trust the class of each image.
 
@@ -269,19 +292,23 @@ class Bundle:
                 centre.
         """
         self._require_contrast(images)
-        runner = backend or self
-        inputs = runner.inputs_of(images, exposure=self._masked(exposure, mask))
+        runner, exposure = backend or self, _masked(exposure, mask)
+        inputs = runner.inputs_of(images, exposure=exposure)
         logits, features = self.output(inputs, runner.forward(inputs))
         probabilities = self.calibrated(logits)
-        of_fit = self._checked(doubts_of_fits, inputs, probabilities)
+        fits = self.checker.inputs_of(images, exposure=exposure) if self.checker else inputs
+        of_fit = self._checked(doubts_of_fits, fits, probabilities)
         further = doubts or [()] * len(of_fit)
-        all_doubts = self._with_unfamiliar([(*a, *b) for a, b in zip(further, of_fit, strict=True)], features)
+        together = zip(further, of_fit, self._disagreements(fits, probabilities), strict=True)
+        all_doubts = self._with_unfamiliar([(*a, *b, *c) for a, b, c in together], features)
         probabilities = widened(probabilities, [bool(reasons) for reasons in all_doubts])
-        if not isinstance(inputs, FitFeatures):
+        columns = {}
+        if isinstance(fits, FitFeatures):
+            columns = findings(fits) | {"fit": ["; ".join(reasons) or "ok" for reasons in of_fit]}
+        if isinstance(inputs, FitFeatures):
+            maps = dict(zip(MAP_NAMES, inputs.maps.cpu().numpy().swapaxes(0, 1), strict=True))
+        else:
             maps = self.maps(images) if with_maps and self.has_maps else {}
-            return Classification(probabilities, {}, maps, features, inputs, all_doubts)
-        maps = dict(zip(MAP_NAMES, inputs.maps.cpu().numpy().swapaxes(0, 1), strict=True))
-        columns = findings(inputs) | {"fit": ["; ".join(reasons) or "ok" for reasons in of_fit]}
         return Classification(probabilities, columns, maps, features, inputs, all_doubts)
 
     def suspicions_of(self, classification: Classification) -> Sequence[tuple[str, ...]]:
@@ -294,11 +321,22 @@ class Bundle:
         inputs: Inputs,
         probabilities: Float[np.ndarray, "b classes"],
     ) -> Sequence[tuple[str, ...]]:
-        """Return what a check finds in the fits of the most probable classes; nothing for systems that take images."""
-        if self.fit_settings is None or not isinstance(inputs, FitFeatures):
+        """Return what a check finds in the fits of the most probable classes; nothing without fits."""
+        if self.check_settings is None or not isinstance(inputs, FitFeatures):
             return [()] * len(probabilities)
-        population, classes = self.fit_settings.population, self.contract.classes
+        population, classes = self.check_settings.population, self.contract.classes
         return check(inputs, [hypothesis_of(population, classes[k]) for k in probabilities.argmax(1)])
+
+    def _disagreements(self, fits: Inputs, probabilities: Float[np.ndarray, "b classes"]) -> Sequence[tuple[str, ...]]:
+        """Return for each image the class of the checker if it is another one."""
+        if self.checker is None:
+            return [()] * len(probabilities)
+        other, classes = self.checker.output(fits).logits.argmax(1), self.contract.classes
+        name = self.contract.checked_by
+        return [
+            () if a == b else (f"{name}, which fits the lens, classifies the image as {classes[b]}",)
+            for a, b in zip(probabilities.argmax(1), other, strict=True)
+        ]
 
     def _with_unfamiliar(
         self, doubts: list[tuple[str, ...]], features: Float[np.ndarray, "b f"]
@@ -374,7 +412,7 @@ class Bundle:
         if self.fit_settings is None:
             raise InputError(f"{self.contract.recipe} does not fit lenses.")
         population, centred = self.fit_settings
-        plane, exposure = self._on_device(images)[:, 0], self._masked(exposure, mask)
+        plane, exposure = self._on_device(images)[:, 0], _masked(exposure, mask)
         depth = None if exposure is None else self._on_device(exposure)[:, 0]
         macro = fit_macro(plane, population, exposure=depth, centred=centred)
         return SmoothFit(macro, evidence_maps(plane, macro, population, exposure=depth))
@@ -400,9 +438,19 @@ class Bundle:
         return fit_settings_of(self.contract.model)
 
     @property
+    def check_settings(self) -> FitSettings | None:
+        """Settings of the fits that check the classes, of the network or its `checker`; None without fits."""
+        return self.fit_settings if self.checker is None else self.checker.fit_settings
+
+    @property
     def requires_fitting(self) -> bool:
         """Whether an iterative fit runs for each image, before or in the network, which ONNX cannot express."""
         return requires_fitting(self.contract.model)
+
+    @property
+    def fits_lenses(self) -> bool:
+        """Whether `classify` fits a lens to each image, for the network or for `checker`."""
+        return self.requires_fitting or bool(self.contract.checked_by)
 
     @property
     def map_pixel_scale(self) -> float:
@@ -453,12 +501,13 @@ class Bundle:
             )
         return float32_tensor(images)
 
-    def _masked(self, exposure: Images | None, mask: Bool[np.ndarray, "b 1 n n"] | None) -> Images | None:
-        """Return the exposure in which masked pixels have no weight, for systems that fit."""
-        if mask is None or self.fit_settings is None:
-            return exposure
-        depth = np.ones(mask.shape, dtype=np.float32) if exposure is None else np.asarray(exposure)
-        return np.where(mask, MASKED_EXPOSURE, depth).astype(np.float32)
+
+def _masked(exposure: Images | None, mask: Bool[np.ndarray, "b 1 n n"] | None) -> Images | None:
+    """Return the exposure in which masked pixels have no weight."""
+    if mask is None:
+        return exposure
+    depth = np.ones(mask.shape, dtype=np.float32) if exposure is None else np.asarray(exposure)
+    return np.where(mask, MASKED_EXPOSURE, depth).astype(np.float32)
 
 
 def batched(n: int, read: Callable[[range], T], advance: Callable[[int], None] = lambda _: None) -> Iterator[T]:

@@ -114,6 +114,13 @@ def calibrate(
             "by default that of MODEL."
         ),
     ] = None,
+    checks: Annotated[
+        str | None,
+        Parameter(
+            help="Shipped model whose fits check the classes of a network that takes images, such as lens_residual, or "
+            "`none`; by default that of MODEL."
+        ),
+    ] = None,
     device: Device = "cpu",
 ) -> int:
     """Calibrate a model on new images: probabilities, prediction sets, selective risk, out-of-distribution threshold.
@@ -132,8 +139,9 @@ def calibrate(
     images = Store(store)
     with progress("Calibrating", len(images)) as advance:
         loaded = Bundle.load(model, device=device)
-        if fallback is not None:
-            loaded = loaded.with_fallback("" if fallback == "none" else fallback)
+        loaded = loaded.with_companions(
+            fallback="" if fallback == "none" else fallback, checked_by="" if checks == "none" else checks
+        )
         bundle = calibrate_on(loaded, images, seed=seed, method=method, workers=usable_cores(), advance=advance)
     bundle.save(out)
     assert bundle.contract.calibration is not None

@@ -12,7 +12,7 @@ from darklens.data.contrast import HALF_WIDTH
 from darklens.fit.arc_starts import ArcBank, nearest_arcs
 from darklens.fit.detector import Detector, ImagePSFDetector, detector_of
 from darklens.fit.model import FitParameters, Kind, Model
-from darklens.fit.noise import Noise
+from darklens.fit.noise import Noise, combined_exposure
 from darklens.fit.scene_lens import SceneLens
 from darklens.fit.smooth import SmoothLens
 from darklens.populations.population import Field2D, Population
@@ -81,10 +81,13 @@ class Fitter:
 
     def on_coarse(self, images: Images, exposure: Images | None) -> tuple[Float[Tensor, "b m m"], Noise]:
         """Return images on the coarse detector, and their noise."""
-        small = block_means(images, self._coarse_pixels)
-        small_exposure = None if exposure is None else block_means(exposure, self._coarse_pixels)
+        small = self._coarse_means(images)
+        small_exposure = None if exposure is None else combined_exposure(exposure, self._coarse_means)
         area = (images.shape[-1] // self._coarse_pixels) ** 2
         return self.coarse.combine(small), Noise.of(self.population, small, self.coarse, small_exposure, area=area)
+
+    def _coarse_means(self, images: Images) -> Float[Tensor, "b m m"]:
+        return block_means(images, self._coarse_pixels)
 
     def on_fine(self, images: Images, exposure: Images | None) -> tuple[Float[Tensor, "b m m"], Noise]:
         """Return images on the fine detector, and their noise."""

@@ -1,5 +1,6 @@
 """The likelihood of an image under a model: Poisson deviance, weights and normal equations."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +17,7 @@ Maps = Float[Tensor, "b m m"]
 Gain = Float[Tensor, "b 2"]  # ln of image units per count, image value where there is no light
 
 MASKED_EXPOSURE = 1e-6  # relative exposure of a masked pixel
-_LARGEST_MASKED_EXPOSURE = 1e-3  # of a block of which all pixels are masked
+_LARGEST_MASKED_EXPOSURE = 1e-3  # of a masked pixel or block
 _MASKED_VARIANCE = 1e12  # of its pixels, if the noise is not Poisson
 _DARK_SKY = 2.0  # in units of the sky: fainter pixels measure the noise of the sky
 _SMALLEST_RATE = 0.05  # counts per block, lower limit of the expected counts
@@ -27,6 +28,17 @@ _STEP_TOLERANCE = 0.01  # of a step, largest distance of a pixel from a multiple
 _SMALLEST_PRECISE, _LARGEST_PRECISE = 0.1, 1e5
 _SERIES_BELOW, _SERIES_TERMS = 0.02, 8  # of (counts - rate) / rate; exact in float64
 _N_SAMPLED = 2500  # number of pixels that determine the step
+
+
+def combined_exposure(exposure: Float[Tensor, "b n n"], combine: Callable[[Tensor], Tensor]) -> Maps:
+    """Return the exposure of blocks of pixels; a block with a masked pixel is masked, whatever its value.
+
+    Args:
+        exposure: Relative exposure of each pixel.
+        combine: Returns the means of blocks.
+    """
+    is_masked = combine((exposure < _LARGEST_MASKED_EXPOSURE).to(exposure.dtype)) > 0
+    return torch.where(is_masked, MASKED_EXPOSURE, combine(exposure))
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,9 @@ class Noise:
         variance = images.new_zeros(len(images), 1, 1)
         if not is_poisson:
             variance = detector.combine(noise_variance(images[:, None])[:, 0]) / detector.area
-        relative = torch.ones_like(images[:, :1, :1]) if exposure is None else detector.combine(exposure)
+        relative = torch.ones_like(images[:, :1, :1])
+        if exposure is not None:
+            relative = combined_exposure(exposure, detector.combine)
         if not is_poisson and exposure is not None:
             variance = torch.where(relative < _LARGEST_MASKED_EXPOSURE, _MASKED_VARIANCE, variance)
         sky = population.noise.sky if isinstance(population.noise, PoissonNoise) else None

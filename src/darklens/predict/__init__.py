@@ -4,7 +4,7 @@ from darklens.data.image_paths import find_images
 from darklens.predict.auxiliary import Auxiliary
 from darklens.predict.backends import BACKENDS, BackendChoice, backend_of, choose
 from darklens.predict.rows import Row, columns_of, predict, to_csv
-from darklens.predict.table import Summary, predict_table, problems_in
+from darklens.predict.table import Summary, loaded_bundle, predict_table, problems_in
 
 __all__ = [
     "BACKENDS",
@@ -16,6 +16,7 @@ __all__ = [
     "choose",
     "columns_of",
     "find_images",
+    "loaded_bundle",
     "predict",
     "predict_table",
     "problems_in",

@@ -182,7 +182,7 @@ def columns_of(bundle: Bundle) -> list[str]:
     classes = len(bundle.contract.classes)
     features = 0 if bundle.ood_reference is None else len(bundle.ood_reference.centre)
     calibration = prediction_columns(bundle, np.zeros((0, classes)), np.zeros((0, features)), [])
-    fits = {} if bundle.fit_settings is None else _with_old_names(findings(no_features()))
+    fits = {} if bundle.check_settings is None else _with_old_names(findings(no_features()))
     fallback = _fallback_columns(None) if bundle.contract.fallback else {}
     return ["changes", "offset_x", "offset_y", *calibration, *fallback, *fits]
 

@@ -58,6 +58,7 @@ class Task(Frozen):
     backend: BackendChoice
     device: str = "cpu"
     fallback: bool = True
+    checks: bool = True
     backend_file: str = Field(default="", description="ONNX file of the backend, empty for others")
     pixel_scale: float | None = None
     image: str | None = None
@@ -119,6 +120,7 @@ def predict_table(
     backend: BackendChoice = "auto",
     device: torch.device | str = "cpu",
     fallback: bool = True,
+    checks: bool = True,
     workers: int | None = None,
     executor: Executor | None = None,
     advance: Callable[[int], None] = lambda _: None,
@@ -138,11 +140,12 @@ def predict_table(
         backend: See `darklens.predict.backends`.
         device: Device of the network and of fits, such as "cuda"; of each worker of an executor.
         fallback: Whether the fallback of the model classifies images that the model doubts.
+        checks: Whether a network that takes images has its classes checked by fits, see `Bundle.checker`.
         workers: Number of processes; by default one per usable core, fewer for few files, one on a GPU. Processes are
             spawned, so scripts need `if __name__ == "__main__"`.
         executor: Executor to use instead; its workers must see the model, the files and the folder of `out`.
         advance: Called with the number of files just finished.
-        warn: Called with the reason if an interrupted run cannot be resumed.
+        warn: Called with a warning: an interrupted run cannot be resumed, or nothing checks the classes.
 
     Raises:
         InputError: If the model does not classify, or the folder of `out` cannot be written to.
@@ -150,7 +153,7 @@ def predict_table(
         StoppedError: If workers were killed. Finished blocks are kept, and the same call resumes the run.
     """
     on = torch.device(device) if executor else require_device(device)
-    bundle = _loaded_bundle(model, fallback=fallback)
+    bundle = loaded_bundle(model, fallback=fallback, checks=checks, warn=warn)
     require_usable(bundle, pixel_scale)
     where = locate(model)
     task = Task(
@@ -159,18 +162,19 @@ def predict_table(
         backend=choose(backend, bundle, len(files), on),
         device=str(on),
         fallback=fallback,
+        checks=checks,
         pixel_scale=pixel_scale,
         image=image,
         auxiliary=auxiliary,
         folder=quoted(Path.cwd()),
         files=len(files),
     )
-    blocks = Blocks(files, _FIT_BLOCK_SIZE if bundle.requires_fitting and on.type == "cpu" else BATCH_SIZE)
+    blocks = Blocks(files, _FIT_BLOCK_SIZE if bundle.fits_lenses and on.type == "cpu" else BATCH_SIZE)
     if workers is None and on.type != "cpu":
         workers = 1
     if workers is None:
         # Starting a process takes as long as a few blocks without fits, or one with.
-        workers = min(executors.usable_cores(), len(blocks) // (2 if bundle.requires_fitting else 8))
+        workers = min(executors.usable_cores(), len(blocks) // (2 if bundle.fits_lenses else 8))
     work = out.with_name(out.name + ".unfinished")
     with writing(out):
         work.mkdir(parents=True, exist_ok=True)
@@ -264,7 +268,7 @@ def make_block(task: str, number: int, files: Sequence[str]) -> tuple[dict[str, 
         try:
             bundle, backend = _loaded(task)
             keep_freed_memory()
-            if bundle.requires_fitting:
+            if bundle.fits_lenses:
                 load_for(settings.files)
             stamp = _stamp(files, unquoted(settings.folder))
             rows = predict(
@@ -306,16 +310,25 @@ def _loaded(task: str) -> tuple[Bundle, InferenceBackend]:
         raise InputError(
             f"The model {settings.model} on the worker {host} differs; pass a folder that all workers share."
         )
-    bundle = _loaded_bundle(where, fallback=settings.fallback, device=settings.device)
+    bundle = loaded_bundle(where, fallback=settings.fallback, checks=settings.checks, device=settings.device)
     file = unquoted(settings.backend_file) if settings.backend_file else None
     if file is not None and not file.exists():
         raise InputError(f"The worker on {host} cannot see {file}: put --out on a file system they share.")
     return bundle, backend_of(settings.backend, bundle, file)
 
 
-def _loaded_bundle(model: Path, *, fallback: bool, device: str = "cpu") -> Bundle:
+def loaded_bundle(
+    model: Path, *, fallback: bool, checks: bool, device: str = "cpu", warn: Callable[[str], None] = lambda _: None
+) -> Bundle:
+    """Return a model with its fallback and its checks or without; `warn` is called if no fit checks its classes."""
     bundle = Bundle.load(model, device=device)
-    return bundle if fallback else bundle.with_fallback("")
+    bundle = bundle.with_companions(fallback=None if fallback else "", checked_by=None if checks else "")
+    if not bundle.fits_lenses and bundle.contract.task == "classify":
+        warn(
+            f"{bundle.contract.recipe} takes images and no fit checks its classes: on images unlike its training "
+            "images it can be confident and wrong without a flag."
+        )
+    return bundle
 
 
 def _with_backend_file(

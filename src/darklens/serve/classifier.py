@@ -46,7 +46,7 @@ class Classifier:
 
     def __call__(self, jobs: Sequence[Job]) -> list[ImageResult]:
         """Return a result for each job; jobs of one exposure, with maps or without, are classified together."""
-        fits = self._bundle.fit_settings is not None or bool(self._bundle.contract.fallback)
+        fits = self._bundle.check_settings is not None or bool(self._bundle.contract.fallback)
         groups: dict[tuple[float, bool], list[int]] = {}
         for i, job in enumerate(jobs):
             groups.setdefault((job.exposure if fits else 1.0, job.maps), []).append(i)
