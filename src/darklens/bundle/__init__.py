@@ -1,19 +1,9 @@
 """Bundles: trained systems stored as folders, and their predictions."""
 
+from darklens.bundle.classification import Classification, Images, InferenceBackend, Output, SmoothFit
 from darklens.bundle.contract import Contract
 from darklens.bundle.fallback import Part, classify
-from darklens.bundle.predictor import (
-    BATCH_SIZE,
-    MICRO_BATCH,
-    UNFAMILIAR,
-    Bundle,
-    Classification,
-    Images,
-    InferenceBackend,
-    Output,
-    SmoothFit,
-    batched,
-)
+from darklens.bundle.predictor import BATCH_SIZE, MICRO_BATCH, UNFAMILIAR, Bundle, batched
 from darklens.bundle.storage import sha256_of_bundle
 
 __all__ = [

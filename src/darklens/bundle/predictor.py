@@ -3,14 +3,15 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from darklens.bundle import storage
+from darklens.bundle.classification import Classification, Images, InferenceBackend, Output, SmoothFit
 from darklens.bundle.contract import Contract
 from darklens.bundle.hub_card import summary_line, write_card
 from darklens.calibration import Calibration, MahalanobisStats, widened
@@ -23,10 +24,10 @@ from darklens.errors import InputError
 from darklens.fit.cache import FitSettings, cached_fits, fit_settings_of
 from darklens.fit.checks import Hypothesis, hypothesis_of, suspicions
 from darklens.fit.checks import doubts as doubts_of_fits
-from darklens.fit.evidence import Evidence, evidence_maps
+from darklens.fit.evidence import evidence_maps
 from darklens.fit.features import MAP_NAMES, FitFeatures
 from darklens.fit.fitter import fitter_of
-from darklens.fit.macro import MacroFit, fit_macro
+from darklens.fit.macro import fit_macro
 from darklens.fit.noise import MASKED_EXPOSURE
 from darklens.fit.summary import findings
 from darklens.locate import locate, shipped
@@ -37,66 +38,6 @@ T = TypeVar("T")
 BATCH_SIZE = 64
 UNFAMILIAR = "the image is out of distribution (ood)"
 MICRO_BATCH = 16  # images per forward pass on a CPU, so that activations stay in its cache
-
-Images = Shaped[np.ndarray, "b 1 n n"] | Shaped[Tensor, "b 1 n n"]  # real numbers of any type
-
-
-class Output(NamedTuple):
-    """Logits (b, classes) before calibration, and OOD features (b, f) for `evaluation.ood`; float64."""
-
-    logits: np.ndarray
-    ood_features: np.ndarray
-
-
-class SmoothFit(NamedTuple):
-    """The smooth lens fitted on all pixels, with covariances, and the evidence for one mass in addition."""
-
-    macro: MacroFit
-    evidence: Evidence
-
-
-class Classification(NamedTuple):
-    """The classes of b images.
-
-    Attributes:
-        probabilities: Calibrated probabilities (b, classes).
-        findings: Fitted parameters as columns of text by name; empty for systems that take images.
-        maps: Maps by name (b, m, m): `MAP_NAMES` for systems that take fits, otherwise `Bundle.maps` if requested.
-        ood_features: Features for `evaluation.ood` (b, f).
-        inputs: Inputs of the network, from `Bundle.inputs_of`.
-        doubts: Reasons not to trust the class of each image; empty if there are none. Probabilities are then widened.
-    """
-
-    probabilities: np.ndarray
-    findings: dict[str, list[str]]
-    maps: dict[str, np.ndarray]
-    ood_features: np.ndarray
-    inputs: Inputs
-    doubts: Sequence[tuple[str, ...]] = ()
-
-    def rows(self, indices: Sequence[int]) -> "Classification":
-        """Return the classification of some of the images."""
-        chosen = list(indices)
-        inputs = self.inputs.rows(chosen) if isinstance(self.inputs, FitFeatures) else self.inputs[chosen]
-        return Classification(
-            self.probabilities[chosen],
-            {name: [column[i] for i in chosen] for name, column in self.findings.items()},
-            {name: values[chosen] for name, values in self.maps.items()},
-            self.ood_features[chosen],
-            inputs,
-            [self.doubts[i] for i in chosen],
-        )
-
-
-@runtime_checkable
-class InferenceBackend(Protocol):
-    """Computes inputs and outputs of the network of a bundle. A bundle is its own eager backend."""
-
-    def inputs_of(self, images: Images, *, exposure: Images | None = None) -> Inputs:
-        """Return the inputs of the network for images."""
-
-    def forward(self, inputs: Inputs) -> NetworkOutput:
-        """Return the network's output."""
 
 
 class Bundle:
