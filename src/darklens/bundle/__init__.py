@@ -1,8 +1,8 @@
 """Bundles: trained systems stored as folders, and their predictions."""
 
-from darklens.bundle.classification import Classification, Images, InferenceBackend, Output, SmoothFit
 from darklens.bundle.contract import Contract
 from darklens.bundle.fallback import Part, classify
+from darklens.bundle.outputs import Classification, Images, InferenceBackend, Output, SmoothFit
 from darklens.bundle.predictor import BATCH_SIZE, MICRO_BATCH, UNFAMILIAR, Bundle, batched
 from darklens.bundle.storage import sha256_of_bundle
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool
 
-from darklens.bundle.classification import Classification, Images, InferenceBackend
+from darklens.bundle.outputs import Classification, Images, InferenceBackend
 from darklens.bundle.predictor import Bundle
 
 CONFIDENT = 0.75  # chosen on elliptical lenses and original images of Common Test I (decision 21)

@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from darklens.bundle import storage
-from darklens.bundle.classification import Classification, Images, InferenceBackend, Output, SmoothFit
 from darklens.bundle.contract import Contract
 from darklens.bundle.hub_card import summary_line, write_card
+from darklens.bundle.outputs import Classification, Images, InferenceBackend, Output, SmoothFit
 from darklens.calibration import Calibration, MahalanobisStats, widened
 from darklens.data.arrays import float32_tensor
 from darklens.data.contrast import contrast_problem
