@@ -1,12 +1,6 @@
-"""Scenes: mass profiles, source light and lens light, and the functions that render them.
+"""Scenes: mass profiles, source light and lens light, and the functions that render them."""
 
-The parameters of a batch are a tensor (b, p), in the order of `Scene.names` ("component.parameter"). A fit uses their
-`internal` values, in which parameters with `log` are replaced by their natural logarithms.
-"""
-
-from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import replace
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,14 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from darklens.constants import constant
 from darklens.errors import ConfigError
 from darklens.physics.duals import slopes_of, value_of, variable
-from darklens.registry import unknown
 from darklens.scene.imaging import Detector
-from darklens.scene.profiles import Free, LightProfile, MassProfile, Parameter, Profile
+from darklens.scene.parameter_table import Parameters, ParameterTable, require_values
+from darklens.scene.profiles import LightProfile, MassProfile, Profile
 
-Parameters = Float[Tensor, "b p"]
 Planes = Float[Tensor, "b k rows columns"]
 P = TypeVar("P", bound=Profile)
 
@@ -52,7 +44,7 @@ class LightModel:
         return f"LightModel({list(self.profiles)})"
 
 
-class Scene:
+class Scene(ParameterTable):
     """A lens, its source and its light.
 
     Args:
@@ -61,6 +53,7 @@ class Scene:
         lens_light: Light profiles in the lens plane.
 
     Attributes:
+        profiles: The components by name.
         names: Names of the p free parameters.
         free: Starts, bounds and priors of the free parameters.
         amplitude_names: Names of the linear amplitudes, source before lens light.
@@ -80,26 +73,11 @@ class Scene:
         self.mass = mass if isinstance(mass, MassModel) else MassModel(mass)
         self.source = source if isinstance(source, LightModel) else LightModel(source)
         self.lens_light = lens_light if isinstance(lens_light, LightModel) else LightModel(lens_light)
-        self.profiles: dict[str, Profile] = {}
-        self._add(self.mass.profiles, None)
-        self._add(self.source.profiles, "source")
-        self._add(self.lens_light.profiles, "light")
-        self.names: list[str] = []
-        self.free: list[Parameter] = []
-        self._fixed: list[float] = []  # values of fixed parameters, and constants of the profiles
-        self._columns: dict[str, dict[str, int]] = {}  # of the parameters followed by the fixed values
-        for name, profile in self.profiles.items():
-            for symbol, default in profile.parameters.items():
-                setting = profile.settings.get(symbol)
-                if setting is None or isinstance(setting, Free):
-                    self.names.append(f"{name}.{symbol}")
-                    self.free.append(_changed(default, setting, f"{name}.{symbol}"))
-        for name, profile in self.profiles.items():
-            resolved = {symbol: self._resolve(f"{name}.{symbol}") for symbol in profile.parameters}
-            self._columns[name] = {
-                symbol: value if isinstance(value, int) else self._add_fixed(value)
-                for symbol, value in {**resolved, **profile.constants}.items()
-            }
+        profiles: dict[str, Profile] = {}
+        _add(profiles, self.mass.profiles, None)
+        _add(profiles, self.source.profiles, "source")
+        _add(profiles, self.lens_light.profiles, "light")
+        super().__init__(profiles)
         self.amplitude_names = [
             f"{name}.amplitude" + (f"_{k}" if profile.n_basis > 1 else "")
             for name, profile in self.profiles.items()
@@ -127,37 +105,6 @@ class Scene:
         source, light = ([p.softened(core) for p in model.profiles] for model in (self.source, self.lens_light))
         return Scene(self.mass, source, light)
 
-    def _add(self, profiles: Sequence[Profile], role: str | None) -> None:
-        """Register components by name. Unnamed light is named after its role, with a number from the second one on."""
-        for profile in profiles:
-            name = profile.name
-            if role and name == profile.kind:
-                n = sum(key.startswith(role) for key in self.profiles)
-                name = role if not n else f"{role}{n + 1}"
-            if name in self.profiles:
-                raise ConfigError(f"Two components are named {name!r}; give one of them another name.")
-            self.profiles[name] = profile
-
-    def _add_fixed(self, value: float) -> int:
-        self._fixed.append(value)
-        return len(self.names) + len(self._fixed) - 1
-
-    def _resolve(self, path: str, visited: tuple[str, ...] = ()) -> int | float:
-        """Follow tied parameters to a free one, and return its column, or to a number (a float)."""
-        if path in visited:
-            raise ConfigError(f"Shared parameters refer to each other in a circle: {' -> '.join([*visited, path])}.")
-        if path in self.names:
-            return self.names.index(path)
-        name, _, symbol = path.rpartition(".")
-        profile = self.profiles.get(name)
-        if profile is None or symbol not in profile.parameters:
-            raise ConfigError(f"There is no parameter {path!r} to share; components are {', '.join(self.profiles)}.")
-        setting = profile.settings[symbol]
-        if isinstance(setting, str):
-            return self._resolve(setting, (*visited, path))
-        assert isinstance(setting, int | float)
-        return float(setting)
-
     @classmethod
     def from_yaml(cls, name_or_path: Path | str, overrides: Sequence[str] = ()) -> "Scene":
         """Return a scene from a YAML file, or a scene of the package by name, such as `epl-shear`.
@@ -178,93 +125,6 @@ class Scene:
         from darklens.scene.specification import to_yaml
 
         return to_yaml(self)
-
-    def values_of(self, name: str, values: Mapping[str, float]) -> dict[str, float]:
-        """Return all parameters of a component, fixed and shared ones included, from values of the free parameters."""
-        parameters = self.pack(values)
-        values_by_symbol = self._values(name, self.complete(parameters))
-        return {symbol: float(values_by_symbol[symbol]) for symbol in self.profiles[name].parameters}
-
-    def resolve(self, path: str) -> str | float:
-        """Return the free parameter that determines `component.parameter`, itself or shared, or its fixed value."""
-        column = self._resolve(path)
-        return self.names[column] if isinstance(column, int) else column
-
-    def free_parameter(self, path: str) -> str | None:
-        """Return the free parameter that determines `component.parameter`, itself or shared; None if it is fixed."""
-        resolved = self.resolve(path)
-        return resolved if isinstance(resolved, str) else None
-
-    # ------------------------------------------------------------------ parameters
-    def start(self, **changes: float) -> Parameters:
-        """Return the default start (1, p). `changes` replaces values; write `epl__theta_E=1.3` for `epl.theta_E`."""
-        values = {name: parameter.start for name, parameter in zip(self.names, self.free, strict=True)}
-        for key, value in changes.items():
-            name = key.replace("__", ".")
-            if name not in values:
-                raise ConfigError(f"The scene has no free parameter {name!r}; it has {', '.join(self.names)}.")
-            values[name] = value
-        return torch.tensor([list(values.values())])
-
-    def pack(self, values: Mapping[str, Any]) -> Parameters:
-        """Return the parameter tensor (b, p) from values by name, each a number or a tensor (b,).
-
-        Raises:
-            ConfigError: If a value is missing, or is not that of a free parameter.
-        """
-        fixed = {f"{name}.{symbol}" for name, profile in self.profiles.items() for symbol in profile.parameters}
-        _require_values("free parameter", self.names, values, fixed)
-        columns = [torch.as_tensor(values[name], dtype=torch.float64).reshape(-1) for name in self.names]
-        n = max((len(column) for column in columns), default=1)
-        return (
-            torch.stack([column.expand(n) for column in columns], 1)
-            if columns
-            else torch.zeros(1, 0, dtype=torch.float64)
-        )
-
-    def internal(self, parameters: Parameters) -> Parameters:
-        """Return the internal values: the natural logarithm where `log`."""
-        columns = [
-            column.clamp_min(1e-12).log() if p.log else column
-            for p, column in zip(self.free, parameters.unbind(1), strict=True)
-        ]
-        return torch.stack(columns, 1) if columns else parameters
-
-    def external(self, internal: Parameters) -> Parameters:
-        """Return the parameters for internal values."""
-        columns = [column.exp() if p.log else column for p, column in zip(self.free, internal.unbind(1), strict=True)]
-        return torch.stack(columns, 1) if columns else internal
-
-    def bounds(self, like: Tensor) -> tuple[Float[Tensor, " p"], Float[Tensor, " p"]]:
-        """Return lower and upper bounds of the internal values."""
-        low, high = self._bounds
-        return constant(low, like.dtype, like.device), constant(high, like.dtype, like.device)
-
-    @cached_property
-    def _bounds(self) -> tuple[tuple[float, ...], ...]:
-        limits = torch.tensor([[p.low for p in self.free], [p.high for p in self.free]], dtype=torch.float64)
-        return tuple(tuple(row) for row in self.internal(limits).tolist())
-
-    def prior(self, like: Tensor) -> tuple[Float[Tensor, " p"], Float[Tensor, " p"]]:
-        """Return mean and inverse variance of the Gaussian priors on the internal values; zero for flat priors."""
-        mean = tuple(p.prior[0] if p.prior else 0.0 for p in self.free)
-        weight = tuple(p.prior[1] ** -2 if p.prior else 0.0 for p in self.free)
-        return constant(mean, like.dtype, like.device), constant(weight, like.dtype, like.device)
-
-    def complete(self, parameters: Parameters) -> Float[Tensor, "b c"]:
-        """Return the parameters followed by the fixed values of the scene."""
-        fixed = constant(tuple(self._fixed), parameters.dtype, parameters.device)
-        return torch.cat([parameters, fixed.expand(len(parameters), -1)], 1)
-
-    def _values(self, name: str, complete: Float[Tensor, "b c"]) -> dict[str, Tensor]:
-        """Return the parameters and constants of a component, (b, 1, 1)."""
-        return {symbol: complete[:, column, None, None] for symbol, column in self._columns[name].items()}
-
-    def _variables(self, name: str, complete: Float[Tensor, "b c"]) -> tuple[dict[str, Any], dict[str, int]]:
-        """Return the values of a component, with free ones as dual variables, and the columns of these."""
-        value: dict[str, Any] = self._values(name, complete)
-        columns = {symbol: column for symbol, column in self._columns[name].items() if column < len(self.names)}
-        return value | {symbol: variable(symbol, value[symbol]) for symbol in columns}, columns
 
     @property
     def structure(self) -> tuple[Any, ...]:
@@ -351,7 +211,7 @@ class Scene:
         Raises:
             ConfigError: If a value or an amplitude is missing, or is not one of the scene.
         """
-        _require_values("amplitude", self.amplitude_names, amplitudes)
+        require_values("amplitude", self.amplitude_names, amplitudes)
         weights = torch.tensor([[float(amplitudes[name]) for name in self.amplitude_names]], dtype=torch.float64)
         return self.render(self.pack(values), weights, detector)[0].numpy()
 
@@ -473,16 +333,16 @@ def _brightness_slopes(
     return slopes_of((profile.basis(px, py, **value) * weight).sum(1))
 
 
-def _require_values(sort: str, names: Sequence[str], values: Mapping[str, Any], fixed: Container[str] = ()) -> None:
-    """Raise ConfigError unless there is a value for each name and for nothing else; suggest the closest name."""
-    surplus = [name for name in values if name not in names]
-    if surplus and surplus[0] in fixed:
-        raise ConfigError(f"{surplus[0]} is fixed or shared in this scene; leave its value out.")
-    if surplus:
-        raise ConfigError(unknown(sort, surplus[0], list(names)))
-    missing = [name for name in names if name not in values]
-    if missing:
-        raise ConfigError(f"Values are missing for {', '.join(missing)}.")
+def _add(components: dict[str, Profile], profiles: Sequence[Profile], role: str | None) -> None:
+    """Register components by name. Unnamed light is named after its role, with a number from the second one on."""
+    for profile in profiles:
+        name = profile.name
+        if role and name == profile.kind:
+            n = sum(key.startswith(role) for key in components)
+            name = role if not n else f"{role}{n + 1}"
+        if name in components:
+            raise ConfigError(f"Two components are named {name!r}; give one of them another name.")
+        components[name] = profile
 
 
 def _profiles(profiles: Any, kind: type[P], role: str) -> tuple[P, ...]:
@@ -494,18 +354,6 @@ def _profiles(profiles: Any, kind: type[P], role: str) -> tuple[P, ...]:
         if not isinstance(profile, kind):
             raise ConfigError(f"{profile!r} is no {role} profile.")
     return sequence
-
-
-def _changed(default: Parameter, setting: Free | None, name: str) -> Parameter:
-    if setting is None:
-        return default
-    changes = {k: v for k in ("start", "low", "high", "prior") if (v := getattr(setting, k)) is not None}
-    changed = replace(default, **changes)
-    if not changed.low < changed.high:
-        raise ConfigError(f"{name}: its lower bound {changed.low:g} is not below its upper bound {changed.high:g}.")
-    if not changed.low <= changed.start <= changed.high:
-        changed = replace(changed, start=(changed.low + changed.high) / 2)
-    return changed
 
 
 def _full(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
