@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from darklens.physics.duals import slopes_of, value_of, variable
 from darklens.physics.grid import Grid
 from darklens.physics.profiles import PROFILES, _series, epl, line, nfw, point, shear, sie, sis, tnfw
 from darklens.physics.raytrace import k_map_deflection, point_masses_deflection, source_plane
@@ -388,16 +389,32 @@ def test_the_series_of_the_power_law_is_as_exact_as_its_docstring_says(monkeypat
         assert promised / 300 < error < promised, e
 
 
-def test_a_round_power_law_still_feels_its_ellipticity():
+@pytest.mark.parametrize("e", [0.0, 1e-12, 1e-6, 1e-3, 0.0099, 0.0101])
+@pytest.mark.parametrize(("profile", "parameters"), [(epl, {"slope": 2.3}), (sie, {})])
+def test_a_round_lens_still_feels_its_ellipticity(profile, parameters, e):
     at = torch.tensor([0.7], dtype=torch.float64), torch.tensor([-0.4], dtype=torch.float64)
-    p = tensors({"theta_E": 1.2, "slope": 2.3, "e1": 0.0, "e2": 0.0}, requires_grad=True)
+    p = tensors({"theta_E": 1.2, "e1": e, "e2": e / 3, **parameters}, requires_grad=True)
     for axis in range(2):
-        slopes = torch.autograd.grad(epl.deflection(*at, **p)[axis].sum(), (p["e1"], p["e2"]))
+        slopes = torch.autograd.grad(profile.deflection(*at, **p)[axis].sum(), (p["e1"], p["e2"]))
         for symbol, slope in zip(("e1", "e2"), slopes, strict=True):
-            values = [{k: float(v.detach()) for k, v in p.items()} | {symbol: step} for step in (1e-5, -1e-5)]
-            ahead, behind = (float(epl.deflection(*at, **tensors(v))[axis]) for v in values)
+            values = [
+                {k: float(v.detach()) for k, v in p.items()} | {symbol: float(p[symbol].detach()) + step}
+                for step in (1e-5, -1e-5)
+            ]
+            ahead, behind = (float(profile.deflection(*at, **tensors(v))[axis]) for v in values)
             assert float(slope) == pytest.approx((ahead - behind) / 2e-5, rel=1e-6)
             assert abs(float(slope)) > 1e-3
+
+
+@pytest.mark.parametrize("e", [0.0, 0.1])
+@pytest.mark.parametrize(("profile", "parameters"), [(epl, {"slope": 2.0}), (sie, {})])
+def test_the_deflection_at_the_centre_has_no_derivatives(profile, parameters, e):
+    values = {"theta_E": 1.2, "e1": e, "e2": 0.0, **parameters}
+    p = {name: variable(name, value) for name, value in tensors(values).items()}
+    at = torch.zeros(1, dtype=torch.float64)
+    for alpha in profile.deflection(at, at, **p):
+        assert float(value_of(alpha)) == 0
+        assert all(float(torch.as_tensor(slope)) == 0 for slope in slopes_of(alpha).values())
 
 
 def test_a_massless_power_law_deflects_nothing_and_has_finite_gradients():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from darklens.errors import ConfigError
 from darklens.physics import light, optics
+from darklens.physics.duals import slopes_of, value_of, variable
 from darklens.physics.profiles import shear, sie, sis
 from darklens.physics.raytrace import source_plane
 from darklens.populations.light_models import SersicLight
@@ -25,7 +26,6 @@ _LIGHT = ("x", "y", "amplitude", "R_e", "n", "q", "angle")
 _N_DRAWS = 256  # lenses drawn to determine which parameters a population varies
 _SMALLEST_ELLIPTICITY = 1e-6  # below, the direction of the major axis is undefined
 _LARGEST_ELLIPTICITY = 0.8
-_STEP = 2e-3  # in ellipticity, of finite differences; accurate to 1e-5, and torch.compile accepts them
 SMALLEST_THETA_E = 0.05  # arcsec
 CENTRE = ("centre_x", "centre_y")
 CENTRE_SPREAD, LARGEST_CENTRE = 0.05, 0.3  # arcsec, of the lens position: expected spread, and limit
@@ -197,22 +197,17 @@ class SmoothLens:
         self, value: Mapping[str, Tensor], x: Tensor, y: Tensor
     ) -> tuple[list[Deflection], dict[str, Deflection]]:
         """Return the deflections of shear and lens, and their derivatives with respect to the free parameters."""
-        theta_E, alphas = value["theta_E"], self._alphas(value, x, y)
+        theta_E, shape = value["theta_E"], {"e1", "e2"} & set(self.names)
+        external, lens = self._alphas({**value, **{name: variable(name, value[name]) for name in shape}}, x, y)
+        alpha_x, alpha_y = map(value_of, lens)
         one, zero = torch.ones_like(theta_E), torch.zeros_like(theta_E)
         slopes = {
             "gamma1": shear.deflection(x, y, gamma1=one, gamma2=zero),  # linear in both
             "gamma2": shear.deflection(x, y, gamma1=zero, gamma2=one),
         }
-        if not self._is_round:
-            shape = {"e1": value["e1"], "e2": value["e2"]}
-            for name in {"e1", "e2"} & set(self.names):
-                ends = [
-                    sie.deflection(x, y, theta_E=theta_E, **shape | {name: shape[name] + step})
-                    for step in (_STEP, -_STEP)
-                ]
-                slopes[name] = tuple((more - less) / (2 * _STEP) for more, less in zip(*ends, strict=True))
-        slopes["theta_E"] = (alphas[1][0] / theta_E, alphas[1][1] / theta_E)
-        return alphas, {name: slope for name, slope in slopes.items() if name in self.names}
+        slopes |= {name: (slopes_of(lens[0])[name], slopes_of(lens[1])[name]) for name in shape}
+        slopes["theta_E"] = alpha_x / theta_E, alpha_y / theta_E
+        return [external, (alpha_x, alpha_y)], {name: slope for name, slope in slopes.items() if name in self.names}
 
     def _hessian(self, value: Mapping[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the second derivatives of the potential of lens and shear."""

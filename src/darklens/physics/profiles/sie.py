@@ -20,44 +20,52 @@ PARAMETERS = (
 )
 REFERENCE = "Kormann, Schneider & Bartelmann 1994, A&A 284, 285"
 
-# 1 - q^2 below which four terms of the series are exact in float64.
-_SERIES_BELOW = 1e-4
-
-# |e|^2 below which the lens counts as round; smaller squares underflow and their roots have infinite gradients.
-_ROUND_BELOW = 1e-24
+_NEARLY_ROUND = 1e-4  # |e|^2 below which the series is exact in float64
+_N_TERMS = 9  # of the series
 
 
-def _axes(e1: Tensor, e2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return q and the cosine and sine of the angle of the major axis; 1 and 0 for a circle."""
-    squared = e1 * e1 + e2 * e2
-    round_ = squared < _ROUND_BELOW
-    e = torch.where(round_, 1.0, squared).sqrt()
-    e = torch.where(round_, 0.0, e)
-    angle = torch.atan2(torch.where(round_, 0.0, e2), torch.where(round_, 1.0, e1)) / 2
-    return (1 - e) / (1 + e), torch.cos(angle), torch.sin(angle)
+def _oval(x: Field, y: Field, e1: Field, e2: Field) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (1 + |e|)^2 (q^2 u^2 + v^2), |e|^2 and e1 (x^2 - y^2) + 2 e2 x y, which are smooth in e1 and e2."""
+    squared, aligned = e1 * e1 + e2 * e2, e1 * (x * x - y * y) + 2 * e2 * x * y
+    return (1 + squared) * (x * x + y * y) - 2 * aligned, squared, aligned
 
 
 def deflection(x: Field, y: Field, *, theta_E: Field, e1: Field, e2: Field) -> tuple[Tensor, Tensor]:
-    """Return alpha in arcsec (Kormann et al. 1994, eq. 27a, in product-average units); zero at the origin."""
-    q, cos, sin = _axes(e1, e2)
+    """Return alpha in arcsec (Kormann et al. 1994, eq. 27a, in product-average units); zero at the origin.
+
+    A nearly round lens has no well-defined major axis, so its deflection is a series in e1 and e2. It is exact, also in
+    its derivatives, for a round lens.
+    """
+    oval, squared, aligned = _oval(x, y, e1, e2)
+    near = squared < _NEARLY_ROUND
+    away = oval > 0
+    inverse = torch.where(away, torch.where(away, oval, 1.0).rsqrt(), 0.0)
+    # With T(t) = arctan(t^1/2) / t^1/2, the deflections along the axes are proportional to u T(p + m) and v T(p - m),
+    # where m = |e| k. Mean and half the difference of both T are `mean` and m * `slope`, by the series of T.
+    twice = 2 * inverse * inverse
+    k, p = twice * (x * x + y * y), twice * aligned
+    mean, slope = torch.zeros_like(p), torch.zeros_like(p)
+    for n in range(_N_TERMS, -1, -1):
+        mean, slope = 1 / (2 * n + 1) - (p * mean + squared * k * k * slope), -(mean + p * slope)
+    scale = theta_E * torch.sqrt(1 - squared)
+    of_round = scale * inverse
+    along_x = of_round * (mean * x + k * slope * (e1 * x + e2 * y))
+    along_y = of_round * (mean * y + k * slope * (e2 * x - e1 * y))
+    far_x, far_y = _far_from_round(x, y, scale, torch.where(near, 0.5, e1), torch.where(near, 0.0, e2))
+    return torch.where(near, along_x, far_x), torch.where(near, along_y, far_y)
+
+
+def _far_from_round(x: Field, y: Field, scale: Field, e1: Field, e2: Field) -> tuple[Tensor, Tensor]:
+    """Return alpha in closed form, for theta_E (1 - |e|^2)^1/2."""
+    oval, squared, _ = _oval(x, y, e1, e2)
+    away = oval > 0
+    inverse = torch.where(away, torch.where(away, oval, 1.0).rsqrt(), 0.0)
+    angle = torch.atan2(e2, e1) / 2
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    f = 2 * torch.sqrt(squared.sqrt())
     u, v = x * cos + y * sin, y * cos - x * sin
-    squared = q * q * u * u + v * v
-    away = squared > 0
-    inverse = torch.where(away, torch.where(away, squared, 1.0).rsqrt(), 0.0)
-    u, v = u * inverse, v * inverse
-    # arctan(f u) / f and artanh(f v) / f with f^2 = 1 - q^2, by their series where f is small.
-    square = (1 - q) * (1 + q)
-    oblate = square > _SERIES_BELOW
-    f = torch.where(oblate, square, 1.0).sqrt()
-    scale = theta_E * torch.sqrt(q)
-    along = scale * torch.where(oblate, torch.atan(f * u) / f, _series(u, -square))
-    across = scale * torch.where(oblate, torch.atanh(torch.where(oblate, f, 0.0) * v) / f, _series(v, square))
+    along, across = torch.atan(f * u * inverse) * scale / f, torch.atanh(f * v * inverse) * scale / f
     return along * cos - across * sin, along * sin + across * cos
-
-
-def _series(w: Tensor, square: Tensor) -> Tensor:
-    t = square * w * w
-    return w * (1 + t * (1 / 3 + t * (1 / 5 + t / 7)))
 
 
 def potential(x: Field, y: Field, *, theta_E: Field, e1: Field, e2: Field) -> Tensor:
@@ -68,9 +76,8 @@ def potential(x: Field, y: Field, *, theta_E: Field, e1: Field, e2: Field) -> Te
 
 def convergence(x: Field, y: Field, *, theta_E: Field, e1: Field, e2: Field) -> Tensor:
     """Return kappa = theta_E / (2 sqrt(q u^2 + v^2 / q)), dimensionless; kept finite at the origin."""
-    q, cos, sin = _axes(e1, e2)
-    u, v = x * cos + y * sin, y * cos - x * sin
-    return theta_E / (2 * (q * u * u + v * v / q).clamp_min(SMALLEST_SQUARE).sqrt())
+    oval, squared, _ = _oval(x, y, e1, e2)
+    return theta_E * torch.sqrt(1 - squared) / (2 * oval.clamp_min(SMALLEST_SQUARE).sqrt())
 
 
 def hessian(x: Field, y: Field, *, theta_E: Field, e1: Field, e2: Field) -> tuple[Tensor, Tensor, Tensor]:
