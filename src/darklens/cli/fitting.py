@@ -140,8 +140,8 @@ def search(
     threshold: Annotated[
         float | None,
         Parameter(
-            help="delta chi2 of a detection; by default 11 for tnfw (10 % false alarms), 15 for tnfw_free and point, "
-            "20 for line."
+            help="delta chi2 of a detection; by default 11 for tnfw (about 10 % false alarms if the model is right), "
+            "15 for tnfw_free and point, 20 for line."
         ),
     ] = None,
     simulations: Annotated[

@@ -86,6 +86,13 @@ class FitResult:
     covariance: Float[np.ndarray, "p p"] = field(repr=False)
     alternatives: tuple[tuple[float, float], ...] = ()
 
+    def __str__(self) -> str:
+        """Return one line for each parameter, then chi2 per pixel and the warnings."""
+        lines = [f"{name} = {value:.6g} +- {self.errors[name]:.2g}" for name, value in self.parameters.items()]
+        lines += [f"{name} = {value:.6g}" for name, value in self.amplitudes.items()]
+        lines.append(f"chi2 per pixel = {self.chi2_per_pixel:.4g} of {self.n_pixels} pixels")
+        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+
     @property
     def chi2_per_pixel(self) -> float:
         """Reduced chi2: chi2 per degree of freedom, close to 1 if the model and the noise map are correct."""

@@ -1,5 +1,6 @@
 """An observed image with its noise map, mask and PSF, validated before a fit."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -139,7 +140,12 @@ class Observation:
             )
         usable = np.isfinite(noise) & (noise > 0)
         used = usable & ~excluded & np.isfinite(pixels)
-        require_pixels(used)
+        reasons = {
+            "of the image are NaN or infinite": ~np.isfinite(pixels),
+            "of the noise map are not positive and finite": ~usable,
+            "are masked": excluded,
+        }
+        require_pixels(used, reasons)
         level = float(np.median(noise[usable]))
         if not 1 / _NOISE_LIMIT < level < _NOISE_LIMIT:
             raise InputError(
@@ -279,11 +285,13 @@ class Observation:
         return Observation(image, noise, self.pixel_scale * side, psf, weights > 0, self.changes)
 
 
-def require_pixels(used: Bool[np.ndarray, "rows columns"]) -> None:
-    """Raise InputError if fewer than 100 pixels are used."""
+def require_pixels(used: Bool[np.ndarray, "rows columns"], reasons: Mapping[str, np.ndarray] | None = None) -> None:
+    """Raise InputError if fewer than 100 pixels are used; `reasons` maps reasons to the pixels that they exclude."""
     if used.sum() < _FEWEST_PIXELS:
+        counts = [f"{int(out.sum())} pixels {words}" for words, out in (reasons or {}).items() if out.any()]
+        excluded = f" ({', '.join(counts)})" if counts else ""
         raise InputError(
-            f"{int(used.sum())} pixels remain after mask and noise map; at least {_FEWEST_PIXELS} are needed. "
+            f"{int(used.sum())} of {used.size} pixels remain{excluded}; at least {_FEWEST_PIXELS} are needed. "
             "A mask is True (or non-zero) for pixels to exclude; the noise must be positive and finite."
         )
 

@@ -173,7 +173,7 @@ def test_an_image_that_determines_nothing_has_warnings_and_no_errors_of_zero(ima
     [
         (KERNEL * 1e300, IMAGE, "divide them by their sum"),
         (KERNEL * 1e-300, IMAGE, "divide them by their sum"),
-        (KERNEL[3:4, 3:4], np.ones((1, 1)), "1 pixels remain"),
+        (KERNEL[3:4, 3:4], np.ones((1, 1)), "1 of 1 pixels remain"),
         *((KERNEL, image, "nowhere above 0.001 times the noise") for image in (IMAGE * 1e-29, IMAGE * 1e-6)),
         (KERNEL, np.ones((1, 500)), "is larger than the image"),
     ],
@@ -181,6 +181,15 @@ def test_an_image_that_determines_nothing_has_warnings_and_no_errors_of_zero(ima
 def test_what_no_fit_can_use_is_one_sentence(psf, image, words):
     with pytest.raises(InputError, match=words):
         observed(image, np.full(image.shape, NOISE), psf)
+
+
+def test_a_printed_fit_has_one_line_for_each_value_and_for_each_warning(reference):
+    lines = str(replace(reference, converged=False)).splitlines()
+    assert len(lines) == len(reference.parameters) + len(reference.amplitudes) + 2
+    name, value, plus_minus, error = lines[0].replace("= ", "").split()
+    assert float(value) == pytest.approx(reference.parameters[name], rel=1e-5) and plus_minus == "+-"
+    assert float(error) == pytest.approx(reference.errors[name], rel=0.1)
+    assert lines[-2].startswith("chi2 per pixel") and lines[-1] == "warning: not converged"
 
 
 def test_another_einstein_radius_that_fits_almost_as_well_is_a_warning(reference):

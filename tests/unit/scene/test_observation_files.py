@@ -229,11 +229,11 @@ def test_folders_are_searched_for_observations(folder, tmp_path):
         ({"noise_map": NOISE, "mask": np.ones((N, N))}, {}, "excludes every pixel"),
         ({"noise_map": NOISE, "mask": np.ones((3, N))}, {}, "the mask has 3 x 40 pixels"),
         ({"noise_map": NOISE, "psf": np.ones((51, 51)) / 2601}, {}, "is larger than the image"),
-        ({"noise_map": NOISE * 0}, {}, "0 pixels remain after mask and noise map"),
+        ({"noise_map": NOISE * 0}, {}, r"0 of 1600 pixels remain \(1600 pixels of the noise map are not positive"),
         ({"noise_map": NOISE}, {"noise": NoiseSpecification()}, r"both a noise map \(noise_map.fits\) and noise"),
         ({"noise_map": NOISE * 1e-20}, {}, "give both in the same unit"),
         ({"noise_map": NOISE * 1e-120}, {}, "multiply image and noise map by a constant"),
-        ({"noise_map": NOISE}, {"half_width": 0.3}, "36 pixels remain"),
+        ({"noise_map": NOISE}, {"half_width": 0.3}, "36 of 36 pixels remain;"),
         ({"noise_map": NOISE}, {"image": "SCI"}, "it has no image 'SCI'"),
         ({"noise_map": NOISE}, {"psf": "psf.txt"}, "no such file"),
         ({"noise_map": IMAGE}, {}, "is the image itself"),
@@ -248,6 +248,12 @@ def test_what_is_missing_or_wrong_is_one_sentence(tmp_path, files, inputs, sente
     with pytest.raises(InputError, match=sentence) as caught:
         read_observation(str(path), Inputs(**inputs))
     assert "\n" not in str(caught.value)
+
+
+def test_an_image_of_nan_is_named_as_the_reason(folder):
+    write(folder / "image.fits", IMAGE * np.nan, header={"PIXSCALE": SCALE})
+    with pytest.raises(InputError, match=r"0 of 1600 pixels remain \(1600 pixels of the image are NaN or infinite\);"):
+        read_observation(str(folder))
 
 
 def test_no_pixel_scale_is_assumed(folder):
