@@ -65,7 +65,7 @@ def test_the_readme_renders_a_lens_in_five_lines_and_fits_a_file_in_six(monkeypa
     fits.writeto("psf.fits", names["detector"].psf.kernel.numpy())
     exec(fit, names)
     assert abs(names["result"].theta_E - 1.2) < 0.02
-    assert re.fullmatch(r"theta_E = 1\.\d{3} \+- 0\.\d{3} arcsec True\n", capsys.readouterr().out)
+    assert re.fullmatch(r"theta_E = 1\.\d{4} \+- 0\.\d{4} arcsec True\n", capsys.readouterr().out)
     assert (tmp_path / "fit.png").exists() and names["kwargs"]["lens_model_list"] == ["EPL", "SHEAR"]
     (guide,) = blocks((ROOT / "docs/how-to/fit.md").read_text(encoding="utf-8"))
     exec(guide, names)

@@ -65,7 +65,8 @@ def test_rows_are_in_the_order_of_the_files_and_bad_ones_are_named(work, tmp_pat
 def test_more_bad_files_than_anyone_reads_are_counted(work, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("darklens.cli.inference._MAX_LISTED", 1)
     assert darklens("predict", work / "model", work / "files", "--out", tmp_path / "t.csv") == 3
-    complaints = capsys.readouterr().err.splitlines()
+    warning, *complaints = capsys.readouterr().err.splitlines()
+    assert "no fit checks its classes" in warning
     assert len(complaints) == 2 and complaints[1].startswith("darklens: 1 more files cannot be used")
 
 
@@ -151,7 +152,9 @@ def test_another_model_list_or_option_starts_again_with_a_warning(work, tmp_path
         interrupted(work, files, out, monkeypatch, blocks=2)
         arguments = {"model": work / "model", "files": files, "workers": 1} | change
         assert predict_table(out=out, warn=warnings.append, **arguments).resumed == 0
-        assert reason in warnings[-1].split("differs in: ")[1] and "starting again" in warnings[-1]
+        again, unchecked = warnings[-2:]
+        assert reason in again.split("differs in: ")[1] and "starting again" in again
+        assert "no fit checks its classes" in unchecked
         resumed = out.read_bytes()
         predict_table(out=tmp_path / "again.csv", **arguments)
         assert resumed == (tmp_path / "again.csv").read_bytes()

@@ -276,10 +276,10 @@ def _predict_with_maps(
 ) -> int:
     """Classify files with maps and return the number that cannot be used."""
     from darklens.files import write_text
-    from darklens.predict import loaded_bundle, predict, to_csv
+    from darklens.predict import loaded_bundle, predict, to_csv, warn_if_unchecked
     from darklens.report.maps import MapWriter
 
-    bundle = loaded_bundle(model, fallback=fallback, checks=checks, device=device, warn=print_error)
+    bundle = loaded_bundle(model, fallback=fallback, checks=checks, device=device)
     bundle.require_classifier("predict")
     files = [Path(path) for path in paths]
     writer = MapWriter(bundle, maps, files)
@@ -295,6 +295,7 @@ def _predict_with_maps(
             auxiliary=auxiliary,
         )
     write_text(out, to_csv(rows, bundle.contract.classes))
+    warn_if_unchecked(bundle, print_error)
     return sum(bool(row.message) for row in rows)
 
 

@@ -4,7 +4,7 @@ from darklens.data.image_paths import find_images
 from darklens.predict.auxiliary import Auxiliary
 from darklens.predict.backends import BACKENDS, BackendChoice, backend_of, choose
 from darklens.predict.rows import Row, columns_of, predict, to_csv
-from darklens.predict.table import Summary, loaded_bundle, predict_table, problems_in
+from darklens.predict.table import Summary, loaded_bundle, predict_table, problems_in, warn_if_unchecked
 
 __all__ = [
     "BACKENDS",
@@ -21,4 +21,5 @@ __all__ = [
     "predict_table",
     "problems_in",
     "to_csv",
+    "warn_if_unchecked",
 ]

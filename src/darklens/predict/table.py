@@ -153,7 +153,7 @@ def predict_table(
         StoppedError: If workers were killed. Finished blocks are kept, and the same call resumes the run.
     """
     on = torch.device(device) if executor else require_device(device)
-    bundle = loaded_bundle(model, fallback=fallback, checks=checks, warn=warn)
+    bundle = loaded_bundle(model, fallback=fallback, checks=checks)
     require_usable(bundle, pixel_scale)
     where = locate(model)
     task = Task(
@@ -187,6 +187,7 @@ def predict_table(
             _make_blocks(work, task, blocks, finished, workers, executor, advance)
         bad = _assemble(work, out, bundle, finished)
         shutil.rmtree(work)
+    warn_if_unchecked(bundle, warn)
     return Summary(len(files), bad, resumed)
 
 
@@ -317,18 +318,19 @@ def _loaded(task: str) -> tuple[Bundle, InferenceBackend]:
     return bundle, backend_of(settings.backend, bundle, file)
 
 
-def loaded_bundle(
-    model: Path, *, fallback: bool, checks: bool, device: str = "cpu", warn: Callable[[str], None] = lambda _: None
-) -> Bundle:
-    """Return a model with its fallback and its checks or without; `warn` is called if no fit checks its classes."""
+def loaded_bundle(model: Path, *, fallback: bool, checks: bool, device: str = "cpu") -> Bundle:
+    """Return a model with its fallback and its checks, or without."""
     bundle = Bundle.load(model, device=device)
-    bundle = bundle.with_companions(fallback=None if fallback else "", checked_by=None if checks else "")
-    if not bundle.fits_lenses and bundle.contract.task == "classify":
+    return bundle.with_companions(fallback=None if fallback else "", checked_by=None if checks else "")
+
+
+def warn_if_unchecked(bundle: Bundle, warn: Callable[[str], None]) -> None:
+    """Call `warn` if no fit checks the classes of a bundle."""
+    if not bundle.fits_lenses:
         warn(
             f"{bundle.contract.recipe} takes images and no fit checks its classes: on images unlike its training "
             "images it can be confident and wrong without a flag."
         )
-    return bundle
 
 
 def _with_backend_file(
