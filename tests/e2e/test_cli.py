@@ -186,6 +186,8 @@ def test_a_bad_file_gets_a_row_and_the_others_are_classified(tiny, images, tmp_p
     for row in errors:
         assert row["path"] in row["message"] and row["p_no"] == row["predicted"] == ""
     complaints = capsys.readouterr().err.strip().splitlines()
+    warning, *complaints = complaints
+    assert "no fit checks its classes" in warning
     assert len(complaints) == 9 and all(line.startswith("darklens: ") for line in complaints)
     assert not list(tmp_path.glob(".p.csv*"))
 
