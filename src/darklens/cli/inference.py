@@ -172,8 +172,8 @@ def predict(
         bool,
         Parameter(
             help="Fit a lens to each image to check the class of a network that takes images, if the model names a "
-            "model for this (resnet_simple and sis_autoencoder2: lens_residual). Without, they are about ten times as "
-            "fast, and can be confident and wrong on images unlike their training images."
+            "model for this (resnet_simple and sis_autoencoder2: lens_residual). Without, they are faster, and can "
+            "be confident and wrong on images unlike their training images."
         ),
     ] = True,
     device: Device = "cpu",
