@@ -82,7 +82,7 @@ class Options:
     ] = 0
 
 
-@app.command
+@app.command(usage="Usage: darklens fit --out PATH [OPTIONS] FILES... [KEY=VALUE...]")
 def fit(
     *files: Files,
     options: Options,
@@ -119,7 +119,7 @@ def fit(
     return _print_summary(rows, "fitted", options)
 
 
-@app.command
+@app.command(usage="Usage: darklens search --out PATH [OPTIONS] FILES... [KEY=VALUE...]")
 def search(
     *files: Files,
     options: Options,

@@ -101,7 +101,7 @@ def compare(
     return 0
 
 
-@app.command
+@app.command(usage="Usage: darklens predict --out PATH [OPTIONS] [MODEL] FILES...")
 def predict(
     model: Annotated[
         Path,
