@@ -13,7 +13,6 @@ from cyclopts import Parameter, validators
 import darklens
 from darklens.cli.root import PARTIAL_SUCCESS, Positive, app, check_outputs, print_error, progress
 from darklens.errors import ConfigError
-from darklens.files import size_in_words, write_text
 
 if TYPE_CHECKING:
     from darklens.fit.resumable_table import Computation, Row
@@ -220,6 +219,7 @@ class _Run(NamedTuple):
         advance: Callable[[int], None],
     ) -> list["Row"]:
         """Write the table, its maps, and the page of the report if there is to be one; return the rows."""
+        from darklens.files import write_text
         from darklens.fit.resumable_table import write_table
 
         out, path, workers = self.options.out, self.options.report, self.options.workers
@@ -275,6 +275,8 @@ def _prepare(files: Sequence[str], options: Options, maps: Path | None) -> _Run:
 
 def _print_summary(rows: Sequence["Row"], verb: str, options: Options) -> int:
     """Print the problems of observations and a summary, and return the exit code."""
+    from darklens.files import size_in_words
+
     problems = [row for row in rows if row.message]
     for row in problems:
         print_error(row.message)

@@ -10,7 +10,6 @@ from typing import Annotated
 from cyclopts import App, Parameter, validators
 
 import darklens
-from darklens.files import printable
 
 app = App(
     name="darklens",
@@ -53,6 +52,8 @@ Device = Annotated[
 
 def escaped(text: str) -> str:
     """Return a text of a file, such as its name, for a terminal: control characters are escaped as Python does."""
+    from darklens.files import printable
+
     return printable(
         re.sub(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda match: repr(match[0])[1:-1], text)
     )
