@@ -18,6 +18,8 @@ from darklens.config import Frozen
 from darklens.errors import ConfigError
 from darklens.fit.perturber_profiles import PerturberKind, Redshifts
 from darklens.fit.perturbers import find_perturbers
+from darklens.fit.scene_fit import fit
+from darklens.fit.source_reconstruction import reconstruct_source
 from darklens.memory import keep_freed_memory
 from darklens.scene.observation import Observation
 from darklens.scene.psf import PSF
@@ -27,6 +29,7 @@ from experiments.engine import ROOT, Experiment, Work
 
 RATE = 0.1  # of false alarms
 BINS = (9.0, 9.5, 10.0, 10.5, 11.0)  # log10 of M200, in M_sun
+LOW_MASS = 9.5  # log10 of M200, of haloes with galaxies as sources
 LOCALISED = 0.16  # arcsec: two pixels
 EXCLUDED = 10.0  # chi2 per pixel
 LARGE = 20.0  # delta chi2 of false alarms that no threshold of this kind would remove
@@ -42,6 +45,7 @@ class Analysis(Frozen):
         concentration: c200 of the haloes of the search; None for the relation with mass.
         smooth: Population without perturbers.
         judged: Other populations.
+        source_grid: Nodes along a side of the grid of the source; None for the source of the scene.
     """
 
     model: str
@@ -49,6 +53,7 @@ class Analysis(Frozen):
     concentration: float | None = None
     smooth: str
     judged: list[str] = []
+    source_grid: int | None = None
 
 
 class Config(Experiment):
@@ -86,6 +91,10 @@ def run(config: Config, work: Work) -> dict[str, Any]:
         for population in dict.fromkeys([analysis.smooth, *analysis.judged]):
             rows = search(config, work, name, analysis, population, config.seed)
             populations[population] = measures(rows, threshold)
+            if population == analysis.smooth:
+                reference += rows
+            elif analysis.smooth.startswith("galaxy"):
+                populations[population] |= ranking(rows, reference)
         analyses[name] = {
             "model": analysis.model,
             "concentration": analysis.concentration,
@@ -134,9 +143,14 @@ def row(observation: Observation, scene: Scene, analysis: Analysis, truth: Row, 
     redshifts = Redshifts(0.5, 1.0, analysis.concentration)
     started = time.process_time()
     kind = analysis.perturber
-    result = find_perturbers(observation, scene, perturber=kind, redshifts=redshifts, compiled=compiled)
+    fitted = fit(observation, scene, compiled=compiled)
+    if analysis.source_grid is not None:
+        fitted = reconstruct_source(fitted, analysis.source_grid)
+        scene = fitted.scene
+    result = find_perturbers(observation, scene, result=fitted, perturber=kind, redshifts=redshifts, compiled=compiled)
     out: Row = {
         "score": 0.0 if result.message else result.score,
+        "score_if_unflagged": result.score,
         "delta_chi2": result.delta_chi2,
         "chi2_per_pixel": result.best.chi2_per_pixel,
         "message": result.message,
@@ -179,6 +193,39 @@ def measures(rows: list[Row], threshold: float) -> dict[str, Any]:
     return out
 
 
+def ranking(rows: list[Row], smooth: list[Row]) -> dict[str, Any]:
+    """Return how well the score ranks haloes above smooth lenses, where fits with warnings have a score too."""
+    heavy = [row for row in rows if row["true_log10_mass"] > LOW_MASS]
+    below, above = (np.array([row["score_if_unflagged"] for row in part]) for part in (smooth, heavy))
+    threshold = float(np.quantile(below, 1 - RATE))
+    errors = [row["mass_error"] for row in heavy if row.get("distance", np.inf) < LOCALISED]
+    return {
+        "ranking": {
+            "n_smooth": len(below),
+            "n": len(above),
+            "auc": auc(below, above),
+            "auc_ci95": bootstrapped_auc(below, above),
+            "completeness": float((above > threshold).mean()),
+            "n_near": len(errors),
+            "mass_error": quantiles(np.array(errors)),
+            "chi2_per_pixel": float(np.median([r["chi2_per_pixel"] for r in [*rows, *smooth]])),
+            "seconds": float(np.median([r["seconds"] for r in rows])),
+        }
+    }
+
+
+def auc(below: NDArray[np.float64], above: NDArray[np.float64]) -> float:
+    """Return the probability that a value of `above` exceeds one of `below`."""
+    return float(((above[:, None] > below).mean() + (above[:, None] >= below).mean()) / 2)
+
+
+def bootstrapped_auc(below: NDArray[np.float64], above: NDArray[np.float64]) -> list[float]:
+    """Return the 95 % interval of `auc`, from images drawn with replacement."""
+    generator = np.random.default_rng(0)
+    drawn = [auc(generator.choice(below, len(below)), generator.choice(above, len(above))) for _ in range(2000)]
+    return [float(q) for q in np.quantile(drawn, (0.025, 0.975))]
+
+
 def quantiles(errors: NDArray[np.float64]) -> list[float] | None:
     """Return median, and 16th and 84th percentile; None for no values."""
     return [float(q) for q in np.quantile(errors, (0.5, 0.16, 0.84))] if len(errors) else None
@@ -191,7 +238,8 @@ def page(config: Config, result: dict[str, Any]) -> str:
     alarms = [
         ["analysis", "population", "n", "threshold", "above threshold", "above 20", "flagged", "excluded", "seconds"]
     ]
-    for name, analysis in result["analyses"].items():
+    analyses = list(result["analyses"].items())
+    for name, analysis in analyses:
         for population, m in analysis["populations"].items():
             if "completeness" in m:
                 error = m["mass_error"]
@@ -223,4 +271,25 @@ def page(config: Config, result: dict[str, Any]) -> str:
                         f"{m['seconds']:.1f}",
                     ]
                 )
-    return engine.page(config, {**result["provenance"], "n": result["n"]}, haloes, alarms)
+    tables = [haloes, alarms]
+    populations = [(name, p, m) for name, analysis in analyses for p, m in analysis["populations"].items()]
+    if ranked := [(name, p, m["ranking"]) for name, p, m in populations if "ranking" in m]:
+        tables.append(ranked_rows(ranked))
+    return engine.page(config, {**result["provenance"], "n": result["n"]}, *tables)
+
+
+def ranked_rows(ranked: list[tuple[str, str, dict[str, Any]]]) -> list[list[str]]:
+    """Return the table of `ranking`."""
+    header = ["analysis", "population", "smooth", f"above 10^{LOW_MASS:g}", "AUC", "above threshold", "localised"]
+    rows = [[*header, "mass error (dex)", "chi2 per pixel", "seconds"]]
+    for name, population, r in ranked:
+        error, (low, high) = r["mass_error"], r["auc_ci95"]
+        rows.append(
+            [
+                *(name, population, str(r["n_smooth"]), str(r["n"]), f"{r['auc']:.3f} [{low:.3f}, {high:.3f}]"),
+                *(f"{100 * r['completeness']:.0f} %", f"{r['n_near']} of {r['n']}"),
+                f"{error[0]:+.3f} ({error[1]:+.2f} to {error[2]:+.2f})" if error else "",
+                *(f"{r['chi2_per_pixel']:.1f}", f"{r['seconds']:.0f}"),
+            ]
+        )
+    return rows

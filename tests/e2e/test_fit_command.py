@@ -121,6 +121,7 @@ def test_multipoles_are_relative_to_theta_E():
         steps=1,
         seconds=1.0,
         covariance=np.eye(len(scene.names)) * 0.01**2,
+        effective_amplitudes=1,
     )
     estimates = measures(result)
     assert estimates["a4"] == (pytest.approx(0.025), pytest.approx(0.005)) and math.isnan(estimates["a3"][0])

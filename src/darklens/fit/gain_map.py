@@ -10,7 +10,7 @@ from torch import Tensor
 
 from darklens.fit.perturber_profiles import DEFAULT_THRESHOLD, REDSHIFTS, PerturberKind, Redshifts, profile_of
 from darklens.fit.scene_fit import FitResult, coarse
-from darklens.fit.scene_solver import data_of
+from darklens.fit.scene_solver import data_of, detector_of
 from darklens.scene.imaging import fast_length
 
 REACH = 0.3  # arcsec, of the map beyond the arcs
@@ -167,7 +167,7 @@ class _Smooth:
         scene, observation = result.scene, result.observation
         residual = replace(observation, image=np.where(observation.used, observation.image - result.model, 0.0))
         self._observation = coarse(residual)
-        self._detector, data = self._observation.detector(), data_of(self._observation)
+        self._detector, data = detector_of(self._observation, scene), data_of(self._observation)
         parameters = scene.pack(result.parameters).float()
         amplitudes = torch.tensor([[result.amplitudes[name] for name in scene.amplitude_names]], dtype=torch.float32)
         internal = scene.internal(parameters)
@@ -183,6 +183,10 @@ class _Smooth:
         away = torch.nn.functional.pad(prior * (internal[0].double() - mean), (0, len(planes) - len(prior)))
         curvature = (planes @ planes.T).double()
         curvature.diagonal()[: len(prior)] += prior
+        if scene.amplitude_prior is not None:
+            by_amplitude = scene.amplitude_prior[free][:, free]
+            curvature[len(prior) :, len(prior) :] += by_amplitude
+            away[len(prior) :] = by_amplitude @ amplitudes[0][free].double()
         unit = curvature.diagonal().clamp_min(1e-300).rsqrt()
         inverse = torch.linalg.pinv(curvature * unit[:, None] * unit, hermitian=True, rtol=1e-9)
         self._inverse = inverse * unit[:, None] * unit

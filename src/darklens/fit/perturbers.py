@@ -27,13 +27,14 @@ from darklens.fit.perturber_profiles import (
     profile_of,
 )
 from darklens.fit.scene_fit import POOR, FitResult, coarse, cores_of, fit, result_of
-from darklens.fit.scene_solver import Solver, data_of
+from darklens.fit.scene_solver import Solver, data_of, detector_of
 from darklens.scene.observation import Observation
 from darklens.scene.profiles import Free, MassProfile
 from darklens.scene.scene import Scene
 
 _PEAKS, _CONTINUED = 5, 2  # number of peaks, and of coarse fits that are continued at full resolution
 _PEAK_STEPS, _COARSE_STEPS, _FINE_STEPS = 6, 20, 200
+_GRID_PEAKS, _GRID_PEAK_STEPS = 3, 4  # with a source grid, whose steps take half a second
 _WORSE = 2.0  # excess of the deviance of a failed joint fit: a perturber without mass would have the same deviance
 
 
@@ -136,7 +137,7 @@ def find_perturbers(
 
     Args:
         observation: Image, noise map, mask and PSF.
-        scene: Smooth model.
+        scene: Smooth model; with a source grid, that of `result`.
         perturber: "tnfw" (truncated NFW halo), "tnfw_free" (with free concentration), "point" or "line".
         n_max: Maximum number of perturbers, found one after the other while each is above the threshold.
         result: Fit of `scene` to `observation`, if there is one.
@@ -157,9 +158,9 @@ def find_perturbers(
     limit = DEFAULT_THRESHOLD[perturber] if threshold is None else threshold
     smooth = fit(observation, scene, seed=seed, compiled=compiled) if result is None else result
     unit = smooth.observation.unit
-    smooth = smooth.scaled(1 / unit)
+    smooth, exact = smooth.scaled(1 / unit), scene.scaled(1 / unit)
     gains = gain_map(smooth, perturber=perturber, redshifts=redshifts)
-    current, detected, exact = smooth, False, scene
+    current, detected = smooth, False
     perturbers: list[Perturber] = []
     for number in range(n_max):
         name = f"perturber{number + 1 if number else ''}"
@@ -170,7 +171,7 @@ def find_perturbers(
         without, exact = exact, _with(exact, joint.scene.mass.profiles[-1])
         joint, core = _sharpened(joint, exact, compiled)
         refitted = _refit(current, joint, current.scene if core is None else without.softened(core), compiled)
-        item = _perturber(perturber, name, joint, _deviance(refitted) - _deviance(joint))
+        item = _perturber(perturber, name, joint, refitted.deviance - joint.deviance)
         significant = item.delta_chi2 >= limit * max(1.0, joint.chi2_per_pixel)
         if number and not significant:
             break
@@ -202,7 +203,8 @@ def _joint_fit(
     result: FitResult, profile: type[PerturberProfile], redshifts: Redshifts, name: str, gains: GainMap, compiled: bool
 ) -> FitResult | None:
     """Return the best fit of the scene with one more perturber, from the peaks of a map; None if it has no peak."""
-    peaks = gains.peaks(_PEAKS)
+    is_slow = result.scene.source_grid is not None
+    peaks = gains.peaks(_GRID_PEAKS if is_slow else _PEAKS)
     if not peaks:
         return None
     started = time.process_time()
@@ -215,12 +217,13 @@ def _joint_fit(
     joint = _with(scene, profile(redshifts, name=name, **bounds))
     values = dict(result.parameters) | {f"{name}.{k}": torch.tensor([p[k] for p in peaks]) for k in peaks[0]}
     binned = coarse(result.observation)
-    solver, data = Solver(joint, binned.detector(), compiled=compiled), data_of(binned)
+    solver, data = Solver(joint, detector_of(binned, joint), compiled=compiled), data_of(binned)
     starts = joint.internal(joint.pack(values)).float()
-    for steps, kept in ((_PEAK_STEPS, _CONTINUED), (_COARSE_STEPS, 1)):
+    rounds = ((_GRID_PEAK_STEPS, 1),) if is_slow else ((_PEAK_STEPS, _CONTINUED), (_COARSE_STEPS, 1))
+    for steps, kept in rounds:
         state = solver.minimise(starts, data.repeated(len(starts)), steps=steps)
         starts = state.internal[state.deviance.argsort()[:kept]]
-    fine = Solver(joint, result.observation.detector(), compiled=compiled)
+    fine = Solver(joint, detector_of(result.observation, joint), compiled=compiled)
     state = fine.minimise(starts, data_of(result.observation), steps=_FINE_STEPS)
     return result_of(fine, state, result.observation, started)
 
@@ -261,19 +264,12 @@ def _refit(result: FitResult, joint: FitResult, scene: Scene, compiled: bool) ->
     that of `result`, with the cores of the joint fit.
     """
     started = time.process_time()
-    solver = Solver(scene, result.observation.detector(), compiled=compiled)
+    solver = Solver(scene, detector_of(result.observation, scene), compiled=compiled)
     data = data_of(result.observation)
     values = {name: joint.parameters[name] for name in scene.names}
     state = solver.minimise(scene.internal(scene.pack(values)).float(), data, steps=_FINE_STEPS)
     other = result_of(solver, state, result.observation, started)
-    return other if _deviance(other) < _deviance(result) else result
-
-
-def _deviance(result: FitResult) -> float:
-    """Return chi2 plus the penalty of the priors."""
-    internal = result.scene.internal(result.scene.pack(result.parameters))[0]
-    mean, prior = result.scene.prior(internal)
-    return result.chi2 + float((prior * (internal - mean) ** 2).sum())
+    return other if other.deviance < result.deviance else result
 
 
 def _perturber(kind: str, name: str, joint: FitResult, delta_chi2: float) -> Perturber:

@@ -27,6 +27,8 @@ def source_plane(result: "FitResult") -> tuple[Float[np.ndarray, "n n"], tuple[f
     first = values[members[0]]
     radius = max(v.get("R_e", v.get("beta", 0.1)) for v in values.values())
     half = min(max(_SOURCE_RADII * radius, _SMALLEST_SOURCE), _LARGEST_SOURCE)
+    if scene.source_grid is not None:
+        half = scene.source_grid.half_width
     offset = (torch.arange(_SOURCE_PIXELS, dtype=torch.float64) + 0.5) * (2 * half / _SOURCE_PIXELS) - half
     total = torch.zeros(_SOURCE_PIXELS, _SOURCE_PIXELS, dtype=torch.float64)
     for name in members:
@@ -36,7 +38,7 @@ def source_plane(result: "FitResult") -> tuple[Float[np.ndarray, "n n"], tuple[f
         y = (offset[:, None] + first["centre_y"] - value.pop("centre_y")).expand(1, _SOURCE_PIXELS, _SOURCE_PIXELS)
         keys = [key for key in result.amplitudes if key.rpartition(".")[0] == name]
         weights = torch.tensor([result.amplitudes[key] for key in keys], dtype=torch.float64)
-        total += (profile.basis(x, y, **value)[0] * weights[:, None, None]).sum(0)
+        total += profile.brightness(x, y, weights[None, :, None, None], **value)[0]
     cx, cy = first["centre_x"], first["centre_y"]
     return total.numpy(), (cx - half, cx + half, cy - half, cy + half)
 

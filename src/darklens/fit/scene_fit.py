@@ -27,7 +27,7 @@ from darklens.devices import require_device
 from darklens.errors import ConfigError
 from darklens.files import write_bytes
 from darklens.fit import scene_export, scene_figure
-from darklens.fit.scene_solver import Data, Solver, State, data_of
+from darklens.fit.scene_solver import Data, Solver, State, data_of, detector_of
 from darklens.fit.scene_starts import draw_starts, main_lens
 from darklens.scene.observation import Observation
 from darklens.scene.scene import Scene
@@ -67,6 +67,7 @@ class FitResult:
         steps: Number of model evaluations at full resolution.
         seconds: Processor time.
         covariance: Covariance matrix of the parameters, in the order of `scene.names`; NaN as for `errors`.
+        effective_amplitudes: Number of amplitudes that the image determines, rather than their prior.
         alternatives: Other Einstein radii at which the image is fitted almost as well, and the excess of their
             deviance (`_CLOSE`).
     """
@@ -84,25 +85,41 @@ class FitResult:
     steps: int
     seconds: float
     covariance: Float[np.ndarray, "p p"] = field(repr=False)
+    effective_amplitudes: float
     alternatives: tuple[tuple[float, float], ...] = ()
 
     def __str__(self) -> str:
         """Return one line for each parameter, then chi2 per pixel and the warnings."""
         lines = [f"{name} = {value:.6g} +- {self.errors[name]:.2g}" for name, value in self.parameters.items()]
-        lines += [f"{name} = {value:.6g}" for name, value in self.amplitudes.items()]
+        listed = {} if self.scene.source_grid else self.amplitudes
+        lines += [f"{name} = {value:.6g}" for name, value in listed.items()]
         lines.append(f"chi2 per pixel = {self.chi2_per_pixel:.4g} of {self.n_pixels} pixels")
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
 
     @property
     def chi2_per_pixel(self) -> float:
         """Reduced chi2: chi2 per degree of freedom, close to 1 if the model and the noise map are correct."""
-        return self.chi2 / max(self.n_pixels - len(self.parameters) - len(self.amplitudes), 1)
+        return self.chi2 / self._freedom
 
     @property
     def chi2_excess(self) -> float:
         """(chi2 - n) / sqrt(2 n) for n degrees of freedom: the excess of chi2 in standard deviations."""
-        freedom = max(self.n_pixels - len(self.parameters) - len(self.amplitudes), 1)
-        return (self.chi2 - freedom) / math.sqrt(2 * freedom)
+        return (self.chi2 - self._freedom) / math.sqrt(2 * self._freedom)
+
+    @property
+    def _freedom(self) -> float:
+        return max(self.n_pixels - len(self.parameters) - self.effective_amplitudes, 1.0)
+
+    @property
+    def deviance(self) -> float:
+        """chi2 plus the penalty of the priors."""
+        internal = self.scene.internal(self.scene.pack(self.parameters))[0]
+        mean, inverse_variance = self.scene.prior(internal)
+        penalty = float((inverse_variance * (internal - mean) ** 2).sum())
+        if (prior := self.scene.amplitude_prior) is not None:
+            amplitudes = torch.tensor([self.amplitudes[name] for name in self.scene.amplitude_names]).double()
+            penalty += float(amplitudes @ (prior @ amplitudes))
+        return self.chi2 + penalty
 
     @property
     def is_poor(self) -> bool:
@@ -144,6 +161,7 @@ class FitResult:
             return self
         return replace(
             self,
+            scene=self.scene.scaled(factor),
             observation=self.observation.scaled(factor),
             amplitudes={name: value * factor for name, value in self.amplitudes.items()},
             model=self.model * factor,
@@ -212,7 +230,7 @@ def _with_noise_of_model(result: FitResult, device: torch.device, compiled: bool
     """Return the fit with the photon noise of its model, where no noise map was given."""
     if result.observation.photon_noise is None:
         return result
-    solver = Solver(result.scene, result.observation.detector(), compiled=compiled)
+    solver = Solver(result.scene, detector_of(result.observation, result.scene), compiled=compiled)
     for _ in range(_NOISE_ROUNDS):
         observation = result.observation.with_noise_of(result.model)
         start = result.scene.internal(result.scene.pack(result.parameters)).float().to(device)
@@ -338,4 +356,5 @@ def result_of(solver: Solver, state: State, observation: Observation, started: f
         steps=int(state.steps[0]),
         seconds=time.process_time() - started,
         covariance=covariance.numpy(),
+        effective_amplitudes=solver.effective_amplitudes(state),
     )

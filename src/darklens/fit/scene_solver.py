@@ -5,6 +5,7 @@ The deviance is chi2 plus the penalty of the Gaussian priors. The amplitudes are
 amplitudes together, and the amplitudes are then solved for exactly at the new parameters.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -32,6 +33,8 @@ _RIDGE = 1e-10  # relative to a diagonal element; makes degenerate amplitudes so
 # Inverse variance of a Gaussian prior on amplitudes that may be negative, relative to a diagonal element: prevents
 # shapelets from fitting noise.
 _REGULARISATION = 1e-3
+_MOST_TOGETHER = 200  # amplitudes of scenes of which several fits run together
+_GRID_SAMPLES = 2  # along a pixel, with a source grid: structure of about the size of a pixel
 
 
 @dataclass
@@ -91,6 +94,11 @@ class State:
         """Return a subset of the fits."""
         return State(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
+    @classmethod
+    def joined(cls, parts: Sequence["State"]) -> "State":
+        """Return the fits of several states as one."""
+        return cls(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)})
+
     def put(self, rows: Tensor, other: "State") -> None:
         """Replace a subset of the fits."""
         for f in fields(self):
@@ -100,6 +108,12 @@ class State:
     def converged(self) -> Bool[Tensor, " b"]:
         """Whether each fit has converged (`CONVERGED`)."""
         return self.predicted_reduction < CONVERGED
+
+
+def detector_of(observation: Observation, scene: Scene) -> Detector:
+    """Return the detector of an observation, with as many samples for each pixel as the scene needs."""
+    oversampling = observation.psf.oversampling if observation.psf else 1
+    return observation.detector(supersample=oversampling * (1 if scene.source_grid is None else _GRID_SAMPLES))
 
 
 class Solver:
@@ -113,12 +127,25 @@ class Solver:
 
     def __init__(self, scene: Scene, detector: Detector, *, compiled: bool = False) -> None:
         self.scene, self.detector, self.compiled = scene, detector, compiled
-        self._functions = CompiledScene(scene) if compiled else scene
-        self._ridges = tuple(_RIDGE if positive else _REGULARISATION for positive in scene.positive)
+        self._functions = CompiledScene(scene) if compiled and scene.source_grid is None else scene
+        prior = scene.amplitude_prior
+        has_prior = [False] * len(scene.positive) if prior is None else (prior.diagonal() > 0).tolist()
+        is_bounded = zip(scene.positive, has_prior, strict=True)
+        self._ridges = tuple(_RIDGE if any(reasons) else _REGULARISATION for reasons in is_bounded)
         self._are_positive = tuple(scene.positive)
 
     def _ridge(self, device: torch.device) -> Float[Tensor, " l"]:
         return constant(self._ridges, torch.float32, device).double()
+
+    def _penalty(self, amplitudes: Float[Tensor, "b l"]) -> Float[Tensor, " b"] | float:
+        """Return minus twice the logarithm of the prior of the amplitudes."""
+        prior = self.scene.amplitude_prior
+        if prior is None:
+            return 0.0
+        values = amplitudes.double()
+        n = values.shape[1]
+        penalty: Tensor = ((values @ prior[:n, :n].to(values.device)) * values).sum(1)
+        return penalty
 
     def _positive(self, device: torch.device) -> Bool[Tensor, " l"]:
         return constant(self._are_positive, torch.bool, device)
@@ -132,12 +159,14 @@ class Solver:
         weights = data.weights.flatten(1)
         amplitudes = self._amplitudes(gram, projected).to(internal)
         slopes = detector.observe(self._functions.slope_planes(complete, amplitudes, x, y)).flatten(2)
-        model = (basis * amplitudes[:, :, None]).sum(1)
+        model = (amplitudes[:, None] @ basis)[:, 0]
         residual = data.images.flatten(1) - model
         chi2 = (weights * residual * residual).double().sum(1)
-        planes = torch.cat([slopes, basis], 1)
-        curvature = ((planes * weights[:, None]) @ planes.mT).double()
-        rhs = ((slopes * weights[:, None]) @ residual[:, :, None])[..., 0].double()
+        weighted = slopes * weights[:, None]
+        cross = (weighted @ basis.mT).double()
+        upper = torch.cat([(weighted @ slopes.mT).double(), cross], 2)
+        curvature = torch.cat([upper, torch.cat([cross.mT, gram], 2)], 1)
+        rhs = (weighted @ residual[:, :, None])[..., 0].double()
         mean, prior = scene.prior(internal.double())
         away = internal.double() - mean
         p = slopes.shape[1]
@@ -153,7 +182,7 @@ class Solver:
             amplitudes=amplitudes,
             model=model.reshape(data.images.shape),
             chi2=chi2,
-            deviance=chi2 + (prior * away * away).sum(1),
+            deviance=chi2 + (prior * away * away).sum(1) + self._penalty(amplitudes),
             curvature=curvature,
             rhs=rhs - prior * away,
             predicted_reduction=nothing + torch.inf,
@@ -176,23 +205,29 @@ class Solver:
         complete = self.scene.complete(self.scene.external(internal))
         basis, gram, projected = self._linear(complete, data, lens_light)
         amplitudes = self._amplitudes(gram, projected).to(internal)
-        residual = data.images.flatten(1) - (basis * amplitudes[:, :, None]).sum(1)
+        residual = data.images.flatten(1) - (amplitudes[:, None] @ basis)[:, 0]
         mean, prior = self.scene.prior(internal.double())
-        penalty = (prior * (internal.double() - mean) ** 2).sum(1)
+        penalty = (prior * (internal.double() - mean) ** 2).sum(1) + self._penalty(amplitudes)
         return (data.weights.flatten(1) * residual * residual).double().sum(1) + penalty
 
     def _linear(
         self, complete: Float[Tensor, "b c"], data: Data, lens_light: bool = True
     ) -> tuple[Float[Tensor, "b l n"], Float[Tensor, "b l l"], Float[Tensor, "b l"]]:
-        """Return the model images for unit amplitudes, and the normal equations of the amplitudes."""
+        """Return the model images for unit amplitudes, and the normal equations of the amplitudes with their prior."""
         x, y = self.detector.positions(complete)
         basis = self.detector.observe(self._functions.planes(complete, x, y, lens_light=lens_light)).flatten(2)
         weighted = basis * data.weights.flatten(1)[:, None]
-        return (
-            basis,
-            (weighted @ basis.mT).double(),
-            (weighted @ data.images.flatten(1)[:, :, None])[..., 0].double(),
-        )
+        gram = (weighted @ basis.mT).double()
+        if (prior := self.scene.amplitude_prior) is not None:
+            gram += prior[: gram.shape[1], : gram.shape[1]].to(gram.device)
+        return basis, gram, (weighted @ data.images.flatten(1)[:, :, None])[..., 0].double()
+
+    @torch.no_grad()
+    def amplitude_equations(
+        self, internal: Float[Tensor, "b p"], data: Data
+    ) -> tuple[Float[Tensor, "b l l"], Float[Tensor, "b l"]]:
+        """Return the normal equations of the amplitudes: matrix, which includes their prior, and right-hand side."""
+        return self._linear(self.scene.complete(self.scene.external(internal)), data)[1:]
 
     def _amplitudes(self, gram: Float[Tensor, "b l l"], projected: Float[Tensor, "b l"]) -> Float[Tensor, "b l"]:
         """Solve for the amplitudes, of which the positive ones are at least zero."""
@@ -265,6 +300,9 @@ class Solver:
             data: One image for each start.
             steps: Maximum number of steps.
         """
+        if len(internal) > 1 and len(self.scene.positive) > _MOST_TOGETHER:  # to save memory
+            rows = (torch.tensor([k]) for k in range(len(internal)))
+            return State.joined([self.minimise(internal[row], data.rows(row), steps=steps) for row in rows])
         low, high = self.scene.bounds(internal)
         ended = self.state(internal.clamp(low, high), data)
         active = torch.arange(len(internal), device=internal.device)
@@ -292,6 +330,20 @@ class Solver:
         _, current.predicted_reduction = self.step(current, damping)
         ended.put(active, current)
         return ended
+
+    def effective_amplitudes(self, state: State) -> float:
+        """Return the number of amplitudes of the first fit that the image determines, rather than their prior.
+
+        It is the trace of F (F + P)^-1, with the normal matrix F and the inverse covariance P of the prior.
+        """
+        prior = self.scene.amplitude_prior
+        if prior is None:
+            return float(state.amplitudes.shape[1])
+        p = state.rhs.shape[1]
+        inner = state.curvature[0, p:, p:]
+        is_free = inner.diagonal() > 0  # those at zero are not
+        inner, prior = inner[is_free][:, is_free], prior.to(inner.device)[is_free][:, is_free]
+        return float(len(inner) - torch.linalg.solve(inner, prior).diagonal().sum())
 
     def covariance(self, state: State) -> Float[Tensor, "b p p"]:
         """Return the covariance of the internal parameters, marginalised over the amplitudes."""

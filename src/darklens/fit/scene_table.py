@@ -35,7 +35,8 @@ def columns_of(scene: Scene) -> list[str]:
     """Return the names of the columns of a table of fits."""
     parameters = [column for name in scene.names for column in (name, f"{name}_error")]
     errors = [f"{name}_error" for name in MEASURES]
-    return [*COLUMNS, *errors, *parameters, *scene.amplitude_names, "chi2_excess", "at_bounds", "changes"]
+    amplitudes = [] if scene.source_grid else scene.amplitude_names
+    return [*COLUMNS, *errors, *parameters, *amplitudes, "chi2_excess", "at_bounds", "changes"]
 
 
 def row_of(result: FitResult) -> dict[str, str]:
@@ -52,7 +53,8 @@ def row_of(result: FitResult) -> dict[str, str]:
     estimates = measures(result) | {name: (v, result.errors[name]) for name, v in result.parameters.items()}
     for name, (value, error) in estimates.items():
         columns[name], columns[f"{name}_error"] = _text(value), _text(error)
-    return columns | {name: _text(value) for name, value in result.amplitudes.items()}
+    listed = {} if result.scene.source_grid else result.amplitudes
+    return columns | {name: _text(value) for name, value in listed.items()}
 
 
 def _text(value: float) -> str:

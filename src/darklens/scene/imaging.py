@@ -76,24 +76,24 @@ class Detector:
         """Return the mean surface brightness in each pixel, from the brightness sampled at `x` and `y`."""
         if not light.numel():  # of which there is no FFT
             return light.new_zeros(*light.shape[:-2], *self.shape)
+        if self._separable:
+            return self._observe_along_axes(light)
         planes = block_mean(light, self._before)
-        if self.psf is None:
-            return planes
-        return self._convolve_along_axes(planes) if self._separable else self._convolve(planes)
+        return planes if self.psf is None else self._convolve(planes)
 
-    def _convolve_along_axes(self, planes: Tensor) -> Tensor:
-        """Return what `_convolve` returns, for a PSF that is a sum of products of a function of x and one of y."""
-        key = planes.dtype, planes.device
+    def _observe_along_axes(self, light: Tensor) -> Tensor:
+        """Return what `observe` returns, for a PSF that is a sum of products of a function of x and one of y."""
+        key = light.dtype, light.device
         if key not in self._matrices:
             with torch.inference_mode(False):  # cached tensors must also serve in training
-                self._matrices[key] = [(a.to(planes), b.to(planes)) for a, b in self._separable]
-        first, *others = ((along_y @ (planes @ along_x)) for along_y, along_x in self._matrices[key])
+                self._matrices[key] = [(a.to(light), b.to(light)) for a, b in self._separable]
+        first, *others = ((along_y @ (light @ along_x)) for along_y, along_x in self._matrices[key])
         for other in others:
             first = first + other
         return first
 
     def _axis_matrices(self) -> list[tuple[Tensor, Tensor]]:
-        """Return matrices (rows, height) and (width, columns) for each term of a PSF of low rank; none for others."""
+        """Return matrices (rows, height') and (width', columns) for each term of a PSF of low rank; none for others."""
         assert self.psf is not None
         along_y, values, along_x = torch.linalg.svd(self.psf.kernel)
         rank = int((values > _RANK_TOLERANCE * values[0]).sum())
@@ -108,11 +108,12 @@ class Detector:
         ]
 
     def _axis_matrix(self, n: int, row: Float[Tensor, " taps"]) -> Float[Tensor, "n s"]:
-        """Return the convolution along an axis, and the mean over the kernel pixels of each image pixel, float64."""
+        """Return the convolution along an axis of samples, and the mean in each image pixel, float64."""
         samples, taps = n * self._after, len(row)
         matrix = torch.zeros(samples, samples + taps - 1, dtype=torch.float64)
         at = torch.arange(samples)[:, None] + torch.arange(taps)
-        return matrix.scatter_(1, at, row.flip(0).expand(samples, taps)).reshape(n, self._after, -1).mean(1)
+        matrix = matrix.scatter_(1, at, row.flip(0).expand(samples, taps)).reshape(n, self._after, -1).mean(1)
+        return matrix.repeat_interleave(self._before, 1) / self._before
 
     def _convolve(self, planes: Tensor) -> Tensor:
         """Return the mean in each image pixel of the convolution with the PSF.

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from darklens.constants import constant
@@ -64,13 +65,13 @@ Setting = float | str | Free
 _MAX_GAUSSIANS, _HIGHEST_ORDER = 50, 40  # of multi-Gaussian expansions and shapelets; more exhaust the memory
 
 
-def _centre(reach: float, step: float) -> dict[str, Parameter]:
+def coordinates(reach: float, step: float) -> dict[str, Parameter]:
     """Return the coordinates of a position within `reach` of the centre of the image, arcsec."""
     coordinate = Parameter(unit="arcsec", low=-reach, high=reach, start=0.0, step=step)
     return {"centre_x": coordinate, "centre_y": coordinate}
 
 
-_LENS_CENTRE, _LIGHT_CENTRE, PERTURBER_CENTRE = _centre(1.0, 0.05), _centre(2.0, 0.1), _centre(5.0, 0.1)
+_LENS_CENTRE, _LIGHT_CENTRE, PERTURBER_CENTRE = coordinates(1.0, 0.05), coordinates(2.0, 0.1), coordinates(5.0, 0.1)
 _ELLIPTICITY = dict.fromkeys(("e1", "e2"), Parameter(low=-0.5, high=0.5, start=0.0, step=0.1, prior=(0.0, 0.2)))
 _THETA_E = Parameter(unit="arcsec", low=0.1, high=10.0, start=1.2, step=0.2)
 _AMPLITUDE = Parameter(unit="arcsec", low=-0.2, high=0.2, start=0.0, step=0.005, prior=(0.0, 0.02))
@@ -155,6 +156,18 @@ class LightProfile(Profile):
     def softened(self, core: float) -> "LightProfile":
         """Return the profile without structure smaller than `core`, arcsec; the profile itself if it has none."""
         return self
+
+    def scaled(self, factor: float) -> "LightProfile":
+        """Return the profile for an image multiplied by a factor."""
+        return self
+
+    def amplitude_prior(self) -> Float[Tensor, "l l"] | None:
+        """Return the inverse covariance of a Gaussian prior on the amplitudes, float64; None if there is none."""
+        return None
+
+    def brightness(self, x: Any, y: Any, weights: Tensor, **values: Any) -> Any:
+        """Return the brightness (b, rows, columns) for amplitudes `weights` (b, n_basis, 1, 1), see `basis`."""
+        return (self.basis(x, y, **values) * weights).sum(1)
 
     def basis(self, x: Any, y: Any, **values: Any) -> Any:
         """Return the brightness (b, n_basis, rows, columns) for unit amplitudes at x, y (b, rows, columns).

@@ -1,6 +1,7 @@
 """Scenes: mass profiles, source light and lens light, and the functions that render them."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from darklens.physics.duals import slopes_of, value_of, variable
 from darklens.scene.imaging import Detector
 from darklens.scene.parameter_table import Parameters, ParameterTable, require_values
 from darklens.scene.profiles import LightProfile, MassProfile, Profile
+from darklens.scene.source_grid import SourceGrid
 
 Planes = Float[Tensor, "b k rows columns"]
 P = TypeVar("P", bound=Profile)
@@ -95,6 +97,34 @@ class Scene(ParameterTable):
     def has_cusps(self) -> bool:
         """Whether a light profile has a cusp."""
         return any(p.has_cusp for p in (*self.source.profiles, *self.lens_light.profiles))
+
+    @cached_property
+    def amplitude_prior(self) -> Float[Tensor, "l l"] | None:
+        """Inverse covariance of the Gaussian prior on the amplitudes, float64; None if there is none."""
+        lights = [*self.source.profiles, *self.lens_light.profiles]
+        blocks = [profile.amplitude_prior() for profile in lights]
+        if all(block is None for block in blocks):
+            return None
+        total = torch.zeros(len(self.positive), len(self.positive), dtype=torch.float64)
+        first = 0
+        for profile, block in zip(lights, blocks, strict=True):
+            last = first + profile.n_basis
+            if block is not None:
+                total[first:last, first:last] = block
+            first = last
+        return total
+
+    @property
+    def source_grid(self) -> SourceGrid | None:
+        """The source grid, if there is one."""
+        return next((profile for profile in self.source.profiles if isinstance(profile, SourceGrid)), None)
+
+    def scaled(self, factor: float) -> "Scene":
+        """Return the scene for an image multiplied by a factor: priors on amplitudes change."""
+        if factor == 1 or self.amplitude_prior is None:
+            return self
+        source, light = ([p.scaled(factor) for p in model.profiles] for model in (self.source, self.lens_light))
+        return Scene(self.mass, source, light)
 
     def softened(self, core: float) -> "Scene":
         """Return the scene with cores of at least `core`, arcsec, in light profiles with a cusp.
@@ -187,7 +217,7 @@ class Scene(ParameterTable):
                 value = self._values(name, complete)
                 at = (x - alpha_x, y - alpha_y) if profile in self.source.profiles else _full(x, y)
                 planes.append(profile.basis(*_centred(*at, value), **value).expand(len(complete), -1, -1, -1))
-        return torch.cat(planes, 1)
+        return planes[0] if len(planes) == 1 else torch.cat(planes, 1)
 
     def render(
         self, parameters: Parameters, amplitudes: Float[Tensor, "b l"], detector: Detector
@@ -330,7 +360,7 @@ def _brightness_slopes(
     """Return derivatives of the brightness by x, y and the variables in `value`, whose centre is removed."""
     centre = [value_of(value.pop(symbol)) for symbol in ("centre_x", "centre_y")]
     px, py = (variable(s, v - c) for s, v, c in zip(("x", "y"), at, centre, strict=True))
-    return slopes_of((profile.basis(px, py, **value) * weight).sum(1))
+    return slopes_of(profile.brightness(px, py, weight, **value))
 
 
 def _add(components: dict[str, Profile], profiles: Sequence[Profile], role: str | None) -> None:

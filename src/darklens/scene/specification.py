@@ -244,7 +244,13 @@ def get(name_or_path: str, overrides: Sequence[str] = ()) -> SceneSpecification:
 
 
 def to_yaml(scene: Scene) -> str:
-    """Return a scene as YAML, from which `get` restores it."""
+    """Return a scene as YAML, from which `get` restores it.
+
+    Raises:
+        ConfigError: If it has a source grid.
+    """
+    if scene.source_grid is not None:
+        raise ConfigError("A source grid cannot be written as YAML; save the scene of the fit before it.")
     tree: dict[str, Any] = {}
     models: dict[str, Any] = {"mass": scene.mass, "source": scene.source, "lens_light": scene.lens_light}
     for section, model in models.items():

@@ -1,0 +1,112 @@
+"""A source on a grid: cubic B-splines with linear amplitudes and a prior for smoothness.
+
+It describes sources that no profile fits to the noise. The prior is Gaussian in the second differences of the
+amplitudes (curvature regularisation: Suyu et al. 2006, MNRAS 371, 983); beyond the grid the source is dark.
+"""
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from darklens.errors import ConfigError
+from darklens.physics.duals import Dual, slopes_of, value_of
+from darklens.scene.profiles import LightProfile, Parameter, Setting, coordinates
+
+_FEWEST, _MOST = 4, 64  # nodes along a side; more exhaust the memory
+
+
+class SourceGrid(LightProfile):
+    """Surface brightness of a source as n x n cubic B-splines; an amplitude is about the brightness at its node.
+
+    It cannot be compiled, read from YAML or exported. `darklens.fit.source_reconstruction` fits it.
+
+    Args:
+        n: Number of nodes along a side.
+        half_width: Half side of the grid, arcsec.
+        smoothness: Factor of the sum of squared second differences of the amplitudes in the deviance, in units of one
+            over brightness squared.
+        name: By default `source`.
+        settings: Settings of the centre, which should be numbers, because the amplitudes can move the source too.
+
+    Raises:
+        ConfigError: If n, half_width or smoothness are out of bounds.
+    """
+
+    kind = "grid"
+    positive = False
+    parameters: ClassVar[Mapping[str, Parameter]] = coordinates(5.0, 0.1)
+
+    def __init__(
+        self, n: int, *, half_width: float, smoothness: float = 1.0, name: str | None = None, **settings: Setting
+    ) -> None:
+        super().__init__(name=name, **settings)
+        if not _FEWEST <= n <= _MOST:
+            raise ConfigError(f"A source grid needs n from {_FEWEST} to {_MOST}, got {n}.")
+        if not (0 < half_width < math.inf and 0 < smoothness < math.inf):
+            raise ConfigError(
+                f"A source grid needs a positive half_width and smoothness, got {half_width:g} and {smoothness:g}."
+            )
+        self.n, self.half_width, self.smoothness = n, half_width, smoothness
+        self.n_basis = n * n
+
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """Class and grid."""
+        return (*super().structure, self.n, self.half_width)
+
+    def scaled(self, factor: float) -> "SourceGrid":
+        """Return the profile for an image multiplied by a factor."""
+        profile = copy.copy(self)
+        profile.smoothness = self.smoothness / factor**2
+        return profile
+
+    def amplitude_prior(self) -> Float[Tensor, "l l"]:
+        """Return the inverse covariance of the Gaussian prior on the amplitudes, float64."""
+        return self.smoothness * curvature(self.n)
+
+    def basis(self, x: Any, y: Any, **values: Any) -> Any:
+        """Return the splines (b, n n, rows, columns), row by row of the grid from the lowest."""
+        across, along = self._splines(y)[0], self._splines(x)[0]
+        return (across[:, :, None] * along[:, None]).flatten(1, 2)
+
+    def brightness(self, x: Any, y: Any, weights: Float[Tensor, "b l 1 1"], **values: Any) -> Any:
+        """Return the brightness (b, rows, columns) for amplitudes; with derivatives for a `Dual` x and y."""
+        (along, by_x), (across, by_y) = self._splines(value_of(x)), self._splines(value_of(y))
+        grid = weights.reshape(-1, self.n, self.n)
+        rows = torch.einsum("bij,bjhw->bihw", grid, along)
+        value = (rows * across).sum(1)
+        slopes = slopes_of(x), slopes_of(y)
+        if not any(slopes):
+            return value
+        gradient = (torch.einsum("bij,bjhw->bihw", grid, by_x) * across).sum(1), (rows * by_y).sum(1)
+        total: dict[str, Any] = {}
+        for rate, part in zip(gradient, slopes, strict=True):
+            for symbol, slope in part.items():
+                total[symbol] = total.get(symbol, 0.0) + rate * slope
+        return Dual.of(value, total)
+
+    def _splines(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the splines along an axis and their derivatives, (b, n, rows, columns)."""
+        spacing = 2 * self.half_width / self.n
+        nodes = torch.arange(self.n, dtype=position.dtype, device=position.device) - (self.n - 1) / 2
+        t = position[:, None] / spacing - nodes[:, None, None]
+        inner, outer = (1 - t.abs()).clamp_min(0), (2 - t.abs()).clamp_min(0)
+        slope = (2 * inner**2 - outer**2 / 2) * t.sign() / spacing
+        return outer**3 / 6 - inner**3 * (4 / 6), slope
+
+
+def curvature(n: int) -> Float[Tensor, "l l"]:
+    """Return the matrix R for which a.R.a is the sum of squared second differences of n x n amplitudes a, float64.
+
+    The differences are those along x and y and, twice, the mixed ones; amplitudes beyond the grid are zero.
+    """
+    eye = torch.eye(n, dtype=torch.float64)
+    first = torch.nn.functional.pad(eye, (0, 0, 0, 1)) - torch.nn.functional.pad(eye, (0, 0, 1, 0))
+    padded = torch.nn.functional.pad(first, (0, 0, 1, 0)) - torch.nn.functional.pad(first, (0, 0, 0, 1))
+    second, slopes = padded.T @ padded, first.T @ first
+    return torch.kron(second, eye) + torch.kron(eye, second) + 2 * torch.kron(slopes, slopes)
