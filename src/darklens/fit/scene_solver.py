@@ -301,8 +301,8 @@ class Solver:
             steps: Maximum number of steps.
         """
         if len(internal) > 1 and len(self.scene.positive) > _MOST_TOGETHER:  # to save memory
-            rows = (torch.tensor([k]) for k in range(len(internal)))
-            return State.joined([self.minimise(internal[row], data.rows(row), steps=steps) for row in rows])
+            each = (torch.tensor([k]) for k in range(len(internal)))
+            return State.joined([self.minimise(internal[row], data.rows(row), steps=steps) for row in each])
         low, high = self.scene.bounds(internal)
         ended = self.state(internal.clamp(low, high), data)
         active = torch.arange(len(internal), device=internal.device)

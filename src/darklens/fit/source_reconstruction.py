@@ -110,7 +110,8 @@ def _most_likely_smoothness(solver: Solver, internal: Float[Tensor, "1 p"], data
     `curvature`.
     """
     grid, prior = solver.scene.source_grid, solver.scene.amplitude_prior
-    assert grid is not None and prior is not None
+    assert grid is not None
+    assert prior is not None
     matrix, target = (part[0] for part in solver.amplitude_equations(internal, data))
     penalty = torch.zeros_like(matrix)
     penalty[: grid.n_basis, : grid.n_basis] = curvature(grid.n).to(matrix)
