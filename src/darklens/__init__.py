@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from darklens.fit.perturber_profiles import HaloPerturber, Redshifts
     from darklens.fit.perturbers import find_perturbers
     from darklens.fit.scene_fit import fit
+    from darklens.fit.source_reconstruction import reconstruct_source
     from darklens.physics.grid import Grid
     from darklens.populations.population import get as get_population
     from darklens.scene import (
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
         Sersic,
         Shapelets,
         Shear,
+        SourceGrid,
     )
     from darklens.simulate.generate import generate
     from darklens.training.recipe import get as get_recipe
@@ -64,12 +66,13 @@ _HOME = {
     "generate": ("darklens.simulate.generate", "generate"),
     "get_population": ("darklens.populations.population", "get"),
     "get_recipe": ("darklens.training.recipe", "get"),
+    "reconstruct_source": ("darklens.fit.source_reconstruction", "reconstruct_source"),
     "sensitivity_map": ("darklens.fit.gain_map", "sensitivity_map"),
     "train": ("darklens.training.run", "train"),
 }
 _SCENE = (
     "EPL NFW PSF SIE SIS TNFW Detector Free LightModel LineMass MassModel MultiGaussian Multipole "
-    "Observation PhotonNoise PointMass PseudoJaffe Scene Sersic Shapelets Shear"
+    "Observation PhotonNoise PointMass PseudoJaffe Scene Sersic Shapelets Shear SourceGrid"
 )
 _HOME |= {name: ("darklens.scene", name) for name in _SCENE.split()}
 
@@ -99,6 +102,7 @@ __all__ = [
     "Sersic",
     "Shapelets",
     "Shear",
+    "SourceGrid",
     "Store",
     "evaluate",
     "evidence_maps",
@@ -110,6 +114,7 @@ __all__ = [
     "generate",
     "get_population",
     "get_recipe",
+    "reconstruct_source",
     "sensitivity_map",
     "train",
 ]

@@ -15,6 +15,7 @@ from darklens.fit.perturbers import SearchResult, find_perturbers, scenes_of_sea
 from darklens.fit.resumable_table import Computation, Entry
 from darklens.fit.scene_fit import fit
 from darklens.fit.scene_table import require_lens
+from darklens.fit.source_reconstruction import reconstruct_source
 from darklens.scene.compiled import compile_scenes
 from darklens.scene.observation_files import Inputs, read_observation
 from darklens.scene.specification import SceneSpecification
@@ -40,6 +41,7 @@ class SearchOptions:
             false alarms of 10 %; None for none.
         seed: Seed of the random starts.
         compiled: Whether to compile the scenes first (`darklens.scene.compiled`); None: if that is possible.
+        source_grid: Number of nodes along a side of a grid on which the source is reconstructed; None for no grid.
     """
 
     perturber: PerturberKind = "tnfw"
@@ -49,6 +51,7 @@ class SearchOptions:
     simulations: int | None = None
     seed: int = 0
     compiled: bool | None = False
+    source_grid: int | None = None
 
 
 def search_computation(specification: SceneSpecification, inputs: Inputs, options: SearchOptions) -> Computation:
@@ -60,7 +63,8 @@ def search_computation(specification: SceneSpecification, inputs: Inputs, option
         options: How to search.
     """
     require_lens(scene := specification.scene())
-    scenes = scenes_of_search(scene, options.perturber, options.redshifts)
+    with_perturber = scenes_of_search(scene, options.perturber, options.redshifts)
+    scenes = with_perturber if options.source_grid is None else [scene]  # scenes with a grid are not compiled
     options = replace(options, compiled=compile_scenes(scenes, options.compiled))
     columns = [*_PERTURBER_COLUMNS, *(_FREE_COLUMNS if options.perturber == "tnfw_free" else ())]
     names = [*SEARCH_COLUMNS, *columns[len(_PERTURBER_COLUMNS) :]]
@@ -75,6 +79,9 @@ def search_one(label: str, specification: str, inputs: Inputs, options: SearchOp
     started = time.process_time()
     observation, threshold = read_observation(label, inputs), options.threshold
     result = fit(observation, scene, seed=options.seed, compiled=bool(options.compiled))
+    if options.source_grid is not None:
+        result = reconstruct_source(result, options.source_grid)
+        scene = result.scene
     if options.simulations is not None:
         threshold = false_alarm_threshold(
             result,

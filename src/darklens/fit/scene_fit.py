@@ -91,10 +91,15 @@ class FitResult:
     def __str__(self) -> str:
         """Return one line for each parameter, then chi2 per pixel and the warnings."""
         lines = [f"{name} = {value:.6g} +- {self.errors[name]:.2g}" for name, value in self.parameters.items()]
-        listed = {} if self.scene.source_grid else self.amplitudes
-        lines += [f"{name} = {value:.6g}" for name, value in listed.items()]
+        lines += [f"{name} = {value:.6g}" for name, value in self.listed_amplitudes.items()]
         lines.append(f"chi2 per pixel = {self.chi2_per_pixel:.4g} of {self.n_pixels} pixels")
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+
+    @property
+    def listed_amplitudes(self) -> dict[str, float]:
+        """The amplitudes without those of a source grid, which are many."""
+        names = [name for name, p in self.scene.profiles.items() if p is self.scene.source_grid]
+        return {name: v for name, v in self.amplitudes.items() if name.rpartition(".")[0] not in names}
 
     @property
     def chi2_per_pixel(self) -> float:
@@ -118,7 +123,8 @@ class FitResult:
         penalty = float((inverse_variance * (internal - mean) ** 2).sum())
         if (prior := self.scene.amplitude_prior) is not None:
             amplitudes = torch.tensor([self.amplitudes[name] for name in self.scene.amplitude_names]).double()
-            penalty += float(amplitudes @ (prior @ amplitudes))
+            strength = float(self.scene.prior_strength(self.scene.complete(self.scene.pack(self.parameters)))[0])
+            penalty += strength * float(amplitudes @ (prior @ amplitudes))
         return self.chi2 + penalty
 
     @property

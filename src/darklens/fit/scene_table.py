@@ -8,6 +8,7 @@ from darklens.fit.lens_measures import MEASURES, measures
 from darklens.fit.resumable_table import Computation, Entry
 from darklens.fit.scene_figure import arrays, draw
 from darklens.fit.scene_fit import FitResult, fit
+from darklens.fit.source_reconstruction import reconstruct_source
 from darklens.scene.compiled import compile_scenes
 from darklens.scene.observation_files import Inputs, read_observation
 from darklens.scene.profiles import EPL, SIE, SIS
@@ -35,8 +36,7 @@ def columns_of(scene: Scene) -> list[str]:
     """Return the names of the columns of a table of fits."""
     parameters = [column for name in scene.names for column in (name, f"{name}_error")]
     errors = [f"{name}_error" for name in MEASURES]
-    amplitudes = [] if scene.source_grid else scene.amplitude_names
-    return [*COLUMNS, *errors, *parameters, *amplitudes, "chi2_excess", "at_bounds", "changes"]
+    return [*COLUMNS, *errors, *parameters, *scene.amplitude_names, "chi2_excess", "at_bounds", "changes"]
 
 
 def row_of(result: FitResult) -> dict[str, str]:
@@ -53,8 +53,7 @@ def row_of(result: FitResult) -> dict[str, str]:
     estimates = measures(result) | {name: (v, result.errors[name]) for name, v in result.parameters.items()}
     for name, (value, error) in estimates.items():
         columns[name], columns[f"{name}_error"] = _text(value), _text(error)
-    listed = {} if result.scene.source_grid else result.amplitudes
-    return columns | {name: _text(value) for name, value in listed.items()}
+    return columns | {name: _text(value) for name, value in result.listed_amplitudes.items()}
 
 
 def _text(value: float) -> str:
@@ -62,7 +61,12 @@ def _text(value: float) -> str:
 
 
 def fit_computation(
-    specification: SceneSpecification, inputs: Inputs, *, seed: int, compiled: bool | None
+    specification: SceneSpecification,
+    inputs: Inputs,
+    *,
+    seed: int,
+    compiled: bool | None,
+    source_grid: int | None = None,
 ) -> Computation:
     """Return how to compute a table of fits of a scene to observations.
 
@@ -71,14 +75,24 @@ def fit_computation(
         inputs: How the observations are read.
         seed: Seed of the random starts.
         compiled: Whether to compile the scene first (`darklens.scene.compiled`); None: if that is possible.
+        source_grid: Number of nodes along a side of a grid on which the source is reconstructed; None for no grid.
     """
     require_lens(scene := specification.scene())
-    arguments = (specification.model_dump_json(), inputs, seed, compile_scenes([scene], compiled))
-    return Computation(columns_of(scene), fit_one, arguments)
+    arguments = (specification.model_dump_json(), inputs, seed, compile_scenes([scene], compiled), source_grid)
+    return Computation(columns_of(scene if source_grid is None else without_source(scene)), fit_one, arguments)
 
 
-def fit_one(label: str, specification: str, inputs: Inputs, seed: int, compiled: bool) -> Entry:
+def without_source(scene: Scene) -> Scene:
+    """Return the scene whose parameters remain if the source is a grid."""
+    return Scene(scene.mass, [], scene.lens_light)
+
+
+def fit_one(
+    label: str, specification: str, inputs: Inputs, seed: int, compiled: bool, source_grid: int | None
+) -> Entry:
     """Fit one observation; `specification` is that of the scene, as JSON."""
     scene = SceneSpecification.model_validate_json(specification).scene()
     result = fit(read_observation(label, inputs), scene, seed=seed, compiled=compiled)
+    if source_grid is not None:
+        result = reconstruct_source(result, source_grid)
     return Entry(row_of(result), partial(arrays, result), partial(draw, result))

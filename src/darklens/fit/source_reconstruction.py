@@ -5,6 +5,7 @@ highest evidence (MacKay 1992, Neural Computation 4, 415; Suyu et al. 2006, MNRA
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -24,7 +25,7 @@ _CONTAINED, _MARGIN = 0.98, 1.15  # fraction of this light that the grid contain
 _SMALLEST, _LARGEST = 0.1, 2.0  # arcsec, half width
 _FIRST_SMOOTHNESS = 1e-3  # in units of one over the variance of a pixel
 _ROUNDS, _STEPS = 3, 15  # fits with another smoothness, and their steps
-_RIDGE = 1e-9  # relative to a diagonal element: nodes of the grid that no ray reaches
+_RIDGE = 1e-9  # relative to a diagonal element: for nodes of the grid that no ray reaches
 _EVIDENCE_ROUNDS, _SAME = 8, 0.05  # updates of the smoothness, and their smallest relative change
 
 
@@ -51,28 +52,34 @@ def reconstruct_source(
     started, unit = time.process_time(), result.observation.unit
     result = result.scaled(1 / unit)
     observation, scene = result.observation, result.scene
-    centre_x, centre_y, reach = _extent(result)
-    width = reach if half_width is None else half_width
-
-    def model_of(smoothness: float) -> Scene:
-        grid = SourceGrid(
-            n, half_width=width, smoothness=smoothness, name="source", centre_x=centre_x, centre_y=centre_y
-        )
-        return Scene(scene.mass, grid, scene.lens_light)
-
-    model, data = model_of(_FIRST_SMOOTHNESS), data_of(observation, device)
-    internal = model.internal(model.pack({name: result.parameters[name] for name in model.names})).float().to(device)
-    solver = Solver(model, detector_of(observation, model))
+    data, rays = data_of(observation, device), _rays(result)
+    values, smoothness = result.parameters, _FIRST_SMOOTHNESS
     for _ in range(_ROUNDS):
-        solver = Solver(model_of(_most_likely_smoothness(solver, internal, data)), solver.detector)
+        centre_x, centre_y, reach = _extent(scene, values, rays)
+        grid = SourceGrid(
+            n,
+            half_width=reach if half_width is None else half_width,
+            smoothness=smoothness,
+            rays=rays,
+            size=float(scene.source_size(scene.complete(scene.pack(values)), rays)[0]),
+            name="source",
+            centre_x=centre_x,
+            centre_y=centre_y,
+        )
+        model = Scene(scene.mass, grid, scene.lens_light)
+        solver = Solver(model, detector_of(observation, model))
+        internal = model.internal(model.pack({name: values[name] for name in model.names})).float().to(device)
+        smoothness = _most_likely_smoothness(solver, internal, data)
+        model = Scene(scene.mass, grid.smoothed(smoothness), scene.lens_light)
+        solver = Solver(model, solver.detector)
         state = solver.minimise(internal, data, steps=_STEPS)
-        internal = state.internal
+        scene, values = model, dict(zip(model.names, model.external(state.internal)[0].tolist(), strict=True))
     fitted = result_of(solver, state, observation, started).scaled(unit)
     return replace(fitted, alternatives=result.alternatives, seconds=time.process_time() - started)
 
 
-def _extent(result: FitResult) -> tuple[float, float, float]:
-    """Return the centre and the half width of the square in the source plane with most of the significant light."""
+def _rays(result: FitResult) -> Float[Tensor, "3 m"]:
+    """Return positions and weights of the pixels with significant light of the source, float64."""
     scene, observation = result.scene, result.observation
     parameters, detector = scene.pack(result.parameters), detector_of(observation, scene)
     amplitudes = torch.tensor([[result.amplitudes[name] for name in scene.amplitude_names]], dtype=torch.float64)
@@ -82,18 +89,31 @@ def _extent(result: FitResult) -> tuple[float, float, float]:
     if not excess.any():
         raise InputError("The image has no arcs above the noise from which to reconstruct a source.")
     rows, columns = np.nonzero(excess)
-    weights = excess[rows, columns]
-    height, width = observation.image.shape
     x, y = (
-        torch.from_numpy((at - (n - 1) / 2) * observation.pixel_scale) for at, n in ((columns, width), (rows, height))
+        (at - (n - 1) / 2) * observation.pixel_scale for at, n in zip((columns, rows), excess.shape[::-1], strict=True)
     )
-    traced = [
-        (at - by[0, 0]).numpy() for at, by in zip((x, y), scene.deflection(parameters, x[None], y[None]), strict=True)
-    ]
-    centre = [_quantile(at, weights, 0.5) for at in traced]
+    return torch.from_numpy(np.stack([x, y, excess[rows, columns]]))
+
+
+def _extent(scene: Scene, values: Mapping[str, float], rays: Float[Tensor, "3 m"]) -> tuple[float, float, float]:
+    """Return the centre and the half width of the square in the source plane with most of the light of the rays."""
+    x, y, weights = rays
+    deflection = scene.deflection(scene.pack(values), x[None], y[None])
+    traced = [(at - by[0, 0]).numpy() for at, by in zip((x, y), deflection, strict=True)]
+    centre = [_quantile(at, weights.numpy(), 0.5) for at in traced]
     distance = np.maximum(*(np.abs(at - middle) for at, middle in zip(traced, centre, strict=True)))
-    half_width = _MARGIN * _quantile(distance, weights, _CONTAINED)
+    half_width = _MARGIN * _quantile(distance, weights.numpy(), _CONTAINED)
     return centre[0], centre[1], min(max(half_width, _SMALLEST), _LARGEST)
+
+
+def _factor(matrix: Float[Tensor, "l l"]) -> Float[Tensor, "l l"]:
+    """Return the Cholesky factor of a matrix, with as much added to its diagonal as rounding errors make necessary."""
+    diagonal, ridge = torch.diag(matrix.diagonal()), _RIDGE
+    while True:
+        factor, failed = torch.linalg.cholesky_ex(matrix + ridge * diagonal)
+        if not int(failed) or ridge >= 1:
+            return factor
+        ridge *= 10
 
 
 def _quantile(values: np.ndarray, weights: np.ndarray, fraction: float) -> float:
@@ -118,7 +138,7 @@ def _most_likely_smoothness(solver: Solver, internal: Float[Tensor, "1 p"], data
     likelihood = matrix - prior.to(matrix)
     smoothness = grid.smoothness
     for _ in range(_EVIDENCE_ROUNDS):
-        factor = torch.linalg.cholesky(likelihood + smoothness * penalty + _RIDGE * torch.diag(likelihood.diagonal()))
+        factor = _factor(likelihood + smoothness * penalty)
         amplitudes = torch.cholesky_solve(target[:, None], factor)[:, 0]
         determined = grid.n_basis - smoothness * torch.cholesky_solve(penalty, factor).diagonal().sum()
         before, smoothness = smoothness, float(determined / (amplitudes @ (penalty @ amplitudes)))

@@ -22,6 +22,7 @@ from darklens.scene.profiles import (
 )
 from darklens.scene.psf import PSF
 from darklens.scene.scene import LightModel, MassModel, Scene
+from darklens.scene.source_grid import SourceGrid
 
 __all__ = [
     "EPL",
@@ -47,4 +48,5 @@ __all__ = [
     "Sersic",
     "Shapelets",
     "Shear",
+    "SourceGrid",
 ]

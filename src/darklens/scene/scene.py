@@ -17,6 +17,7 @@ from darklens.scene.parameter_table import Parameters, ParameterTable, require_v
 from darklens.scene.profiles import LightProfile, MassProfile, Profile
 from darklens.scene.source_grid import SourceGrid
 
+_SMALLEST_SIZE = 1e-3  # arcsec, of a source
 Planes = Float[Tensor, "b k rows columns"]
 P = TypeVar("P", bound=Profile)
 
@@ -283,18 +284,7 @@ class Scene(ParameterTable):
             before = slopes[column]
             slopes[column] = plane if before is None else before + plane
 
-        by_mass: list[tuple[int, Tensor | float, Tensor | float]] = []
-        alpha_x, alpha_y = torch.zeros_like(x + y), torch.zeros_like(x + y)
-        for name, profile in self.profiles.items():
-            if not isinstance(profile, MassProfile):
-                continue
-            value, columns = self._variables(name, complete)
-            at = _centred(x, y, value)
-            along, across = profile.law(*at, **value)
-            alpha_x, alpha_y = alpha_x + value_of(along), alpha_y + value_of(across)
-            for symbol in {**slopes_of(along), **slopes_of(across)}:
-                pair = (slopes_of(v).get(symbol, 0.0) for v in (along, across))
-                by_mass.append((columns[symbol], *pair))
+        (alpha_x, alpha_y), by_mass = self._deflection_slopes(complete, x, y)
         for extra_x, extra_y in extra_deflections:
             alpha_x, alpha_y = alpha_x + extra_x, alpha_y + extra_y
         gradients: list[tuple[Tensor, Tensor]] = []  # of the light profiles of the source
@@ -326,6 +316,61 @@ class Scene(ParameterTable):
             planes.append(whole * complete[:, column, None, None] if self.free[column].log else whole)
         stacked = torch.stack(planes, 1) if planes else complete.new_zeros(shape[0], 0, *shape[1:])
         return stacked, (alpha_x, alpha_y), gradient_x, gradient_y
+
+    def _deflection_slopes(
+        self, complete: Float[Tensor, "b c"], x: Tensor, y: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], list[tuple[int, Any, Any]]]:
+        """Return the total deflection, and columns of mass parameters with derivatives of the deflection by them."""
+        by_mass: list[tuple[int, Any, Any]] = []
+        alpha_x, alpha_y = torch.zeros_like(x + y), torch.zeros_like(x + y)
+        for name, profile in self.profiles.items():
+            if not isinstance(profile, MassProfile):
+                continue
+            value, columns = self._variables(name, complete)
+            at = _centred(x, y, value)
+            along, across = profile.law(*at, **value)
+            alpha_x, alpha_y = alpha_x + value_of(along), alpha_y + value_of(across)
+            for symbol in {**slopes_of(along), **slopes_of(across)}:
+                pair = (slopes_of(v).get(symbol, 0.0) for v in (along, across))
+                by_mass.append((columns[symbol], *pair))
+        return (alpha_x, alpha_y), by_mass
+
+    def source_size(
+        self, complete: Float[Tensor, "b c"], rays: Float[Tensor, "3 m"]
+    ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b p"]]:
+        """Return the size of the source, and the derivatives of its logarithm by the internal parameters.
+
+        Args:
+            complete: Result of `complete`.
+            rays: Positions x and y in the image plane, arcsec, and weights.
+
+        Returns:
+            Root of the weighted mean square distance of the rays from their centre in the source plane, arcsec.
+        """
+        x, y, weights = (row[None].to(complete) for row in rays)
+        weights = weights / weights.sum()
+        alpha, by_mass = self._deflection_slopes(complete, x, y)
+        away = []
+        for at, by in zip((x, y), alpha, strict=True):
+            traced = at - by
+            away.append(traced - (weights * traced).sum(-1, keepdim=True))
+        squared = (weights * (away[0] ** 2 + away[1] ** 2)).sum((1, 2)).clamp_min(_SMALLEST_SIZE**2)
+        slopes = complete.new_zeros(len(complete), len(self.names))
+        for column, by_x, by_y in by_mass:
+            change = -(weights * (away[0] * by_x + away[1] * by_y)).sum((1, 2)) / squared
+            slopes[:, column] += change * complete[:, column] if self.free[column].log else change
+        return squared.sqrt(), slopes
+
+    def prior_strength(self, complete: Float[Tensor, "b c"]) -> tuple[Float[Tensor, " b"], Float[Tensor, "b p"]]:
+        """Return the factor of `amplitude_prior`, and the derivatives of half its logarithm by internal parameters.
+
+        It is one but for a source grid, see `source_grid`.
+        """
+        grid = self.source_grid
+        if grid is None or grid.rays is None:
+            return complete.new_ones(len(complete)), complete.new_zeros(len(complete), len(self.names))
+        size, slopes = self.source_size(complete, grid.rays)
+        return (size / grid.size) ** 2, slopes
 
     def source_gradient(
         self, parameters: Parameters, amplitudes: Float[Tensor, "b l"], x: Tensor, y: Tensor

@@ -2,6 +2,10 @@
 
 It describes sources that no profile fits to the noise. The prior is Gaussian in the second differences of the
 amplitudes (curvature regularisation: Suyu et al. 2006, MNRAS 371, 983); beyond the grid the source is dark.
+
+A lens model that magnifies less has a larger source, which is smoother on the scale of the grid. So that the prior does
+not prefer such a model (the mass-sheet degeneracy: Falco, Gorenstein & Shapiro 1985, ApJ 289, L1), its strength grows
+with the square of the size of the source. This size is that of the pixels of the arcs, traced back to the source plane.
 """
 
 import copy
@@ -17,7 +21,7 @@ from darklens.errors import ConfigError
 from darklens.physics.duals import Dual, slopes_of, value_of
 from darklens.scene.profiles import LightProfile, Parameter, Setting, coordinates
 
-_FEWEST, _MOST = 4, 64  # nodes along a side; more exhaust the memory
+FEWEST_NODES, MOST_NODES = 4, 64  # along a side; more exhaust the memory
 
 
 class SourceGrid(LightProfile):
@@ -30,6 +34,9 @@ class SourceGrid(LightProfile):
         half_width: Half side of the grid, arcsec.
         smoothness: Factor of the sum of squared second differences of the amplitudes in the deviance, in units of one
             over brightness squared.
+        rays: Positions x and y of pixels of the arcs, arcsec, and their weights, (3, m). Without them, the strength of
+            the prior does not depend on the lens.
+        size: Size of the source, arcsec, for which the strength of the prior is `smoothness`.
         name: By default `source`.
         settings: Settings of the centre, which should be numbers, because the amplitudes can move the source too.
 
@@ -42,16 +49,25 @@ class SourceGrid(LightProfile):
     parameters: ClassVar[Mapping[str, Parameter]] = coordinates(5.0, 0.1)
 
     def __init__(
-        self, n: int, *, half_width: float, smoothness: float = 1.0, name: str | None = None, **settings: Setting
+        self,
+        n: int,
+        *,
+        half_width: float,
+        smoothness: float = 1.0,
+        rays: Float[Tensor, "3 m"] | None = None,
+        size: float = 1.0,
+        name: str | None = None,
+        **settings: Setting,
     ) -> None:
         super().__init__(name=name, **settings)
-        if not _FEWEST <= n <= _MOST:
-            raise ConfigError(f"A source grid needs n from {_FEWEST} to {_MOST}, got {n}.")
+        if not FEWEST_NODES <= n <= MOST_NODES:
+            raise ConfigError(f"A source grid needs n from {FEWEST_NODES} to {MOST_NODES}, got {n}.")
         if not (0 < half_width < math.inf and 0 < smoothness < math.inf):
             raise ConfigError(
                 f"A source grid needs a positive half_width and smoothness, got {half_width:g} and {smoothness:g}."
             )
         self.n, self.half_width, self.smoothness = n, half_width, smoothness
+        self.rays, self.size = rays, size
         self.n_basis = n * n
 
     @property
@@ -61,8 +77,12 @@ class SourceGrid(LightProfile):
 
     def scaled(self, factor: float) -> "SourceGrid":
         """Return the profile for an image multiplied by a factor."""
+        return self.smoothed(self.smoothness / factor**2)
+
+    def smoothed(self, smoothness: float) -> "SourceGrid":
+        """Return the profile with another smoothness."""
         profile = copy.copy(self)
-        profile.smoothness = self.smoothness / factor**2
+        profile.smoothness = smoothness
         return profile
 
     def amplitude_prior(self) -> Float[Tensor, "l l"]:
