@@ -147,7 +147,15 @@ def row(observation: Observation, scene: Scene, analysis: Analysis, truth: Row, 
     if analysis.source_grid is not None:
         fitted = reconstruct_source(fitted, analysis.source_grid)
         scene = fitted.scene
-    result = find_perturbers(observation, scene, result=fitted, perturber=kind, redshifts=redshifts, compiled=compiled)
+    result = find_perturbers(
+        observation,
+        scene,
+        result=fitted,
+        perturber=kind,
+        redshifts=redshifts,
+        threshold=None if analysis.source_grid is None else LARGE,  # scores do not depend on it
+        compiled=compiled,
+    )
     out: Row = {
         "score": 0.0 if result.message else result.score,
         "score_if_unflagged": result.score,

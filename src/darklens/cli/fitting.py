@@ -207,6 +207,8 @@ def search(
         raise ConfigError("--threshold and --simulations exclude each other.")
     if simulations is not None and options.source_grid is not None:
         raise ConfigError("--simulations cannot be combined with --source-grid; give a --threshold.")
+    if threshold is None and options.source_grid is not None:
+        raise ConfigError("--source-grid needs a --threshold in a search: the default is that of source profiles.")
     run = _prepare(files, options, maps)
     redshifts = Redshifts(z_lens, z_source, concentration)
     how = SearchOptions(

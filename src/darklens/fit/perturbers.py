@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from darklens.errors import ConfigError
 from darklens.files import write_bytes
 from darklens.fit import search_figure
 from darklens.fit.gain_map import REACH, GainMap, gain_map
@@ -142,7 +143,7 @@ def find_perturbers(
         n_max: Maximum number of perturbers, found one after the other while each is above the threshold.
         result: Fit of `scene` to `observation`, if there is one.
         threshold: Threshold of delta chi2 for a detection, such as that of `false_alarm_threshold`; by default
-            `DEFAULT_THRESHOLD`.
+            `DEFAULT_THRESHOLD`, which is not for source grids.
         redshifts: Redshifts, and the concentration of haloes.
         seed: Seed of the random starts of the fit.
         compiled: Whether to compile the scenes (`darklens.fit`).
@@ -151,8 +152,13 @@ def find_perturbers(
         The perturbers, with the fits without and with them.
 
     Raises:
-        ConfigError: If there is no such perturber.
+        ConfigError: If there is no such perturber, or the scene has a source grid and there is no result or threshold.
     """
+    if scene.source_grid is not None:
+        if result is None:
+            raise ConfigError("A search with a source grid needs the fit with it, the result of `reconstruct_source`.")
+        if threshold is None:
+            raise ConfigError("A search with a source grid needs a threshold: the default is that of source profiles.")
     started = time.process_time()
     profile = profile_of(perturber)
     limit = DEFAULT_THRESHOLD[perturber] if threshold is None else threshold

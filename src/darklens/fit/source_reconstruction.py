@@ -110,6 +110,7 @@ def _factor(matrix: Float[Tensor, "l l"]) -> Float[Tensor, "l l"]:
     """Return the Cholesky factor of a matrix, with as much added to its diagonal as rounding errors make necessary."""
     diagonal, ridge = torch.diag(matrix.diagonal()), _RIDGE
     while True:
+        factor: Tensor
         factor, failed = torch.linalg.cholesky_ex(matrix + ridge * diagonal)
         if not int(failed) or ridge >= 1:
             return factor
