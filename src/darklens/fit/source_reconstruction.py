@@ -21,7 +21,7 @@ from darklens.scene.source_grid import SourceGrid, curvature
 
 DEFAULT_NODES = 32
 _SIGNIFICANT = 3.0  # signal-to-noise ratio of pixels whose light must come from the grid
-_CONTAINED, _MARGIN = 0.98, 1.15  # fraction of this light that the grid contains; margin of its half width
+_CONTAINED, _MARGIN = 0.995, 1.15  # fraction of this light that the grid contains; margin of its half width
 _SMALLEST, _LARGEST = 0.1, 2.0  # arcsec, half width
 _FIRST_SMOOTHNESS = 1e-3  # in units of one over the variance of a pixel
 _ROUNDS, _STEPS = 3, 15  # fits with another smoothness, and their steps
@@ -37,7 +37,7 @@ def reconstruct_source(
     Args:
         result: Fit with source profiles, from which the lens starts.
         n: Number of nodes along a side.
-        half_width: Half side of the grid, arcsec; by default such that it contains 98 % of the significant light.
+        half_width: Half side of the grid, arcsec; by default such that it contains 99.5 % of the significant light.
         device: Device that computes the fit.
 
     Returns:
