@@ -61,7 +61,7 @@ def test_the_readme_renders_a_lens_in_five_lines_and_fits_a_file_in_six(monkeypa
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     exec(fit, names)
     result, observation = names["result"], names["observation"]
-    residual = (observation.image - names["image"]) / observation.noise
+    residual = (observation.image - names["image"]) / observation.noise_map
     assert abs(residual.mean()) < 0.1 and abs(residual.std() - 1) < 0.05  # the image that the README simulates
     assert abs(result.theta_E - 1.2) < 4 * result.errors["epl.theta_E"] < 0.01
     assert re.fullmatch(r"theta_E = 1\.\d{4} \+- 0\.\d{4} arcsec True\n", capsys.readouterr().out)

@@ -103,6 +103,17 @@ def test_rows_of_a_stack_options_and_a_scene_of_a_file(lens, tmp_path):
     assert float(row["theta_E"]) == pytest.approx(1.2, abs=0.02) and "source.e2" not in row
 
 
+def test_a_source_on_a_grid(lens, tmp_path):
+    words = ["fit", lens, "--pixel-scale", SCALE, "epl.slope=2", "--source-grid", "10", "--out", tmp_path / "fits.csv"]
+    assert darklens(*words, "--maps", tmp_path / "maps", "--report", tmp_path / "fits.html") == 0
+    (row,) = rows_of(tmp_path / "fits.csv")
+    assert row["status"] == "ok" and float(row["theta_E"]) == pytest.approx(1.2, abs=0.02)
+    assert float(row["chi2_per_pixel"]) < 1.2
+    assert not any(name.startswith("source.") for name in row)
+    assert "source grid" in (tmp_path / "fits.html").read_text()
+    assert np.load(tmp_path / "maps" / "J0000+0000.npz")["source"].max() > 0
+
+
 def test_multipoles_are_relative_to_theta_E():
     scene = Scene([EPL(theta_E=2.0), Multipole(4)], [Sersic()])
     parameters = dict.fromkeys(scene.names, 0.1) | {"multipole4.a": 0.03, "multipole4.b": -0.04}
@@ -121,7 +132,7 @@ def test_multipoles_are_relative_to_theta_E():
         steps=1,
         seconds=1.0,
         covariance=np.eye(len(scene.names)) * 0.01**2,
-        effective_amplitudes=1,
+        effective_amplitudes=1.0,
     )
     estimates = measures(result)
     assert estimates["a4"] == (pytest.approx(0.025), pytest.approx(0.005)) and math.isnan(estimates["a3"][0])

@@ -45,11 +45,22 @@ def test_a_table_of_a_lens_and_a_bad_file(lens, tmp_path, capsys):
         assert maps["gain"].shape == maps["log10_mass_detectable"].shape == (len(maps["y"]), len(maps["x"]))
 
 
+def test_a_search_with_a_source_grid(lens, tmp_path):
+    words = ["search", lens, "--model", "sie-shear", *FIXED, "--source-grid", "10", "--threshold", "30"]
+    assert darklens(*words, "--out", tmp_path / "search.csv") == 0
+    (row,) = rows_of(tmp_path / "search.csv")
+    assert row["detected"] == "yes" and float(row["threshold"]) == 30
+    assert np.hypot(float(row["x"]) - 0.9, float(row["y"]) - 0.5) < 0.15
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (["--z-lens", "1.5"], "must be above --z-lens"),
         (["--threshold", "20", "--simulations", "20"], "exclude each other"),
+        (["--source-grid", "10"], "needs a --threshold"),
+        (["--source-grid", "10", "--simulations", "20"], "cannot be combined"),
+        (["--source-grid", "3", "--threshold", "20"], "source-grid"),
         (["--concentration", "-1"], "--concentration must be positive"),
         (["--perturber", "tnfv"], "tnfv"),
         (["--z-source", "inf"], "below 1100"),

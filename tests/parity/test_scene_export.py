@@ -67,7 +67,7 @@ def fitted(scene, amplitudes):
         steps=1,
         seconds=1.0,
         covariance=np.zeros((0, 0)),
-        effective_amplitudes=1,
+        effective_amplitudes=1.0,
     )
 
 
