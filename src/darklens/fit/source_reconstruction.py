@@ -55,10 +55,11 @@ def reconstruct_source(
     data, rays = data_of(observation, device), _rays(result)
     values, smoothness = result.parameters, _FIRST_SMOOTHNESS
     for _ in range(_ROUNDS):
-        centre_x, centre_y, reach = _extent(scene, values, rays)
+        centre_x, centre_y, core, reach = _extent(scene, values, rays)
         grid = SourceGrid(
             n,
             half_width=reach if half_width is None else half_width,
+            core=core,
             smoothness=smoothness,
             rays=rays,
             size=float(scene.source_size(scene.complete(scene.pack(values)), rays)[0]),
@@ -95,15 +96,16 @@ def _rays(result: FitResult) -> Float[Tensor, "3 m"]:
     return torch.from_numpy(np.stack([x, y, excess[rows, columns]]))
 
 
-def _extent(scene: Scene, values: Mapping[str, float], rays: Float[Tensor, "3 m"]) -> tuple[float, float, float]:
-    """Return the centre and the half width of the square in the source plane with most of the light of the rays."""
-    x, y, weights = rays
-    deflection = scene.deflection(scene.pack(values), x[None], y[None])
-    traced = [(at - by[0, 0]).numpy() for at, by in zip((x, y), deflection, strict=True)]
-    centre = [_quantile(at, weights.numpy(), 0.5) for at in traced]
-    distance = np.maximum(*(np.abs(at - middle) for at, middle in zip(traced, centre, strict=True)))
-    half_width = _MARGIN * _quantile(distance, weights.numpy(), _CONTAINED)
-    return centre[0], centre[1], min(max(half_width, _SMALLEST), _LARGEST)
+def _extent(scene: Scene, values: Mapping[str, float], rays: Float[Tensor, "3 m"]) -> tuple[float, float, float, float]:
+    """Return centre, half-light radius and half width of the source, arcsec, from the light of traced-back rays."""
+    x, y, weights = rays.numpy()
+    deflection = scene.deflection(scene.pack(values), rays[0][None], rays[1][None])
+    traced = [at - by[0, 0].numpy() for at, by in zip((x, y), deflection, strict=True)]
+    centre = [_quantile(at, weights, 0.5) for at in traced]
+    away = [np.abs(at - middle) for at, middle in zip(traced, centre, strict=True)]
+    half_width = _MARGIN * _quantile(np.maximum(*away), weights, _CONTAINED)
+    half_light = _quantile(np.hypot(*away), weights, 0.5)
+    return centre[0], centre[1], half_light, min(max(half_width, _SMALLEST), _LARGEST)
 
 
 def _factor(matrix: Float[Tensor, "l l"]) -> Float[Tensor, "l l"]:

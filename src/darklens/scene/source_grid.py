@@ -32,6 +32,8 @@ class SourceGrid(LightProfile):
     Args:
         n: Number of nodes along a side.
         half_width: Half side of the grid, arcsec.
+        core: Distance from the centre, arcsec, at which nodes are 1.4 times as far apart as at the centre; without it
+            they are evenly spaced. Along each axis the nodes are even in asinh(distance / core).
         smoothness: Factor of the sum of squared second differences of the amplitudes in the deviance, in units of one
             over brightness squared.
         rays: Positions x and y of pixels of the arcs, arcsec, and their weights, (3, m). Without them, the strength of
@@ -53,6 +55,7 @@ class SourceGrid(LightProfile):
         n: int,
         *,
         half_width: float,
+        core: float | None = None,
         smoothness: float = 1.0,
         rays: Float[Tensor, "3 m"] | None = None,
         size: float = 1.0,
@@ -66,14 +69,14 @@ class SourceGrid(LightProfile):
             raise ConfigError(
                 f"A source grid needs a positive half_width and smoothness, got {half_width:g} and {smoothness:g}."
             )
-        self.n, self.half_width, self.smoothness = n, half_width, smoothness
+        self.n, self.half_width, self.smoothness, self.core = n, half_width, smoothness, core
         self.rays, self.size = rays, size
         self.n_basis = n * n
 
     @property
     def structure(self) -> tuple[Any, ...]:
         """Class and grid."""
-        return (*super().structure, self.n, self.half_width)
+        return (*super().structure, self.n, self.half_width, self.core)
 
     def scaled(self, factor: float) -> "SourceGrid":
         """Return the profile for an image multiplied by a factor."""
@@ -112,11 +115,16 @@ class SourceGrid(LightProfile):
 
     def _splines(self, position: Tensor) -> tuple[Tensor, Tensor]:
         """Return the splines along an axis and their derivatives, (b, n, rows, columns)."""
-        spacing = 2 * self.half_width / self.n
+        stretched, rate = position, torch.ones_like(position)
+        edge = self.half_width
+        if self.core is not None:
+            stretched, rate = torch.asinh(position / self.core), torch.rsqrt(position**2 + self.core**2)
+            edge = math.asinh(self.half_width / self.core)
+        spacing = 2 * edge / self.n
         nodes = torch.arange(self.n, dtype=position.dtype, device=position.device) - (self.n - 1) / 2
-        t = position[:, None] / spacing - nodes[:, None, None]
+        t = stretched[:, None] / spacing - nodes[:, None, None]
         inner, outer = (1 - t.abs()).clamp_min(0), (2 - t.abs()).clamp_min(0)
-        slope = (2 * inner**2 - outer**2 / 2) * t.sign() / spacing
+        slope = (2 * inner**2 - outer**2 / 2) * t.sign() * (rate[:, None] / spacing)
         return outer**3 / 6 - inner**3 * (4 / 6), slope
 
 
