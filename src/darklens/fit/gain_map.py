@@ -184,8 +184,7 @@ class _Smooth:
         curvature = (planes @ planes.T).double()
         curvature.diagonal()[: len(prior)] += prior
         if scene.amplitude_prior is not None:
-            strength = float(scene.prior_strength(scene.complete(parameters))[0])
-            by_amplitude = strength * scene.amplitude_prior[free][:, free]
+            by_amplitude = scene.amplitude_prior[free][:, free]
             curvature[len(prior) :, len(prior) :] += by_amplitude
             away[len(prior) :] = by_amplitude @ amplitudes[0][free].double()
         unit = curvature.diagonal().clamp_min(1e-300).rsqrt()

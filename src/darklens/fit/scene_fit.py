@@ -123,8 +123,7 @@ class FitResult:
         penalty = float((inverse_variance * (internal - mean) ** 2).sum())
         if (prior := self.scene.amplitude_prior) is not None:
             amplitudes = torch.tensor([self.amplitudes[name] for name in self.scene.amplitude_names]).double()
-            strength = float(self.scene.prior_strength(self.scene.complete(self.scene.pack(self.parameters)))[0])
-            penalty += strength * float(amplitudes @ (prior @ amplitudes))
+            penalty += float(amplitudes @ (prior @ amplitudes))
         return self.chi2 + penalty
 
     @property

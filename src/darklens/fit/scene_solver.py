@@ -137,17 +137,13 @@ class Solver:
     def _ridge(self, device: torch.device) -> Float[Tensor, " l"]:
         return constant(self._ridges, torch.float32, device).double()
 
-    def _penalty(
-        self, amplitudes: Float[Tensor, "b l"], strength: Float[Tensor, " b"]
-    ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b l"] | None]:
-        """Return minus twice the logarithm of the prior of the amplitudes, and half its derivatives by them, if any."""
-        prior = self.scene.amplitude_prior
+    def _penalty(self, amplitudes: Float[Tensor, "b l"]) -> Float[Tensor, " b"]:
+        """Return minus twice the logarithm of the prior of the amplitudes."""
+        prior, values = self.scene.amplitude_prior, amplitudes.double()
         if prior is None:
-            return torch.zeros_like(strength), None
-        values = amplitudes.double()
+            return values.new_zeros(len(values))
         n = values.shape[1]
-        slopes = strength[:, None] * (values @ prior[:n, :n].to(values.device))
-        return (slopes * values).sum(1), slopes
+        return ((values @ prior[:n, :n].to(values.device)) * values).sum(1)
 
     def _positive(self, device: torch.device) -> Bool[Tensor, " l"]:
         return constant(self._are_positive, torch.bool, device)
@@ -157,7 +153,6 @@ class Solver:
         scene, detector = self.scene, self.detector
         complete = scene.complete(scene.external(internal))
         x, y = detector.positions(internal)
-        strength, by_strength = (part.double() for part in scene.prior_strength(complete))
         basis, gram, projected = self._linear(complete, data)
         weights = data.weights.flatten(1)
         amplitudes = self._amplitudes(gram, projected).to(internal)
@@ -168,11 +163,6 @@ class Solver:
         weighted = slopes * weights[:, None]
         cross, inner = (weighted @ basis.mT).double(), (weighted @ slopes.mT).double()
         rhs = (weighted @ residual[:, :, None])[..., 0].double()
-        penalty, by_amplitude = self._penalty(amplitudes, strength)
-        if by_amplitude is not None:
-            cross += 2 * by_strength[:, :, None] * by_amplitude[:, None]
-            inner += 2 * penalty[:, None, None] * by_strength[:, :, None] * by_strength[:, None]
-            rhs -= penalty[:, None] * by_strength
         curvature = torch.cat([torch.cat([inner, cross], 2), torch.cat([cross.mT, gram], 2)], 1)
         mean, prior = scene.prior(internal.double())
         away = internal.double() - mean
@@ -189,7 +179,7 @@ class Solver:
             amplitudes=amplitudes,
             model=model.reshape(data.images.shape),
             chi2=chi2,
-            deviance=chi2 + (prior * away * away).sum(1) + penalty,
+            deviance=chi2 + (prior * away * away).sum(1) + self._penalty(amplitudes),
             curvature=curvature,
             rhs=rhs - prior * away,
             predicted_reduction=nothing + torch.inf,
@@ -215,7 +205,7 @@ class Solver:
         residual = data.images.flatten(1) - (amplitudes[:, None] @ basis)[:, 0]
         mean, prior = self.scene.prior(internal.double())
         penalty = (prior * (internal.double() - mean) ** 2).sum(1)
-        penalty += self._penalty(amplitudes, self.scene.prior_strength(complete)[0].double())[0]
+        penalty += self._penalty(amplitudes)
         return (data.weights.flatten(1) * residual * residual).double().sum(1) + penalty
 
     def _linear(
@@ -227,8 +217,7 @@ class Solver:
         weighted = basis * data.weights.flatten(1)[:, None]
         gram = (weighted @ basis.mT).double()
         if (prior := self.scene.amplitude_prior) is not None:
-            strength = self.scene.prior_strength(complete)[0].double()
-            gram += strength[:, None, None] * prior[: gram.shape[1], : gram.shape[1]].to(gram.device)
+            gram += prior[: gram.shape[1], : gram.shape[1]].to(gram.device)
         return basis, gram, (weighted @ data.images.flatten(1)[:, :, None])[..., 0].double()
 
     @torch.no_grad()
@@ -351,8 +340,7 @@ class Solver:
         p = state.rhs.shape[1]
         inner = state.curvature[0, p:, p:]
         is_free = inner.diagonal() > 0  # those at zero are not
-        strength = float(self.scene.prior_strength(self.scene.complete(self.scene.external(state.internal[:1])))[0])
-        inner, prior = inner[is_free][:, is_free], strength * prior.to(inner.device)[is_free][:, is_free]
+        inner, prior = inner[is_free][:, is_free], prior.to(inner.device)[is_free][:, is_free]
         return float(len(inner) - torch.linalg.solve(inner, prior).diagonal().sum())
 
     def covariance(self, state: State) -> Float[Tensor, "b p p"]:

@@ -56,13 +56,14 @@ def reconstruct_source(
     values, smoothness = result.parameters, _FIRST_SMOOTHNESS
     for _ in range(_ROUNDS):
         centre_x, centre_y, core, reach = _extent(scene, values, rays)
+        frame = scene.source_frame(scene.complete(scene.pack(values)), rays)
         grid = SourceGrid(
             n,
             half_width=reach if half_width is None else half_width,
             core=core,
             smoothness=smoothness,
             rays=rays,
-            size=float(scene.source_size(scene.complete(scene.pack(values)), rays)[0]),
+            reference=(float(frame.x), float(frame.y), float(frame.size)),
             name="source",
             centre_x=centre_x,
             centre_y=centre_y,
@@ -93,7 +94,7 @@ def _rays(result: FitResult) -> Float[Tensor, "3 m"]:
     x, y = (
         (at - (n - 1) / 2) * observation.pixel_scale for at, n in zip((columns, rows), excess.shape[::-1], strict=True)
     )
-    return torch.from_numpy(np.stack([x, y, excess[rows, columns]]))
+    return torch.from_numpy(np.stack([x, y, excess[rows, columns] / excess.sum()]))
 
 
 def _extent(scene: Scene, values: Mapping[str, float], rays: Float[Tensor, "3 m"]) -> tuple[float, float, float, float]:

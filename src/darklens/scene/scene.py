@@ -15,7 +15,7 @@ from darklens.physics.duals import slopes_of, value_of, variable
 from darklens.scene.imaging import Detector
 from darklens.scene.parameter_table import Parameters, ParameterTable, require_values
 from darklens.scene.profiles import LightProfile, MassProfile, Profile
-from darklens.scene.source_grid import SourceGrid
+from darklens.scene.source_grid import SourceFrame, SourceGrid
 
 _SMALLEST_SIZE = 1e-3  # arcsec, of a source
 Planes = Float[Tensor, "b k rows columns"]
@@ -217,6 +217,7 @@ class Scene(ParameterTable):
             if isinstance(profile, LightProfile) and (lens_light or profile in self.source.profiles):
                 value = self._values(name, complete)
                 at = (x - alpha_x, y - alpha_y) if profile in self.source.profiles else _full(x, y)
+                at = self._in_grid(profile, complete, at)[0]
                 planes.append(profile.basis(*_centred(*at, value), **value).expand(len(complete), -1, -1, -1))
         return planes[0] if len(planes) == 1 else torch.cat(planes, 1)
 
@@ -297,7 +298,12 @@ class Scene(ParameterTable):
             value, columns = self._variables(name, complete)
             weight = amplitudes[:, first : first + profile.n_basis, None, None]
             first += profile.n_basis
-            by_symbol = _brightness_slopes(profile, at, value, weight)
+            placed, scale, frame = self._in_grid(profile, complete, at)
+            by_symbol = _brightness_slopes(profile, placed, value, weight)
+            if frame is not None:
+                by_symbol |= {symbol: scale * by_symbol[symbol] for symbol in ("x", "y")}
+                for column, plane in frame.changes(at, by_symbol["x"], by_symbol["y"]):
+                    add(column, plane)
             if is_source:
                 gradients.append((by_symbol["x"], by_symbol["y"]))
             by_symbol |= {"centre_x": -by_symbol.pop("x"), "centre_y": -by_symbol.pop("y")}
@@ -335,42 +341,40 @@ class Scene(ParameterTable):
                 by_mass.append((columns[symbol], *pair))
         return (alpha_x, alpha_y), by_mass
 
-    def source_size(
-        self, complete: Float[Tensor, "b c"], rays: Float[Tensor, "3 m"]
-    ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b p"]]:
-        """Return the size of the source, and the derivatives of its logarithm by the internal parameters.
+    def source_frame(self, complete: Float[Tensor, "b c"], rays: Float[Tensor, "3 m"]) -> SourceFrame:
+        """Return centre and size of the image of some rays in the source plane, with their derivatives.
 
         Args:
             complete: Result of `complete`.
-            rays: Positions x and y in the image plane, arcsec, and weights.
-
-        Returns:
-            Root of the weighted mean square distance of the rays from their centre in the source plane, arcsec.
+            rays: Positions x and y in the image plane, arcsec, and weights whose sum is one.
         """
-        x, y, weights = (row[None].to(complete) for row in rays)
-        weights = weights / weights.sum()
+        x, y, weights = (row[None] for row in rays.to(complete))
         alpha, by_mass = self._deflection_slopes(complete, x, y)
-        away = []
+        centre, away = [], []
+        shape = (len(complete), 1, x.shape[1])
         for at, by in zip((x, y), alpha, strict=True):
-            traced = at - by
-            away.append(traced - (weights * traced).sum(-1, keepdim=True))
+            traced = (at - by).expand(shape)
+            middle = (weights * traced).sum((1, 2))
+            centre.append(middle)
+            away.append(traced - middle[:, None, None])
         squared = (weights * (away[0] ** 2 + away[1] ** 2)).sum((1, 2)).clamp_min(_SMALLEST_SIZE**2)
-        slopes = complete.new_zeros(len(complete), len(self.names))
-        for column, by_x, by_y in by_mass:
-            change = -(weights * (away[0] * by_x + away[1] * by_y)).sum((1, 2)) / squared
-            slopes[:, column] += change * complete[:, column] if self.free[column].log else change
-        return squared.sqrt(), slopes
+        slopes: dict[int, tuple[Any, Any, Any]] = {}
+        for column, slope_x, slope_y in by_mass:
+            by_x, by_y = (torch.as_tensor(slope).to(complete).expand(shape) for slope in (slope_x, slope_y))
+            shift_x, shift_y = (-(weights * by).sum((1, 2)) for by in (by_x, by_y))
+            growth = -(weights * (away[0] * by_x + away[1] * by_y)).sum((1, 2)) / squared
+            before = slopes.get(column, (0.0, 0.0, 0.0))
+            slopes[column] = before[0] + shift_x, before[1] + shift_y, before[2] + growth  # of shared parameters
+        return SourceFrame(centre[0], centre[1], squared.sqrt(), slopes)
 
-    def prior_strength(self, complete: Float[Tensor, "b c"]) -> tuple[Float[Tensor, " b"], Float[Tensor, "b p"]]:
-        """Return the factor of `amplitude_prior`, and the derivatives of half its logarithm by internal parameters.
-
-        It is one but for a source grid, see `source_grid`.
-        """
-        grid = self.source_grid
-        if grid is None or grid.rays is None:
-            return complete.new_ones(len(complete)), complete.new_zeros(len(complete), len(self.names))
-        size, slopes = self.source_size(complete, grid.rays)
-        return (size / grid.size) ** 2, slopes
+    def _in_grid(
+        self, profile: LightProfile, complete: Float[Tensor, "b c"], at: tuple[Tensor, Tensor]
+    ) -> tuple[tuple[Tensor, Tensor], Tensor | float, SourceFrame | None]:
+        """Return positions at which to evaluate a profile, their scale, and the frame of a source grid that has one."""
+        if not isinstance(profile, SourceGrid) or profile.rays is None:
+            return at, 1.0, None
+        frame = self.source_frame(complete, profile.rays)
+        return profile.in_grid(at, frame), profile.scale(frame), frame
 
     def source_gradient(
         self, parameters: Parameters, amplitudes: Float[Tensor, "b l"], x: Tensor, y: Tensor
@@ -394,8 +398,9 @@ class Scene(ParameterTable):
                 weight = amplitudes[:, first : first + profile.n_basis, None, None]
                 first += profile.n_basis
                 value = self._values(name, complete)
-                slopes = _brightness_slopes(profile, (x - alpha_x, y - alpha_y), value, weight)
-                gradient_x, gradient_y = gradient_x + slopes["x"], gradient_y + slopes["y"]
+                at, scale, _ = self._in_grid(profile, complete, (x - alpha_x, y - alpha_y))
+                slopes = _brightness_slopes(profile, at, value, weight)
+                gradient_x, gradient_y = gradient_x + scale * slopes["x"], gradient_y + scale * slopes["y"]
         return gradient_x, gradient_y
 
 

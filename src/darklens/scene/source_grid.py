@@ -3,14 +3,15 @@
 It describes sources that no profile fits to the noise. The prior is Gaussian in the second differences of the
 amplitudes (curvature regularisation: Suyu et al. 2006, MNRAS 371, 983); beyond the grid the source is dark.
 
-A lens model that magnifies less has a larger source, which is smoother on the scale of the grid. So that the prior does
-not prefer such a model (the mass-sheet degeneracy: Falco, Gorenstein & Shapiro 1985, ApJ 289, L1), its strength grows
-with the square of the size of the source. This size is that of the pixels of the arcs, traced back to the source plane.
+A lens model that magnifies less has a larger source, which is smoother on the scale of a fixed grid. So that the prior
+does not prefer such a model (the mass-sheet degeneracy: Falco, Gorenstein & Shapiro 1985, ApJ 289, L1), the grid moves
+and grows with the pixels of the arcs, traced back to the source plane.
 """
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +23,36 @@ from darklens.physics.duals import Dual, slopes_of, value_of
 from darklens.scene.profiles import LightProfile, Parameter, Setting, coordinates
 
 FEWEST_NODES, MOST_NODES = 4, 64  # along a side; more exhaust the memory
+
+
+@dataclass(frozen=True)
+class SourceFrame:
+    """Centre and size of the image of rays in the source plane, and their derivatives.
+
+    Attributes:
+        x: Weighted mean (b,), arcsec.
+        y: Weighted mean (b,), arcsec.
+        size: Root of the weighted mean square distance from it (b,), arcsec.
+        slopes: Derivatives of x, y and the logarithm of the size, by column of the parameter.
+    """
+
+    x: Float[Tensor, " b"]
+    y: Float[Tensor, " b"]
+    size: Float[Tensor, " b"]
+    slopes: Mapping[int, tuple[Any, Any, Any]]
+
+    def changes(self, at: tuple[Tensor, Tensor], by_x: Tensor, by_y: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Yield columns, and the change of the brightness (b, rows, columns) as the grid moves and grows.
+
+        Args:
+            at: Positions in the source plane (b, rows, columns), arcsec.
+            by_x: Derivative of the brightness by x.
+            by_y: Derivative of the brightness by y.
+        """
+        outward = (at[0] - self.x[:, None, None]) * by_x + (at[1] - self.y[:, None, None]) * by_y
+        for column, slopes in self.slopes.items():
+            shift_x, shift_y, growth = (slope[:, None, None] for slope in slopes)
+            yield column, -(by_x * shift_x + by_y * shift_y + outward * growth)
 
 
 class SourceGrid(LightProfile):
@@ -36,9 +67,10 @@ class SourceGrid(LightProfile):
             they are evenly spaced. Along each axis the nodes are even in asinh(distance / core).
         smoothness: Factor of the sum of squared second differences of the amplitudes in the deviance, in units of one
             over brightness squared.
-        rays: Positions x and y of pixels of the arcs, arcsec, and their weights, (3, m). Without them, the strength of
-            the prior does not depend on the lens.
-        size: Size of the source, arcsec, for which the strength of the prior is `smoothness`.
+        rays: Positions x and y of pixels of the arcs, arcsec, and their weights, whose sum is one, (3, m). If None,
+            the grid does not depend on the lens.
+        reference: Centre and size of the source, arcsec, (x, y, size) of the `SourceFrame` of these rays, for which the
+            grid is as described by the other arguments.
         name: By default `source`.
         settings: Settings of the centre, which should be numbers, because the amplitudes can move the source too.
 
@@ -58,7 +90,7 @@ class SourceGrid(LightProfile):
         core: float | None = None,
         smoothness: float = 1.0,
         rays: Float[Tensor, "3 m"] | None = None,
-        size: float = 1.0,
+        reference: tuple[float, float, float] = (0.0, 0.0, 1.0),
         name: str | None = None,
         **settings: Setting,
     ) -> None:
@@ -70,7 +102,7 @@ class SourceGrid(LightProfile):
                 f"A source grid needs a positive half_width and smoothness, got {half_width:g} and {smoothness:g}."
             )
         self.n, self.half_width, self.smoothness, self.core = n, half_width, smoothness, core
-        self.rays, self.size = rays, size
+        self.rays, self.reference = rays, reference
         self.n_basis = n * n
 
     @property
@@ -87,6 +119,16 @@ class SourceGrid(LightProfile):
         profile = copy.copy(self)
         profile.smoothness = smoothness
         return profile
+
+    def scale(self, frame: SourceFrame) -> Float[Tensor, "b 1 1"]:
+        """Return lengths on the grid divided by those in the source plane."""
+        return (self.reference[2] / frame.size)[:, None, None]
+
+    def in_grid(self, at: tuple[Tensor, Tensor], frame: SourceFrame) -> tuple[Tensor, Tensor]:
+        """Return positions in the source plane as positions on the grid of the reference, (b, rows, columns)."""
+        scale, centre = self.scale(frame), (frame.x, frame.y)
+        x, y = (r + scale * (v - c[:, None, None]) for r, v, c in zip(self.reference, at, centre, strict=False))
+        return x, y
 
     def amplitude_prior(self) -> Float[Tensor, "l l"]:
         """Return the inverse covariance of the Gaussian prior on the amplitudes, float64."""
