@@ -70,8 +70,7 @@ class Options:
         int | None,
         Parameter(
             help="Reconstruct the source on a grid of N x N nodes (4 to 64), after the fit of the scene; for sources "
-            "with structure. 32 takes about ten seconds for a lens. The errors of slope and theta_E do not include "
-            "their dependence on N.",
+            "with structure. 32 takes about ten seconds for a lens.",
             validator=validators.Number(gte=4, lte=64),
         ),
     ] = None
