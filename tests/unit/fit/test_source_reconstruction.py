@@ -83,10 +83,14 @@ def test_the_prior_is_the_sum_of_squared_second_differences():
     assert torch.equal(SourceGrid(6, smoothness=3.0, **GRID).amplitude_prior(), 3 * curvature(6))
 
 
-def test_slopes_of_the_deviance_agree_with_finite_differences():
+@pytest.mark.parametrize("moves", [False, True])
+def test_slopes_of_the_deviance_agree_with_finite_differences(moves):
     observation = observed()
     observation = observation.scaled(1 / observation.unit)
-    scene = Scene([EPL(), Shear()], SourceGrid(14, smoothness=0.1, **GRID))
+    angle = torch.arange(40, dtype=torch.float64)
+    rays = torch.stack([1.3 * angle.cos(), 1.1 * angle.sin(), torch.full_like(angle, 1 / 40)])
+    grid = SourceGrid(14, smoothness=0.1, rays=rays if moves else None, reference=(0.0, 0.0, 0.2), core=0.1, **GRID)
+    scene = Scene([EPL(), Shear()], grid)
     solver, data = Solver(scene, detector_of(observation, scene)), data_of(observation)
     data.images, data.weights = data.images.double(), data.weights.double()
     at = scene.internal(scene.pack(LENS | SHEAR)) + 0.01
