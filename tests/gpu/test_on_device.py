@@ -20,6 +20,7 @@ from darklens.fit.features import MAP_NAMES, SUMMARY_NAMES, FitFeatures
 from darklens.fit.hypotheses import fit_hypotheses
 from darklens.fit.macro import fit_macro
 from darklens.fit.scene_solver import Data, Solver
+from darklens.fit.source_reconstruction import reconstruct_source
 from darklens.models.lens_layer import LensLayer
 from darklens.models.zoo import SYSTEMS, build, kinds
 from darklens.physics.grid import Grid
@@ -162,6 +163,13 @@ def test_scene_fit_from_random_starts(monkeypatch):
         return result.model, result.covariance, np.array(list(result.parameters.values()))
 
     compare(compute)
+    smooth = scene_fit.fit(observation, scene)
+
+    def reconstruct(device):
+        result = reconstruct_source(smooth, 6, device=device)
+        return result.model, result.covariance, np.array(list(result.amplitudes.values()))
+
+    compare(reconstruct)
 
 
 @pytest.mark.parametrize("kind", kinds())
