@@ -92,7 +92,7 @@ def run(config: Config, work: Work) -> dict[str, Any]:
             rows = search(config, work, name, analysis, population, config.seed)
             populations[population] = measures(rows, threshold)
             if population == analysis.smooth:
-                reference += rows
+                reference += rows if config.seed != config.threshold_seed else []
             elif analysis.smooth.startswith("galaxy"):
                 populations[population] |= ranking(rows, reference)
         analyses[name] = {
