@@ -28,6 +28,7 @@ def main(extras: list[str]) -> None:
         wanted.update((ROOT / name).read_bytes())
     if stamp.exists() and stamp.read_text() == wanted.hexdigest():
         return
+    print(f"Installing darklens in {VENV} (two to four minutes) ...", flush=True)
     own_torch = torch_satisfies(Path(sys.executable))
     if not PYTHON.exists():
         venv.create(VENV, with_pip=True, system_site_packages=own_torch)

@@ -302,7 +302,7 @@ def _print_summary(rows: Sequence["Row"], verb: str, options: Options) -> int:
         print_error(row.message)
     print(f"{len(rows) - len(problems)} of {len(rows)} images {verb}, in {options.out}")
     if doubtful := sum(bool(row.columns.get("message")) for row in rows):
-        print(f"{doubtful} of these are not to be trusted: see the column `message`.")
+        print(f"Not to be trusted: {doubtful} of these; see the column `message`.")
     if options.report is not None:
         print(f"Report ({size_in_words(options.report.stat().st_size)}): {options.report}")
     if any(row.is_unexpected for row in problems):

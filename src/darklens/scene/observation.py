@@ -362,5 +362,6 @@ def _require_deviation(image: np.ndarray, noise: np.ndarray, used: np.ndarray) -
     kind, comparison = noise_meaning(image, noise, used)
     if kind in NOISE_WORDS:
         raise InputError(
-            f"The noise map looks like {NOISE_WORDS[kind]}: {comparison}. Give the standard deviation of each pixel."
+            f"The noise map looks like {NOISE_WORDS[kind]}: {comparison}. Give the standard deviation of each pixel, "
+            "or a file whose name says what it is (VAR for a variance, WHT for a weight)."
         )

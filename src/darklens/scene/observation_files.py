@@ -23,6 +23,7 @@ _NOISE_ROLES: tuple[Role, ...] = ("noise", "variance", "weight")
 _SELECTED = re.compile(r"(?P<file>.+)\[(?P<name>[^\]]+)\]")
 _MAX_OVERSAMPLING = 16
 _SAME_SCALE = 0.01
+_QUANTITIES = {"electron", "electron/s", "adu", "adu/s"}  # that EXPTIME and GAIN convert
 _MAX_PIXELS = 300_000
 
 
@@ -188,6 +189,9 @@ class _Reader:
         assert scale is not None
         return scale
 
+    def _requested(self) -> str:
+        return " (--pixel-scale)" if self.inputs.pixel_scale is not None else ""
+
     def _companion(self, science: Plane, roles: Sequence[Role]) -> Plane | None:
         """Return the plane of the first of some roles that belongs to the science image."""
         for role in roles:
@@ -230,9 +234,11 @@ class _Reader:
         require_shape("the noise map", noise.shape, pixels.shape)
         if np.array_equal(noise, pixels, equal_nan=True):
             raise InputError(f"the noise map {plane} is the image itself; select another with FILE[NAME].")
-        noise, kind, changes = standard_deviation(plane, noise, pixels, used)
+        if plane.role not in ("variance", "weight"):
+            noise = self._in_unit(plane, noise, science.unit)
+        noise, _, changes = standard_deviation(plane, noise, pixels, used)
         self.changes += changes
-        return self._in_unit(plane, noise, science.unit) if kind == "standard deviation" else noise
+        return noise
 
     def _in_unit(self, plane: Plane, noise: np.ndarray, unit: str) -> np.ndarray:
         """Convert a noise map to the unit of the image, where both are stated and differ."""
@@ -242,7 +248,14 @@ class _Reader:
         factor = self._electrons(theirs)
         divisor = self._electrons(ours)
         if factor is None or divisor is None:
-            raise InputError(f"the image is in {unit}, the noise map in {plane.unit}; convert one to the other.")
+            missing = [
+                key for key, value in (("EXPTIME", "exposure_time"), ("GAIN", "gain")) if value not in self.numbers
+            ]
+            is_known = missing and {ours, theirs} <= _QUANTITIES
+            reason = f", and the header has no {' and '.join(missing)}" if is_known else ""
+            raise InputError(
+                f"the image is in {unit}, the noise map in {plane.unit}{reason}; convert one to the other."
+            )
         self.changes.append(f"noise map converted from {plane.unit} to {unit}")
         return noise * (factor / divisor)
 
@@ -267,8 +280,8 @@ class _Reader:
         if self.inputs.noise is None and not stated:
             advice = ", or give the folder, which holds one" if self._has_siblings() else ""
             raise InputError(
-                "there is no noise map; give one with --noise-map, or noise.background_rms=... and noise.exposure=... "
-                f"(counts per unit of the image, for photon noise){advice}."
+                "there is no noise map; give one with --noise-map, or noise.exposure=... (counts per unit of the "
+                f"image, for photon noise) or noise.background_rms=... (otherwise measured){advice}."
             )
         settings = self.inputs.noise or NoiseSpecification()
         background = settings.background_rms or self.numbers.get("background_rms")
@@ -296,7 +309,7 @@ class _Reader:
         return PhotonNoise(float(background), counts)
 
     def _has_siblings(self) -> bool:
-        return not self.path.is_dir() and member_of(self.path.parent, "noise") is not None
+        return not self.path.is_dir() and all(member_of(self.path.parent, role) for role in ("science", "noise"))
 
     def _psf(self, science: Plane, scale: float) -> PSF | None:
         settings = self.inputs.psf_settings
@@ -336,8 +349,8 @@ class _Reader:
             )
         if factor > _MAX_OVERSAMPLING or abs(ratio / factor - 1) > _SAME_SCALE:
             raise InputError(
-                f"the PSF has pixels of {stated:.4g} arcsec, the image {scale:.4g}; resample the PSF to the pixels of "
-                "the image, or to a whole number of them."
+                f"the PSF has pixels of {stated:.4g} arcsec, the image {scale:.4g}{self._requested()}; resample the "
+                "PSF to the pixels of the image, or to a whole number of them."
             )
         if factor > 1 and requested is None:
             self.changes.append(f"PSF: {factor} x {factor} of its pixels in one of the image")

@@ -131,8 +131,13 @@ def test_units_of_image_and_noise_map(tmp_path):
         observation = read_observation(str(tmp_path / "a.fits"), Inputs(noise_map=str(tmp_path / "n.fits")))
         np.testing.assert_allclose(observation.noise_map, SIGMA)
         assert any("converted from electron" in change for change in observation.changes) == (factor > 1)
+        assert not any("does not agree" in change for change in observation.changes)
     write(tmp_path / "n.fits", NOISE, header={"BUNIT": "nJy"})
-    with pytest.raises(InputError, match="the image is in ELECTRONS/S, the noise map in nJy"):
+    with pytest.raises(InputError, match="the image is in ELECTRONS/S, the noise map in nJy; convert"):
+        read_observation(str(tmp_path / "a.fits"), Inputs(noise_map=str(tmp_path / "n.fits")))
+    write(tmp_path / "a.fits", header={"PIXSCALE": SCALE, "BUNIT": "ELECTRONS/S"})
+    write(tmp_path / "n.fits", NOISE, header={"BUNIT": "electron"})
+    with pytest.raises(InputError, match="the header has no EXPTIME"):
         read_observation(str(tmp_path / "a.fits"), Inputs(noise_map=str(tmp_path / "n.fits")))
 
 
