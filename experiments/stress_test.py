@@ -247,7 +247,11 @@ def page(config: Config, result: dict[str, Any]) -> str:
         ["analysis", "population", "n", "threshold", "above threshold", "above 20", "flagged", "excluded", "seconds"]
     ]
     analyses = list(result["analyses"].items())
+    populations = [(name, p, m) for name, analysis in analyses for p, m in analysis["populations"].items()]
+    ranked = [(name, p, m["ranking"]) for name, p, m in populations if "ranking" in m]
     for name, analysis in analyses:
+        if name in [other for other, *_ in ranked]:  # all fits have warnings, so no score is above zero
+            continue
         for population, m in analysis["populations"].items():
             if "completeness" in m:
                 error = m["mass_error"]
@@ -279,9 +283,8 @@ def page(config: Config, result: dict[str, Any]) -> str:
                         f"{m['seconds']:.1f}",
                     ]
                 )
-    tables = [haloes, alarms]
-    populations = [(name, p, m) for name, analysis in analyses for p, m in analysis["populations"].items()]
-    if ranked := [(name, p, m["ranking"]) for name, p, m in populations if "ranking" in m]:
+    tables = [table for table in (haloes, alarms) if len(table) > 1]
+    if ranked:
         tables.append(ranked_rows(ranked))
     return engine.page(config, {**result["provenance"], "n": result["n"]}, *tables)
 

@@ -244,6 +244,8 @@ NOT_RUN_YET = {"few_images"}
 KEPT = [
     *((name, "") for name in names() if read(name, []).out and name not in NOT_RUN_YET),
     ("shifts", "robust"),
+    ("stress_test", "n300"),
+    ("stress_test", "galaxies"),
 ]
 
 
