@@ -33,7 +33,7 @@ _RIDGE = 1e-10  # relative to a diagonal element; makes degenerate amplitudes so
 # Inverse variance of a Gaussian prior on amplitudes that may be negative, relative to a diagonal element: prevents
 # shapelets from fitting noise.
 _REGULARISATION = 1e-3
-_MOST_TOGETHER = 200  # amplitudes of scenes of which several fits run together
+_MAX_TOGETHER = 200  # amplitudes of scenes of which several fits run together
 _GRID_SAMPLES = 2  # along a pixel, with a source grid: structure of about the size of a pixel
 
 
@@ -298,7 +298,7 @@ class Solver:
             data: One image for each start.
             steps: Maximum number of steps.
         """
-        if len(internal) > 1 and len(self.scene.positive) > _MOST_TOGETHER:  # to save memory
+        if len(internal) > 1 and len(self.scene.positive) > _MAX_TOGETHER:  # to save memory
             each = (torch.tensor([k]) for k in range(len(internal)))
             return State.joined([self.minimise(internal[row], data.rows(row), steps=steps) for row in each])
         low, high = self.scene.bounds(internal)

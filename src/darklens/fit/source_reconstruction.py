@@ -71,7 +71,7 @@ def reconstruct_source(
         model = Scene(scene.mass, grid, scene.lens_light)
         solver = Solver(model, detector_of(observation, model))
         internal = model.internal(model.pack({name: values[name] for name in model.names})).float().to(device)
-        smoothness = _most_likely_smoothness(solver, internal, data)
+        smoothness = _smoothness_by_evidence(solver, internal, data)
         model = Scene(scene.mass, grid.smoothed(smoothness), scene.lens_light)
         solver = Solver(model, solver.detector)
         state = solver.minimise(internal, data, steps=_STEPS)
@@ -127,7 +127,7 @@ def _quantile(values: np.ndarray, weights: np.ndarray, fraction: float) -> float
     return float(values[order][np.searchsorted(cumulative, fraction * cumulative[-1])])
 
 
-def _most_likely_smoothness(solver: Solver, internal: Float[Tensor, "1 p"], data: Data) -> float:
+def _smoothness_by_evidence(solver: Solver, internal: Float[Tensor, "1 p"], data: Data) -> float:
     """Return the smoothness of the highest evidence at the given parameters.
 
     At the maximum, smoothness times a.R.a is the number of amplitudes a that the image determines, for the matrix R of

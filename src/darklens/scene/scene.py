@@ -100,6 +100,7 @@ class Scene(ParameterTable):
         return any(p.has_cusp for p in (*self.source.profiles, *self.lens_light.profiles))
 
     @cached_property
+    @torch.inference_mode(False)
     def amplitude_prior(self) -> Float[Tensor, "l l"] | None:
         """Inverse covariance of the Gaussian prior on the amplitudes, float64; None if there is none."""
         lights = [*self.source.profiles, *self.lens_light.profiles]

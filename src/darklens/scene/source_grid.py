@@ -22,7 +22,7 @@ from darklens.errors import ConfigError
 from darklens.physics.duals import Dual, slopes_of, value_of
 from darklens.scene.profiles import LightProfile, Parameter, Setting, coordinates
 
-FEWEST_NODES, MOST_NODES = 4, 64  # along a side; more exhaust the memory
+MIN_NODES, MAX_NODES = 4, 64  # along a side; more exhaust the memory
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ class SourceGrid(LightProfile):
         **settings: Setting,
     ) -> None:
         super().__init__(name=name, **settings)
-        if not FEWEST_NODES <= n <= MOST_NODES:
-            raise ConfigError(f"A source grid needs n from {FEWEST_NODES} to {MOST_NODES}, got {n}.")
+        if not MIN_NODES <= n <= MAX_NODES:
+            raise ConfigError(f"A source grid needs n from {MIN_NODES} to {MAX_NODES}, got {n}.")
         if not (0 < half_width < math.inf and 0 < smoothness < math.inf):
             raise ConfigError(
                 f"A source grid needs a positive half_width and smoothness, got {half_width:g} and {smoothness:g}."
