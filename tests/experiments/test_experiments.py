@@ -240,9 +240,8 @@ def test_a_model_is_calibrated_on_one_simulation_and_evaluated_on_another(quick,
     assert set(row["coverage"]) == {"lac", "lac_by_class", "aps"}
 
 
-NOT_RUN_YET = {"few_images"}
 KEPT = [
-    *((name, "") for name in names() if read(name, []).out and name not in NOT_RUN_YET),
+    *((name, "") for name in names() if read(name, []).out),
     ("shifts", "robust"),
     ("stress_test", "n300"),
     ("stress_test", "galaxies"),
