@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
 
 from darklens.config import Frozen
 from darklens.errors import ConfigError
@@ -224,7 +225,8 @@ def ranking(rows: list[Row], smooth: list[Row]) -> dict[str, Any]:
 
 def auc(below: NDArray[np.float64], above: NDArray[np.float64]) -> float:
     """Return the probability that a value of `above` exceeds one of `below`."""
-    return float(((above[:, None] > below).mean() + (above[:, None] >= below).mean()) / 2)
+    is_above = np.repeat([False, True], [len(below), len(above)])
+    return float(roc_auc_score(is_above, np.concatenate([below, above])))
 
 
 def bootstrapped_auc(below: NDArray[np.float64], above: NDArray[np.float64]) -> list[float]:

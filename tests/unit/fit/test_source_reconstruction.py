@@ -24,7 +24,7 @@ GRID = {"half_width": 0.5, "name": "source", "centre_x": 0.05, "centre_y": 0.02}
 CONCENTRATED = Redshifts(0.5, 1.0, 60.0)
 
 
-def observed(halo: dict[str, float] | None = None) -> Observation:
+def observed(halo: dict[str, float] | None = None, seed: int = 3) -> Observation:
     """Return a lens of a source with four clumps, peak signal-to-noise ratio 50."""
     clumps = [
         Sersic(name=f"clump{i}", R_e=r, n=1.0, e1=0.0, e2=0.0, centre_x=x, centre_y=y)
@@ -35,7 +35,7 @@ def observed(halo: dict[str, float] | None = None) -> Observation:
     amplitudes = {f"clump{i}.amplitude": amplitude for i, (*_, amplitude) in enumerate(CLUMPS)}
     image = Scene(lens, clumps).image(values, amplitudes, Detector((48, 48), 0.1, PSF_OF_TESTS, supersample=5))
     sigma = image.max() / 50
-    noise = np.random.default_rng(3).normal(0, sigma, image.shape)
+    noise = np.random.default_rng(seed).normal(0, sigma, image.shape)
     return Observation.of(image + noise, noise_map=np.full(image.shape, sigma), psf=PSF_OF_TESTS, pixel_scale=0.1)
 
 
@@ -111,6 +111,17 @@ def test_a_structured_source_is_reconstructed_to_the_noise(smooth, reconstructed
     assert 20 < reconstructed.effective_amplitudes < 300  # of 400
     for name in ("epl.theta_E", "shear.gamma1", "shear.gamma2"):
         assert abs(reconstructed.parameters[name] - (LENS | SHEAR)[name]) < 4 * reconstructed.errors[name]
+
+
+@pytest.mark.sweep
+def test_errors_of_the_slope_are_its_scatter():
+    """The slope is one error too steep on average (decision 23)."""
+    fits = [reconstruct_source(fit(observed(seed=k), Scene([EPL(), Shear()], Sersic())), 24) for k in range(8)]
+    slopes = np.array([result.parameters["epl.slope"] for result in fits])
+    errors = np.array([result.errors["epl.slope"] for result in fits])
+    assert abs(slopes.mean() - 2.05) < 0.03
+    assert 0.5 < slopes.std() / errors.mean() < 1.5
+    assert abs(slopes - 2).max() < 4 * errors.max()
 
 
 def test_the_smoothness_has_the_highest_evidence(reconstructed):
