@@ -85,7 +85,7 @@ def decoded(plane):
         (
             {"noise_map": None},
             {"pixel_scale": SCALE},
-            "there is no noise map; give one with noise_map, or background_rms",
+            "there is no noise map; give one with noise_map, or exposure=... ",
         ),
         ({"image": b"no image"}, {"pixel_scale": SCALE}, "not an npy"),
         ({"psf": b"\x80\x04K\x01."}, {"pixel_scale": SCALE}, "psf<b>.npy"),
