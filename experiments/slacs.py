@@ -18,12 +18,14 @@ class Config(Experiment):
     """A scene, and a folder NAME/{image,noise,psf}.fits with published.csv, from the root of the repository.
 
     Attributes:
+        source_grid: Number of nodes along a side of a source grid; the fit has none if 0.
         only: Number of lenses to fit; all if 0.
     """
 
     model: str
     half_width: float
     images: str
+    source_grid: int = 0
     only: int = 0
 
 
@@ -35,9 +37,12 @@ def run(config: Config, work: Work) -> dict[str, Any]:
     with (folder / "published.csv").open(encoding="utf-8") as file:
         published = {row["lens_name"]: row for row in csv.DictReader(file)}
     names = sorted(path.parent.name for path in folder.glob("*/image.fits"))[: config.only or None]
-    table, maps = work.runs / f"{config.model}.csv", work.runs / f"{config.model}-maps"
+    out = work.runs / (config.model + ("-grid" if config.source_grid else ""))
+    table, maps = out.with_suffix(".csv"), out.with_name(f"{out.name}-maps")
     paths = [str(folder / name) for name in names]
     options = ["--model", config.model, "--pixel-scale", "0.05", "--out", str(table), "--maps", str(maps)]
+    if config.source_grid:
+        options += ["--source-grid", str(config.source_grid)]
     if not table.exists():
         engine.darklens("fit", *paths, *options, f"half_width={config.half_width}")
     rows = []
@@ -46,7 +51,8 @@ def run(config: Config, work: Work) -> dict[str, Any]:
         rows.append(row(name, fitted, published[name]))
     worst = sorted(rows, key=lambda r: -abs(np.log(r["ratio"])))[:5]
     print(f"Pictures of the worst five, in {maps}: {', '.join(r['name'] for r in worst)}")
-    return {"schema": 1, "model": config.model, "rows": rows, "provenance": engine.made_by()}
+    about = {"schema": 1, "model": config.model, "source_grid": config.source_grid}
+    return {**about, "rows": rows, "provenance": engine.made_by()}
 
 
 def row(name: str, fitted: dict[str, str], published: dict[str, str]) -> Row:
@@ -84,6 +90,7 @@ def page(config: Config, result: dict[str, Any]) -> str:
         "other_3": int((abs(others - 1) < _CLOSE).sum()),
         "seconds": float(np.mean([r["seconds"] for r in rows])),
         "model": config.model,
+        "source": f", then with --source-grid {config.source_grid}" if config.source_grid else "",
         "half_width": config.half_width,
     }
     table = [["lens", "theta_E", "b_SIE", "ratio", "other", "ratio", "chi2 per pixel", "seconds", "warnings"]]
