@@ -13,10 +13,11 @@ stage that is not worse than those before.
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -48,6 +49,27 @@ _FAINTEST = 100.0  # reduction of chi2 by the model below which the image may be
 _TOO_GOOD = 0.1  # chi2 per pixel below which the noise map is wrong, or the image has no noise
 
 
+@dataclass(frozen=True)
+class OtherSolution:
+    """A solution of a fit at another Einstein radius that describes the image almost as well.
+
+    Attributes:
+        theta_E: Einstein radius of the main lens, arcsec.
+        excess: By how much `measure` exceeds that of the best solution.
+        parameters: Its parameters by name, from a fit of the image in larger pixels or from a fit with a source grid.
+        measure: What the solutions were compared by.
+    """
+
+    theta_E: float
+    excess: float
+    parameters: Mapping[str, float] = field(repr=False)
+    measure: Literal["chi2", "-2 ln(evidence)"] = "chi2"
+
+    def __str__(self) -> str:
+        """Return the warning."""
+        return f"theta_E = {self.theta_E:.3g} fits almost as well: its {self.measure} is {self.excess:.0f} higher"
+
+
 @dataclass(frozen=True, eq=False)
 class FitResult:
     """A fit of one scene to one observation.
@@ -68,8 +90,7 @@ class FitResult:
         seconds: Processor time.
         covariance: Covariance matrix of the parameters, in the order of `scene.names`; NaN as for `errors`.
         effective_amplitudes: Number of amplitudes that the image determines, rather than their prior.
-        alternatives: Other Einstein radii at which the image is fitted almost as well, and the excess of their
-            deviance (`_CLOSE`).
+        alternatives: Solutions at other Einstein radii that describe the image almost as well (`almost_as_good`).
     """
 
     scene: Scene = field(repr=False)
@@ -86,7 +107,7 @@ class FitResult:
     seconds: float
     covariance: Float[np.ndarray, "p p"] = field(repr=False)
     effective_amplitudes: float
-    alternatives: tuple[tuple[float, float], ...] = ()
+    alternatives: tuple[OtherSolution, ...] = ()
 
     def __str__(self) -> str:
         """Return one line for each parameter, then chi2 per pixel and the warnings."""
@@ -146,9 +167,7 @@ class FitResult:
         for words, names in (("at a bound", self.at_bounds), ("not determined by the image", undetermined)):
             if names := [name for name in names if name.startswith((lens, "shear."))]:
                 warnings.append(f"{words}: {', '.join(names)}")
-        for theta_E, excess in self.alternatives:
-            warnings.append(f"theta_E = {theta_E:.3g} fits almost as well: its chi2 is {excess:.0f} higher")
-        return tuple(warnings)
+        return (*warnings, *map(str, self.alternatives))
 
     @cached_property
     def residual(self) -> Float[np.ndarray, "rows columns"]:
@@ -306,16 +325,26 @@ def _revived(solver: Solver, best: Float[Tensor, "1 p"], data: Data) -> Float[Te
     return after.internal[lowest][None] if after.deviance[lowest] < before.deviance[0] else best
 
 
-def _alternatives(scene: Scene, state: State, rows: list[int]) -> tuple[tuple[float, float], ...]:
-    """Return Einstein radius, and excess of the deviance, of those of several fits that are close to the first."""
+def _alternatives(scene: Scene, state: State, rows: list[int]) -> tuple[OtherSolution, ...]:
+    """Return those of several fits that are almost as good as the first of `rows`."""
     name = f"{main_lens(scene)}.theta_E"
     if name not in scene.names:
         return ()
-    theta_E = scene.external(state.internal)[:, scene.names.index(name)].tolist()
-    deviance = state.deviance.tolist()
-    close = max(_CLOSE, _CLOSE_RELATIVE * deviance[rows[0]])
+    deviance, solutions = state.deviance.tolist(), scene.external(state.internal).tolist()
     excess = {row: deviance[row] - deviance[rows[0]] for row in rows[1:]}
-    return tuple((theta_E[row], value) for row, value in excess.items() if value < close)
+    close = [row for row in excess if almost_as_good(excess[row], deviance[rows[0]])]
+    parameters = {row: dict(zip(scene.names, solutions[row], strict=True)) for row in close}
+    return tuple(OtherSolution(parameters[row][name], excess[row], parameters[row]) for row in close)
+
+
+def almost_as_good(excess: float, lowest: float) -> bool:
+    """Return whether a solution is almost as good as the best, from its excess over the lowest deviance."""
+    return excess < max(_CLOSE, _CLOSE_RELATIVE * lowest)
+
+
+def are_same(theta_E: float, other: float) -> bool:
+    """Return whether two Einstein radii count as one solution."""
+    return abs(math.log(theta_E / other)) <= _DIFFERENT
 
 
 def _distinct(scene: Scene, state: State, data: Data) -> list[int]:
@@ -327,10 +356,10 @@ def _distinct(scene: Scene, state: State, data: Data) -> list[int]:
         order = [row for row in order if per_pixel[row] < _HOPELESS]
     if name not in scene.names:
         return order
-    log_theta_E = scene.external(state.internal)[:, scene.names.index(name)].log().tolist()
+    theta_E = scene.external(state.internal)[:, scene.names.index(name)].tolist()
     chosen: list[int] = []
     for row in order:
-        if all(abs(log_theta_E[row] - log_theta_E[other]) > _DIFFERENT for other in chosen):
+        if not any(are_same(theta_E[row], theta_E[other]) for other in chosen):
             chosen.append(row)
     return chosen
 

@@ -4,9 +4,11 @@ The lens is fitted again with the grid, all its parameters free. The strength of
 highest evidence (MacKay 1992, Neural Computation 4, 415; Suyu et al. 2006, MNRAS 371, 983), alternating with the fit.
 """
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from darklens.errors import ConfigError, InputError
-from darklens.fit.scene_fit import FitResult, result_of
+from darklens.fit.scene_fit import FitResult, OtherSolution, almost_as_good, are_same, result_of
 from darklens.fit.scene_solver import Data, Solver, data_of, detector_of
 from darklens.scene.scene import Scene
 from darklens.scene.source_grid import SourceGrid, curvature
@@ -41,7 +43,8 @@ def reconstruct_source(
         device: Device that computes the fit.
 
     Returns:
-        The fit with the grid. `chi2_per_pixel` takes into account how many amplitudes the image determines.
+        The fit with the grid. `chi2_per_pixel` takes into account how many amplitudes the image determines. Each of the
+        `alternatives` of `result` is fitted too, and the solution with the highest evidence returned.
 
     Raises:
         ConfigError: If n or half_width are out of bounds, or the source of `result` is a grid already.
@@ -51,9 +54,33 @@ def reconstruct_source(
         raise ConfigError("The source of this fit is a grid already; start from the fit before it.")
     started, unit = time.process_time(), result.observation.unit
     result = result.scaled(1 / unit)
-    observation, scene = result.observation, result.scene
-    data, rays = data_of(observation, device), _rays(result)
-    values, smoothness = result.parameters, _FIRST_SMOOTHNESS
+    rays = _rays(result)
+    starts = [result.parameters, *(other.parameters for other in result.alternatives)]
+    fits = [_fit_grid(result, values, n, half_width, rays, device) for values in starts]
+    (best, lowest), *others = sorted(fits, key=itemgetter(1))
+    radii, alternatives = [best.theta_E], []
+    for other, cost in others:
+        if almost_as_good(cost - lowest, best.deviance) and not any(are_same(other.theta_E, at) for at in radii):
+            radii.append(other.theta_E)
+            alternatives.append(OtherSolution(other.theta_E, cost - lowest, other.parameters, "-2 ln(evidence)"))
+    seconds = time.process_time() - started
+    return replace(best.scaled(unit), alternatives=tuple(alternatives), seconds=seconds)
+
+
+def _fit_grid(
+    result: FitResult,
+    values: Mapping[str, float],
+    n: int,
+    half_width: float | None,
+    rays: Float[Tensor, "3 m"],
+    device: torch.device | str,
+) -> tuple[FitResult, float]:
+    """Return the fit with a grid that starts from the given lens, and minus twice the logarithm of its evidence.
+
+    The latter leaves out constants that do not depend on the start.
+    """
+    started, observation, scene = time.process_time(), result.observation, result.scene
+    data, smoothness = data_of(observation, device), _FIRST_SMOOTHNESS
     for _ in range(_ROUNDS):
         centre_x, centre_y, core, reach = _extent(scene, values, rays)
         frame = scene.source_frame(scene.complete(scene.pack(values)), rays)
@@ -76,8 +103,9 @@ def reconstruct_source(
         solver = Solver(model, solver.detector)
         state = solver.minimise(internal, data, steps=_STEPS)
         scene, values = model, dict(zip(model.names, model.external(state.internal)[0].tolist(), strict=True))
-    fitted = result_of(solver, state, observation, started).scaled(unit)
-    return replace(fitted, alternatives=result.alternatives, seconds=time.process_time() - started)
+    matrix = solver.amplitude_equations(state.internal, data)[0][0]
+    volume = float(_factor(matrix).diagonal().log().sum()) * 2 - n * n * math.log(smoothness)
+    return result_of(solver, state, observation, started), float(state.deviance) + volume
 
 
 def _rays(result: FitResult) -> Float[Tensor, "3 m"]:

@@ -204,8 +204,9 @@ def test_another_einstein_radius_that_fits_almost_as_well_is_a_warning(reference
     rows = _distinct(scene, state, data)
     assert rows == [1, 2, 3, 4]
     alternatives = _alternatives(scene, state, rows)
-    assert [round(theta_E, 2) for theta_E, _ in alternatives] == [1.21, 0.8]
-    assert [excess for _, excess in alternatives] == [5.0, 24.0]
+    assert [round(other.theta_E, 2) for other in alternatives] == [1.21, 0.8]
+    assert [other.excess for other in alternatives] == [5.0, 24.0]
+    assert alternatives[1].parameters["sie.theta_E"] == alternatives[1].theta_E
     warning = replace(reference, alternatives=alternatives).warnings[-1]
     assert warning == "theta_E = 0.8 fits almost as well: its chi2 is 24 higher"
 

@@ -1,6 +1,7 @@
 """A source on a grid: its splines and prior, its derivatives in a fit, and what reconstructions recover."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from darklens.errors import ConfigError, InputError
 from darklens.fit.perturber_profiles import HaloPerturber, Redshifts
 from darklens.fit.perturbers import find_perturbers
-from darklens.fit.scene_fit import FitResult, fit
+from darklens.fit.scene_fit import FitResult, OtherSolution, fit
 from darklens.fit.scene_solver import Solver, data_of, detector_of
 from darklens.fit.source_reconstruction import reconstruct_source
 from darklens.physics.duals import slopes_of, variable
@@ -111,6 +112,15 @@ def test_a_structured_source_is_reconstructed_to_the_noise(smooth, reconstructed
     assert 20 < reconstructed.effective_amplitudes < 300  # of 400
     for name in ("epl.theta_E", "shear.gamma1", "shear.gamma2"):
         assert abs(reconstructed.parameters[name] - (LENS | SHEAR)[name]) < 4 * reconstructed.errors[name]
+
+
+def test_the_solution_with_the_highest_evidence_is_chosen(smooth, reconstructed):
+    wrong = smooth.parameters | {"epl.theta_E": 0.9}
+    start = replace(smooth, parameters=wrong, alternatives=(OtherSolution(1.2, 5.0, smooth.parameters),))
+    found = reconstruct_source(start, 20)
+    assert found.theta_E == pytest.approx(reconstructed.theta_E, abs=reconstructed.errors["epl.theta_E"])
+    assert all(abs(other.theta_E / found.theta_E - 1) > 0.02 and other.excess > 0 for other in found.alternatives)
+    assert all("its -2 ln(evidence) is" in warning for warning in found.warnings)
 
 
 @pytest.mark.sweep
