@@ -46,6 +46,58 @@ class FitState:
             getattr(self, f.name)[rows] = getattr(other, f.name)
 
 
+@dataclass(frozen=True)
+class SharedSlopes:
+    """Derivatives of the models of b images, as rows of those of more images, so that a selection needs no copy.
+
+    Attributes:
+        maps: Derivatives of n models (n, q, m, m).
+        selected: Their row for each image (b,); None if b = n.
+    """
+
+    maps: Float[Tensor, "n q m m"]
+    selected: Int[Tensor, " b"] | None = None
+
+    def __getitem__(self, rows: Int[Tensor, " k"]) -> "SharedSlopes":
+        return SharedSlopes(self.maps, rows if self.selected is None else self.selected[rows])
+
+    def copied(self) -> Float[Tensor, "b q m m"]:
+        """Return the derivatives of these images alone."""
+        return self.maps if self.selected is None else self.maps[self.selected]
+
+
+@dataclass
+class Iterate:
+    """A step of the minimisation of b images; attributes as of `FitState`."""
+
+    parameters: FitParameters
+    deviance: Float[Tensor, " b"]
+    predicted_reduction: Float[Tensor, " b"]
+    model: Maps
+    slopes: SharedSlopes
+    curvature: Float[Tensor, "b q q"]
+
+    def rows(self, rows: Int[Tensor, " k"]) -> "Iterate":
+        """Return the step of a selection of the images."""
+        return Iterate(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    def replace(self, rows: Int[Tensor, " k"], other: "Iterate") -> None:
+        """Replace a selection of the images by those of another step."""
+        for f in fields(self):
+            old, new = getattr(other, f.name), getattr(self, f.name)
+            if new is old:
+                continue
+            if isinstance(new, SharedSlopes):
+                new.maps[rows] = old[rows].copied()
+            else:
+                new[rows] = old[rows]
+
+    def fit(self) -> FitState:
+        """Return the step as a result."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return FitState(**values | {"slopes": self.slopes.copied()})
+
+
 @dataclass
 class Active:
     """The images that have not converged, with their indices in the batch."""
@@ -55,12 +107,12 @@ class Active:
     noise: Noise
     gain: Gain | None
     damping: Float[Tensor, " b"]
-    state: FitState
+    state: Iterate
 
-    def drop(self, finished: Bool[Tensor, " b"], final: FitState) -> "Active":
+    def drop(self, is_finished: Bool[Tensor, " b"], final: FitState) -> "Active":
         """Copy finished images to `final`, and return the others."""
-        final.assign(self.indices[finished], self.state.rows(finished))
-        unfinished = ~finished
+        finished, unfinished = (torch.nonzero(rows)[:, 0] for rows in (is_finished, ~is_finished))
+        final.assign(self.indices[finished], self.state.rows(finished).fit())
         return Active(
             self.indices[unfinished],
             self.images[unfinished],
@@ -100,14 +152,17 @@ def minimise(
     first_column = parameters[:, 0]
     nan, infinity = torch.full_like(first_column, torch.nan), torch.full_like(first_column, torch.inf)
     no_curvature = parameters.new_zeros(*parameters.shape, parameters.shape[1], dtype=torch.float64)
-    final = FitState(parameters.clone(), nan, infinity, *model.expected(parameters), no_curvature)
-    indices = torch.arange(len(images), device=images.device)
-    active = Active(indices, images, noise, gain, torch.full_like(first_column, _DAMPING), final)
+    light, maps = model.expected(parameters)
+    first = Iterate(parameters.clone(), nan, infinity, light, SharedSlopes(maps), no_curvature)
+    final, indices = first.fit(), torch.arange(len(images), device=images.device)
+    active = Active(indices, images, noise, gain, torch.full_like(first_column, _DAMPING), first)
     for step_number in range(steps):
         state, fixed_gain = active.state, model.gain(active.state.parameters) if active.gain is None else active.gain
         if step_number == 0 or (active.gain is None and not skip_last_step):
             state.deviance = active.noise.deviance(active.images, state.model, fixed_gain)
-        curvature, rhs = active.noise.normal_equations(state.slopes, active.images, state.model, fixed_gain)
+        curvature, rhs = active.noise.normal_equations(
+            state.slopes.maps, active.images, state.model, fixed_gain, rows=state.slopes.selected
+        )
         state.curvature = curvature
         dampings = torch.stack([active.damping, torch.full_like(active.damping, _SMALLEST_DAMPING)])
         step, undamped = _step_within_bounds(model, state.parameters, curvature, rhs, dampings).to(parameters)
@@ -134,9 +189,9 @@ def minimise(
         light, slopes = _model_at(model, trial, reuse, state.slopes)
         trial_deviance = active.noise.deviance(active.images, light, fixed_gain)
         better = trial_deviance < state.deviance  # false for NaN
-        active.state = _better(
-            state, FitState(trial, trial_deviance, state.predicted_reduction, light, slopes, curvature), better
-        )
+        active.state = Iterate(trial, trial_deviance, state.predicted_reduction, light, slopes, curvature)
+        if not bool(better.all()):
+            active.state.replace(torch.nonzero(~better)[:, 0], state)
         active.damping = active.damping * torch.where(better, _DAMPING_DECREASE, _DAMPING_INCREASE)
         finished = (better & (state.predicted_reduction < TOLERANCE)) | (active.damping >= _LARGEST_DAMPING)
         if bool(finished.all()):
@@ -144,34 +199,25 @@ def minimise(
         if bool(finished.any()):
             active = active.drop(finished, final)
     if len(active.indices) == len(images):
-        return active.state
-    final.assign(active.indices, active.state)
+        return active.state.fit()
+    final.assign(active.indices, active.state.fit())
     return final
 
 
 def _model_at(
-    model: Model, parameters: FitParameters, reuse: Bool[Tensor, " b"], slopes: Float[Tensor, "b q m m"]
-) -> tuple[Maps, Float[Tensor, "b q m m"]]:
+    model: Model, parameters: FitParameters, reuse: Bool[Tensor, " b"], slopes: SharedSlopes
+) -> tuple[Maps, SharedSlopes]:
     """Return model images and derivatives; images in `reuse` keep their derivatives."""
     if bool(reuse.all()):
         return model.light(parameters), slopes
     if not bool(reuse.any()):
-        return model.expected(parameters)
-    light, new_slopes = torch.empty_like(slopes[:, 0]), slopes.clone()
+        light, maps = model.expected(parameters)
+        return light, SharedSlopes(maps)
+    maps = slopes.copied().clone() if slopes.selected is None else slopes.copied()
+    light = torch.empty_like(maps[:, 0])
     light[reuse] = model.light(parameters[reuse])
-    light[~reuse], new_slopes[~reuse] = model.expected(parameters[~reuse])
-    return light, new_slopes
-
-
-def _better(before: FitState, after: FitState, better: Bool[Tensor, " b"]) -> FitState:
-    """Return for each image the better of two states; `after` is modified."""
-    worse = torch.nonzero(~better)[:, 0]
-    if len(worse):
-        for f in fields(after):
-            old, new = getattr(before, f.name), getattr(after, f.name)
-            if new is not old:
-                new[worse] = old[worse]
-    return after
+    light[~reuse], maps[~reuse] = model.expected(parameters[~reuse])
+    return light, SharedSlopes(maps)
 
 
 def _step_within_bounds(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from darklens.data.noise_estimate import noise_variance
@@ -152,15 +152,29 @@ class Noise:
         return (self.area * self.exposure / gain[:, 0, None, None].exp()) ** 2 / rate
 
     def normal_equations(
-        self, slopes: Float[Tensor, "b q m m"], images: Maps, model: Maps, gain: Gain
+        self,
+        slopes: Float[Tensor, "n q m m"],
+        images: Maps,
+        model: Maps,
+        gain: Gain,
+        *,
+        rows: Int[Tensor, " b"] | None = None,
     ) -> tuple[Float[Tensor, "b q q"], Float[Tensor, "b q"]]:
-        """Return curvature and right-hand side of the normal equations, as the function `normal_equations`."""
-        if (
-            self.sky is not None
-            and (computed := self._photons(gain).normal_equations(slopes, images, model)) is not None
-        ):
-            return computed
-        return normal_equations(slopes, self.weight(model, gain), images - model)
+        """Return curvature and right-hand side of the normal equations, as the function `normal_equations`.
+
+        Args:
+            slopes: Derivatives of n models.
+            images: Images on the detector.
+            model: Models of the images.
+            gain: ln scale and offset of the images.
+            rows: The row of `slopes` of each image; None if n = b.
+        """
+        if self.sky is not None:
+            computed = self._photons(gain).normal_equations(slopes, images, model, rows)
+            if computed is not None:
+                return computed
+        selected = slopes if rows is None else slopes[rows]
+        return normal_equations(selected, self.weight(model, gain), images - model)
 
     def with_extra(self, images: Maps, model: Maps, gain: Gain, step: Float[Tensor, " b"]) -> "Noise":
         """Return the noise with an extra variance: that of rounding, or the significant excess in dark sky.

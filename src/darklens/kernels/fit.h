@@ -224,18 +224,19 @@ private:
     std::vector<const float*> right;
 };
 
-// The normal equations of each image; pixels_of(image) is the `pixel` of that image.
+// The normal equations of each image; pixels_of(image) is the `pixel` of that image. Its slopes are those of rows[image]
+// or, without `rows`, of the image.
 template <typename PixelsOf>
 void normal_equations(
-    int64_t images, int64_t unknowns, int64_t pixels, int64_t threads, const float* slopes, double* curvature,
-    double* rhs, const PixelsOf& pixels_of
+    int64_t images, int64_t unknowns, int64_t pixels, int64_t threads, const float* slopes, const int64_t* rows,
+    double* curvature, double* rhs, const PixelsOf& pixels_of
 ) {
 #pragma omp parallel num_threads(threads)
     {
         NormalEquations sums(unknowns, pixels);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < images; ++i)
-            sums(slopes + i * unknowns * pixels, pixels_of(i), curvature + i * unknowns * unknowns,
+            sums(slopes + (rows ? rows[i] : i) * unknowns * pixels, pixels_of(i), curvature + i * unknowns * unknowns,
                  rhs + i * unknowns);
     }
 }

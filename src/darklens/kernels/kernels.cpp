@@ -34,7 +34,7 @@ extern "C" void fit_normal_equations(
     int64_t images, int64_t unknowns, int64_t pixels, int64_t threads, const float* slopes, const float* weight,
     const float* residual, double* curvature, double* rhs
 ) {
-    normal_equations(images, unknowns, pixels, threads, slopes, curvature, rhs, [=](int64_t image) {
+    normal_equations(images, unknowns, pixels, threads, slopes, nullptr, curvature, rhs, [=](int64_t image) {
         return [=](int64_t at, int64_t n, float* weights, float* residuals) {
             store(weights, load_partial(weight + image * pixels + at, n));
             store(residuals, load_partial(residual + image * pixels + at, n));
@@ -43,11 +43,11 @@ extern "C" void fit_normal_equations(
 }
 
 extern "C" void fit_normal_equations_of_photons(
-    const Photons* photons, int64_t unknowns, const float* slopes, const float* images, const float* model,
-    double* curvature, double* rhs
+    const Photons* photons, int64_t unknowns, const float* slopes, const int64_t* rows, const float* images,
+    const float* model, double* curvature, double* rhs
 ) {
-    const int64_t pixels = photons->pixels;
-    normal_equations(photons->images, unknowns, pixels, photons->threads, slopes, curvature, rhs, [=](int64_t image) {
+    const int64_t pixels = photons->pixels, n = photons->images, threads = photons->threads;
+    normal_equations(n, unknowns, pixels, threads, slopes, rows, curvature, rhs, [=](int64_t image) {
         const Counts counts(*photons, image);
         return [=](int64_t at, int64_t n, float* weights, float* residuals) {
             const Floats expected = load_partial(model + image * pixels + at, n);

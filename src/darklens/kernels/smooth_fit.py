@@ -143,17 +143,24 @@ class Photons:
         return out
 
     def normal_equations(
-        self, slopes: Float[Tensor, "b q m m"], images: Maps, model: Maps
+        self, slopes: Float[Tensor, "n q m m"], images: Maps, model: Maps, rows: Int[Tensor, " b"] | None = None
     ) -> tuple[Float[Tensor, "b q q"], Float[Tensor, "b q"]] | None:
-        """Return `normal_equations` with the weights of these counts and the residual images - model."""
+        """Return `normal_equations` with the weights of these counts and the residual images - model.
+
+        Args:
+            slopes: Derivatives of n models.
+            images: Images.
+            model: Models of the images.
+            rows: The row of `slopes` of each image; None if n = b.
+        """
         if not usable(slopes, images, model, self.gain, self.exposure, self.extra):
             return None
         slopes, images, model = (v.contiguous() for v in (slopes, images, model))
-        b, q = slopes.shape[:2]
+        b, q = len(images), slopes.shape[1]
         curvature, rhs = (torch.empty(b, *shape, dtype=torch.float64) for shape in ((q, q), (q,)))
         photons = self._contiguous()
         structure = photons._structure(images)
-        call("fit_normal_equations_of_photons", structure, q, slopes, images, model, curvature, rhs)
+        call("fit_normal_equations_of_photons", structure, q, slopes, rows, images, model, curvature, rhs)
         return curvature, rhs
 
     def _contiguous(self) -> "Photons":

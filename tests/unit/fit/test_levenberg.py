@@ -45,7 +45,8 @@ class LeastSquares(Noise):
     def deviance(self, images, model, gain):
         return ((images - model) / 0.01).square().sum((1, 2))
 
-    def normal_equations(self, slopes, images, model, gain):
+    def normal_equations(self, slopes, images, model, gain, *, rows=None):
+        slopes = slopes if rows is None else slopes[rows]
         slope, residual = slopes[:, :, 0, 0].double() / 0.01, (images - model)[:, :, 0].double() / 0.01
         return slope[:, :, None] * slope[:, None], slope * residual
 
@@ -81,7 +82,8 @@ class SumOfSquares(LeastSquares):
     def deviance(self, images, model, gain):
         return (images - model).square().sum((1, 2))
 
-    def normal_equations(self, slopes, images, model, gain):
+    def normal_equations(self, slopes, images, model, gain, *, rows=None):
+        slopes = slopes if rows is None else slopes[rows]
         flat = slopes.flatten(2).double()
         return flat @ flat.mT, (flat @ (images - model).flatten(1).double()[:, :, None])[..., 0]
 

@@ -155,6 +155,18 @@ def test_deviance_and_weight(mapped, threads, monkeypatch):
         torch.testing.assert_close(value / largest, exact_value / largest, rtol=0, atol=2e-6, check_dtype=False)
 
 
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "eager"])
+def test_normal_equations_of_some_of_the_derivatives_need_no_copy_of_them(kernels, monkeypatch):
+    if not kernels:
+        without_kernels(monkeypatch)
+    noise = Noise(5.0, 4, torch.ones(3, 1, 1), torch.zeros(3), torch.zeros(3, 1, 1))
+    images, model, slopes = torch.rand(3, 20, 20), torch.rand(3, 20, 20), torch.randn(7, 5, 20, 20)
+    gain, rows = torch.zeros(3, 2), torch.tensor([6, 0, 3])
+    selected = noise.normal_equations(slopes, images, model, gain, rows=rows)
+    for value, expected in zip(selected, noise.normal_equations(slopes[rows], images, model, gain), strict=True):
+        assert torch.equal(value, expected)
+
+
 def test_nan_in_the_model_gives_a_nan_deviance():
     noise = Noise(5.0, 4, torch.ones(2, 1, 1), torch.zeros(2), torch.zeros(2, 1, 1))
     images, model = torch.full((2, 20, 20), 7.0), torch.full((2, 20, 20), 7.0)
