@@ -50,7 +50,8 @@ _LIMITS: dict[Hypothesis, _Limits] = {
 _LARGEST_SHARE = 0.8  # of delta chi2 of the perturbers, that a smooth lens with another effect may reach
 _NOISE_DEFICIT = 5.0  # standard deviations of the deviance below its expectation, with excess noise in the sky
 _AT_BOUND = 0.01  # arcsec, distance from a bound
-_SUSPICIOUS = 0.6  # of the limit of a score test
+# Of the limit of a score test. Limits for points are wide, and points can absorb a line in a lens of another shape.
+_SUSPICIOUS: dict[Hypothesis, float] = {"smooth": 0.6, "line": 0.6, "points": 0.25}
 _NUISANCES = ("psf", "lens_shape", "lens_light")  # effects that fits with more parameters describe
 _EFFECTS = {
     "psf": "a PSF of another width",
@@ -91,7 +92,7 @@ def doubts(features: FitFeatures, hypotheses: Sequence[Hypothesis]) -> list[tupl
 
 
 def suspicions(features: FitFeatures, hypotheses: Sequence[Hypothesis]) -> list[tuple[str, ...]]:
-    """Return for each image the reasons to fit PSF, ellipticity and lens light too: score tests at 0.6 of their limits.
+    """Return for each image the reasons to fit PSF, ellipticity and lens light too: score tests near their limits.
 
     Args:
         features: Fits of b images.
@@ -101,7 +102,7 @@ def suspicions(features: FitFeatures, hypotheses: Sequence[Hypothesis]) -> list[
 
     def is_suspicious(group: str, hypothesis: Hypothesis, i: int) -> bool:
         limit: float = getattr(_LIMITS[hypothesis], group)
-        return float(columns[f"misfit_{group}_{hypothesis}"][i]) > _SUSPICIOUS * limit
+        return float(columns[f"misfit_{group}_{hypothesis}"][i]) > _SUSPICIOUS[hypothesis] * limit
 
     return [
         tuple(f"the residuals suggest {_EFFECTS[group]}" for group in _NUISANCES if is_suspicious(group, hypothesis, i))

@@ -106,7 +106,7 @@ def test_each_class_has_the_hypothesis_of_its_substructure():
 
 
 def test_effects_that_other_fits_describe_are_suspicious_below_the_limits_of_a_doubt():
-    values = {"psf": [10.0, 10.0, 8.0, 0.0], "sky_slope": [0.0, 0.0, 19.0, 0.0], "lens_light": [0.0, 0.0, 0.0, 60.0]}
+    values = {"psf": [10.0, 10.0, 8.0, 0.0], "sky_slope": [0.0, 0.0, 19.0, 0.0], "lens_light": [0.0, 0.0, 0.0, 30.0]}
     table = torch.zeros(4, len(SUMMARY_NAMES))
     for name, column in values.items():
         for hypothesis in ("smooth", "points"):
