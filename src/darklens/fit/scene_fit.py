@@ -13,7 +13,7 @@ stage that is not worse than those before.
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -42,8 +42,9 @@ _RADII = (0.25, 0.5, 1.0, 2.0, 4.0)  # of profiles without light, in units of th
 _FINE_STEPS, _CORE_STEPS = 60, 20  # at full resolution, with the first core and with each of the others
 _NOISE_ROUNDS = 2  # fits with the photon noise of the model of the one before
 _NO_WORSE = 4.0  # difference in deviance at which a smaller core is preferred
-_CLOSE, _CLOSE_RELATIVE = 25.0, 0.02  # excess of the deviance of another solution, absolute and relative
 POOR, _POOR_SIGMA = 1.15, 5.0  # chi2 per pixel, and its excess in standard deviations, of a poor fit
+_CLOSE = 25.0  # excess of the deviance of another solution; or, relative to the deviance, of good and of poor fits:
+_CLOSE_RELATIVE, _CLOSE_IF_POOR = 0.02, 0.1
 _ATTEMPTS = 2  # sets of starts, if the best fit of the first is poor
 _FAINTEST = 100.0  # reduction of chi2 by the model below which the image may be noise alone
 _TOO_GOOD = 0.1  # chi2 per pixel below which the noise map is wrong, or the image has no noise
@@ -179,6 +180,16 @@ class FitResult:
         """Einstein radius of the main lens, arcsec: the radius of the circle with the area of its critical ellipse."""
         return self.scene.values_of(main_lens(self.scene), self.parameters)["theta_E"]
 
+    def with_alternatives(self, solutions: Iterable[OtherSolution]) -> "FitResult":
+        """Return the fit with those alternatives that are almost as good, the first for each Einstein radius."""
+        chosen: list[OtherSolution] = []
+        for solution in solutions:
+            radii = [self.theta_E, *(known.theta_E for known in chosen)]
+            is_new = not any(are_same(solution.theta_E, theta_E) for theta_E in radii)
+            if is_new and almost_as_good(solution.excess, self.deviance, self.n_pixels):
+                chosen.append(solution)
+        return replace(self, alternatives=tuple(chosen))
+
     def scaled(self, factor: float) -> "FitResult":
         """Return the fit of the observation multiplied by a factor."""
         if factor == 1:
@@ -236,18 +247,20 @@ def fit(
         raise ConfigError(f"A compiled fit runs on the CPU, not on {device}; leave out compiled=True or the device.")
     started, device = time.process_time(), require_device(device)
     scaled, generator = observation.scaled(1 / observation.unit), torch.Generator().manual_seed(seed)
-    best: FitResult | None = None
-    for _ in range(_ATTEMPTS):
-        result = _fit(scaled, scene, generator, device, compiled)
-        if best is None or result.chi2 < best.chi2:
-            best = result
-        if not best.is_poor:
-            break
-    assert best is not None
-    best = _with_noise_of_model(best, device, compiled)
+    results = [_fit(scaled, scene, generator, device, compiled)]
+    while results[-1].is_poor and len(results) < _ATTEMPTS:
+        results.append(_fit(scaled, scene, generator, device, compiled))
+    best = _with_noise_of_model(_best_of(results), device, compiled)
     seconds = time.process_time() - started
     fitted = best.scaled(observation.unit)
     return replace(fitted, observation=observation.with_noise_of(fitted.model), seconds=seconds)
+
+
+def _best_of(results: list[FitResult]) -> FitResult:
+    """Return the fit with the lowest chi2; others are among its alternatives if they are almost as good."""
+    best, *others = sorted(results, key=lambda result: result.chi2)
+    solutions = [OtherSolution(other.theta_E, other.deviance - best.deviance, other.parameters) for other in others]
+    return best.with_alternatives([*best.alternatives, *solutions])
 
 
 def _with_noise_of_model(result: FitResult, device: torch.device, compiled: bool) -> FitResult:
@@ -277,7 +290,7 @@ def _fit(
         state = solver.minimise(starts, data.repeated(len(starts)), steps=steps)
         rows = _distinct(softened[0], state, data)
         starts = state.internal[rows[:kept]]
-    alternatives = _alternatives(softened[0], state, rows)
+    alternatives = _alternatives(softened[0], state, rows, int((data.weights > 0).sum()))
     starts = _revived(solver, starts, data)
     detector, data = observation.detector(), data_of(observation, device)
     best: tuple[Solver, State] | None = None
@@ -325,21 +338,25 @@ def _revived(solver: Solver, best: Float[Tensor, "1 p"], data: Data) -> Float[Te
     return after.internal[lowest][None] if after.deviance[lowest] < before.deviance[0] else best
 
 
-def _alternatives(scene: Scene, state: State, rows: list[int]) -> tuple[OtherSolution, ...]:
+def _alternatives(scene: Scene, state: State, rows: list[int], n_pixels: int) -> tuple[OtherSolution, ...]:
     """Return those of several fits that are almost as good as the first of `rows`."""
     name = f"{main_lens(scene)}.theta_E"
     if name not in scene.names:
         return ()
     deviance, solutions = state.deviance.tolist(), scene.external(state.internal).tolist()
     excess = {row: deviance[row] - deviance[rows[0]] for row in rows[1:]}
-    close = [row for row in excess if almost_as_good(excess[row], deviance[rows[0]])]
+    close = [row for row in excess if almost_as_good(excess[row], deviance[rows[0]], n_pixels)]
     parameters = {row: dict(zip(scene.names, solutions[row], strict=True)) for row in close}
     return tuple(OtherSolution(parameters[row][name], excess[row], parameters[row]) for row in close)
 
 
-def almost_as_good(excess: float, lowest: float) -> bool:
-    """Return whether a solution is almost as good as the best, from its excess over the lowest deviance."""
-    return excess < max(_CLOSE, _CLOSE_RELATIVE * lowest)
+def almost_as_good(excess: float, lowest: float, n_pixels: int) -> bool:
+    """Return whether a solution is almost as good as the best, from its excess over the lowest deviance.
+
+    Where no solution describes the image, a larger excess is allowed, because the model then determines it.
+    """
+    relative = _CLOSE_IF_POOR if lowest > POOR * n_pixels else _CLOSE_RELATIVE
+    return excess < max(_CLOSE, relative * lowest)
 
 
 def are_same(theta_E: float, other: float) -> bool:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from darklens.errors import ConfigError, InputError
-from darklens.fit.scene_fit import FitResult, OtherSolution, almost_as_good, are_same, result_of
+from darklens.fit.scene_fit import FitResult, OtherSolution, result_of
 from darklens.fit.scene_solver import Data, Solver, data_of, detector_of
 from darklens.scene.scene import Scene
 from darklens.scene.source_grid import SourceGrid, curvature
@@ -58,13 +58,9 @@ def reconstruct_source(
     starts = [result.parameters, *(other.parameters for other in result.alternatives)]
     fits = [_fit_grid(result, values, n, half_width, rays, device) for values in starts]
     (best, lowest), *others = sorted(fits, key=itemgetter(1))
-    radii, alternatives = [best.theta_E], []
-    for other, cost in others:
-        if almost_as_good(cost - lowest, best.deviance) and not any(are_same(other.theta_E, at) for at in radii):
-            radii.append(other.theta_E)
-            alternatives.append(OtherSolution(other.theta_E, cost - lowest, other.parameters, "-2 ln(evidence)"))
-    seconds = time.process_time() - started
-    return replace(best.scaled(unit), alternatives=tuple(alternatives), seconds=seconds)
+    solutions = [OtherSolution(other.theta_E, c - lowest, other.parameters, "-2 ln(evidence)") for other, c in others]
+    fitted = best.with_alternatives(solutions).scaled(unit)
+    return replace(fitted, seconds=time.process_time() - started)
 
 
 def _fit_grid(

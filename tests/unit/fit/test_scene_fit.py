@@ -10,7 +10,7 @@ import torch
 from darklens.errors import ConfigError, InputError
 from darklens.fit import perturbers, scene_starts
 from darklens.fit.perturbers import find_perturbers
-from darklens.fit.scene_fit import _alternatives, _distinct, fit
+from darklens.fit.scene_fit import _alternatives, _best_of, _distinct, fit
 from darklens.fit.scene_solver import Solver, data_of
 from darklens.scene import PSF, SIE, Detector, Observation, PhotonNoise, Scene, Sersic
 
@@ -203,12 +203,26 @@ def test_another_einstein_radius_that_fits_almost_as_well_is_a_warning(reference
     state.deviance = torch.tensor([1100.0, 1000.0, 1005.0, 1024.0, 1026.0])
     rows = _distinct(scene, state, data)
     assert rows == [1, 2, 3, 4]
-    alternatives = _alternatives(scene, state, rows)
+    alternatives = _alternatives(scene, state, rows, 1000)
     assert [round(other.theta_E, 2) for other in alternatives] == [1.21, 0.8]
     assert [other.excess for other in alternatives] == [5.0, 24.0]
     assert alternatives[1].parameters["sie.theta_E"] == alternatives[1].theta_E
     warning = replace(reference, alternatives=alternatives).warnings[-1]
     assert warning == "theta_E = 0.8 fits almost as well: its chi2 is 24 higher"
+    if_poor = _alternatives(scene, state, rows, 800)  # 1.25 per pixel
+    assert [round(other.theta_E, 2) for other in if_poor] == [1.21, 0.8, 0.5]
+
+
+def test_a_fit_from_other_starts_that_is_almost_as_good_is_an_alternative(reference):
+    n = reference.n_pixels
+    best = replace(reference, chi2=1.3 * n)
+    other = replace(reference, chi2=1.4 * n, parameters=reference.parameters | {"sie.theta_E": 0.8})
+    far, same = replace(other, chi2=1.5 * n), replace(reference, chi2=1.4 * n)
+    found = _best_of([other, best])
+    assert found.theta_E == reference.theta_E
+    assert [(a.theta_E, round(a.excess / n, 6)) for a in found.alternatives] == [(0.8, 0.1)]
+    assert found.alternatives[0].parameters == other.parameters
+    assert not _best_of([best, far]).alternatives and not _best_of([same, best]).alternatives
 
 
 def test_lens_light_of_a_fixed_shape_is_fitted():
