@@ -33,6 +33,7 @@ from darklens.scene import (
     Sersic,
     Shapelets,
     Shear,
+    SourceGrid,
 )
 
 SCALE, N, WIDE = 0.05, 50, 60
@@ -126,6 +127,22 @@ def test_lenstronomy_renders_the_image_of_a_fit(scene, tolerance):
     result = fitted(scene, [float(value) for value in amplitudes])
     difference = np.abs(rendered(result.to_lenstronomy()) - result.model)
     assert difference.max() < tolerance * np.abs(result.model).max()
+
+
+@pytest.mark.parametrize("moves", [False, True], ids=["fixed", "moved with the arcs"])
+@pytest.mark.parametrize("core", [None, 0.1])
+def test_lenstronomy_renders_a_source_grid_as_an_image(moves, core):
+    angle = torch.arange(20, dtype=torch.float64)
+    rays = torch.stack([0.85 * angle.cos(), 0.8 * angle.sin(), torch.full_like(angle, 1 / 20)])
+    options = {"rays": rays, "reference": (0.03, -0.02, 0.15)} if moves else {}
+    grid = SourceGrid(10, half_width=0.4, core=core, name="source", centre_x=0.02, centre_y=0.01, **options)
+    bumps = np.exp(-((np.arange(10) - 4.5) ** 2) / 6)
+    amplitudes = np.outer(bumps, bumps) + 0.3 * np.random.default_rng(1).random((10, 10))
+    result = fitted(Scene([LENS, SHEAR], grid), [float(value) for value in amplitudes.ravel()])
+    difference = np.abs(rendered(result.to_lenstronomy()) - result.model)
+    assert difference.max() < 3e-3 * np.abs(result.model).max()
+    with pytest.raises(ConfigError, match="a source grid is not exported to COOLEST"):
+        result.to_coolest()
 
 
 def test_profiles_that_cannot_be_exported_are_named():

@@ -11,14 +11,17 @@ from jaxtyping import Float
 
 from darklens.errors import ConfigError
 from darklens.files import atomic_path, write_json
+from darklens.fit.source_plane import grid_spacing, source_extent, source_square
 from darklens.physics.light import sersic_b
 from darklens.scene.profiles import MultiGaussian, Multipole, Profile, Sersic, Shapelets, Shear
+from darklens.scene.source_grid import SourceGrid
 
 if TYPE_CHECKING:
     from darklens.fit.scene_fit import FitResult
 
 Values = Mapping[str, float]
 _UNUSED_NOISE = 1e8  # of excluded pixels
+_PIXELS_PER_NODE, _LARGEST_IMAGE = 6, 600  # of the image of a source grid
 _ALIGNED = 1e-6  # of an ellipticity with the x axis
 
 
@@ -28,7 +31,8 @@ def to_lenstronomy(result: "FitResult") -> dict[str, Any]:
     Keys: `lens_model_list`, `source_light_model_list`, `lens_light_model_list`, `kwargs_lens`, `kwargs_source`,
     `kwargs_lens_light`. Amplitudes are per square arcsec, as lenstronomy needs them, so that its image has the unit of
     the observation. The cores that a fit gives Sersic profiles, a tenth of a sample, are left out, which changes the
-    pixel at the centre of a cusp.
+    pixel at the centre of a cusp. A source grid becomes an image (INTERPOL), between whose pixels lenstronomy
+    interpolates linearly; delete the cache of that profile before you render another fit with the same model.
 
     Raises:
         ConfigError: If lenstronomy has no such profile: a line, or multipoles of a lens that is not elongated along x,
@@ -58,7 +62,7 @@ def to_coolest(result: "FitResult", *, z_lens: float | None, z_source: float | N
         z_source: Redshift of the source, if known.
 
     Raises:
-        ConfigError: If COOLEST has no such profile; it has SIE, EPL, shear, Sersic and shapelets.
+        ConfigError: If there is no such profile; there are SIE, EPL, shear, Sersic and shapelets.
     """
     scene, observation = result.scene, result.observation
     mass = _members(result, scene.mass.profiles)
@@ -185,9 +189,26 @@ def _lenstronomy(name: str, profile: Profile, v: Values, result: "FitResult") ->
         return "MULTI_GAUSSIAN_ELLIPSE", {"amp": fluxes, "sigma": sigmas, "e1": v["e1"], "e2": v["e2"]} | _centre(v)
     if isinstance(profile, Multipole):
         return _lenstronomy_multipole(name, profile, v)
+    if isinstance(profile, SourceGrid):
+        return "INTERPOL", _lenstronomy_image(result)
     if profile.kind not in _LENSTRONOMY:
         raise ConfigError(f"lenstronomy has no profile for {name} ({profile.kind}).")
     return _LENSTRONOMY[profile.kind](v)
+
+
+def _lenstronomy_image(result: "FitResult") -> dict[str, Any]:
+    """Return the source as an image with several pixels between the nodes of its grid."""
+    x, y, half_width = source_extent(result)
+    n = min(math.ceil(2 * half_width / grid_spacing(result) * _PIXELS_PER_NODE), _LARGEST_IMAGE)
+    image, area = source_square(result, n), result.observation.pixel_scale**2
+    return {
+        "image": image / area,
+        "amp": 1.0,
+        "center_x": x,
+        "center_y": y,
+        "phi_G": 0.0,
+        "scale": 2 * half_width / n,
+    }
 
 
 def _centre(v: Values) -> dict[str, float]:
@@ -238,6 +259,8 @@ def _coolest(name: str, profile: Profile, v: Values, result: "FitResult") -> dic
         return _template("SIE", {"theta_E": v["theta_E"]} | _shape(v) | _centre(v))
     if profile.kind == "epl":
         return _template("PEMD", {"gamma": v["slope"], "theta_E": v["theta_E"]} | _shape(v) | _centre(v))
+    if isinstance(profile, SourceGrid):
+        raise ConfigError(f"{name}: a source grid is not exported to COOLEST; to_lenstronomy() returns it as an image.")
     raise ConfigError(f"COOLEST has no profile for {name} ({profile.kind}).")
 
 

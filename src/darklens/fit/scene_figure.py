@@ -3,49 +3,20 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from jaxtyping import Float
 
 from darklens.fit.png import to_png
+from darklens.fit.source_plane import source_extent, source_square
 
 if TYPE_CHECKING:
     from darklens.fit.scene_fit import FitResult
 
 _SOURCE_PIXELS = 120
-_SOURCE_RADII, _SMALLEST_SOURCE, _LARGEST_SOURCE = 4.0, 0.15, 2.0  # half side: radii of the source; arcsec
 _LARGEST_RESIDUAL = 5.0  # standard deviations, of the colour scale
 _SIZE, _COMPACT_SIZE = (12.4, 3.4), (10.6, 3.1)  # inches
 
 
-def source_plane(result: "FitResult") -> tuple[Float[np.ndarray, "n n"], tuple[float, float, float, float]]:
-    """Return the surface brightness of the source, and its extent (left, right, bottom, top) in arcsec."""
-    scene = result.scene
-    members = [name for name, p in scene.profiles.items() if p in scene.source.profiles]
-    values = {name: scene.values_of(name, result.parameters) for name in members}
-    if not members:
-        return np.zeros((_SOURCE_PIXELS, _SOURCE_PIXELS)), (-1.0, 1.0, -1.0, 1.0)
-    first = values[members[0]]
-    radius = max(v.get("R_e", v.get("beta", 0.1)) for v in values.values())
-    half = min(max(_SOURCE_RADII * radius, _SMALLEST_SOURCE), _LARGEST_SOURCE)
-    if scene.source_grid is not None:
-        half = scene.source_grid.half_width
-    offset = (torch.arange(_SOURCE_PIXELS, dtype=torch.float64) + 0.5) * (2 * half / _SOURCE_PIXELS) - half
-    total = torch.zeros(_SOURCE_PIXELS, _SOURCE_PIXELS, dtype=torch.float64)
-    for name in members:
-        profile: Any = scene.profiles[name]
-        value = {k: torch.tensor([[[v]]], dtype=torch.float64) for k, v in values[name].items()}
-        x = (offset + first["centre_x"] - value.pop("centre_x")).expand(1, _SOURCE_PIXELS, _SOURCE_PIXELS)
-        y = (offset[:, None] + first["centre_y"] - value.pop("centre_y")).expand(1, _SOURCE_PIXELS, _SOURCE_PIXELS)
-        keys = [key for key in result.amplitudes if key.rpartition(".")[0] == name]
-        weights = torch.tensor([result.amplitudes[key] for key in keys], dtype=torch.float64)
-        total += profile.brightness(x, y, weights[None, :, None, None], **value)[0]
-    cx, cy = first["centre_x"], first["centre_y"]
-    return total.numpy(), (cx - half, cx + half, cy - half, cy + half)
-
-
 def arrays(result: "FitResult") -> dict[str, np.ndarray]:
     """Return data, model, residual, noise map, used pixels and source plane, with pixel scale and extent, arcsec."""
-    source, extent = source_plane(result)
     observation = result.observation
     return {
         "image": observation.image,
@@ -53,10 +24,16 @@ def arrays(result: "FitResult") -> dict[str, np.ndarray]:
         "residual": result.residual,
         "noise_map": observation.noise_map,
         "used": observation.used,
-        "source": source,
-        "source_extent": np.array(extent),
+        "source": source_square(result, _SOURCE_PIXELS),
+        "source_extent": np.array(_extent(result)),
         "pixel_scale": np.array(observation.pixel_scale),
     }
+
+
+def _extent(result: "FitResult") -> tuple[float, float, float, float]:
+    """Return left, right, bottom and top of the source plane, arcsec."""
+    x, y, half_width = source_extent(result)
+    return x - half_width, x + half_width, y - half_width, y + half_width
 
 
 def draw(result: "FitResult", title: str = "", *, compact: bool = False) -> bytes:
@@ -80,7 +57,7 @@ def draw(result: "FitResult", title: str = "", *, compact: bool = False) -> byte
     def stretched(plane: np.ndarray) -> np.ndarray:
         return np.ma.masked_array(np.arcsinh(plane / noise), ~observation.used)
 
-    source, source_extent = source_plane(result)
+    source = source_square(result, _SOURCE_PIXELS)
     panels: list[tuple[str, np.ndarray, tuple[float, ...], dict[str, Any]]] = [
         ("data", stretched(observation.image), extent, {"cmap": "magma", "vmin": -1.0, "vmax": top}),
         ("model", np.arcsinh(result.model / noise), extent, {"cmap": "magma", "vmin": -1.0, "vmax": top}),
@@ -90,7 +67,7 @@ def draw(result: "FitResult", title: str = "", *, compact: bool = False) -> byte
             extent,
             {"cmap": "RdBu_r", "vmin": -_LARGEST_RESIDUAL, "vmax": _LARGEST_RESIDUAL},
         ),
-        ("source", np.arcsinh(source / noise), source_extent, {"cmap": "magma"}),
+        ("source", np.arcsinh(source / noise), _extent(result), {"cmap": "magma"}),
     ]
     figure = Figure(figsize=_COMPACT_SIZE if compact else _SIZE, layout="constrained")
     FigureCanvasAgg(figure)

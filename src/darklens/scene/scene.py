@@ -218,7 +218,7 @@ class Scene(ParameterTable):
             if isinstance(profile, LightProfile) and (lens_light or profile in self.source.profiles):
                 value = self._values(name, complete)
                 at = (x - alpha_x, y - alpha_y) if profile in self.source.profiles else _full(x, y)
-                at = self._in_grid(profile, complete, at)[0]
+                at = self.in_grid(profile, complete, at)[0]
                 planes.append(profile.basis(*_centred(*at, value), **value).expand(len(complete), -1, -1, -1))
         return planes[0] if len(planes) == 1 else torch.cat(planes, 1)
 
@@ -299,7 +299,7 @@ class Scene(ParameterTable):
             value, columns = self._variables(name, complete)
             weight = amplitudes[:, first : first + profile.n_basis, None, None]
             first += profile.n_basis
-            placed, scale, frame = self._in_grid(profile, complete, at)
+            placed, scale, frame = self.in_grid(profile, complete, at)
             by_symbol = _brightness_slopes(profile, placed, value, weight)
             if frame is not None:
                 by_symbol |= {symbol: scale * by_symbol[symbol] for symbol in ("x", "y")}
@@ -368,7 +368,7 @@ class Scene(ParameterTable):
             slopes[column] = before[0] + shift_x, before[1] + shift_y, before[2] + growth  # of shared parameters
         return SourceFrame(centre[0], centre[1], squared.sqrt(), slopes)
 
-    def _in_grid(
+    def in_grid(
         self, profile: LightProfile, complete: Float[Tensor, "b c"], at: tuple[Tensor, Tensor]
     ) -> tuple[tuple[Tensor, Tensor], Tensor | float, SourceFrame | None]:
         """Return positions at which to evaluate a profile, their scale, and the frame of a source grid that has one."""
@@ -399,7 +399,7 @@ class Scene(ParameterTable):
                 weight = amplitudes[:, first : first + profile.n_basis, None, None]
                 first += profile.n_basis
                 value = self._values(name, complete)
-                at, scale, _ = self._in_grid(profile, complete, (x - alpha_x, y - alpha_y))
+                at, scale, _ = self.in_grid(profile, complete, (x - alpha_x, y - alpha_y))
                 slopes = _brightness_slopes(profile, at, value, weight)
                 gradient_x, gradient_y = gradient_x + scale * slopes["x"], gradient_y + scale * slopes["y"]
         return gradient_x, gradient_y

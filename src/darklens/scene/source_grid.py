@@ -58,7 +58,7 @@ class SourceFrame:
 class SourceGrid(LightProfile):
     """Surface brightness of a source as n x n cubic B-splines; an amplitude is about the brightness at its node.
 
-    It cannot be compiled, read from YAML or exported. `darklens.fit.source_reconstruction` fits it.
+    It cannot be compiled or read from YAML. `darklens.fit.source_reconstruction` fits it.
 
     Args:
         n: Number of nodes along a side.
@@ -109,6 +109,22 @@ class SourceGrid(LightProfile):
     def structure(self) -> tuple[Any, ...]:
         """Class and grid."""
         return (*super().structure, self.n, self.half_width, self.core)
+
+    @property
+    def smallest_spacing(self) -> float:
+        """Distance of the two nodes next to the centre, arcsec."""
+        return 2 * self._distance(1 / self.n)
+
+    @property
+    def reach(self) -> float:
+        """Half side of the square beyond which all splines are zero, arcsec."""
+        return self._distance(1 + 3 / self.n)
+
+    def _distance(self, fraction: float) -> float:
+        """Return the distance from the centre that is a fraction of the half width in units of the spacing."""
+        if self.core is None:
+            return fraction * self.half_width
+        return self.core * math.sinh(fraction * math.asinh(self.half_width / self.core))
 
     def scaled(self, factor: float) -> "SourceGrid":
         """Return the profile for an image multiplied by a factor."""
