@@ -141,8 +141,6 @@ def test_lenstronomy_renders_a_source_grid_as_an_image(moves, core):
     result = fitted(Scene([LENS, SHEAR], grid), [float(value) for value in amplitudes.ravel()])
     difference = np.abs(rendered(result.to_lenstronomy()) - result.model)
     assert difference.max() < 3e-3 * np.abs(result.model).max()
-    with pytest.raises(ConfigError, match="a source grid is not exported to COOLEST"):
-        result.to_coolest()
 
 
 def test_profiles_that_cannot_be_exported_are_named():
