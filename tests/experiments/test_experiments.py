@@ -244,6 +244,7 @@ KEPT = [
     *((name, "") for name in names() if read(name, []).out),
     ("shifts", "robust"),
     ("fallback", "n1500"),
+    ("fallback", "as_trained"),
     ("stress_test", "n300"),
     ("stress_test", "galaxies"),
 ]
