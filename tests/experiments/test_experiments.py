@@ -243,6 +243,7 @@ def test_a_model_is_calibrated_on_one_simulation_and_evaluated_on_another(quick,
 KEPT = [
     *((name, "") for name in names() if read(name, []).out),
     ("shifts", "robust"),
+    ("slacs", "source-grid"),
     ("fallback", "n1500"),
     ("fallback", "as_trained"),
     ("stress_test", "n300"),

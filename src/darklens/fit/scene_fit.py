@@ -30,6 +30,7 @@ from darklens.files import write_bytes
 from darklens.fit import scene_export, scene_figure
 from darklens.fit.scene_solver import Data, Solver, State, data_of, detector_of
 from darklens.fit.scene_starts import draw_starts, main_lens
+from darklens.fit.source_plane import focus
 from darklens.scene.observation import Observation
 from darklens.scene.scene import Scene
 
@@ -45,6 +46,7 @@ _NO_WORSE = 4.0  # difference in deviance at which a smaller core is preferred
 POOR, _POOR_SIGMA = 1.15, 5.0  # chi2 per pixel, and its excess in standard deviations, of a poor fit
 _CLOSE = 25.0  # excess of the deviance of another solution; or, relative to the deviance, of good and of poor fits:
 _CLOSE_RELATIVE, _CLOSE_IF_POOR = 0.02, 0.1
+LARGEST_FOCUS = 0.7  # size of the source relative to its images, for a source grid; lenses have 0.1 to 0.5
 _ATTEMPTS = 2  # sets of starts, if the best fit of the first is poor
 _FAINTEST = 100.0  # reduction of chi2 by the model below which the image may be noise alone
 _TOO_GOOD = 0.1  # chi2 per pixel below which the noise map is wrong, or the image has no noise
@@ -168,6 +170,8 @@ class FitResult:
         for words, names in (("at a bound", self.at_bounds), ("not determined by the image", undetermined)):
             if names := [name for name in names if name.startswith((lens, "shear."))]:
                 warnings.append(f"{words}: {', '.join(names)}")
+        if focus(self) > LARGEST_FOCUS:
+            warnings.append("the source is nearly as large as its images: the grid describes them without a lens")
         return (*warnings, *map(str, self.alternatives))
 
     @cached_property

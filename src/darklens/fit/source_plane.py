@@ -49,6 +49,20 @@ def grid_spacing(result: "FitResult") -> float:
     return grid.smallest_spacing * half_width / grid.reach
 
 
+def focus(result: "FitResult") -> float:
+    """Return the size of the traced-back arcs, divided by their size in the image; 0 without a source grid.
+
+    A value near one means that the grid is a picture of the image itself, which needs no lens.
+    """
+    scene, grid = result.scene, result.scene.source_grid
+    if grid is None or grid.rays is None:
+        return 0.0
+    positions, weights = grid.rays[:2], grid.rays[2]
+    away = positions - (weights * positions).sum(1, keepdim=True)
+    frame = scene.source_frame(scene.complete(scene.pack(result.parameters)), grid.rays)
+    return float(frame.size / (weights * away**2).sum().sqrt())
+
+
 def _source(result: "FitResult") -> dict[str, LightProfile]:
     scene = result.scene
     return {

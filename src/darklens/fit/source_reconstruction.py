@@ -16,8 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from darklens.errors import ConfigError, InputError
-from darklens.fit.scene_fit import FitResult, OtherSolution, result_of
+from darklens.fit.scene_fit import LARGEST_FOCUS, FitResult, OtherSolution, result_of
 from darklens.fit.scene_solver import Data, Solver, data_of, detector_of
+from darklens.fit.source_plane import focus
 from darklens.scene.scene import Scene
 from darklens.scene.source_grid import SourceGrid, curvature
 
@@ -44,7 +45,8 @@ def reconstruct_source(
 
     Returns:
         The fit with the grid. `chi2_per_pixel` takes into account how many amplitudes the image determines. Each of the
-        `alternatives` of `result` is fitted too, and the solution with the highest evidence returned.
+        `alternatives` of `result` is fitted too, and the solution with the highest evidence returned. A solution whose
+        source is nearly as large as its images (`LARGEST_FOCUS`) is returned only if there is no other.
 
     Raises:
         ConfigError: If n or half_width are out of bounds, or the source of `result` is a grid already.
@@ -57,6 +59,7 @@ def reconstruct_source(
     rays = _rays(result)
     starts = [result.parameters, *(other.parameters for other in result.alternatives)]
     fits = [_fit_grid(result, values, n, half_width, rays, device) for values in starts]
+    fits = [entry for entry in fits if focus(entry[0]) < LARGEST_FOCUS] or fits
     (best, lowest), *others = sorted(fits, key=itemgetter(1))
     solutions = [OtherSolution(other.theta_E, c - lowest, other.parameters, "-2 ln(evidence)") for other, c in others]
     fitted = best.with_alternatives(solutions).scaled(unit)

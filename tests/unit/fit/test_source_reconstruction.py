@@ -12,6 +12,7 @@ from darklens.fit.perturber_profiles import HaloPerturber, Redshifts
 from darklens.fit.perturbers import find_perturbers
 from darklens.fit.scene_fit import FitResult, OtherSolution, fit
 from darklens.fit.scene_solver import Solver, data_of, detector_of
+from darklens.fit.source_plane import focus
 from darklens.fit.source_reconstruction import reconstruct_source
 from darklens.physics.duals import slopes_of, variable
 from darklens.scene import EPL, PSF, Detector, Observation, Scene, Sersic, Shear, SourceGrid
@@ -121,6 +122,16 @@ def test_the_solution_with_the_highest_evidence_is_chosen(smooth, reconstructed)
     assert found.theta_E == pytest.approx(reconstructed.theta_E, abs=reconstructed.errors["epl.theta_E"])
     assert all(abs(other.theta_E / found.theta_E - 1) > 0.02 and other.excess > 0 for other in found.alternatives)
     assert all("its -2 ln(evidence) is" in warning for warning in found.warnings)
+
+
+def test_a_grid_that_describes_the_image_without_a_lens_is_no_alternative(smooth, reconstructed):
+    assert focus(smooth) == 0 and 0.1 < focus(reconstructed) < 0.6
+    weak = Scene([EPL(theta_E=0.15, slope=2.0), Shear()], Sersic())
+    start = {name: value for name, value in smooth.parameters.items() if name in weak.names}
+    alone = reconstruct_source(replace(smooth, scene=weak, parameters=start), 20)
+    assert focus(alone) > 0.7
+    assert any("as large as its images" in warning for warning in alone.warnings)
+    assert not any("as large as its images" in warning for warning in reconstructed.warnings)
 
 
 @pytest.mark.sweep
