@@ -9,11 +9,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from darklens.errors import ConfigError
 from darklens.fit.smooth import (
     CENTRE,
     CENTRE_SPREAD,
     LARGEST_CENTRE,
     LARGEST_PSF_LN_WIDTH,
+    NOT_SERSIC,
     PSF,
     PSF_SPREAD,
     Deflection,
@@ -50,6 +52,9 @@ class SceneLens:
         population: Its scene.
         centred: Whether the main lens is where the population puts it. If not, its position is free, and all
             components that the population fixes at the same position move with it.
+
+    Raises:
+        ConfigError: If the light of the population is not Sersic profiles.
     """
 
     retry_above = 1.3  # as for SmoothLens; a scene has more local minima
@@ -57,6 +62,8 @@ class SceneLens:
     def __init__(self, population: Population, *, centred: bool = True) -> None:
         priors = population.scene
         assert priors is not None
+        if priors.images:
+            raise ConfigError(NOT_SERSIC.format(population.name))
         main = priors.main_lens
         self.population = population
         free_centre = not centred and f"{main}.centre_x" not in priors.priors

@@ -31,6 +31,7 @@ CENTRE = ("centre_x", "centre_y")
 CENTRE_SPREAD, LARGEST_CENTRE = 0.05, 0.3  # arcsec, of the lens position: expected spread, and limit
 PSF = "psf_ln_width"
 PSF_SPREAD, LARGEST_PSF_LN_WIDTH = 0.1, 0.35  # of ln width: expected spread, and limit
+NOT_SERSIC = "{}: only Sersic light can be fitted; choose a population with kind sersic."
 _RANGE_MARGIN = math.log(2)  # by which logarithms may exceed the range of the population
 _AMPLITUDE_MARGIN = 3.0  # the same for faint amplitudes: lens light may almost vanish
 
@@ -74,9 +75,7 @@ class SmoothLens:
             if isinstance(spec, SersicLight):
                 self._lights[prefix] = spec
             elif spec:
-                raise ConfigError(
-                    f"{population.name}: only Sersic light can be fitted; choose a population with kind sersic."
-                )
+                raise ConfigError(NOT_SERSIC.format(population.name))
         assert population.lens is not None
         self._is_round = population.lens.is_round
         drawn = self._columns_of(draw(population, 0, range(_N_DRAWS)))

@@ -28,13 +28,13 @@ def files(spec: ImageLight) -> tuple[Path, ...]:
         ConfigError: If the folder has none, or their digest is not that of the population.
     """
     if not spec.folder.is_dir():
-        raise ConfigError(f"source.folder: {spec.folder} is not a folder; give one with .fits or .npy cut-outs.")
+        raise ConfigError(f"{spec.folder} is not a folder; give one with .fits or .npy cut-outs.")
     paths = sorted(p for p in spec.folder.iterdir() if p.suffix.lower() in (".fits", ".fit", ".npy"))
     chosen = paths[math.floor(spec.first * len(paths)) : math.ceil(spec.last * len(paths))]
     if not chosen:
-        raise ConfigError(f"source.folder: {spec.folder} has no .fits or .npy cut-outs between first and last.")
+        raise ConfigError(f"{spec.folder} has no .fits or .npy cut-outs between first and last.")
     if spec.sha256 is not None and digest(chosen) != spec.sha256:
-        raise ConfigError(f"source.folder: the cut-outs in {spec.folder} are not those that source.sha256 names.")
+        raise ConfigError(f"the cut-outs in {spec.folder} are not those of the sha256 of the population.")
     return tuple(chosen)
 
 
@@ -66,14 +66,14 @@ def galaxy(path: Path) -> Float[Tensor, "m m"]:
     try:
         image = read_finite_image(path).astype(np.float64)
     except InputError as error:
-        raise ConfigError(f"source.folder: {error}") from None
+        raise ConfigError(f"{error}") from None
     if image.shape[0] != image.shape[1] or image.shape[0] < 8:
-        raise ConfigError(f"source.folder: {path} is {image.shape[0]} x {image.shape[1]}; square cut-outs are needed.")
+        raise ConfigError(f"{path} is {image.shape[0]} x {image.shape[1]}; square cut-outs are needed.")
     frame = border(len(image), max(1, round(_BORDER * len(image))))
     sky = np.median(image[frame])
     noise = 1.4826 * np.median(np.abs(image[frame] - sky))
     image = np.where(image - sky > _NOISE_CUT * noise, image - sky, 0.0)
     image[frame] = 0.0  # light at the edge would be lensed to an artificial arc
     if image.sum() <= 0:
-        raise ConfigError(f"source.folder: {path} shows nothing above its sky.")
+        raise ConfigError(f"{path} shows nothing above its sky.")
     return torch.from_numpy(image / image.sum())

@@ -278,6 +278,9 @@ def _with_files(population: Population, folder: Path) -> Population:
     update: dict[str, Any] = {}
     if isinstance(population.source, ImageLight):
         update["source"] = galaxies.with_digest(population.source)
+    if population.scene is not None and population.scene.images:
+        images = {name: galaxies.with_digest(spec) for name, spec in population.scene.images.items()}
+        update["scene"] = population.scene.with_images(images)
     if isinstance(population.psf, ImagePSF):
         update["psf"] = population.psf.with_values(folder, population.field.pixel_scale)
     return population.model_copy(update=update) if update else population

@@ -5,9 +5,11 @@ mass:
   multipole4: {m: 4, a: {kind: normal, mean: 0, sigma: 0.01, low: -0.03, high: 0.03}, b: 0}
 source:
   source: {kind: sersic, amplitude: 100, R_e: 0.2, n: 1.5, centre_x: {kind: uniform, low: -0.2, high: 0.2}}
+
+Light may also be cut-outs of galaxies (kind images), which are not part of the `Scene`: the renderer adds them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, cached_property
 from typing import Annotated, Any, Literal
 
@@ -16,6 +18,7 @@ from pydantic import Field, create_model, model_validator
 
 from darklens.config import Frozen, OneOf
 from darklens.errors import ConfigError
+from darklens.populations.light_models import ImageLight
 from darklens.populations.priors import Constant, Prior
 from darklens.scene import specification
 from darklens.scene.profiles import Free, LightProfile, Parameter
@@ -34,15 +37,17 @@ class ComponentPriors(Frozen):
 
 
 @cache
-def _schema(role: str, kind: str) -> type[ComponentPriors]:
+def _schema(role: str, kind: str) -> type[Frozen]:
     """Return the schema of the components of a kind: options and parameters of its profile, and brightness.
 
     Raises:
         ConfigError: If there is no such kind, or a population cannot have it.
     """
+    if role == "light" and kind == "images":
+        return ImageLight
     profile = specification.profile_of(role, kind)
     if issubclass(profile, LightProfile) and kind != "sersic":
-        raise ConfigError(f"light of kind {kind} has no priors; in a population light is of kind sersic")
+        raise ConfigError(f"light of kind {kind} has no priors; in a population light is of kind sersic or images")
     fields: dict[str, Any] = {"kind": (Literal[kind], kind), **specification.options_of(profile)}
     for symbol, parameter in profile.parameters.items():
         fields[symbol] = (Prior | Shared | None, Field(default=None, description=parameter.unit))
@@ -53,7 +58,7 @@ def _schema(role: str, kind: str) -> type[ComponentPriors]:
 
 
 _MASS = OneOf(lambda kind: _schema("mass", kind), lambda: specification.kinds("mass"))
-_LIGHT = OneOf(lambda kind: _schema("light", kind), lambda: ["sersic"])
+_LIGHT = OneOf(lambda kind: _schema("light", kind), lambda: ["sersic", "images"])
 
 
 class ScenePriors(Frozen):
@@ -82,7 +87,7 @@ class ScenePriors(Frozen):
         if not any(component.kind in _MAIN_LENSES for component in self.mass.values()):
             raise ValueError(f"mass needs a lens of kind {', '.join(_MAIN_LENSES)}")
         try:
-            for name, component in self._components():
+            for name, component in self._profile_priors():
                 for symbol, parameter in _profile_of(component).parameters.items():
                     self._check_prior(f"{name}.{symbol}", symbol, parameter, getattr(component, symbol))
                 if hasattr(component, "amplitude"):
@@ -111,14 +116,30 @@ class ScenePriors(Frozen):
                 "positive radii above zero (low and high cut a normal prior)"
             )
 
-    def _components(self) -> Iterator[tuple[str, Any]]:
-        for section in SECTIONS:
-            yield from getattr(self, section).items()
+    def _profile_priors(self, sections: Iterable[str] = SECTIONS) -> Iterator[tuple[str, Any]]:
+        """Yield the components that are profiles of the scene, by name."""
+        for section in sections:
+            for name, component in getattr(self, section).items():
+                if not isinstance(component, ImageLight):
+                    yield name, component
 
     @property
     def lights(self) -> dict[str, Any]:
         """The components of light by name, those of the source first."""
         return {**self.source, **self.lens_light}
+
+    @property
+    def images(self) -> dict[str, ImageLight]:
+        """The components of light that are cut-outs of galaxies, by name."""
+        return {name: component for name, component in self.lights.items() if isinstance(component, ImageLight)}
+
+    def with_images(self, images: Mapping[str, ImageLight]) -> "ScenePriors":
+        """Return the priors with other cut-outs in the components of these names."""
+        sections = {
+            section: {name: images.get(name, component) for name, component in getattr(self, section).items()}
+            for section in ("source", "lens_light")
+        }
+        return self.model_copy(update=sections)
 
     @property
     def main_lens(self) -> str:
@@ -133,7 +154,7 @@ class ScenePriors(Frozen):
     def scene_with(self, ties: Mapping[str, Mapping[str, str | Free]]) -> Scene:
         """Return the scene with other settings of parameters, by component and symbol."""
         profiles = {
-            section: [_profile(name, item, ties.get(name, {})) for name, item in getattr(self, section).items()]
+            section: [_profile(name, item, ties.get(name, {})) for name, item in self._profile_priors([section])]
             for section in SECTIONS
         }
         return Scene(profiles["mass"], profiles["source"], profiles["lens_light"])
@@ -141,7 +162,7 @@ class ScenePriors(Frozen):
     @property
     def priors(self) -> dict[str, Prior]:
         """The priors of the free parameters of the scene, by name."""
-        components = dict(self._components())
+        components = dict(self._profile_priors())
         paths = {path: path.rpartition(".") for path in self.scene.names}
         return {path: getattr(components[name], symbol) for path, (name, _, symbol) in paths.items()}
 

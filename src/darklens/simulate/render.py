@@ -14,6 +14,7 @@ from darklens.populations import galaxies
 from darklens.populations.light_models import ImageLight, SersicLight
 from darklens.populations.population import Field2D, Population
 from darklens.populations.psf_models import GaussianPSF, ImagePSF
+from darklens.populations.scene_priors import ScenePriors
 from darklens.populations.substructure_models import LineMass
 from darklens.scene.imaging import Detector
 from darklens.simulate.substructure import MASK_SUFFIX
@@ -132,9 +133,13 @@ def scene_terms(population: Population, present: Present, value: Values, x: Tens
         )
     if population.scene is not None:
         scene = population.scene.scene
-        parameters = [value[name] for name in scene.names]
-        amplitudes = torch.stack([value[name] for name in scene.amplitude_names], 1)
-        packed = torch.stack(parameters, 1) if parameters else amplitudes[:, :0]
+        for name in population.scene.images:
+            terms[name] = tuple(value[f"{name}.{column}"][:, None, None] for column in _CUTOUT)
+        none = value["theta_E"][:, None][:, :0]
+        packed, amplitudes = (
+            torch.cat([none, *(value[name][:, None] for name in names)], 1)
+            for names in (scene.names, scene.amplitude_names)
+        )
         return terms | {"scene": (scene.complete(packed), amplitudes)}
     assert population.lens is not None
     p = {name: column[:, None, None] for name, column in value.items() if column.ndim == 1}
@@ -144,7 +149,7 @@ def scene_terms(population: Population, present: Present, value: Values, x: Tens
         if isinstance(spec, SersicLight):
             terms[prefix] = _sersic_terms(spec, p, prefix)
         elif spec:
-            terms[prefix] = tuple(p[f"{prefix}_{name}"] for name in ("x", "y", "angle", "amplitude", "size", "galaxy"))
+            terms[prefix] = tuple(p[f"{prefix}_{column}"] for column in _CUTOUT)
     return terms
 
 
@@ -154,21 +159,34 @@ def surface_brightness(
     """Return the brightness at image-plane positions, before pixel integration and PSF, from `scene_terms`."""
     alphas = _deflections(population, present, terms, x, y)
     if population.scene is not None:
-        complete, amplitudes = terms["scene"]
-        (alpha_x, alpha_y), *others = alphas
-        for other_x, other_y in others:
-            alpha_x, alpha_y = alpha_x + other_x, alpha_y + other_y
-        planes = population.scene.scene.lensed(complete, x, y, (alpha_x, alpha_y))
-        return (planes * amplitudes[:, :, None, None]).sum(1)
+        return _light_of_scene(population.scene, population.field, terms, x, y, alphas)
     beta_x, beta_y = source_plane(x, y, alphas)
     source = population.source
     assert source is not None
     brightness = (
         _sersic(terms["source"], beta_x, beta_y)
         if isinstance(source, SersicLight)
-        else _galaxies(source, terms["source"], beta_x, beta_y) * population.field.pixel_scale**2
+        else _galaxies(source, population.field, terms["source"], beta_x, beta_y)
     )
     return brightness + _sersic(terms["light"], x, y) if population.lens_light else brightness
+
+
+def _light_of_scene(
+    priors: ScenePriors, field: Field2D, terms: Terms, x: Tensor, y: Tensor, alphas: list[tuple[Tensor, Tensor]]
+) -> Float[Tensor, "b m m"]:
+    """Return the brightness of the profiles and the cut-outs of a scene."""
+    complete, amplitudes = terms["scene"]
+    (alpha_x, alpha_y), *others = alphas
+    for other_x, other_y in others:
+        alpha_x, alpha_y = alpha_x + other_x, alpha_y + other_y
+    brightness = []
+    if amplitudes.shape[1]:
+        planes = priors.scene.lensed(complete, x, y, (alpha_x, alpha_y))
+        brightness.append((planes * amplitudes[:, :, None, None]).sum(1))
+    for name, spec in priors.images.items():
+        at = (x - alpha_x, y - alpha_y) if name in priors.source else (x + 0 * alpha_x, y + 0 * alpha_y)
+        brightness.append(_galaxies(spec, field, terms[name], *at))
+    return torch.stack(brightness).sum(0) if len(brightness) > 1 else brightness[0]
 
 
 def _deflections(
@@ -225,20 +243,20 @@ def _sersic(terms: tuple[Tensor, ...], x: Tensor, y: Tensor) -> Tensor:
     return light.sersic_brightness(x - centre_x, y - centre_y, light.SersicTerms(*sersic_terms))
 
 
-def _galaxies(source: ImageLight, terms: tuple[Tensor, ...], beta_x: Tensor, beta_y: Tensor) -> Tensor:
-    """Return the brightness per square arcsec of the galaxy of each image."""
+def _galaxies(spec: ImageLight, field: Field2D, terms: tuple[Tensor, ...], x: Tensor, y: Tensor) -> Tensor:
+    """Return the brightness per pixel of the galaxy of each image at x, y (b, m, m)."""
     centre_x, centre_y, angle, amplitude, size, number = terms
     cos, sin = torch.cos(angle), torch.sin(angle)
-    x, y = beta_x - centre_x, beta_y - centre_y
+    x, y = x - centre_x, y - centre_y
     u, v = x * cos + y * sin, y * cos - x * sin
-    paths = galaxies.files(source)
+    paths = galaxies.files(spec)
     brightness = [
         light.image_brightness(
-            galaxies.galaxy(paths[int(number[i])]), u[i], v[i], pixel_scale=source.pixel_scale * size[i, 0, 0]
+            galaxies.galaxy(paths[int(number[i])]), u[i], v[i], pixel_scale=spec.pixel_scale * size[i, 0, 0]
         )
         for i in range(len(u))
     ]
-    return amplitude * torch.stack(brightness)
+    return amplitude * torch.stack(brightness) * field.pixel_scale**2
 
 
 def _point_terms(_: Population, value: Values, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
@@ -305,6 +323,7 @@ def _profile(prefix: str, terms: tuple[Tensor, ...], x: Tensor, y: Tensor) -> tu
     return total_x, total_y
 
 
+_CUTOUT = ("x", "y", "angle", "amplitude", "size", "galaxy")
 _MASSES = {"point": "point_theta_E", "halo": "halo_alpha_Rs", "line": "line_mass"}
 _SUBSTRUCTURE = {"point": (_point_terms, _points), "halo": (_halo_terms, _haloes), "line": (_line_terms, _lines)}
 

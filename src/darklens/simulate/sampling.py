@@ -26,6 +26,10 @@ class PriorSampler:
     def __init__(self, seed: int, indices: Sequence[int], prefix: str = "") -> None:
         self._seed, self._indices, self._prefix = seed, indices, prefix
 
+    def within(self, name: str) -> "PriorSampler":
+        """Return the sampler of a component, with its name before each name."""
+        return PriorSampler(self._seed, self._indices, f"{self._prefix}{name}.")
+
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self._indices)

@@ -22,10 +22,11 @@ _LENS = {
     "gamma2": "external shear",
 }
 _POSITION = {"x": "arcsec", "y": "arcsec", "angle": "radians from x towards y"}
+_SERSIC_AMPLITUDE = "brightness at R_e, counts (or rate) per pixel"
 _LIGHT = {
     "sersic": _POSITION
     | {
-        "amplitude": "brightness at R_e, counts (or rate) per pixel",
+        "amplitude": _SERSIC_AMPLITUDE,
         "R_e": "arcsec",
         "n": "Sersic index",
         "q": "axis ratio",
@@ -63,7 +64,9 @@ def _columns_of_scene(priors: ScenePriors, population: Population) -> dict[str, 
     """Return the columns of a scene: its free parameters, the brightness of its light, and theta_E of the main lens."""
     meanings = {"theta_E": f"arcsec, of {priors.main_lens}"}
     meanings |= {name: p.unit for name, p in zip(priors.scene.names, priors.scene.free, strict=True)}
-    meanings |= {f"{name}.amplitude": _LIGHT["sersic"]["amplitude"] for name in priors.lights}
+    for name, component in priors.lights.items():
+        described = _LIGHT["images"] if isinstance(component, ImageLight) else {"amplitude": _SERSIC_AMPLITUDE}
+        meanings |= {f"{name}.{column}": meaning for column, meaning in described.items()}
     return meanings | _other_columns(population)
 
 
@@ -140,10 +143,12 @@ def _smooth_lens(population: Population, seed: int, indices: Sequence[int]) -> t
 
 
 def _scene(population: Population, priors: ScenePriors, sampler: PriorSampler) -> tuple[Truth, PerImage]:
-    """Return the free parameters and the amplitudes of a scene, and theta_E of its main lens."""
+    """Return the free parameters, amplitudes and cut-outs of a scene, and theta_E of its main lens."""
     truth: Truth = {name: sampler.one(name, prior) for name, prior in priors.priors.items()}
     for name, component in priors.lights.items():
-        if component.amplitude is not None:
+        if isinstance(component, ImageLight):
+            truth |= {f"{name}.{k}": v for k, v in _light(population, component, sampler.within(name)).items()}
+        elif component.amplitude is not None:
             truth[f"{name}.amplitude"] = sampler.one(f"{name}.amplitude", component.amplitude)
         else:
             magnitude = sampler.one(f"{name}.magnitude", component.magnitude)

@@ -100,7 +100,7 @@ def changed(path, value):
         ("scene.source.source.amplitude", None, "give either amplitude or magnitude"),
         ("scene.source.source.amplitude", -1, "must be positive"),
         ("scene.source.source.magnitude", 24, "give either amplitude or magnitude"),
-        ("scene.source.source.kind", "shapelets", "light is of kind sersic"),
+        ("scene.source.source.kind", "shapelets", "light is of kind sersic or images"),
         ("scene.source", {}, "at least 1"),
         ("scene.lens_light.source", {"kind": "sersic", "amplitude": 1, "R_e": 1, "n": 1}, "two components are named"),
         ("source", {"kind": "sersic"}, "source"),
