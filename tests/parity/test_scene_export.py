@@ -129,18 +129,49 @@ def test_lenstronomy_renders_the_image_of_a_fit(scene, tolerance):
     assert difference.max() < tolerance * np.abs(result.model).max()
 
 
-@pytest.mark.parametrize("moves", [False, True], ids=["fixed", "moved with the arcs"])
-@pytest.mark.parametrize("core", [None, 0.1])
-def test_lenstronomy_renders_a_source_grid_as_an_image(moves, core):
+def fitted_with_grid(*, moves, core):
+    """Return the result of a fit with a source grid."""
     angle = torch.arange(20, dtype=torch.float64)
     rays = torch.stack([0.85 * angle.cos(), 0.8 * angle.sin(), torch.full_like(angle, 1 / 20)])
     options = {"rays": rays, "reference": (0.03, -0.02, 0.15)} if moves else {}
     grid = SourceGrid(10, half_width=0.4, core=core, name="source", centre_x=0.02, centre_y=0.01, **options)
     bumps = np.exp(-((np.arange(10) - 4.5) ** 2) / 6)
     amplitudes = np.outer(bumps, bumps) + 0.3 * np.random.default_rng(1).random((10, 10))
-    result = fitted(Scene([LENS, SHEAR], grid), [float(value) for value in amplitudes.ravel()])
+    return fitted(Scene([LENS, SHEAR], grid), [float(value) for value in amplitudes.ravel()])
+
+
+@pytest.mark.parametrize("moves", [False, True], ids=["fixed", "moved with the arcs"])
+@pytest.mark.parametrize("core", [None, 0.1])
+def test_lenstronomy_renders_a_source_grid_as_an_image(moves, core):
+    result = fitted_with_grid(moves=moves, core=core)
     difference = np.abs(rendered(result.to_lenstronomy()) - result.model)
     assert difference.max() < 3e-3 * np.abs(result.model).max()
+
+
+@pytest.mark.parametrize("moves", [False, True], ids=["fixed", "moved with the arcs"])
+def test_coolest_has_a_source_grid_as_an_image(moves, tmp_path):
+    """The image of its FITS file, at the positions that its field of view gives the pixels, lensed by lenstronomy."""
+    result = fitted_with_grid(moves=moves, core=None)
+    template = result.to_coolest(tmp_path / "lens.json")
+    (profile,) = template["lensing_entities"][-1]["light_model"]
+    pixels = profile["parameters"]["pixels"]
+    image = fits.getdata(tmp_path / pixels["fits_file"]["path"])
+    assert profile["type"] == "PixelatedRegularGrid" and image.shape == (pixels["num_pix_y"], pixels["num_pix_x"])
+    (left, right), (bottom, top) = pixels["field_of_view_x"], pixels["field_of_view_y"]
+    exported = result.to_lenstronomy()
+    exported["kwargs_source"] = [
+        {
+            "image": image / SCALE**2,
+            "amp": 1.0,
+            "center_x": (left + right) / 2,
+            "center_y": (bottom + top) / 2,
+            "phi_G": 0.0,
+            "scale": (right - left) / pixels["num_pix_x"],
+        }
+    ]
+    difference = np.abs(rendered(exported) - result.model)
+    assert difference.max() < 3e-3 * np.abs(result.model).max()
+    assert json.loads((tmp_path / "lens.json").read_text()) == template
 
 
 def test_profiles_that_cannot_be_exported_are_named():

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Values = Mapping[str, float]
 _UNUSED_NOISE = 1e8  # of excluded pixels
 _PIXELS_PER_NODE, _LARGEST_IMAGE = 6, 600  # of the image of a source grid
+_GRID = "PixelatedRegularGrid"  # light profile of COOLEST
 _ALIGNED = 1e-6  # of an ellipticity with the x axis
 
 
@@ -53,7 +54,8 @@ def to_coolest(result: "FitResult", *, z_lens: float | None, z_source: float | N
     """Return a fit as the content of a COOLEST template (mode MAP), to be written as JSON.
 
     Angles are in degrees from y towards negative x (east of north), radii are those along the intermediate axis, and
-    amplitudes are per square arcsec. Sersic profiles have the b_n of COOLEST, 1.9992 n - 0.3271. Data, noise map and
+    amplitudes are per square arcsec. Sersic profiles have the b_n of COOLEST, 1.9992 n - 0.3271. A source grid is an
+    image (PixelatedRegularGrid) of the surface brightness per pixel of the observation. This image, data, noise map and
     PSF are files, which `write_coolest` adds.
 
     Args:
@@ -62,7 +64,7 @@ def to_coolest(result: "FitResult", *, z_lens: float | None, z_source: float | N
         z_source: Redshift of the source, if known.
 
     Raises:
-        ConfigError: If there is no such profile; there are SIE, EPL, shear, Sersic and shapelets.
+        ConfigError: If there is no such profile; there are SIE, EPL, shear, Sersic, shapelets and source grids.
     """
     scene, observation = result.scene, result.observation
     mass = _members(result, scene.mass.profiles)
@@ -110,7 +112,8 @@ def write_coolest(result: "FitResult", path: Path, *, z_lens: float | None, z_so
 
     Args:
         result: The fit.
-        path: JSON file to write. For `lens.json` the others are lens_image.fits, lens_noise_map.fits, lens_psf.fits.
+        path: JSON file to write. For `lens.json` the others are lens_image.fits, lens_noise_map.fits, lens_psf.fits
+            and, with a source grid, lens_source.fits.
         z_lens: Redshift of the lens, if known.
         z_source: Redshift of the source, if known.
 
@@ -119,7 +122,7 @@ def write_coolest(result: "FitResult", path: Path, *, z_lens: float | None, z_so
         InputError: If a file cannot be written.
     """
     template, observation = to_coolest(result, z_lens=z_lens, z_source=z_source), result.observation
-    names = {kind: f"{path.stem}_{kind}.fits" for kind in ("image", "noise_map", "psf")}
+    names = {kind: f"{path.stem}_{kind}.fits" for kind in ("image", "noise_map", "psf", "source")}
     shape, scale = observation.image.shape, observation.pixel_scale
     _write_fits(path.with_name(names["image"]), observation.image)
     _write_fits(path.with_name(names["noise_map"]), np.where(observation.used, observation.noise_map, _UNUSED_NOISE))
@@ -131,6 +134,10 @@ def write_coolest(result: "FitResult", path: Path, *, z_lens: float | None, z_so
         _write_fits(path.with_name(names["psf"]), kernel)
         pixels = _grid(kernel.shape, psf.pixel_scale, names["psf"])
         template["instrument"]["psf"] = {"type": "PixelatedPSF", "description": None, "pixels": pixels}
+    for profile in template["lensing_entities"][-1]["light_model"]:
+        if profile["type"] == _GRID:
+            _write_fits(path.with_name(names["source"]), source_square(result, _side_of_image(result)))
+            profile["parameters"]["pixels"]["fits_file"]["path"] = names["source"]
     write_json(path, template)
     return template
 
@@ -142,11 +149,14 @@ def _write_fits(path: Path, image: Float[np.ndarray, "rows columns"]) -> None:
         fits.writeto(temporary, image, overwrite=True)
 
 
-def _grid(shape: tuple[int, ...], pixel_scale: float, file: str | None) -> dict[str, Any]:
-    half_x, half_y = (n * pixel_scale / 2 for n in (shape[1], shape[0]))
+def _grid(
+    shape: tuple[int, ...], pixel_scale: float, file: str | None, *, centre: tuple[float, float] = (0.0, 0.0)
+) -> dict[str, Any]:
+    """Return a grid of pixels in a file; its field of view ends at the outer edges of its pixels, arcsec."""
+    (x, y), (half_x, half_y) = centre, (n * pixel_scale / 2 for n in (shape[1], shape[0]))
     return {
-        "field_of_view_x": [-half_x, half_x],
-        "field_of_view_y": [-half_y, half_y],
+        "field_of_view_x": [x - half_x, x + half_x],
+        "field_of_view_y": [y - half_y, y + half_y],
         "fits_file": {"path": file},
         "num_pix_x": shape[1],
         "num_pix_y": shape[0],
@@ -196,10 +206,16 @@ def _lenstronomy(name: str, profile: Profile, v: Values, result: "FitResult") ->
     return _LENSTRONOMY[profile.kind](v)
 
 
+def _side_of_image(result: "FitResult") -> int:
+    """Return the number of pixels along a side of the image of a source grid."""
+    _, _, half_width = source_extent(result)
+    return min(math.ceil(2 * half_width / grid_spacing(result) * _PIXELS_PER_NODE), _LARGEST_IMAGE)
+
+
 def _lenstronomy_image(result: "FitResult") -> dict[str, Any]:
     """Return the source as an image with several pixels between the nodes of its grid."""
     x, y, half_width = source_extent(result)
-    n = min(math.ceil(2 * half_width / grid_spacing(result) * _PIXELS_PER_NODE), _LARGEST_IMAGE)
+    n = _side_of_image(result)
     image, area = source_square(result, n), result.observation.pixel_scale**2
     return {
         "image": image / area,
@@ -260,7 +276,9 @@ def _coolest(name: str, profile: Profile, v: Values, result: "FitResult") -> dic
     if profile.kind == "epl":
         return _template("PEMD", {"gamma": v["slope"], "theta_E": v["theta_E"]} | _shape(v) | _centre(v))
     if isinstance(profile, SourceGrid):
-        raise ConfigError(f"{name}: a source grid is not exported to COOLEST; to_lenstronomy() returns it as an image.")
+        x, y, half_width = source_extent(result)
+        n = _side_of_image(result)
+        return {"type": _GRID, "parameters": {"pixels": _grid((n, n), 2 * half_width / n, None, centre=(x, y))}}
     raise ConfigError(f"COOLEST has no profile for {name} ({profile.kind}).")
 
 

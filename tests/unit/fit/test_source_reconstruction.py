@@ -203,8 +203,6 @@ def test_what_a_grid_cannot_do_is_said(smooth, reconstructed):
         find_perturbers(reconstructed.observation, reconstructed.scene, threshold=30.0)
     with pytest.raises(ConfigError, match="cannot be written as YAML"):
         reconstructed.scene.to_yaml()
-    with pytest.raises(ConfigError, match="a source grid is not exported to COOLEST"):
-        reconstructed.to_coolest()
 
 
 def test_an_image_without_arcs_has_no_source_to_reconstruct():
