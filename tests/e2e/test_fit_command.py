@@ -9,9 +9,9 @@ from commandline import darklens, rows_of
 
 from darklens.files import locked
 from darklens.fit import scene_table
+from darklens.fit.fit_result import FitResult
 from darklens.fit.lens_measures import axis_ratio, measures
 from darklens.fit.resumable_table import unfinished
-from darklens.fit.scene_fit import FitResult
 from darklens.fit.scene_table import COLUMNS, row_of
 from darklens.scene import EPL, PSF, Detector, Multipole, Observation, Scene, Sersic, Shear
 

@@ -14,7 +14,7 @@ from lenstronomy.LensModel.lens_model import LensModel
 from lenstronomy.LightModel.light_model import LightModel
 
 from darklens.errors import ConfigError
-from darklens.fit.scene_fit import FitResult
+from darklens.fit.fit_result import FitResult
 from darklens.scene import (
     EPL,
     NFW,

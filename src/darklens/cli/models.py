@@ -64,7 +64,7 @@ def train(
 
 
 def _check_run(out: Path, resume: bool, recipe: str, data: Path | None) -> None:
-    from darklens.training.run import require_new_run
+    from darklens.training.run_folder import require_new_run
 
     check_outputs(folders=[out], inputs=[recipe], stores=[data])
     require_new_run(out, resume=resume)

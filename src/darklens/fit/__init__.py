@@ -5,7 +5,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from darklens.fit.scene_fit import FitResult
+    from darklens.fit.fit_result import FitResult
     from darklens.scene.observation import Observation
     from darklens.scene.scene import Scene
 

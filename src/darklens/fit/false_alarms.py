@@ -12,9 +12,9 @@ import numpy as np
 import darklens
 from darklens.errors import ConfigError, InputError
 from darklens.files import read_json, write_json
+from darklens.fit.fit_result import FitResult, result_of
 from darklens.fit.perturber_profiles import PerturberKind, Redshifts
 from darklens.fit.perturbers import find_perturbers
-from darklens.fit.scene_fit import FitResult, result_of
 from darklens.fit.scene_solver import Solver, data_of
 from darklens.rng import generator
 from darklens.scene.observation import Observation

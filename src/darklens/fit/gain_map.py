@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from darklens.fit.fit_result import FitResult
 from darklens.fit.perturber_profiles import DEFAULT_THRESHOLD, REDSHIFTS, PerturberKind, Redshifts, profile_of
-from darklens.fit.scene_fit import FitResult, coarse
+from darklens.fit.scene_fit import coarse
 from darklens.fit.scene_solver import data_of, detector_of
 from darklens.scene.imaging import fast_length
 

@@ -5,9 +5,9 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-from darklens.fit.scene_fit import FitResult
+from darklens.fit.fit_result import FitResult
 from darklens.fit.scene_starts import main_lens
-from darklens.scene.profiles import Multipole, Shear
+from darklens.scene.mass_profiles import Multipole, Shear
 
 MEASURES = ("slope", "q", "phi", "gamma1", "gamma2", "centre_x", "centre_y", "a3", "a4")  # beside theta_E
 _ISOTHERMAL = 2.0

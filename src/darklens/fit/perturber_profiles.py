@@ -15,7 +15,8 @@ from darklens.errors import ConfigError
 from darklens.physics.cosmology import nfw_angles, point_mass_theta_E
 from darklens.physics.profiles import line, tnfw
 from darklens.registry import unknown
-from darklens.scene.profiles import PERTURBER_CENTRE, MassProfile, Parameter
+from darklens.scene.mass_profiles import PERTURBER_CENTRE
+from darklens.scene.profile import MassProfile, Parameter
 
 PerturberKind = Literal["tnfw", "tnfw_free", "point", "line"]
 

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from darklens.errors import ConfigError
 from darklens.files import write_bytes
 from darklens.fit import search_figure
+from darklens.fit.fit_result import POOR, FitResult, result_of
 from darklens.fit.gain_map import REACH, GainMap, gain_map
 from darklens.fit.perturber_profiles import (
     DEFAULT_THRESHOLD,
@@ -27,10 +28,10 @@ from darklens.fit.perturber_profiles import (
     Redshifts,
     profile_of,
 )
-from darklens.fit.scene_fit import POOR, FitResult, coarse, cores_of, fit, result_of
+from darklens.fit.scene_fit import coarse, cores_of, fit
 from darklens.fit.scene_solver import Solver, data_of, detector_of
 from darklens.scene.observation import Observation
-from darklens.scene.profiles import Free, MassProfile
+from darklens.scene.profile import Free, MassProfile
 from darklens.scene.scene import Scene
 
 _PEAKS, _CONTINUED = 5, 2  # number of peaks, and of coarse fits that are continued at full resolution

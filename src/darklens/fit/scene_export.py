@@ -13,11 +13,13 @@ from darklens.errors import ConfigError
 from darklens.files import atomic_path, write_json
 from darklens.fit.source_plane import grid_spacing, source_extent, source_square
 from darklens.physics.light import sersic_b
-from darklens.scene.profiles import MultiGaussian, Multipole, Profile, Sersic, Shapelets, Shear
+from darklens.scene.light_profiles import MultiGaussian, Sersic, Shapelets
+from darklens.scene.mass_profiles import Multipole, Shear
+from darklens.scene.profile import Profile
 from darklens.scene.source_grid import SourceGrid
 
 if TYPE_CHECKING:
-    from darklens.fit.scene_fit import FitResult
+    from darklens.fit.fit_result import FitResult
 
 Values = Mapping[str, float]
 _UNUSED_NOISE = 1e8  # of excluded pixels

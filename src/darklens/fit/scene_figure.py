@@ -8,7 +8,7 @@ from darklens.fit.png import to_png
 from darklens.fit.source_plane import source_extent, source_square
 
 if TYPE_CHECKING:
-    from darklens.fit.scene_fit import FitResult
+    from darklens.fit.fit_result import FitResult
 
 _SOURCE_PIXELS = 120
 _LARGEST_RESIDUAL = 5.0  # standard deviations, of the colour scale

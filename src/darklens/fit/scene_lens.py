@@ -26,7 +26,7 @@ from darklens.physics import optics
 from darklens.populations.population import Field2D, Population
 from darklens.populations.scene_priors import ScenePriors
 from darklens.scene.imaging import Detector
-from darklens.scene.profiles import Free, Setting
+from darklens.scene.profile import Free, Setting
 from darklens.scene.scene import Scene
 from darklens.simulate import render
 from darklens.simulate.truth import draw

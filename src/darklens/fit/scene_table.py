@@ -4,14 +4,15 @@ import math
 from functools import partial
 
 from darklens.errors import ConfigError
+from darklens.fit.fit_result import FitResult
 from darklens.fit.lens_measures import MEASURES, measures
 from darklens.fit.resumable_table import Computation, Entry
 from darklens.fit.scene_figure import arrays, draw
-from darklens.fit.scene_fit import FitResult, fit
+from darklens.fit.scene_fit import fit
 from darklens.fit.source_reconstruction import reconstruct_source
 from darklens.scene.compiled import compile_scenes
+from darklens.scene.mass_profiles import EPL, SIE, SIS
 from darklens.scene.observation_files import Inputs, read_observation
-from darklens.scene.profiles import EPL, SIE, SIS
 from darklens.scene.scene import Scene
 from darklens.scene.specification import SceneSpecification
 

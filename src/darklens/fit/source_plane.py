@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from darklens.scene.profiles import LightProfile
+from darklens.scene.profile import LightProfile
 
 if TYPE_CHECKING:
-    from darklens.fit.scene_fit import FitResult
+    from darklens.fit.fit_result import FitResult
 
 _RADII, _SMALLEST, _LARGEST = 4.0, 0.15, 2.0  # half width: radii of the source; arcsec
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from darklens.errors import ConfigError, InputError
-from darklens.fit.scene_fit import LARGEST_FOCUS, FitResult, OtherSolution, result_of
+from darklens.fit.fit_result import LARGEST_FOCUS, FitResult, OtherSolution, result_of
 from darklens.fit.scene_solver import Data, Solver, data_of, detector_of
 from darklens.fit.source_plane import focus
 from darklens.scene.scene import Scene

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from darklens.config import Frozen
 from darklens.errors import ConfigError, InputError
-from darklens.scene.observation_files import plane_of
+from darklens.scene.observation_planes import plane_of
 from darklens.scene.psf import PSF
 from darklens.units import FWHM_PER_SIGMA
 

@@ -21,7 +21,7 @@ from darklens.errors import ConfigError
 from darklens.populations.light_models import ImageLight
 from darklens.populations.priors import Constant, Prior
 from darklens.scene import specification
-from darklens.scene.profiles import Free, LightProfile, Parameter
+from darklens.scene.profile import Free, LightProfile, Parameter
 from darklens.scene.scene import Scene
 from darklens.scene.specification import MAX_COMPONENTS, SECTIONS, ComponentName
 

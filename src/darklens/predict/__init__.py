@@ -3,8 +3,9 @@
 from darklens.data.image_paths import find_images
 from darklens.predict.auxiliary import Auxiliary
 from darklens.predict.backends import BACKENDS, BackendChoice, backend_of, choose
+from darklens.predict.block_worker import loaded_bundle
 from darklens.predict.rows import Row, columns_of, predict, to_csv
-from darklens.predict.table import Summary, loaded_bundle, predict_table, problems_in, warn_if_unchecked
+from darklens.predict.table import Summary, predict_table, problems_in, warn_if_unchecked
 
 __all__ = [
     "BACKENDS",

@@ -20,7 +20,7 @@ from darklens.populations.population import POPULATIONS, Population, get
 from darklens.populations.psf_models import GaussianPSF, ImagePSF
 from darklens.scene.noise_maps import standard_deviation
 from darklens.scene.observation import MASKED_NOISE
-from darklens.scene.observation_files import plane_of, require_shape
+from darklens.scene.observation_planes import plane_of, require_shape
 
 _LARGEST_PSF_DIFFERENCE = 0.03  # of the peak; that of a Gaussian 1.5 % wider
 _LARGEST_NOISE_RATIO = 1.25

@@ -1,7 +1,7 @@
 """Prediction tables of large archives: in blocks, on any number of processes, resumable after an interruption.
 
 TABLE.csv.unfinished/plan.json    inputs of the run: model, files, options
-TABLE.csv.unfinished/rows         finished blocks in order of completion, each preceded by a header line (`_Block`)
+TABLE.csv.unfinished/rows         finished blocks in order of completion, each preceded by a header line (`Block`)
 TABLE.csv.unfinished/model.onnx   for the ONNX backends
 TABLE.csv                         written last, in the order of the files; then the folder is removed
 """
@@ -10,72 +10,34 @@ import csv
 import hashlib
 import json
 import os
-import re
 import shutil
-import socket
-import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
-from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import numpy as np
 import torch
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-import darklens
 from darklens import executors
-from darklens.bundle import BATCH_SIZE, Bundle, InferenceBackend, sha256_of_bundle
-from darklens.config import Frozen
+from darklens.bundle import BATCH_SIZE, Bundle, sha256_of_bundle
 from darklens.data.prepare import Prepared
 from darklens.devices import require_device
 from darklens.errors import ConfigError, DarklensError, InputError
-from darklens.files import atomic_path, change_stamp, locked, read_json, write_json, writing
-from darklens.kernels.smooth_fit import load_for
+from darklens.files import atomic_path, locked, read_json, write_json, writing
 from darklens.locate import SHIPPED, locate
-from darklens.memory import keep_freed_memory
 from darklens.predict.auxiliary import Auxiliary
-from darklens.predict.backends import BackendChoice, backend_of, choose, write_model
-from darklens.predict.rows import columns_of, header, lines, predict, read_one, require_usable
+from darklens.predict.backends import BackendChoice, choose, write_model
+from darklens.predict.block_worker import Block, Task, loaded_bundle, make_block, quoted, stamp_of
+from darklens.predict.rows import columns_of, header, read_one, require_usable
 
 IN_FLIGHT = 512  # blocks submitted to an executor at a time; their paths and pending rows take a few MB
 _FIT_BLOCK_SIZE = 16  # images; a few seconds of fits, for which Ctrl-C has to wait
 _EXAMPLES = 64  # images on which an ONNX file is checked
 _PLAN, _ROWS, _MODEL = "plan.json", "rows", "model.onnx"
-# Blocks set the number of torch threads, a setting of the whole process, to one.
-_THREADS_LOCK = threading.Lock()
-
-
-class Task(Frozen):
-    """Settings with which any process that can read the model and the files classifies a block."""
-
-    model: str = Field(description="bundle folder, absolute, or the name of a shipped model, `quoted`")
-    bundle_sha256: str
-    backend: BackendChoice
-    device: str = "cpu"
-    fallback: bool = True
-    checks: bool = True
-    backend_file: str = Field(default="", description="ONNX file of the backend, empty for others")
-    pixel_scale: float | None = None
-    image: str | None = None
-    auxiliary: Auxiliary | None = None
-    folder: str = Field(description="folder of relative paths, `quoted`")
-    files: int = Field(default=0, description="number of files in all blocks")
-    version: str = darklens.__version__
-
-
-def quoted(path: Path) -> str:
-    """Return a path as text for JSON: a percent sign and bytes that are not UTF-8 are written as in a URL."""
-    return re.sub("[%\udc80-\udcff]", lambda match: quote_from_bytes(os.fsencode(match[0])), str(path))
-
-
-def unquoted(text: str) -> Path:
-    """Return the path of which `quoted` made a text."""
-    return Path(os.fsdecode(unquote_to_bytes(text)))
 
 
 class Summary(NamedTuple):
@@ -97,16 +59,6 @@ class Blocks:
 
     def __getitem__(self, number: int) -> Sequence[str]:
         return self.files[number * self.size : (number + 1) * self.size]
-
-
-class _Block(Frozen):
-    """Header line before the rows of a block."""
-
-    block: int
-    bad: int
-    length: int = Field(description="bytes in the rows")
-    crc: int = Field(description="CRC-32 of the rows")
-    stamp: str = Field(description="digest of file sizes and modification times")
 
 
 def predict_table(
@@ -226,7 +178,9 @@ def _resume_or_start(
         changed = sorted(key for key in plan if before.get(key) != plan[key])
         if not changed:
             whole = list(_finished(work / _ROWS))
-            return {n: finished_block for n, finished_block in whole if _stamp(blocks[n]) == finished_block.about.stamp}
+            return {
+                n: finished_block for n, finished_block in whole if stamp_of(blocks[n]) == finished_block.about.stamp
+            }
         if (work / _ROWS).exists():
             names = {"bundle_sha256": "model", "files_sha256": "list of files", "version": "version of darklens"}
             what = ", ".join(dict.fromkeys(names.get(key, key).replace("_", " ") for key in changed))
@@ -252,76 +206,13 @@ def _make_blocks(
     pool = nullcontext(executor) if executor else executors.local(min(workers, len(missing)))
     with (work / _ROWS).open("ab") as stream, pool as chosen:
         for about, rows in executors.as_finished(chosen, make_block, tasks, in_flight=IN_FLIGHT):
-            block = _Block.model_validate(about)
+            block = Block.model_validate(about)
             stream.write(json.dumps(about).encode() + b"\n")
             start = stream.tell()
             stream.write(rows)
             stream.flush()
             finished[block.block] = _FinishedBlock(block, start)
             advance(len(blocks[block.block]))
-
-
-def make_block(task: str, number: int, files: Sequence[str]) -> tuple[dict[str, object], bytes]:
-    """Classify a block; return its header and its rows."""
-    with _THREADS_LOCK:
-        settings, threads = Task.model_validate_json(task), torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            bundle, backend = _loaded(task)
-            keep_freed_memory()
-            if bundle.fits_lenses:
-                load_for(settings.files)
-            stamp = _stamp(files, unquoted(settings.folder))
-            rows = predict(
-                bundle,
-                [Path(file) for file in files],
-                pixel_scale=settings.pixel_scale,
-                name=settings.image,
-                backend=backend,
-                folder=unquoted(settings.folder),
-                auxiliary=settings.auxiliary,
-            )
-        finally:
-            torch.set_num_threads(threads)
-    names = columns_of(bundle)
-    values = [[row.findings.get(name, "") for name in names] for row in rows]
-    text = lines(rows, bundle.contract.classes, values).encode()
-    bad = sum(bool(row.message) for row in rows)
-    about = _Block(block=number, bad=bad, length=len(text), crc=zlib.crc32(text), stamp=stamp)
-    return about.model_dump(), text
-
-
-@lru_cache(maxsize=1)
-def _loaded(task: str) -> tuple[Bundle, InferenceBackend]:
-    """Return the model and the backend of a task, cached in each process."""
-    settings, host = Task.model_validate_json(task), socket.gethostname()
-    if settings.version != darklens.__version__:
-        raise InputError(
-            f"The worker on {host} has darklens {darklens.__version__}, not {settings.version}; install "
-            "that version there."
-        )
-    try:
-        where = locate(unquoted(settings.model))
-    except InputError:
-        raise InputError(
-            f"The worker on {host} cannot see {settings.model}: the model, the images and the folder of --out must be "
-            "on a file system that all workers share."
-        ) from None
-    if sha256_of_bundle(where) != settings.bundle_sha256:
-        raise InputError(
-            f"The model {settings.model} on the worker {host} differs; pass a folder that all workers share."
-        )
-    bundle = loaded_bundle(where, fallback=settings.fallback, checks=settings.checks, device=settings.device)
-    file = unquoted(settings.backend_file) if settings.backend_file else None
-    if file is not None and not file.exists():
-        raise InputError(f"The worker on {host} cannot see {file}: put --out on a file system they share.")
-    return bundle, backend_of(settings.backend, bundle, file)
-
-
-def loaded_bundle(model: Path, *, fallback: bool, checks: bool, device: str = "cpu") -> Bundle:
-    """Return a model with its fallback and its checks, or without."""
-    bundle = Bundle.load(model, device=device)
-    return bundle.with_companions(fallback=None if fallback else "", checked_by=None if checks else "")
 
 
 def warn_if_unchecked(bundle: Bundle, warn: Callable[[str], None]) -> None:
@@ -366,7 +257,7 @@ def _examples(bundle: Bundle, task: Task, files: Sequence[str]) -> np.ndarray:
 class _FinishedBlock(NamedTuple):
     """A finished block, and the offset of its rows in bytes."""
 
-    about: _Block
+    about: Block
     start: int
 
 
@@ -378,7 +269,7 @@ def _finished(path: Path) -> Iterator[tuple[int, _FinishedBlock]]:
         whole = 0
         while line := stream.readline():
             try:
-                about = _Block.model_validate_json(line)
+                about = Block.model_validate_json(line)
             except ValidationError:
                 break
             start = stream.tell()
@@ -402,11 +293,3 @@ def _assemble(work: Path, out: Path, bundle: Bundle, finished: dict[int, _Finish
 def _read(stream: BinaryIO, finished_block: _FinishedBlock) -> bytes:
     stream.seek(finished_block.start)
     return stream.read(finished_block.about.length)
-
-
-def _stamp(files: Sequence[str], folder: Path = Path()) -> str:
-    """Return a digest of file sizes and modification times, which changes if a file is replaced."""
-    digest = hashlib.blake2b(digest_size=8)
-    for file in files:
-        digest.update(change_stamp(folder / file))
-    return digest.hexdigest()

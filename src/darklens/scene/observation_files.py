@@ -1,11 +1,9 @@
 """Reads observations from files: image, noise map, PSF and mask as files, extensions, datasets, or rows of stacks."""
 
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -16,11 +14,10 @@ from darklens.errors import ConfigError, InputError
 from darklens.scene.noise_maps import standard_deviation
 from darklens.scene.observation import Observation, PhotonNoise, background_scatter, require_pixels
 from darklens.scene.observation_paths import location, member_of
+from darklens.scene.observation_planes import NOISE_ROLES, plane_of, require_shape
 from darklens.scene.psf import PSF
 from darklens.scene.specification import NoiseSpecification, PSFSpecification
 
-_NOISE_ROLES: tuple[Role, ...] = ("noise", "variance", "weight")
-_SELECTED = re.compile(r"(?P<file>.+)\[(?P<name>[^\]]+)\]")
 _MAX_OVERSAMPLING = 16
 _SAME_SCALE = 0.01
 _QUANTITIES = {"electron", "electron/s", "adu", "adu/s"}  # that EXPTIME and GAIN convert
@@ -169,10 +166,10 @@ class _Reader:
     def _add(self, content: Contents, role: Role | None) -> None:
         planes = list(content.planes)
         if role is not None and len(planes) == 1:
-            kept = planes[0].role in _NOISE_ROLES and role in _NOISE_ROLES
+            kept = planes[0].role in NOISE_ROLES and role in NOISE_ROLES
             planes = [planes[0] if kept else replace(planes[0], role=role)]
         elif role is not None:
-            planes = [p for p in planes if p.role == role or (role in _NOISE_ROLES and p.role in _NOISE_ROLES)]
+            planes = [p for p in planes if p.role == role or (role in NOISE_ROLES and p.role in NOISE_ROLES)]
         self.planes += planes
         for key, value in content.numbers.items():
             self.numbers.setdefault(key, value)
@@ -217,13 +214,13 @@ class _Reader:
         self, science: Plane, pixels: Float[np.ndarray, "rows columns"], used: Bool[np.ndarray, "rows columns"]
     ) -> Float[np.ndarray, "rows columns"] | PhotonNoise:
         option = self._option(self.inputs.noise_map, "noise", science)
-        plane = option or self._companion(science, _NOISE_ROLES)
+        plane = option or self._companion(science, NOISE_ROLES)
         exposure = self._companion(science, ["exposure"])
         if plane is None:
             return self._modelled_noise(science, exposure, pixels, used)
         if self.inputs.noise is not None:
             raise InputError(f"both a noise map ({plane}) and noise.* of the scene are given; remove one of them.")
-        unused = [p for p in self.planes if p.role in _NOISE_ROLES and p not in (plane, science)]
+        unused = [p for p in self.planes if p.role in NOISE_ROLES and p not in (plane, science)]
         for other in [p for p in unused if belongs(p.name, science.name)]:
             self.changes.append(f"{other} not used: the noise is that of {plane}")
         if exposure is not None:
@@ -364,41 +361,6 @@ class _Reader:
         return None if text is None else plane_of(text, role, science=science.name, row=self.row)
 
 
-def plane_of(text: str, role: Role, *, science: str = "", row: int | None = None) -> Plane:
-    """Return the image that an option names: `FILE`, or `FILE[NAME]` for one of several.
-
-    Args:
-        text: The option.
-        role: Role of the image in the file; "noise" also for variances and weights.
-        science: Name of the science image, which tells the band.
-        row: Row of a stack.
-
-    Raises:
-        InputError: If the file cannot be read, has no such image, or has several that may be meant.
-    """
-    match = None if os.path.lexists(text) else _SELECTED.fullmatch(text)
-    path = Path(match["file"] if match else text)
-    content = contents(path)
-    if content.n_rows is not None:
-        content = contents(path, row=row)
-    if match:
-        name = match["name"].lower()
-        matches = [plane for plane in content.planes if name in (plane.name.lower(), plane.key)]
-        if not matches:
-            raise InputError(f"{path} has no image {match['name']!r}.")
-        return matches[0]
-    if len(content.planes) == 1:
-        return content.planes[0]
-    roles: Sequence[Role] = _NOISE_ROLES if role == "noise" else (role,)
-    for candidate in roles:
-        planes = [plane for plane in content.planes if plane.role == candidate]
-        chosen = companion(science, [plane.name for plane in planes])
-        if chosen is not None:
-            return next(plane for plane in planes if plane.name == chosen)
-    listed = ", ".join(plane.name or str(plane.key) for plane in content.planes[:8])
-    raise InputError(f"{path} holds several images ({listed}); select one as {path.name}[NAME].")
-
-
 def _quantity(unit: str) -> str:
     """Return the quantity of a unit: electron, electron/s, adu, adu/s, or the unit in lower case."""
     text = re.sub(r"\s+", "", unit.lower())
@@ -409,12 +371,3 @@ def _quantity(unit: str) -> str:
     if re.fullmatch(r"adu|dn|digitalnumbers?", base):
         return "adu/s" if rate else "adu"
     return text
-
-
-def require_shape(name: str, shape: tuple[int, ...], image: tuple[int, ...]) -> None:
-    """Raise InputError unless a map has the shape of the image."""
-    if shape != image:
-        raise InputError(
-            f"{name} has {shape[0]} x {shape[1]} pixels, the image {image[0]} x {image[1]}; give one value "
-            "for each pixel of the image."
-        )

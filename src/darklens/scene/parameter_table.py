@@ -17,7 +17,7 @@ from darklens.constants import constant
 from darklens.errors import ConfigError
 from darklens.physics.duals import variable
 from darklens.registry import unknown
-from darklens.scene.profiles import Free, Parameter, Profile
+from darklens.scene.profile import Free, Parameter, Profile
 
 Parameters = Float[Tensor, "b p"]
 

@@ -1,50 +1,24 @@
 """Scenes: mass profiles, source light and lens light, and the functions that render them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from darklens.errors import ConfigError
 from darklens.physics.duals import slopes_of, value_of, variable
+from darklens.scene.components import LightModel, MassModel, add_components
 from darklens.scene.imaging import Detector
 from darklens.scene.parameter_table import Parameters, ParameterTable, require_values
-from darklens.scene.profiles import LightProfile, MassProfile, Profile
+from darklens.scene.profile import LightProfile, MassProfile, Profile
 from darklens.scene.source_grid import SourceFrame, SourceGrid
 
 _SMALLEST_SIZE = 1e-3  # arcsec, of a source
 Planes = Float[Tensor, "b k rows columns"]
-P = TypeVar("P", bound=Profile)
-
-
-class MassModel:
-    """One or more mass profiles, whose deflections add up."""
-
-    def __init__(self, profiles: MassProfile | Iterable[MassProfile]) -> None:
-        self.profiles = _profiles(profiles, MassProfile, "mass")
-
-    def __repr__(self) -> str:
-        return f"MassModel({list(self.profiles)})"
-
-
-class LightModel:
-    """One or more light profiles, whose surface brightnesses add up."""
-
-    def __init__(self, profiles: LightProfile | Iterable[LightProfile] = ()) -> None:
-        self.profiles = _profiles(profiles, LightProfile, "light")
-
-    @property
-    def n_amplitudes(self) -> int:
-        """Number of linear amplitudes."""
-        return sum(profile.n_basis for profile in self.profiles)
-
-    def __repr__(self) -> str:
-        return f"LightModel({list(self.profiles)})"
 
 
 class Scene(ParameterTable):
@@ -77,9 +51,9 @@ class Scene(ParameterTable):
         self.source = source if isinstance(source, LightModel) else LightModel(source)
         self.lens_light = lens_light if isinstance(lens_light, LightModel) else LightModel(lens_light)
         profiles: dict[str, Profile] = {}
-        _add(profiles, self.mass.profiles, None)
-        _add(profiles, self.source.profiles, "source")
-        _add(profiles, self.lens_light.profiles, "light")
+        add_components(profiles, self.mass.profiles, None)
+        add_components(profiles, self.source.profiles, "source")
+        add_components(profiles, self.lens_light.profiles, "light")
         super().__init__(profiles)
         self.amplitude_names = [
             f"{name}.amplitude" + (f"_{k}" if profile.n_basis > 1 else "")
@@ -412,29 +386,6 @@ def _brightness_slopes(
     centre = [value_of(value.pop(symbol)) for symbol in ("centre_x", "centre_y")]
     px, py = (variable(s, v - c) for s, v, c in zip(("x", "y"), at, centre, strict=True))
     return slopes_of(profile.brightness(px, py, weight, **value))
-
-
-def _add(components: dict[str, Profile], profiles: Sequence[Profile], role: str | None) -> None:
-    """Register components by name. Unnamed light is named after its role, with a number from the second one on."""
-    for profile in profiles:
-        name = profile.name
-        if role and name == profile.kind:
-            n = sum(key.startswith(role) for key in components)
-            name = role if not n else f"{role}{n + 1}"
-        if name in components:
-            raise ConfigError(f"Two components are named {name!r}; give one of them another name.")
-        components[name] = profile
-
-
-def _profiles(profiles: Any, kind: type[P], role: str) -> tuple[P, ...]:
-    """Return one profile or several as a tuple; raise ConfigError if one is not of this kind."""
-    sequence = tuple(profiles) if isinstance(profiles, Iterable) else (profiles,)
-    for profile in sequence:
-        if isinstance(profile, type) and issubclass(profile, kind):
-            raise ConfigError(f"{profile.__name__} is a class; write {profile.__name__}().")
-        if not isinstance(profile, kind):
-            raise ConfigError(f"{profile!r} is no {role} profile.")
-    return sequence
 
 
 def _full(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

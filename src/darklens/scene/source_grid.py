@@ -20,7 +20,7 @@ from torch import Tensor
 
 from darklens.errors import ConfigError
 from darklens.physics.duals import Dual, slopes_of, value_of
-from darklens.scene.profiles import LightProfile, Parameter, Setting, coordinates
+from darklens.scene.profile import LightProfile, Parameter, Setting, coordinates
 
 MIN_NODES, MAX_NODES = 4, 64  # along a side; more exhaust the memory
 

@@ -14,6 +14,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -22,12 +23,16 @@ from pydantic import Field, PlainValidator, create_model, model_validator
 from darklens.config import Frozen, OneOf, load, read_yaml
 from darklens.errors import ConfigError
 from darklens.registry import FileRegistry, unknown
-from darklens.scene import profiles
-from darklens.scene.profiles import Free, LightProfile, MassProfile, Multipole, Parameter, Profile, Setting
+from darklens.scene import light_profiles, mass_profiles
+from darklens.scene.mass_profiles import Multipole
+from darklens.scene.profile import Free, LightProfile, MassProfile, Parameter, Profile, Setting
 from darklens.scene.scene import Scene
 
 SECTIONS = {"mass": "mass", "source": "light", "lens_light": "light"}  # kind of profiles in each section
-_BASES: dict[str, type[Profile]] = {"mass": MassProfile, "light": LightProfile}
+_PROFILES: dict[str, tuple[ModuleType, type[Profile]]] = {
+    "mass": (mass_profiles, MassProfile),
+    "light": (light_profiles, LightProfile),
+}
 LARGEST = 1e6  # absolute value of a parameter
 MAX_COMPONENTS = 20  # of a section
 Value = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
@@ -56,8 +61,8 @@ class Component(Frozen):
 @cache
 def kinds(role: str) -> dict[str, type[Profile]]:
     """Return the profiles of mass or light by kind."""
-    base = _BASES[role]
-    classes = [item for item in vars(profiles).values() if inspect.isclass(item) and issubclass(item, base)]
+    module, base = _PROFILES[role]
+    classes = [item for item in vars(module).values() if inspect.isclass(item) and issubclass(item, base)]
     return {item.kind: item for item in classes if item is not base}
 
 

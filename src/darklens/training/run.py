@@ -8,12 +8,10 @@ RUN/bundle/                the result
 
 import logging
 import signal
-import socket
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from pickle import UnpicklingError
 
 import numpy as np
 import pytorch_lightning as pl
@@ -27,27 +25,26 @@ from darklens import config, provenance, rng
 from darklens.bundle import Bundle, Output
 from darklens.bundle.contract import Contract
 from darklens.compilation import compile_network
-from darklens.data.store import Store, prepare_folder
+from darklens.data.store import Store
 from darklens.errors import ConfigError, InputError
 from darklens.evaluation.calibrate import LabelledOutputs, calibrate
 from darklens.executors import usable_cores
-from darklens.files import locked, read_json, write_json, write_text, writing
+from darklens.files import read_json
 from darklens.fit.cache import FitCache, cached_fits, fit_settings_of
 from darklens.fit.features import FitFeatures
 from darklens.kernels.library import library
 from darklens.memory import keep_freed_memory
 from darklens.models.zoo import build, count_parameters
-from darklens.targets import check_targets
 from darklens.training.ema import WeightEMA
 from darklens.training.epoch_metrics import EpochMetrics, MetricsWriter, read_rows
 from darklens.training.learner import Learner
 from darklens.training.precision import precision_of
 from darklens.training.processes import Processes, process_group
 from darklens.training.recipe import Recipe, Stage
+from darklens.training.run_folder import STATE, claim_run, lock_run, next_epoch, require_new_run, require_shared
 from darklens.training.sources import Loader, Source, source_of
 from darklens.training.sync_batch_norm import synchronised
 
-_STATE = "state.json"
 _OOD_REFERENCE_IMAGES = 4000  # training images: enough for the covariance of 500 features
 
 
@@ -86,9 +83,9 @@ def train(
         library()  # before the first step, so that a resumed run uses the same code
         fits = processes.run_main_first(lambda: fits_for(recipe, store, device=processes.device))
         source, network = processes.run_on_all(lambda: _prepare(recipe, store, fits, seed, processes))
-        processes.run_on_main(lambda: _lock(out, stack))
-        processes.run_on_main(lambda: _claim(out, recipe, source, seed, resume))
-        processes.run_on_all(lambda: _require_shared(out))
+        processes.run_on_main(lambda: lock_run(out, stack))
+        processes.run_on_main(lambda: claim_run(out, recipe, source, seed, resume))
+        processes.run_on_all(lambda: require_shared(out))
         validation: dict[str, float] = {}
         for index, stage in enumerate(recipe.stages):
             if stage.task != "reconstruct" or recipe.pretrained is None:
@@ -158,7 +155,7 @@ def _write_bundle(
         validation=validation,
         provenance={
             "version": darklens.__version__,
-            "commit": ", ".join(read_json(out / _STATE)["commits"]),
+            "commit": ", ".join(read_json(out / STATE)["commits"]),
             "hardware": provenance.hardware(),
             "seed": seed,
             "train_seconds": round(seconds, 1),
@@ -250,7 +247,7 @@ def _run_stage(
     last = folder / "last.ckpt"
     # Not the save_last of ModelCheckpoint, which writes only when the best epoch changes.
     keep_best, keep_last = _checkpoint(folder, "best", monitor="val_loss"), _checkpoint(folder, "last", monitor=None)
-    first_epoch = processes.run_on_all(lambda: _next_epoch(last))
+    first_epoch = processes.run_on_all(lambda: next_epoch(last))
     metrics = MetricsWriter(out / "metrics.csv", stage, index, on_epoch, enabled=processes.is_main)
     metrics.drop_from(first_epoch)
     trainer = pl.Trainer(
@@ -300,18 +297,6 @@ def _run_stage(
     return {name: float(row[name]) for name in ("epoch", "val_loss", "val_auc") if row[name]}
 
 
-def _next_epoch(last: Path) -> int:
-    """Return the epoch after that of a checkpoint, counted from 0.
-
-    Raises:
-        InputError: If the checkpoint is damaged.
-    """
-    try:
-        return int(torch.load(last, map_location="cpu", weights_only=True)["epoch"]) + 1 if last.exists() else 0
-    except (RuntimeError, EOFError, UnpicklingError, KeyError, OSError):
-        raise InputError(f"{last} is damaged; remove {last.parent} to repeat this stage with --resume.") from None
-
-
 def _checkpoint(folder: Path, name: str, *, monitor: str | None) -> ModelCheckpoint:
     return ModelCheckpoint(
         folder, filename=name, monitor=monitor, save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False
@@ -329,66 +314,6 @@ class _ExitOnSigterm(Callback):
         """Remove the signal handling of Lightning."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         setattr(trainer.fit_loop.epoch_loop, "_broadcast_sigterm_tensor", lambda: None)  # noqa: B010  # not public
-
-
-def _require_shared(out: Path) -> None:
-    if not (out / _STATE).exists():
-        raise InputError(
-            f"{out} does not exist on {socket.gethostname()}; it must be on a file system that all processes share."
-        )
-
-
-def _lock(out: Path, stack: ExitStack) -> None:
-    """Create the run folder and lock it until the stack ends: the checkpoints of two processes would mix."""
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    stack.enter_context(locked(out))
-
-
-def _claim(out: Path, recipe: Recipe, source: Source, seed: int, resume: bool) -> None:
-    """Create the run folder, or check that it is that of the run to resume. Record the commit of each start."""
-    state = {"data_sha256": source.identity()["sha256"], "seed": seed, "version": darklens.__version__}
-    text = config.dump(recipe)
-    if require_new_run(out, resume=resume):
-        write_text(out / "config.yaml", text)
-        write_json(out / _STATE, state | {"commits": [provenance.commit()]})
-        return
-    other = _recipe_of_run(out / "config.yaml")
-    if other is None:
-        raise InputError(f"{out / 'config.yaml'} is not a recipe of this version; choose another --out.")
-    if other != recipe:
-        raise InputError(
-            f"{out} contains a run of another recipe: {config.difference(other, recipe)}. Pass the same recipe and "
-            "overrides (its config.yaml has them all), or choose another --out."
-        )
-    recorded = read_json(out / _STATE)
-    if any(recorded.get(name) != value for name, value in state.items()):
-        raise InputError(f"{out} contains a run with other data, seed or version; choose another --out.")
-    commits = dict.fromkeys([*recorded.get("commits", []), provenance.commit()])
-    write_json(out / _STATE, state | {"commits": list(commits)})
-
-
-def require_new_run(out: Path, *, resume: bool) -> bool:
-    """Check that a training can write the run folder `out`; return whether the run is new.
-
-    Raises:
-        InputError: If `out` contains a run and `resume` is not set, contains something else, or cannot be written.
-    """
-    check_targets(folders=[out], files=[out / name for name in ("config.yaml", _STATE, "metrics.csv")])
-    if resume and (out / _STATE).exists():
-        return False
-    if (out / "config.yaml").exists():
-        raise InputError(f"{out} already contains a run; add --resume to continue it, or choose another --out.")
-    prepare_folder(out)
-    return True
-
-
-def _recipe_of_run(path: Path) -> Recipe | None:
-    """Return the recipe of a run, with defaults for settings added since; None if the file is not a recipe."""
-    try:
-        return config.load(Recipe, path)
-    except ConfigError:
-        return None
 
 
 def _load_autoencoder(network: nn.Module, recipe: Recipe, n_pixels: int) -> None:

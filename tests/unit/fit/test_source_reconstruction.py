@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from darklens.errors import ConfigError, InputError
+from darklens.fit.fit_result import FitResult, OtherSolution
 from darklens.fit.perturber_profiles import HaloPerturber, Redshifts
 from darklens.fit.perturbers import find_perturbers
-from darklens.fit.scene_fit import FitResult, OtherSolution, fit
+from darklens.fit.scene_fit import fit
 from darklens.fit.scene_solver import Solver, data_of, detector_of
 from darklens.fit.source_plane import focus
 from darklens.fit.source_reconstruction import reconstruct_source

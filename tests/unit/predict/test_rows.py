@@ -12,8 +12,8 @@ from astropy.io import fits
 from darklens.data.prepare import Prepared
 from darklens.files import csv_line, printable, write_text
 from darklens.predict import Auxiliary, Row, find_images, predict, predict_table, problems_in, to_csv
+from darklens.predict.block_worker import quoted, unquoted
 from darklens.predict.rows import _in_original
-from darklens.predict.table import quoted, unquoted
 from darklens.training.trials import Trial, write_table
 
 LATIN = os.fsdecode(b"caf\xe9.npy")

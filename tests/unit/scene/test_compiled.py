@@ -9,20 +9,8 @@ from darklens.fit.perturber_profiles import Redshifts, profile_of
 from darklens.kernels import fields
 from darklens.scene import compiled
 from darklens.scene.compiled import CompiledScene, compile_scenes
-from darklens.scene.profiles import (
-    EPL,
-    NFW,
-    SIS,
-    TNFW,
-    LineMass,
-    MultiGaussian,
-    Multipole,
-    PointMass,
-    PseudoJaffe,
-    Sersic,
-    Shapelets,
-    Shear,
-)
+from darklens.scene.light_profiles import MultiGaussian, Sersic, Shapelets
+from darklens.scene.mass_profiles import EPL, NFW, SIS, TNFW, LineMass, Multipole, PointMass, PseudoJaffe, Shear
 from darklens.scene.scene import Scene
 
 needs_compiler = pytest.mark.skipif(compiler(("g++", "clang++")) is None, reason="no C++ compiler")
