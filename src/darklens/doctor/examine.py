@@ -10,7 +10,7 @@ from jaxtyping import Float
 import darklens
 from darklens.data.store import Store
 from darklens.doctor.duplicates import Duplicate, Fingerprints, duplicates, fingerprints, joined
-from darklens.doctor.leaks import ALPHA, PERMUTATIONS, Leak, leaks
+from darklens.doctor.leaks import ALPHA, PERMUTATIONS, Leak, detectable_auc, leaks
 from darklens.doctor.statistics import STATISTICS, measure
 from darklens.errors import InputError
 
@@ -75,6 +75,7 @@ def examine(
             }
             for column, s in enumerate(STATISTICS)
         },
+        "detectable_auc": detectable_auc(store.labels, len(STATISTICS)),
         "leaks": [leak.as_dict(store.classes) for leak in results],
         "against": [str(other.path) for other in against],
         "duplicates": {

@@ -10,8 +10,10 @@ clean store at `ALPHA`, whatever the distributions and correlations of the stati
 which simulators rarely leak, are first divided by `PENALTY`, so that they cost the common ones little power.
 """
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -132,6 +134,23 @@ def leaks(
         auc, ci95 = auc_with_interval(member, combined[:, k])
         results.append(Leak("all together", "all", int(label), 1, auc, ci95, float(p[-1, k])))
     return sorted(results, key=lambda leak: (leak.p, -leak.auc))
+
+
+def detectable_auc(labels: Labels, n_statistics: int) -> float:
+    """Return the AUC that a leak of one class must exceed for `leaks` to find it in half of all stores of this size.
+
+    It follows from the standard error of an AUC without a leak (Hanley & McNeil 1982) and a Bonferroni threshold, close
+    to that of the permutations.
+
+    Args:
+        labels: Classes.
+        n_statistics: Number of statistics.
+    """
+    counts = np.bincount(labels)
+    counts = counts[counts >= MIN_IMAGES]
+    threshold = NormalDist().inv_cdf(1 - ALPHA / (2 * 2 * n_statistics * len(counts)))
+    smallest, n = int(counts.min()), len(labels)
+    return min(1.0, 0.5 + threshold * math.sqrt((n + 1) / (12 * smallest * (n - smallest))))
 
 
 def normal_scores(values: Values) -> Values:

@@ -1,8 +1,10 @@
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 
 from darklens import populations
-from darklens.doctor.leaks import ALPHA, auc_with_interval, leaks, normal_scores
+from darklens.doctor.leaks import ALPHA, auc_with_interval, detectable_auc, leaks, normal_scores
 from darklens.doctor.statistics import STATISTICS, measure
 from darklens.errors import InputError
 from darklens.evaluation.metrics import binary_auc
@@ -35,6 +37,20 @@ def test_a_shifted_statistic_is_detected_with_its_class_and_direction():
     assert (strongest.statistic, strongest.label, strongest.sign, strongest.by) == ("b", 2, -1, "value")
     assert strongest.ci95[0] < strongest.auc < strongest.ci95[1] and strongest.p <= ALPHA
     assert all(leak.statistic in ("b", "all together") for leak in significant(values, labels))
+
+
+@pytest.mark.parametrize("n", [60, 300])
+def test_leaks_above_the_detectable_auc_are_detected_and_weaker_ones_are_not(n):
+    """Leaks one standard error of the AUC, a third of its excess, below and above: 16 and 84 % are expected."""
+    limit = detectable_auc(clean(n)[1], len(NAMES))
+    found = {}
+    for excess in (0.67, 1.33):
+        shift = np.sqrt(2) * NormalDist().inv_cdf(0.5 + excess * (limit - 0.5))  # of normal values with this AUC
+        stores = [clean(n, seed) for seed in range(20)]
+        for seed, (values, labels) in enumerate(stores):
+            values[:, 0] = np.random.default_rng([seed, 1]).normal(size=n) + shift * (labels == 1)
+        found[excess] = sum(bool(significant(values, labels, permutations=199)) for values, labels in stores)
+    assert found[0.67] <= 8 and found[1.33] >= 15
 
 
 def test_a_statistic_of_larger_scatter_is_detected_by_its_extremes():
