@@ -3,9 +3,10 @@
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
-from archives import fill, small_bundle
+from archives import PIXELS, fill, small_bundle
 from commandline import darklens, rows_of
 from spawning import dask_cluster, prepared_pools, prepared_processes, start_command
 
@@ -80,6 +81,40 @@ def test_two_processes_and_a_cluster_write_the_same_bytes(work, tmp_path, monkey
         words = ["predict", "model", "files", "--out", tmp_path / "c.csv", "--cluster", cluster.scheduler_address]
         assert darklens(*words) == 3
     assert (tmp_path / "c.csv").read_bytes() == expected
+
+
+@pytest.mark.parametrize("kind", ["npz", "h5", "npy"])
+def test_a_stack_has_a_row_for_each_of_its_images(work, tmp_path, monkeypatch, capsys, kind):
+    """The same probabilities as those of the same images in files of their own, in one and in two processes."""
+    files, stack = files_of(work)[:150], tmp_path / f"stack.{kind}"
+    images = np.stack([np.full((PIXELS, PIXELS), np.nan) if i in BAD else np.load(f) for i, f in enumerate(files)])
+    if kind == "npz":
+        np.savez_compressed(stack, images=images, label=np.arange(150))
+    elif kind == "npy":
+        np.save(stack, images)
+    else:
+        with h5py.File(stack, "w") as file:
+            file.create_dataset("images", data=images, chunks=(7, PIXELS, PIXELS), compression="gzip")
+    assert darklens("predict", work / "model", stack, "--out", tmp_path / "t.csv", "--workers", 1) == 3
+    assert "stack." in capsys.readouterr().err
+    rows, expected = rows_of(tmp_path / "t.csv"), rows_of(work / "whole.csv")[:150]
+    assert [row["path"] for row in rows] == [f"{stack}#{i}" for i in range(150)]
+    for row, other in zip(rows, expected, strict=True):
+        assert row["status"] == other["status"] and row["p_no"][:6] == other["p_no"][:6]
+    with prepared_pools():
+        assert darklens("predict", work / "model", stack, "--out", tmp_path / "two.csv", "--workers", 2) == 3
+    assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "t.csv").read_bytes()
+
+
+def test_bands_are_not_taken_for_images_and_the_message_says_how_to_say_so(work, tmp_path, capsys):
+    np.save(tmp_path / "bands.npy", np.stack([np.load(f) for f in files_of(work)[:3]]))
+    bands = tmp_path / "bands.npy"
+    assert darklens("predict", work / "model", bands, "--out", tmp_path / "t.csv") == 3
+    assert f"If these are 3 images, give {bands}#0 to {bands}#2" in capsys.readouterr().err
+    assert darklens("predict", work / "model", f"{bands}#2", "--out", tmp_path / "t.csv") == 0
+    (row,) = rows_of(tmp_path / "t.csv")
+    assert row["path"] == f"{bands}#2" and row["p_no"][:6] == rows_of(work / "whole.csv")[2]["p_no"][:6]
+    assert darklens("predict", work / "model", f"{bands}#2", "--out", bands) == 2  # an input is never overwritten
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(work, tmp_path, capsys):

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 _MAX_LISTED = 1000  # unusable files to print; the table lists them all
 FILES = (
-    "Image files (npy, npz, FITS, HDF5, PNG, TIFF), folders (without noise maps, PSFs and masks, named as for `fit`), "
+    "Image files (npy, npz, FITS, HDF5, PNG, TIFF), stacks of images (npz, HDF5 or npy; FILE#0 is the first image), "
+    "folders (without noise maps, PSFs and masks, named as for `fit`), "
     "quoted patterns such as 'lens*.fits', @LIST.txt for a "
     "text file with one path per line, or - to read the paths from standard input."
 )
@@ -192,12 +193,14 @@ def predict(
 
     from darklens import executors
     from darklens.data.image_paths import is_listing
+    from darklens.data.image_stacks import location
     from darklens.data.readers import SUFFIXES
     from darklens.locate import DEFAULT_MODEL, is_model, locate
     from darklens.predict import Auxiliary, find_images, predict_table, problems_in
 
     arguments = list(files or [])
-    is_image = model.exists() or model.name.lower().endswith(SUFFIXES) or is_listing(model)
+    first, _ = location(model)
+    is_image = first.exists() or first.name.lower().endswith(SUFFIXES) or is_listing(model)
     if not is_model(model) and (not arguments or is_image):
         model, arguments = Path(DEFAULT_MODEL), [model, *arguments]
     locate(model)
@@ -214,7 +217,7 @@ def predict(
     check_outputs(
         files=[out],
         folders=[*unfinished, *filter(None, [maps])],
-        inputs=[*paths, *lists, *(auxiliary.files if auxiliary else ())],
+        inputs=[*dict.fromkeys(location(path)[0] for path in paths), *lists, *(auxiliary.files if auxiliary else ())],
         models=[model],
     )
     if maps is not None:
@@ -328,12 +331,13 @@ def explain(
     Example: `darklens explain lens_residual my-lens.npy --out attributions`
     """
     from darklens.bundle import Bundle
+    from darklens.data.image_stacks import location
     from darklens.files import write_text
     from darklens.predict import find_images, predict, to_csv
     from darklens.report.explanations import ExplanationWriter
 
     paths = find_images(files)
-    check_outputs(folders=[out], inputs=paths, models=[model])
+    check_outputs(folders=[out], inputs=dict.fromkeys(location(path)[0] for path in paths), models=[model])
     bundle = Bundle.load(model)
     classes = bundle.contract.classes
     if label is not None and label not in classes:

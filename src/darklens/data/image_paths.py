@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from darklens.data.image_stacks import images_of, location
 from darklens.data.readers import MEASUREMENTS, SUFFIXES
 from darklens.data.readers.roles import role_in_folder
 from darklens.errors import InputError
@@ -24,15 +25,15 @@ def find_images(arguments: Sequence[Path | str]) -> list[Path]:
     and exposure map of an observation (`OBSERVATION_FILES`) next to an image.
     `*`, `?`, `[...]` and `**` are patterns. `@list.txt` is a text file with one argument per line, and `-` or `@-`
     means such lines on standard input; a line that starts with `#` is a comment. An existing file with such a name
-    takes precedence.
+    takes precedence. A stack of several images (`darklens.data.image_stacks`) means all its images, `FILE#i`.
 
     Raises:
         InputError: If a folder or list is empty, no file matches a pattern, or none of the files exists.
     """
     paths = list(expand(arguments, _inside))
-    if not any(os.path.lexists(path) for path in paths):
+    if not any(os.path.lexists(location(path)[0]) for path in paths):
         raise InputError(f"{paths[0] if paths else 'The list of files'}: no such file or folder.")
-    return paths
+    return [label for path in paths for label in images_of(path)]
 
 
 def expand(arguments: Sequence[Path | str], in_folder: Callable[[str], Iterable[Path]]) -> Iterator[Path]:

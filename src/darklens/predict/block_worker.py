@@ -17,6 +17,7 @@ from pydantic import Field
 import darklens
 from darklens.bundle import Bundle, InferenceBackend, sha256_of_bundle
 from darklens.config import Frozen
+from darklens.data.image_stacks import location
 from darklens.errors import InputError
 from darklens.files import change_stamp
 from darklens.kernels.smooth_fit import load_for
@@ -135,5 +136,5 @@ def stamp_of(files: Sequence[str], folder: Path = Path()) -> str:
     """Return a digest of file sizes and modification times, which changes if a file is replaced."""
     digest = hashlib.blake2b(digest_size=8)
     for file in files:
-        digest.update(change_stamp(folder / file))
+        digest.update(change_stamp(location(folder / file)[0]))
     return digest.hexdigest()

@@ -8,6 +8,7 @@ import numpy as np
 
 from darklens import aliases
 from darklens.bundle import BATCH_SIZE, Bundle, Classification, InferenceBackend, Part, classify
+from darklens.data.image_stacks import labels_of, location, read_row
 from darklens.data.prepare import Prepared, prepare, require_similar_scale, stacked_masks
 from darklens.data.readers import read_image
 from darklens.errors import DarklensError
@@ -58,7 +59,7 @@ def predict(
 
     Args:
         bundle: A classifier.
-        paths: Files that `read_image` reads.
+        paths: Files that `read_image` reads, and images of stacks, `FILE#i`.
         pixel_scale: Pixel scale of the images in arcsec; overrides that in the files. Images with a pixel scale other
             than that of the model are resampled. If it is unknown, `assumed_scale` chooses one.
         name: Name of the image in files with several images.
@@ -120,18 +121,27 @@ def read_one(
     If PSF or noise map are not those of the bundle, the reasons to doubt its class are added to `doubts`.
     """
     size, scale, whole = bundle.contract.n_pixels, bundle.contract.pixel_scale, folder / path
+    file, row = location(whole)
     try:
-        image = read_image(whole, name=name, pixel_scale=pixel_scale)
-        image = replace(image, changes=(*image.changes, *unused_maps(whole, auxiliary)))
+        if row is None:
+            image = read_image(file, name=name, pixel_scale=pixel_scale)
+        else:
+            image = read_row(file, row, name=name, pixel_scale=pixel_scale)
+        image = replace(image, changes=(*image.changes, *unused_maps(file, auxiliary)))
         if auxiliary is not None:
             image, reasons = auxiliary.applied(image, bundle)
             if doubts is not None:
                 doubts[path] = reasons
         return prepare(
-            image, n_pixels=size, pixel_scale=scale, image_pixel_scale=pixel_scale, name=str(path), path=whole
+            image, n_pixels=size, pixel_scale=scale, image_pixel_scale=pixel_scale, name=str(path), path=file
         )
     except DarklensError as error:
-        return str(error).replace(str(whole), str(path))
+        message = str(error)
+        if row is None and (n := len(labels_of(file))) > 1:
+            message += f" If these are {n} images, give {whole}#0 to {whole}#{n - 1}, or call the array images."
+        if row is None:
+            return message.replace(str(whole), str(path))
+        return message if message.startswith(str(path)) else message.replace(str(file), str(path), 1)
 
 
 def _rows(

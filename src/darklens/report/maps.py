@@ -10,6 +10,7 @@ from jaxtyping import Float
 from pydantic import ValidationError
 
 from darklens.bundle import Bundle, Classification
+from darklens.data.image_stacks import stem
 from darklens.data.prepare import Prepared
 from darklens.data.store import Store, prepare_folder
 from darklens.errors import InputError
@@ -31,17 +32,18 @@ class UniqueNames:
     """
 
     def __init__(self, files: Iterable[Path]) -> None:
-        self._files_of = Counter(path.stem for path in files)
+        self._files_of = Counter(map(stem, files))
         self._used: set[str] = set()
 
     def of(self, path: Path) -> str:
         """Return the name of the outputs of a file."""
         folder = path.absolute().parent.name
-        stem = f"{folder}-{path.stem}" if folder and self._files_of[path.stem] > 1 else path.stem
-        candidates = (stem if n == 1 else f"{stem}-{n}" for n in count(1))
-        name = next(name for name in candidates if name not in self._used)
-        self._used.add(name)
-        return name
+        name = stem(path)
+        name = f"{folder}-{name}" if folder and self._files_of[name] > 1 else name
+        candidates = (name if n == 1 else f"{name}-{n}" for n in count(1))
+        unused = next(candidate for candidate in candidates if candidate not in self._used)
+        self._used.add(unused)
+        return unused
 
 
 class MapWriter:

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from jaxtyping import Bool, Float
 
+from darklens.data.image_stacks import location
 from darklens.data.readers.planes import Contents, Plane, contents
 from darklens.data.readers.roles import OBSERVATION_FILES, SCIENCE, Role, belongs, companion
 from darklens.errors import ConfigError, InputError
 from darklens.scene.noise_maps import standard_deviation
 from darklens.scene.observation import Observation, PhotonNoise, background_scatter, require_pixels
-from darklens.scene.observation_paths import location, member_of
+from darklens.scene.observation_paths import member_of
 from darklens.scene.observation_planes import NOISE_ROLES, plane_of, require_shape
 from darklens.scene.psf import PSF
 from darklens.scene.specification import NoiseSpecification, PSFSpecification

@@ -1,16 +1,13 @@
 """Finds observations: folders of one, files, and rows of stacks, and the files that belong to each."""
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from darklens.data.image_paths import expand
-from darklens.data.readers.planes import contents
+from darklens.data.image_stacks import labels_of, location
 from darklens.data.readers.roles import OBSERVATION_FILES, OBSERVATION_SUFFIXES, Role
 from darklens.errors import InputError
-
-_ROW = re.compile(r"(?P<file>.+)#(?P<row>\d+)")
 
 
 def find_observations(arguments: Sequence[Path | str]) -> list[str]:
@@ -51,16 +48,8 @@ def _images(folder: Path, names: Sequence[str]) -> Iterator[Path]:
 
 
 def _rows(label: str) -> list[str]:
-    """Return the rows of a stack; anything else, and a file that cannot be read, as it is."""
-    if _ROW.fullmatch(label) and not os.path.lexists(label):
-        return [label]
-    if os.path.isdir(label) or not label.lower().endswith((".npz", ".h5", ".hdf5")):
-        return [label]
-    try:
-        n_rows = contents(Path(label)).n_rows
-    except InputError:
-        return [label]  # reported when it is read
-    return [label] if n_rows is None else [f"{label}#{i}" for i in range(n_rows)]
+    """Return the rows of a stack; anything else as it is."""
+    return [label] if location(label)[1] is not None else [str(path) for path in labels_of(Path(label))]
 
 
 def files_of(label: str) -> list[Path]:
@@ -69,14 +58,6 @@ def files_of(label: str) -> list[Path]:
     if not path.is_dir():
         return [path]
     return [file for role in OBSERVATION_FILES if (file := member_of(path, role)) is not None]
-
-
-def location(label: str) -> tuple[Path, int | None]:
-    """Return the file or folder of an observation, and the row of a stack."""
-    match = _ROW.fullmatch(label)
-    if match and not os.path.lexists(label):
-        return Path(match["file"]), int(match["row"])
-    return Path(label), None
 
 
 def member_of(folder: Path, role: Role) -> Path | None:

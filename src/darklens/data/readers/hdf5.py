@@ -1,8 +1,9 @@
 """Reader of HDF5 files. It ignores links to other files and external storage, so it reads nothing outside the file."""
 
+import itertools
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,14 @@ def require_h5py(path: Path) -> Any:
     return h5py
 
 
-def require_readable(path: Path, dataset: Any, *, max_chunks: int = MAX_CHUNKS) -> None:
+def require_readable(path: Path, dataset: Any, *, rows: range | None = None, max_chunks: int = MAX_CHUNKS) -> None:
     """Check that reading a dataset needs no more memory than its shape states, and no filter plug-in.
 
     Args:
         path: The file, for messages.
         dataset: Dataset of h5py whose data lie in the file.
-        max_chunks: Largest number of chunks.
+        rows: Part of the first axis that is read; None for all.
+        max_chunks: Largest number of chunks that are read.
 
     Raises:
         InputError: If the dataset has other filters, or too large or too many chunks.
@@ -83,21 +85,39 @@ def require_readable(path: Path, dataset: Any, *, max_chunks: int = MAX_CHUNKS) 
         )
     if dataset.chunks is None:
         return
-    size, n_chunks = math.prod(dataset.chunks), dataset.id.get_num_chunks()
+    size = math.prod(dataset.chunks)
+    n_chunks = dataset.id.get_num_chunks() if rows is None else math.prod(map(len, _corners(dataset, rows)))
     if size > MAX_PIXELS or n_chunks > max_chunks:
         raise InputError(f"{path}: is stored in too large or too many chunks; save the image again without chunks.")
     limit = size * dataset.dtype.itemsize + 8
     if any(number == _LZF and max(values[2:], default=0) > limit for number, _, values, _ in filters):
         raise InputError(f"{path}: a chunk decompresses to more than its size; save the image again.")
     packing = [i for i, number in enumerate(numbers) if number in (_DEFLATE, _LZF)]
-    for i in range(n_chunks if packing else 0):
+    for skipped, content in _chunks(dataset, rows) if packing else ():
         # HDF5 does not limit the decompressed size of a chunk.
-        skipped, content = dataset.id.read_direct_chunk(dataset.id.get_chunk_info(i).chunk_offset)
         applied = [numbers[k] for k in packing if not skipped >> k & 1]
         if _FLETCHER32 in numbers and not skipped >> numbers.index(_FLETCHER32) & 1:
             content = content[:-4]  # the checksum
         if len(applied) > 1 or (applied and _decompressed_size(content, applied[0], limit) >= limit):
             raise InputError(f"{path}: a chunk decompresses to more than its size; save the image again.")
+
+
+def _corners(dataset: Any, rows: range) -> list[range]:
+    """Return the positions of chunks along each axis, for some rows of a dataset."""
+    corners = [range(0, n, step) for n, step in zip(dataset.shape, dataset.chunks, strict=True)]
+    step = dataset.chunks[0]
+    return [range(rows.start // step * step, rows.stop, step), *corners[1:]]
+
+
+def _chunks(dataset: Any, rows: range | None) -> Iterator[tuple[int, bytes]]:
+    """Yield the stored chunks of a dataset, or of some rows: the mask of skipped filters, and the bytes."""
+    if rows is None:
+        for i in range(dataset.id.get_num_chunks()):
+            yield dataset.id.read_direct_chunk(dataset.id.get_chunk_info(i).chunk_offset)
+        return
+    for corner in itertools.product(*_corners(dataset, rows)):
+        if dataset.id.get_chunk_info_by_coord(corner).byte_offset is not None:  # None: never written
+            yield dataset.id.read_direct_chunk(corner)
 
 
 def _decompressed_size(content: bytes, number: int, limit: int) -> int:

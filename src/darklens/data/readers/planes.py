@@ -4,10 +4,12 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from darklens.data.readers import read_image, require_file, warnings_lock
 from darklens.data.readers.fits import list_units
@@ -17,8 +19,13 @@ from darklens.data.readers.npy import open_archive, read_header
 from darklens.data.readers.pixel_scale import TRANSFORM, is_name
 from darklens.data.readers.roles import Role, role_of
 from darklens.errors import InputError
+from darklens.files import change_stamp
 
 _NUMBERS = ("exposure_time", "exptime", "exposure", "background_rms", "gain", "noise", "sigma")
+_LARGEST_STACK = 10**13  # bytes; only single images are read
+_MAX_ROWS = 1_000_000  # images in a stack, each of which has a name in memory
+_PART_BYTES = 30_000_000  # of the part of a stack that is read at once, float64
+_NPY = b"\x93NUMPY"
 _ZIP, _HDF5, _FITS = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n", (b"SIMPLE  =", b"\x1f\x8b", b"BZh")
 
 
@@ -54,8 +61,9 @@ class Plane:
             InputError: If the image cannot be read.
         """
         if self.row is not None:
-            assert self.key is not None
-            return _read_row(self.path, self.key, self.row), None, ()
+            rows = max(1, _PART_BYTES // (8 * math.prod(self.shape)))
+            part = _part(self.path, self.key, self.row // rows * rows, rows, change_stamp(self.path))
+            return part[self.row % rows].astype(np.float64), None, ()
         image = read_image(self.path, name=self.key)
         return np.asarray(image.pixels, dtype=np.float64), image.pixel_scale, image.changes
 
@@ -85,7 +93,9 @@ def contents(path: Path, *, row: int | None = None) -> Contents:
     Raises:
         InputError: If the file cannot be used, or has no such row.
     """
-    head = require_file(path)
+    head = require_file(path, max_bytes=_LARGEST_STACK)
+    if not head.startswith((_ZIP, _HDF5, _NPY)):
+        require_file(path)
     if head.startswith(_FITS):
         with reject_damaged(path, "FITS"), warnings_lock, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -93,9 +103,31 @@ def contents(path: Path, *, row: int | None = None) -> Contents:
     if head.startswith((_ZIP, _HDF5)):
         shapes, values = _arrays_of_npz(path) if head.startswith(_ZIP) else _arrays_of_hdf5(path)
         return _of_arrays(path, shapes, values, row or 0)
+    if head.startswith(_NPY) and (shape := _stack_shape(path)) is not None:
+        stack = _of_arrays(path, {"": shape}, {}, row or 0)
+        return replace(stack, planes=tuple(replace(plane, role=role_of(path.stem)) for plane in stack.planes))
     image = read_image(path)
     rows, columns = np.shape(image.pixels)
     return Contents((Plane(path, "", None, role_of(path.stem), (rows, columns)),))
+
+
+def n_rows_of(path: Path) -> int | None:
+    """Return the number of images in a stack; None for other files, of which only npz and HDF5 files are opened.
+
+    Raises:
+        InputError: If the file cannot be used.
+    """
+    head = require_file(path, max_bytes=_LARGEST_STACK)
+    if head.startswith((_ZIP, _HDF5)) or (head.startswith(_NPY) and _stack_shape(path) is not None):
+        return contents(path).n_rows
+    return None
+
+
+def _stack_shape(path: Path) -> tuple[int, ...] | None:
+    """Return the shape of an npy file with several images; None for others."""
+    with reject_damaged(path, ".npy"), path.open("rb") as stream:
+        shape, _, _ = read_header(stream)
+    return shape if len(shape) > 2 and plane_shape(shape) is None and plane_shape(shape[1:]) is not None else None
 
 
 def _of_fits(path: Path) -> Contents:
@@ -130,6 +162,8 @@ def _of_arrays(
     science = [key for key in shapes if role_of(key) == "science" and len(shapes[key]) > 2]
     stacks = [k for k in science if plane_shape(shapes[k]) is None or k.rsplit("/", 1)[-1].lower() == "images"]
     n_rows = shapes[stacks[0]][0] if stacks else None
+    if n_rows is not None and n_rows > _MAX_ROWS:
+        raise InputError(f"{path}: states {n_rows} images; a file may have at most {_MAX_ROWS:,}; split it.")
     if n_rows is not None and not 0 <= row < n_rows:
         raise InputError(f"{path}: has no row {row}; it holds {n_rows} images.")
     planes: list[Plane] = []
@@ -182,22 +216,36 @@ def _arrays_of_hdf5(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, n
     return shapes, values
 
 
-def _read_row(path: Path, key: str, row: int) -> Float[np.ndarray, "rows columns"]:
-    """Return one image of a stack."""
-    if require_file(path).startswith(_HDF5):
+@lru_cache(maxsize=2)
+def _part(path: Path, key: str | None, start: int, n: int, _stamp: bytes) -> Shaped[np.ndarray, "rows height width"]:
+    """Return up to n images of a stack; `_stamp` changes if the file does.
+
+    Images are read in parts, because a compressed archive has to be read from its beginning.
+    """
+    head = require_file(path, max_bytes=_LARGEST_STACK)
+    if head.startswith(_HDF5):
         h5py = require_h5py(path)
         with reject_damaged(path, "HDF5"), h5py.File(path, "r") as file:
-            dataset = datasets_of(file, h5py)[key]
+            dataset = datasets_of(file, h5py)[str(key)]
             height, width = require_image(path, dataset.shape[1:], dataset.dtype)
-            require_readable(path, dataset)
-            return np.asarray(dataset[row]).reshape(height, width).astype(np.float64)
+            rows = range(start, min(start + n, dataset.shape[0]))
+            require_readable(path, dataset, rows=rows)
+            return np.asarray(dataset[rows.start : rows.stop]).reshape(len(rows), height, width)
+    if head.startswith(_NPY):
+        with reject_damaged(path, ".npy"), path.open("rb") as stream:
+            return _rows_of_npy(path, stream, start, n)
     archive, members = open_archive(path)
-    with reject_damaged(path, ".npz"), archive, archive.open(members[key]) as stream:
-        shape, fortran_order, dtype = read_header(stream)
-        height, width = require_image(path, shape[1:], dtype)
-        if fortran_order:
-            raise InputError(f"{path}: {key} is in Fortran order; save it with numpy.ascontiguousarray.")
-        n_bytes = height * width * dtype.itemsize
-        stream.seek(row * n_bytes, 1)
-        plane = np.frombuffer(stream.read(n_bytes), dtype=dtype, count=height * width)
-        return plane.reshape(height, width).astype(np.float64)
+    with reject_damaged(path, ".npz"), archive, archive.open(members[str(key)]) as stream:
+        return _rows_of_npy(path, stream, start, n)
+
+
+def _rows_of_npy(path: Path, stream: Any, start: int, n: int) -> Shaped[np.ndarray, "rows height width"]:
+    shape, fortran_order, dtype = read_header(stream)
+    height, width = require_image(path, shape[1:], dtype)
+    if fortran_order:
+        raise InputError(f"{path}: is in Fortran order; save it with numpy.ascontiguousarray.")
+    n_rows = min(n, shape[0] - start)
+    n_bytes = height * width * dtype.itemsize
+    stream.seek(start * n_bytes, 1)
+    content = stream.read(n_rows * n_bytes)
+    return np.frombuffer(content, dtype=dtype, count=n_rows * height * width).reshape(n_rows, height, width)
