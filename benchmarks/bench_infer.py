@@ -2,20 +2,28 @@
 
 `python benchmarks/bench_infer.py [--rounds 5] [--images 64] [--json FILE]`
 
+Networks are the shipped ones; resnet_18, which is not shipped, has random weights, so its classes are not compared.
+`same_class` is the agreement with eager float32 on `--agreement` images.
+
 Eager float32 is the network as the study runs it, in the order batch, channel, row, column: in batches of 64
 (`vs_eager_fp32`) and image by image (`vs_eager_batch_1`). Each backend takes turns with it, with pre-processing and
 the features for `ood` included in ours only; a ratio is the median over rounds. `bound` compares the operations of an
 image with the rate of matrix products on this machine, which limits float32.
+
+`archive` is `darklens predict` over a folder of FITS files and over one HDF5 file with the same images, with one
+process for each core, and the same number of processes that classify the images from memory.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,19 +31,18 @@ import torch
 from record import record
 
 from darklens import populations
-from darklens.bundle import Bundle
+from darklens.bundle import Bundle, classify
 from darklens.bundle.contract import Contract
 from darklens.compilation import compiler
-from darklens.locate import DEFAULT_MODEL
-from darklens.models.informed import SISAutoencoder2Config
+from darklens.locate import DEFAULT_MODEL, shipped
 from darklens.models.resnet_18 import ResNet18Config
-from darklens.models.resnet_simple import ResNetSimpleConfig
 from darklens.predict.backends import backend_of, write_model
 from darklens.simulate.batch import simulate_batch
 
-SYSTEMS = {"resnet_18": ResNet18Config(), "resnet_simple": ResNetSimpleConfig()}
-SYSTEMS["sis_autoencoder2"] = SISAutoencoder2Config()
-PIXELS = 150
+SYSTEMS = ("resnet_18", "resnet_simple", "sis_autoencoder2")
+PIXELS, SCALE = 150, 0.05
+BLOCK = 16  # images that a process classifies at a time, as `predict` does with fits
+IN_MEMORY = {}  # of a process that classifies from memory
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "common-test-i"
 
 
@@ -45,28 +52,36 @@ def main():
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--systems", nargs="*", default=list(SYSTEMS), choices=list(SYSTEMS))
     parser.add_argument("--backends", nargs="*", default=["eager", "compiled", "onnx", "int8"])
-    parser.add_argument("--skip", nargs="*", default=[], choices=["lens_residual", "cold"])
+    parser.add_argument("--skip", nargs="*", default=[], choices=["lens_residual", "cold", "archive"])
+    parser.add_argument("--agreement", type=int, default=300)
+    parser.add_argument("--archive", type=int, default=2000)
     parser.add_argument("--json")
     options = parser.parse_args()
     images = simulate_batch(populations.get("common-test-i"), 5, range(options.images))[0]
     for name in options.systems:
-        figures = compare(SYSTEMS[name], images, options.rounds, options.backends)
+        figures = compare(name, images, options.rounds, options.backends, options.agreement)
         print(name, json.dumps(figures), flush=True)
         record(options.json, "infer", {name: figures})
     if "lens_residual" not in options.skip:
         figures = fits_per_second(images[:48], options.rounds)
         print("lens_residual", json.dumps(figures), flush=True)
         record(options.json, "infer", {"lens_residual": figures})
+    if "archive" not in options.skip:
+        figures = archive(options.archive)
+        print("archive", json.dumps(figures), flush=True)
+        record(options.json, "infer", {"archive": figures})
     if "cold" not in options.skip:
         figures = cold(options.rounds)
         print("cold", json.dumps(figures), flush=True)
         record(options.json, "infer", {"cold_predict": figures})
 
 
-def bundle_of(config, images):
-    """An untrained network, whose normalisation statistics are those of the images."""
+def bundle_of(name, images):
+    """A shipped network without the fits that check its classes, or an untrained one normalised to the images."""
+    if name in shipped():
+        return Bundle.load(name).with_companions(fallback="", checked_by="")
     torch.manual_seed(0)
-    contract = Contract.untrained(config, n_pixels=PIXELS, pixel_scale=0.05)
+    contract = Contract.untrained(ResNet18Config(), n_pixels=PIXELS, pixel_scale=SCALE)
     network = contract.build()
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -76,8 +91,9 @@ def bundle_of(config, images):
     return Bundle(contract, network)
 
 
-def compare(config, images, rounds, backends):
-    bundle = bundle_of(config, images)
+def compare(name, images, rounds, backends, agreement):
+    bundle, is_trained = bundle_of(name, images), name in shipped()
+    tests = simulate_batch(populations.get("common-test-i"), 6, range(agreement))[0] if is_trained else images
     inputs = bundle.contract.preprocess(torch.from_numpy(images)).contiguous()
     parts = {"eager_batch_64": inputs.split(64), "eager_batch_1": inputs[:16].split(1)}
     counts = {"eager_batch_64": len(inputs), "eager_batch_1": len(inputs[:16])}
@@ -88,7 +104,7 @@ def compare(config, images, rounds, backends):
             bundle.network(batch)
 
     ways = {name: (lambda name=name: study(name)) for name in parts}
-    exact, largest, prepared, agree = bundle.classify(images).probabilities, {}, {}, {}
+    exact, largest, prepared, agree = bundle.classify(tests).probabilities, {}, {}, {}
     with tempfile.TemporaryDirectory() as work:
         for name in backends:
             if name == "compiled" and compiler() is None:
@@ -96,10 +112,12 @@ def compare(config, images, rounds, backends):
             started, file = time.perf_counter(), Path(work) / f"{name}.onnx"
             write_model(name, bundle, file, images[:64])
             backend = backend_of(name, bundle, file)
-            probabilities = bundle.classify(images, backend).probabilities
+            bundle.classify(images, backend)
             prepared[name] = round(time.perf_counter() - started, 1)
+            probabilities = bundle.classify(tests, backend).probabilities
             largest[name] = float(f"{np.abs(probabilities - exact).max():.2g}")
-            agree[name] = round(float((probabilities.argmax(1) == exact.argmax(1)).mean()), 4)
+            if is_trained:
+                agree[name] = round(float((probabilities.argmax(1) == exact.argmax(1)).mean()), 4)
             ways[name] = lambda backend=backend: bundle.classify(images, backend)
             counts[name] = len(images)
         times = {name: [] for name in ways}
@@ -166,6 +184,50 @@ def fits_per_second(images, rounds):
     bundle.classify(images[:16])
     took = [seconds(lambda: bundle.classify(images)) for _ in range(rounds)]
     return {"images_per_s": round(len(images) / statistics.median(took), 2), "threads": torch.get_num_threads()}
+
+
+def archive(n):
+    """Images per second of the command over files and over a stack, and of processes that have the images in memory."""
+    import h5py
+    from astropy.io import fits
+
+    cores, population = os.cpu_count(), populations.get("common-test-i")
+    with tempfile.TemporaryDirectory() as work:
+        images = np.concatenate([simulate_batch(population, 7, range(k, min(k + 200, n)))[0] for k in range(0, n, 200)])
+        np.save(f"{work}/images.npy", images)
+        with h5py.File(f"{work}/stack.h5", "w") as file:
+            file.create_dataset("images", data=images[:, 0], chunks=(1, PIXELS, PIXELS))
+            file.attrs["pixel_scale"] = SCALE
+        folder = Path(work) / "folder"
+        folder.mkdir()
+        for i, image in enumerate(images):
+            header = fits.Header({"PIXSCALE": SCALE})
+            fits.writeto(folder / f"{i:06d}.fits", image[0], header)
+        took = {}
+        for name, target in (("fits", folder), ("hdf5", f"{work}/stack.h5")):
+            command = [sys.executable, "-m", "darklens.cli", "predict", str(target), "--out", f"{work}/{name}.csv"]
+            command += ["--workers", str(cores)]
+            took[name] = seconds(lambda command=command: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))
+        context, blocks = (
+            multiprocessing.get_context("spawn"),
+            [range(k, min(k + BLOCK, n)) for k in range(0, n, BLOCK)],
+        )
+        with ProcessPoolExecutor(cores, context, initializer=load_images, initargs=(f"{work}/images.npy",)) as pool:
+            list(pool.map(classify_in_memory, blocks[:cores]))
+            took["memory"] = seconds(lambda: list(pool.map(classify_in_memory, blocks)))
+    rates = {name: round(n / value, 2) for name, value in took.items()}
+    over_memory = {f"{name}_over_memory": round(rates[name] / rates["memory"], 3) for name in ("fits", "hdf5")}
+    return {"images": n, "processes": cores, "images_per_s": rates, **over_memory}
+
+
+def load_images(path):
+    """Load the images and the model of a process that classifies from memory."""
+    torch.set_num_threads(1)
+    IN_MEMORY.update(images=np.load(path), bundle=Bundle.load(DEFAULT_MODEL))
+
+
+def classify_in_memory(rows):
+    return sum(len(part.indices) for part in classify(IN_MEMORY["bundle"], IN_MEMORY["images"][rows]))
 
 
 def cold(rounds):

@@ -17,7 +17,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 SCRATCH = Path(tempfile.gettempdir()) / "darklens-bench"
 RESULTS = HERE.parent / "results"
-QUICK_INFER = ["--rounds", "1", "--images", "4", "--systems", "resnet_simple", "--skip", "lens_residual", "cold"]
+QUICK_INFER = ["--rounds", "1", "--images", "4", "--systems", "resnet_simple", "--agreement", "4"]
+QUICK_INFER += ["--skip", "lens_residual", "archive", "cold"]
 QUICK_FIT = ["--images", "9", "--scipy-images", "1", "--rounds", "1", "--backend", "eager", "--out", str(SCRATCH)]
 QUICK_MEMORY = ["--few", "60", "--many", "600", "--pixels", "16", "--skip", "predict"]
 QUICK_SCENE = ["--eager", "--images", "1", "--peer-images", "1", "--pixels", "40", "--swarm", "0.02"]
@@ -121,7 +122,17 @@ def rows_of(bench):
 def infer_rows(name, figures):
     """Yield a row for each backend that ran a network, or one for a system that has no choice."""
     rates = figures.get("images_per_s")
-    if "wall_s" in figures:
+    if name == "archive":
+        for kind in ("fits", "hdf5"):
+            rate = quantity(rates[kind], "images/s")
+            yield (
+                f"predict {figures['images']:,} images, {kind}",
+                "from memory",
+                figures[f"{kind}_over_memory"],
+                rate,
+                "infer",
+            )
+    elif "wall_s" in figures:
         yield "first prediction of a new process", "", None, quantity(figures["wall_s"], "s"), "infer"
     elif not isinstance(rates, dict):
         yield f"infer {name}", "", None, quantity(rates, "images/s"), "infer"
