@@ -5,9 +5,11 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from darklens.data.readers.hdf5 import datasets_of, require_h5py, stated_scale
+from darklens.data.readers import hdf5, npy
+from darklens.data.readers.hdf5 import datasets_of, require_h5py
 from darklens.data.readers.image import Image, reject_damaged
-from darklens.data.readers.planes import Plane, contents, n_rows_of
+from darklens.data.readers.npy import open_archive
+from darklens.data.readers.planes import contents, n_rows_of
 from darklens.errors import InputError
 from darklens.files import change_stamp
 
@@ -74,7 +76,7 @@ def read_row(path: Path, row: int, *, name: str | None = None, pixel_scale: floa
     if content.n_rows is None:
         raise InputError(f"{path}: is not a stack of images; leave out #{row}.")
     rows = [plane for plane in content.planes if plane.row is not None]
-    wanted = None if name is None else name.strip("/")
+    wanted = None if name is None or rows[0].key == "" else name.strip("/")  # an npy file has no names
     chosen = [plane for plane in rows if (plane.role == "science" if wanted is None else plane.name == wanted)]
     if len(chosen) != 1:
         names = ", ".join(plane.name for plane in rows)
@@ -85,16 +87,24 @@ def read_row(path: Path, row: int, *, name: str | None = None, pixel_scale: floa
         )
     pixels, _, changes = chosen[0].read()
     unused = tuple(f"{plane} not used" for plane in rows if plane.role != "science")
-    scale = pixel_scale or content.numbers.get("pixel_scale") or _scale_of_hdf5(chosen[0], change_stamp(path))
-    return Image(pixels, scale, (*changes, *unused))
+    if pixel_scale is None and "pixel_scale" in content.numbers_of_rows:
+        pixel_scale = content.numbers["pixel_scale"]
+    elif pixel_scale is None:
+        pixel_scale = _stated_scale(chosen[0].path, chosen[0].key, change_stamp(path))
+    return Image(pixels, pixel_scale, (*changes, *unused))
 
 
 @lru_cache(maxsize=8)
-def _scale_of_hdf5(plane: Plane, _stamp: bytes) -> float | None:
-    """Return the pixel scale that attributes of an HDF5 file state, arcsec; None for other files."""
-    if not plane.path.name.lower().endswith(_HDF5):
-        return None
-    h5py = require_h5py(plane.path)
-    with reject_damaged(plane.path, "HDF5"), h5py.File(plane.path, "r") as file:
-        datasets = datasets_of(file, h5py)
-        return stated_scale(plane.path, datasets[str(plane.key)], datasets)
+def _stated_scale(path: Path, key: str | None, _stamp: bytes) -> float | None:
+    """Return the pixel scale that a file states for all images of a stack, arcsec; None without any."""
+    suffix = path.suffix.lower()
+    if suffix in _HDF5:
+        h5py = require_h5py(path)
+        with reject_damaged(path, "HDF5"), h5py.File(path, "r") as file:
+            datasets = datasets_of(file, h5py)
+            return hdf5.stated_scale(path, datasets[str(key)], datasets)
+    if suffix == ".npz":
+        archive, members = open_archive(path)
+        with reject_damaged(path, ".npz"), archive:
+            return npy.stated_scale(path, archive, members)
+    return None

@@ -34,7 +34,7 @@ def files(spec: ImageLight) -> tuple[Path, ...]:
     if not chosen:
         raise ConfigError(f"{spec.folder} has no .fits or .npy cut-outs between first and last.")
     if spec.sha256 is not None and digest(chosen) != spec.sha256:
-        raise ConfigError(f"the cut-outs in {spec.folder} are not those of the sha256 of the population.")
+        raise ConfigError(f"The cut-outs in {spec.folder} are not those of the sha256 of the population.")
     return tuple(chosen)
 
 
@@ -66,7 +66,7 @@ def galaxy(path: Path) -> Float[Tensor, "m m"]:
     try:
         image = read_finite_image(path).astype(np.float64)
     except InputError as error:
-        raise ConfigError(f"{error}") from None
+        raise ConfigError(str(error)) from None
     if image.shape[0] != image.shape[1] or image.shape[0] < 8:
         raise ConfigError(f"{path} is {image.shape[0]} x {image.shape[1]}; square cut-outs are needed.")
     frame = border(len(image), max(1, round(_BORDER * len(image))))

@@ -90,7 +90,8 @@ def test_pixel_scales_are_those_of_the_row_or_of_the_file(tmp_path):
     write_hdf5(tmp_path / "attribute.h5", IMAGES)
     with h5py.File(tmp_path / "attribute.h5", "a") as file:
         file["survey"].attrs["pixel_scale"] = 0.1
-    for name, expected in (("rows.npz", 0.07), ("one.npz", 0.08), ("attribute.h5", 0.1)):
+    np.savez(tmp_path / "unit.npz", images=IMAGES, pixel_scale=70.0, pixel_scale_unit="mas")
+    for name, expected in (("rows.npz", 0.07), ("one.npz", 0.08), ("attribute.h5", 0.1), ("unit.npz", 0.07)):
         assert read_row(tmp_path / name, 2).pixel_scale == pytest.approx(expected)
         assert read_row(tmp_path / name, 2, pixel_scale=0.2).pixel_scale == 0.2
     np.save(tmp_path / "none.npy", IMAGES)

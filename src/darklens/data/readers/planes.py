@@ -76,11 +76,13 @@ class Contents:
         planes: Its images.
         numbers: Numbers by name, as `exposure_time` (s), `background_rms`, `gain`, and `pixel_scale` of stacks.
         n_rows: Number of images in a stack, such as an npz with `images` (k, n, n); None for other files.
+        numbers_of_rows: Names of the numbers that each image of a stack has for itself.
     """
 
     planes: tuple[Plane, ...]
     numbers: Mapping[str, float] = field(default_factory=dict)
     n_rows: int | None = None
+    numbers_of_rows: frozenset[str] = frozenset()
 
 
 def contents(path: Path, *, row: int | None = None) -> Contents:
@@ -168,6 +170,7 @@ def _of_arrays(
         raise InputError(f"{path}: has no row {row}; it holds {n_rows} images.")
     planes: list[Plane] = []
     numbers: dict[str, float] = {}
+    of_rows: set[str] = set()
     for key, shape in shapes.items():
         per_row = n_rows is not None and len(shape) > 2 and shape[0] == n_rows and key not in values
         plane = plane_shape(shape[1:] if per_row else shape)
@@ -180,7 +183,9 @@ def _of_arrays(
             flat = value.ravel()
             if flat.size == 1 or flat.size == n_rows:
                 numbers[name] = float(flat[row if flat.size > 1 else 0])
-    return Contents(tuple(planes), numbers, n_rows)
+            if flat.size == n_rows:
+                of_rows.add(name)
+    return Contents(tuple(planes), numbers, n_rows, frozenset(of_rows))
 
 
 def _arrays_of_npz(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, np.ndarray]]:
