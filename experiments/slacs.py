@@ -11,6 +11,7 @@ from experiments import engine
 from experiments.engine import ROOT, Experiment, Work
 
 _CLOSE = 0.03  # relative difference of Einstein radii that agree
+_NEAR = 0.01  # of a published value, from which a value counts as between two of them
 Row = dict[str, Any]
 
 
@@ -78,12 +79,14 @@ def page(config: Config, result: dict[str, Any]) -> str:
     rows = result["rows"]
     ratios, others = (np.array([r[key] for r in rows]) for key in ("ratio", "ratio_to_other"))
     published = ratios / others
+    is_between = (np.minimum(ratios, others) < 1 + _NEAR) & (np.maximum(ratios, others) > 1 - _NEAR)
     agrees, warned = abs(ratios - 1) < _CLOSE, np.array([bool(r["message"]) for r in rows])
     values = {
         "n": len(rows),
         "published": int((abs(published - 1) < _CLOSE).sum()),
         "within_3": int(agrees.sum()),
         "others": int((~agrees).sum()),
+        "between": int((~agrees & is_between).sum()),
         "others_without": int((~agrees & ~warned).sum()),
         "agree_with": int((agrees & warned).sum()),
         "within_5": int((abs(ratios - 1) < 0.05).sum()),
