@@ -15,7 +15,7 @@ _SMOOTHING = 7  # side of the box that estimates the mean brightness, pixels
 
 Images = Float[Tensor, "b 1 n n"]
 
-_MEDIAN_OF_SQUARE = 0.4549  # of a standard normal deviate
+MEDIAN_OF_SQUARE = 0.4549  # of a standard normal deviate
 _SMALLEST_PART = 0.3  # of the variance of faint pixels
 
 
@@ -25,11 +25,7 @@ def noise_variance(images: Images) -> Images:
     Photon noise has this form in any linear unit of brightness; b = 0 is uniform noise. The estimate is accurate to 6 %
     for at least ten sky counts per pixel, and 12 % too low for three.
     """
-    inner = images[..., 1:-1, 1:-1]
-    with full_float32():
-        squared = F.conv2d(images, constant(_NOISE_FILTER, images.dtype, images.device).reshape(1, 1, 3, 3)) ** 2
-    margin = _SMOOTHING // 2
-    mean = F.avg_pool2d(F.pad(images, [margin] * 4, mode="replicate"), _SMOOTHING, stride=1)
+    inner, squared, mean = images[..., 1:-1, 1:-1], noise_response(images), local_mean(images)
     x, y = mean[..., 1:-1, 1:-1].flatten(1), squared.flatten(1)
     # The scatter of a squared normal deviate is proportional to its mean, so faint pixels carry most weight.
     floor = inner.flatten(1).var(1, keepdim=True) * 1e-6 + 1e-12
@@ -44,6 +40,22 @@ def noise_variance(images: Images) -> Images:
         a = centre_y - b * centre_x
     # Structure of bright light can make a negative. The noise of the faint half of the pixels is a lower limit.
     faint = x.argsort(1)[:, : x.shape[1] // 2]
-    darkest = y.gather(1, faint).median(1, keepdim=True).values / _MEDIAN_OF_SQUARE
+    darkest = y.gather(1, faint).median(1, keepdim=True).values / MEDIAN_OF_SQUARE
     floor = torch.maximum(floor, _SMALLEST_PART * darkest)
     return (a[..., None, None] + b[..., None, None] * mean).clamp_min(floor[..., None, None])
+
+
+def noise_response(images: Images) -> Float[Tensor, "b 1 k k"]:
+    """Return the squares of a filter that smooth light does not pass: the noise variance, multiplied by a chi2 deviate.
+
+    The pixels at the edge are left out.
+    """
+    with full_float32():
+        filtered: Tensor = F.conv2d(images, constant(_NOISE_FILTER, images.dtype, images.device).reshape(1, 1, 3, 3))
+    return filtered**2
+
+
+def local_mean(images: Images) -> Images:
+    """Return the mean of the 7 x 7 pixels around each pixel."""
+    margin = _SMOOTHING // 2
+    return F.avg_pool2d(F.pad(images, [margin] * 4, mode="replicate"), _SMOOTHING, stride=1)

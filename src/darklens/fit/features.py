@@ -24,6 +24,7 @@ SUMMARY_NAMES = (
     *("line_mass", "line_x", "line_y", "line_angle", "line_length"),
     *(f"point_{k + 1}_{name}" for k in range(N_POINTS) for name in ("mass", "x", "y")),
     *(f"{name}_{hypothesis}" for hypothesis in HYPOTHESES for name in misfit.NAMES),
+    "relative_exposure",
 )
 """Columns of the summary, units as in `HypothesisFits`; `evidence_peak` is the largest value of `evidence`."""
 
@@ -94,6 +95,7 @@ def to_tensors(fits: HypothesisFits) -> FitFeatures:
         *fits.line.unbind(1),
         *fits.points.flatten(1).unbind(1),
         *fits.misfit.flatten(1).unbind(1),
+        fits.relative_exposure,
     ]
     finite = {"nan": 0.0, "posinf": _CLIP, "neginf": -_CLIP}
     table = torch.stack(summary, 1).nan_to_num(nan=0.0, posinf=LARGEST, neginf=-LARGEST)

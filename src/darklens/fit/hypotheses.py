@@ -69,6 +69,7 @@ class HypothesisFits:
         evidence: Delta chi2 of a point mass at each position, with the sign of the mass (b, n, n).
         line_evidence: The same in addition to the line (b, n, n).
         misfit: Score tests `misfit.NAMES` of the fits `HYPOTHESES` (b, 3, t).
+        relative_exposure: Exposure in units of that of the population, as in `MacroFit` (b,).
         pixel_scale: Side of a fitted pixel, arcsec.
     """
 
@@ -94,6 +95,7 @@ class HypothesisFits:
     evidence: Maps
     line_evidence: Maps
     misfit: Float[Tensor, "b 3 t"]
+    relative_exposure: Float[Tensor, " b"]
     pixel_scale: float
 
 
@@ -161,7 +163,7 @@ class _PreparedImages:
 
 def _fit_block(images: Images, fitter: Fitter, exposure: Images | None) -> HypothesisFits:
     scaled, low, spread = unit_range(images)
-    fit, noise = fit_smooth(scaled, fitter, exposure)
+    fit, noise, exposure, relative = fit_smooth(scaled, fitter, exposure)
     model, p = fitter.model(), len(fitter.lens.names)
     coarse_pixels, coarse_noise = fitter.on_coarse(scaled, exposure)
     gain, templates = model.gain(fit.parameters), templates_of(fitter)
@@ -200,6 +202,7 @@ def _fit_block(images: Images, fitter: Fitter, exposure: Images | None) -> Hypot
         evidence=evidence,
         line_evidence=line_evidence,
         misfit=_misfit(prepared, (fit, with_line, with_points)),
+        relative_exposure=relative,
         pixel_scale=templates.grid.pixel_scale,
     )
 

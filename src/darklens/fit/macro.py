@@ -6,7 +6,7 @@ light first, then with the sampling of the population, and last on all pixels of
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,7 +15,7 @@ from torch import Tensor
 from darklens.fit.fitter import Fitter, Images, fitter_of
 from darklens.fit.levenberg import FitState, minimise
 from darklens.fit.model import FitParameters, Model
-from darklens.fit.noise import Noise, quantisation_steps
+from darklens.fit.noise import Noise, quantisation_steps, relative_exposure
 from darklens.kernels.smooth_fit import load_for
 from darklens.populations.population import Population
 
@@ -44,6 +44,8 @@ class MacroFit:
         residual: (image - model) / sigma (b, n, n); white with variance 1 for a smooth lens.
         reduced_chi2: Sum of squared residuals per degree of freedom (b,).
         converged: Whether another step is predicted to lower the deviance by less than 1 (b,).
+        relative_exposure: Exposure in units of that of the population, estimated from the noise; 1 where it does not
+            differ clearly (b,).
     """
 
     names: tuple[str, ...]
@@ -55,6 +57,7 @@ class MacroFit:
     residual: Images
     reduced_chi2: Float[Tensor, " b"]
     converged: Bool[Tensor, " b"]
+    relative_exposure: Float[Tensor, " b"]
 
     def in_units(self, low: Float[Tensor, " b"], spread: Float[Tensor, " b"]) -> "MacroFit":
         """Return the fits in units in which the images are low + spread * (the fitted images)."""
@@ -171,8 +174,43 @@ def coarse_fit(images: Images, fitter: Fitter, exposure: Images | None = None) -
     return best_fit
 
 
-def fit_smooth(images: Images, fitter: Fitter, exposure: Images | None = None) -> tuple[FitState, Noise]:
-    """Fit images scaled to 0..1 on the fine detector; return the fit and the noise."""
+class SmoothFits(NamedTuple):
+    """Fits of the smooth lens on the fine detector, the noise, and the relative exposure of each image or pixel.
+
+    Attributes:
+        state: The fits.
+        noise: Noise of the images on the detector.
+        exposure: Relative exposure of each pixel, known or estimated; None if it is 1 everywhere.
+        relative_exposure: The estimated factor of the exposure of each image (b,).
+    """
+
+    state: FitState
+    noise: Noise
+    exposure: Images | None
+    relative_exposure: Float[Tensor, " b"]
+
+
+def fit_smooth(images: Images, fitter: Fitter, exposure: Images | None = None) -> SmoothFits:
+    """Fit images scaled to 0..1 on the fine detector, and again those whose noise shows another exposure."""
+    fit, noise = _fit_smooth(images, fitter, exposure)
+    relative = torch.ones_like(fit.deviance)
+    if noise.sky is None:
+        return SmoothFits(fit, noise, exposure, relative)
+    relative = relative_exposure(images, fitter.model().gain(fit.parameters), noise.sky, exposure)
+    rows = torch.nonzero(relative != 1)[:, 0]
+    if not len(rows):
+        return SmoothFits(fit, noise, exposure, relative)
+    known = torch.ones_like(images) if exposure is None else exposure
+    exposure = known * relative[:, None, None]
+    fits_of_rows, noise_of_rows = _fit_smooth(images[rows], fitter, exposure[rows])
+    fit.assign(rows, fits_of_rows)
+    extra = noise.extra.clone()
+    extra[rows] = noise_of_rows.extra
+    noise = replace(Noise.of(fitter.population, images, fitter.fine, exposure), extra=extra)
+    return SmoothFits(fit, noise, exposure, relative)
+
+
+def _fit_smooth(images: Images, fitter: Fitter, exposure: Images | None) -> tuple[FitState, Noise]:
     start = coarse_fit(images, fitter, exposure).parameters
     model = fitter.model()
     pixels, noise = fitter.on_fine(images, exposure)
@@ -183,13 +221,12 @@ def fit_smooth(images: Images, fitter: Fitter, exposure: Images | None = None) -
 def _finish(images: Images, fitter: Fitter, exposure: Images | None) -> Iterator[MacroFit]:
     """Yield fits on all pixels, in the units of the images, for small batches."""
     scaled, low, spread = unit_range(images)
-    fit, noise = fit_smooth(scaled, fitter, exposure)
+    fit, noise, exposure, relative = fit_smooth(scaled, fitter, exposure)
     size = batch_size_on(images.device, _ALL_PIXELS_BATCH_SIZE)
     for rows in torch.split(torch.arange(len(images), device=images.device), size):
         block_exposure = None if exposure is None else exposure[rows]
-        yield _on_all_pixels(scaled[rows], fit.parameters[rows], noise.extra[rows], fitter, block_exposure).in_units(
-            low[rows], spread[rows]
-        )
+        fits = _on_all_pixels(scaled[rows], fit.parameters[rows], noise.extra[rows], fitter, block_exposure)
+        yield replace(fits, relative_exposure=relative[rows]).in_units(low[rows], spread[rows])
 
 
 def _on_all_pixels(
@@ -221,4 +258,5 @@ def _on_all_pixels(
         residual=residual,
         reduced_chi2=(residual**2).sum((1, 2)) / degrees_of_freedom,
         converged=fit.predicted_reduction < CONVERGED,
+        relative_exposure=torch.ones_like(fit.deviance),
     )

@@ -24,7 +24,8 @@ def findings(features: FitFeatures) -> dict[str, list[str]]:
     `chi2_per_pixel` is the deviance of the smooth lens divided by the number of fitted pixels. `chi2_per_pixel_line`
     and `chi2_per_pixel_points` are the same with one line and with all point masses. `delta_chi2_line` and
     `delta_chi2_points` are the reductions of the deviance, and `delta_chi2_point_given_line` is the reduction by a
-    point mass in addition to the line.
+    point mass in addition to the line. `relative_exposure` is the exposure that the noise shows, relative to that of
+    the population.
     """
     value = features.columns()
     n_pixels, points = value["n_pixels_fitted"], f"delta_chi2_points_{N_POINTS}"
@@ -39,6 +40,7 @@ def findings(features: FitFeatures) -> dict[str, list[str]]:
         **{name: value[name] for name in ("line_mass", "line_x", "line_y", "line_length")},
         "line_angle": torch.rad2deg(value["line_angle"]) % 180,
         **{f"point_{name}": value[f"point_1_{name}"] for name in ("mass", "x", "y")},
+        "relative_exposure": value["relative_exposure"],
     }
     states = ["ok" if succeeded else FAILED for succeeded in fit_succeeded(features).tolist()]
     return {"fit": states, **{name: [f"{v:.5g}" for v in column.tolist()] for name, column in columns.items()}}

@@ -64,7 +64,7 @@ class MacroFitK(nn.Module):
         check_images(pixels, fitter)
         scaled, _, _ = unit_range(pixels)
         with torch.autocast(images.device.type, enabled=False):
-            fit, _ = fit_smooth(scaled, fitter)
+            fit = fit_smooth(scaled, fitter).state
         values = dict(zip(fitter.lens.names, fit.parameters.unbind(1), strict=False))  # scale and offset follow
         constant = fitter.lens.fixed
         theta_E, x, y = (

@@ -10,7 +10,7 @@ import torch
 from darklens import populations
 from darklens.fit.detector import Detector
 from darklens.fit.fitter import block_means, fitter_of
-from darklens.fit.noise import Noise, quantisation_steps
+from darklens.fit.noise import MASKED_EXPOSURE, Noise, quantisation_steps, relative_exposure
 from darklens.fit.smooth import SmoothLens
 from darklens.kernels import smooth_fit
 from darklens.simulate.batch import simulate_batch
@@ -75,6 +75,43 @@ def test_deviance_of_the_true_model_follows_chi2_and_is_minimal():
         assert bool((noise.deviance(pixels, model * factor, gain) > deviance).all())
     chi2 = ((pixels - model) ** 2 * noise.weight(model, gain)).sum((1, 2))
     torch.testing.assert_close(chi2, deviance, rtol=0.03, atol=0)
+
+
+def counts_at(depth, expected, *, seed=5):
+    """Photon counts of a relative exposure, divided by it."""
+    return torch.poisson(expected * depth, generator=torch.Generator().manual_seed(seed)) / depth
+
+
+@pytest.mark.parametrize("depth", [0.25, 0.5, 2.0, 4.0])
+def test_another_exposure_is_estimated_from_the_noise(depth):
+    _, _, expected, gain = smooth_lenses(8)
+    for unit in (1.0, 0.01):
+        scaled = gain + torch.tensor([math.log(unit), 0.0])
+        scaled[:, 1] *= unit
+        estimated = relative_exposure(counts_at(depth, expected) * unit, scaled, 10.0)
+        torch.testing.assert_close(estimated, torch.full((8,), depth), rtol=0.2, atol=0)
+        assert float(estimated.mean()) == pytest.approx(depth, rel=0.1)
+
+
+def test_the_exposure_of_the_population_is_exactly_one_and_so_are_noises_that_no_exposure_explains():
+    _, counts, expected, gain = smooth_lenses(8)
+    smooth = torch.nn.functional.avg_pool2d(counts[:, None], 3, stride=1, padding=1)[:, 0]  # correlated noise
+    twice_the_sky = torch.poisson(expected + 10, generator=torch.Generator().manual_seed(1)) - 10
+    spikes = counts.clone()
+    spikes[:, ::15, ::11] += 500.0
+    for images in (counts, counts_at(1.2, expected), smooth, twice_the_sky, spikes, expected, torch.zeros_like(counts)):
+        assert bool((relative_exposure(images, gain, 10.0) == 1).all())
+
+
+def test_a_known_exposure_is_not_estimated_again_and_masked_pixels_do_not_matter():
+    _, _, expected, gain = smooth_lenses(4)
+    known = torch.ones_like(expected)
+    known[:, :75] = 0.5
+    images = torch.where(known < 1, counts_at(0.5, expected), counts_at(1.0, expected, seed=6))
+    assert bool((relative_exposure(images, gain, 10.0, known) == 1).all())
+    known[:, :, 60:90] = MASKED_EXPOSURE
+    images[:, :, 60:90] = 1e6 * torch.rand(4, 150, 30)
+    assert bool((relative_exposure(images, gain, 10.0, known) == 1).all())
 
 
 def test_noise_follows_the_exposure_map():

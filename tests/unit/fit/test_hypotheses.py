@@ -6,8 +6,11 @@ import torch
 
 from darklens import populations
 from darklens.fit.hypotheses import N_POINTS, fit_hypotheses
-from darklens.fit.macro import check_exposure
+from darklens.fit.macro import check_exposure, fit_macro
+from darklens.fit.noise import MASKED_EXPOSURE
 from darklens.simulate.batch import simulate_batch
+from darklens.simulate.render import render
+from darklens.simulate.truth import draw
 
 N = 24
 
@@ -45,6 +48,30 @@ def test_parameters_of_a_line_mass_are_recovered(fitted_images):
     assert np.median(np.abs(length / truth["line_length"][vort] - 1)) < 0.1
     angle_error = np.abs((angle - truth["line_angle"][vort] + np.pi / 2) % np.pi - np.pi / 2)
     assert np.median(angle_error) < 0.05
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_images_of_another_exposure_have_the_fits_of_a_known_exposure(mask):
+    """Half the exposure in the second image; the others have the same fits as without it."""
+    population = populations.get("common-test-i")
+    truth = draw(population, 21, range(6))
+    rate = render(population, truth) + population.noise.sky
+    depth = torch.tensor([1.0, 0.5, 1.0, 1.0, 1.0, 2.0])
+    images = torch.poisson(rate * depth[:, None, None], generator=torch.Generator().manual_seed(0))
+    known = torch.ones_like(rate)
+    if mask:
+        known[:, :20] = MASKED_EXPOSURE
+    fits = fit_hypotheses(images, population, exposure=known if mask else None)
+    torch.testing.assert_close(fits.relative_exposure, depth, rtol=0.15, atol=0)
+    assert fits.relative_exposure[[0, 2, 3, 4]].tolist() == [1.0] * 4
+    given = fit_hypotheses(images, population, exposure=known * fits.relative_exposure[:, None, None])
+    assert given.relative_exposure.tolist() == [1.0] * 6
+    for name in ("deviance", "delta_chi2_line", "delta_chi2_points", "smooth"):
+        torch.testing.assert_close(getattr(fits, name), getattr(given, name), rtol=1e-2, atol=0.5)
+    macro = fit_macro(images, population, exposure=known if mask else None)
+    assert macro.relative_exposure.tolist() == pytest.approx(fits.relative_exposure.tolist(), rel=1e-3)
+    best = fits.deviance - torch.maximum(fits.delta_chi2_line, fits.delta_chi2_points[:, -1])
+    assert float((best / fits.n_pixels_fitted)[1]) < 1.3
 
 
 def test_more_point_masses_never_increase_the_deviance(fitted_images):
