@@ -30,6 +30,7 @@ SCRIPTS = {
     "simulate": ("bench_simulate.py", ["--images", "240"], ["--images", "6", "--rounds", "1"]),
     "stream": ("bench_stream.py", [], ["--images", "96", "--rounds", "1"]),
     "fit": ("bench_fit.py", ["--rounds", "5"], QUICK_FIT),
+    "versions": ("bench_versions.py", ["bcef962"], ["HEAD", "--images", "16", "--rounds", "1", "--agreement", "16"]),
     "scene_fit": ("bench_scene_fit.py", [], QUICK_SCENE),
     "loader": ("bench_loader.py", [], ["--few", "1024", "--many", "2048", "--rounds", "1"]),
     "serve_lens": ("bench_serve_lens.py", [], ["--requests", "3"]),
@@ -100,6 +101,10 @@ def rows_of(bench):
     yield "fit the smooth lens", "scipy", entry("fit", "vs_scipy"), rate, "fit"
     rate = quantity(entry("fit", "hypotheses_images_per_s"), "images/s")
     yield "fit all hypotheses", "", None, rate, "fit"
+    time_each = quantity(entry("versions", "here", "ms_per_image", "all"), "ms an image")
+    for commit, figures in bench.get("versions", {}).items():
+        if isinstance(figures, dict) and commit != "here":
+            yield "lens_residual without checks", commit, figures["times_as_fast_here"], time_each, "versions"
     rate = quantity(entry("fit", "realistic", "64", "lenses_per_minute"), "lenses a minute")
     yield "fit a telescope image", "lenstronomy", entry("fit", "realistic_vs_lenstronomy"), rate, "fit"
     rate = quantity(entry("loader", "images_per_s"), "images/s")

@@ -39,6 +39,11 @@ def test_the_table_has_a_line_for_what_was_measured_and_no_other():
             "cold_predict": {"wall_s": 5.5},
             "batch": 64,
         },
+        "versions": {
+            "images": 96,
+            "abc1234": {"times_as_fast_here": 4.5},
+            "here": {"times_as_fast_here": 1.0, "ms_per_image": {"all": 41.0}},
+        },
         "gpu": {
             "device": "H100",
             "train resnet_18": {"per_s": 9000.0, "cpu_per_s": 90.0, "vs_cpu": 100.0},
@@ -48,9 +53,10 @@ def test_the_table_has_a_line_for_what_was_measured_and_no_other():
     lines = script("run").table(bench).splitlines()
     assert "a laptop; GPU: H100" in lines[0]
     body = lines[4:]
-    assert len(body) == 9
-    assert body[7].split() == ["train", "resnet_18", "on", "the", "GPU", "its", "CPU", "100.00", "9000", "images/s"]
-    assert body[8].split() == ["fit", "macro", "on", "the", "GPU", "its", "CPU", "300", "images/s"]
+    assert len(body) == 10
+    assert body[7].split() == ["lens_residual", "without", "checks", "abc1234", "4.50", "41", "ms", "an", "image"]
+    assert body[8].split() == ["train", "resnet_18", "on", "the", "GPU", "its", "CPU", "100.00", "9000", "images/s"]
+    assert body[9].split() == ["fit", "macro", "on", "the", "GPU", "its", "CPU", "300", "images/s"]
     assert "infer resnet_18, int8" in body[2] and body[2].split()[-3:] == ["4.00", "40", "images/s"]
     assert body[6].split() == ["first", "prediction", "of", "a", "new", "process", "5.5", "s"]
     assert body[0].split() == [

@@ -5,12 +5,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from darklens.constants import constant
-from darklens.devices import full_float32
-
-# The response vanishes where the image is locally 1, x, y, x y, x^2 or y^2. The squared entries sum to 1.
+# The response vanishes where the image is locally 1, x, y, x y, x^2 or y^2.
 # (Immerkaer 1996, Computer Vision and Image Understanding 64, 300)
-_NOISE_FILTER = tuple((torch.tensor([1.0, -2.0, 1.0, -2.0, 4.0, -2.0, 1.0, -2.0, 1.0]) / 6).tolist())
+_NOISE_FILTER_SQUARES = 36.0  # sum of the squares of (1, -2, 1) along x times (1, -2, 1) along y
 _SMOOTHING = 7  # side of the box that estimates the mean brightness, pixels
 
 Images = Float[Tensor, "b 1 n n"]
@@ -50,12 +47,18 @@ def noise_response(images: Images) -> Float[Tensor, "b 1 k k"]:
 
     The pixels at the edge are left out.
     """
-    with full_float32():
-        filtered: Tensor = F.conv2d(images, constant(_NOISE_FILTER, images.dtype, images.device).reshape(1, 1, 3, 3))
-    return filtered**2
+    filtered = images
+    for axis in (-2, -1):
+        n = filtered.shape[axis] - 2
+        before, here, after = (filtered.narrow(axis, k, n) for k in range(3))
+        filtered = before - 2 * here + after
+    return filtered**2 / _NOISE_FILTER_SQUARES
 
 
 def local_mean(images: Images) -> Images:
     """Return the mean of the 7 x 7 pixels around each pixel."""
-    margin = _SMOOTHING // 2
-    return F.avg_pool2d(F.pad(images, [margin] * 4, mode="replicate"), _SMOOTHING, stride=1)
+    mean = F.pad(images, [_SMOOTHING // 2] * 4, mode="replicate")
+    for axis in (-2, -1):
+        n = mean.shape[axis] - _SMOOTHING + 1
+        mean = sum((mean.narrow(axis, k, n) for k in range(1, _SMOOTHING)), mean.narrow(axis, 0, n))
+    return mean / _SMOOTHING**2

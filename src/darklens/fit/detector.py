@@ -74,12 +74,12 @@ class Detector(_Blocks):
         nonzero = torch.nonzero(matrix.any(0))[:, 0]
         low, high = int(nonzero[0]), int(nonzero[-1]) + 1
         self._matrix = matrix[:, low:high].float()
-        self.band = smooth_fit.Band.of(self._matrix)
         self._bands = [
             _nonzero_columns(rows) for rows in self._matrix.tensor_split(math.ceil(len(self._matrix) / _BAND_ROWS))
         ]
         self._first_derivative = ((wide - narrow) / (2 * _LN_WIDTH_STEP))[:, low:high].float()
         self._second_derivative = ((wide - 2 * matrix + narrow) / _LN_WIDTH_STEP**2)[:, low:high].float()
+        self.band = smooth_fit.Band.of(self._matrix, self._first_derivative, self._second_derivative)
         x, y = Grid(n_pixels=n, pixel_scale=field.pixel_scale).axes(supersample=s)
         self.x, self.y = x[:, low:high], y[low:high]
 

@@ -31,6 +31,7 @@ from darklens.scene.imaging import fast_length
 LINE_STEP, _LINE_REACH = 0.25, 1.25  # arcsec: step and limit of the centres of line masses
 _LINE_ANGLES = 8
 _LINE_LENGTHS = (1.2, 2.0, 2.8)  # arcsec
+_FFT_IMAGES = 2  # whose transforms fit into the cache of a core
 
 
 @dataclass(frozen=True)
@@ -113,11 +114,18 @@ class _PointBank:
         return self._correlation([xx, xy, yy], self._spectra[2:])
 
     def _correlation(self, planes: Sequence[Tensor], spectra: Tensor) -> Tensor:
-        n, size = self._side, (self._length, self._length)
+        size = _FFT_IMAGES if spectra.device.type == "cpu" else len(planes[0])
+        blocks = zip(*(torch.split(plane, size) for plane in planes), strict=True)
+        return torch.cat([self._correlation_of_block(block, spectra) for block in blocks])
+
+    def _correlation_of_block(self, planes: Sequence[Tensor], spectra: Tensor) -> Tensor:
+        """Return the correlation, with transforms of those rows only that are not zero or cropped."""
+        n, length = self._side, self._length
         total = torch.zeros(())
         for plane, spectrum in zip(planes, spectra, strict=True):
-            total = total + torch.fft.rfft2(plane.reshape(*plane.shape[:-1], n, n), s=size) * spectrum
-        sums: Tensor = torch.fft.irfft2(total, s=size)[..., :n, :n].flatten(-2)
+            rows = torch.fft.rfft(plane.reshape(*plane.shape[:-1], n, n), n=length)
+            total = total + torch.fft.fft(rows, n=length, dim=-2) * spectrum
+        sums: Tensor = torch.fft.irfft(torch.fft.ifft(total, dim=-2)[..., :n, :], n=length)[..., :n].flatten(-2)
         return sums
 
 

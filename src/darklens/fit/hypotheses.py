@@ -29,7 +29,8 @@ N_POINTS = 3
 _LINE_STARTS, _LINE_STARTS_FREE_CENTRE = 3, 6  # with fixed centres, and with free ones, which have more local minima
 _LINE_SEPARATION = 0.45  # arcsec, smallest distance between the centres of starting lines
 # Blur of the line (arcsec) and largest number of steps; the first stage uses coarsely sampled light.
-_COARSE_LINE = (0.1, 8)
+_COARSE_BLUR, _COARSE_STEPS = 0.1, (4, 4)
+_CONTINUED_LINES = 3  # number of starts of a line that are continued after the first coarse steps
 _FINE_LINE = ((0.03, 5), (0.0, 3))
 _RETRY_LINE = ((0.1, 6), (0.03, 4), (0.0, 3))
 # Range of delta_chi2_point_given_line in which other lines are tried: below, it is noise; above, no line fits.
@@ -157,8 +158,8 @@ class _PreparedImages:
             gain=self.gain[rows],
         )
 
-    def fit(self, model: Model, start: FitParameters, steps: int) -> FitState:
-        return minimise(model, self.pixels, self.noise, start, steps=steps, gain=self.gain)
+    def fit(self, model: Model, start: FitParameters, steps: int, *, with_slopes: bool = True) -> FitState:
+        return minimise(model, self.pixels, self.noise, start, steps=steps, gain=self.gain, with_slopes=with_slopes)
 
 
 def _fit_block(images: Images, fitter: Fitter, exposure: Images | None) -> HypothesisFits:
@@ -231,8 +232,7 @@ def _line(prepared: _PreparedImages, fit: FitState) -> tuple[FitState, Float[Ten
     """Return the fit with one line, and the evidence map of a point mass in addition to it."""
     starts = _line_starts(prepared, fit)
     coarse_fits = _coarse_lines(prepared, starts)
-    order, all_rows = coarse_fits.deviance.argsort(0), torch.arange(len(fit.parameters), device=starts.device)
-    best_fit = _anneal(prepared, coarse_fits.parameters[order[0], all_rows], _FINE_LINE)
+    best_fit = _anneal(prepared, coarse_fits.parameters[0], _FINE_LINE)
     evidence, _, _ = prepared.evidence(best_fit)
     largest_evidence = evidence.amax((1, 2))
     is_centred = prepared.fitter.lens.centred
@@ -242,15 +242,11 @@ def _line(prepared: _PreparedImages, fit: FitState) -> tuple[FitState, Float[Ten
     )[:, 0]
     if len(retry_rows):
         if is_centred:
-            start = starts[order[1, retry_rows], retry_rows]
+            start = coarse_fits.starts[1, retry_rows]
         else:
             mirrored = prepared.fitter.model("line").mirrored
-            mirrored_fits = _coarse_lines(
-                prepared.rows(retry_rows), torch.stack([mirrored(start) for start in starts[:, retry_rows]])
-            )
-            start = mirrored_fits.parameters[
-                mirrored_fits.deviance.argmin(0), torch.arange(len(retry_rows), device=retry_rows.device)
-            ]
+            mirrored_starts = torch.stack([mirrored(start) for start in starts[:, retry_rows]])
+            start = _coarse_lines(prepared.rows(retry_rows), mirrored_starts).parameters[0]
         retried = _anneal(prepared.rows(retry_rows), start, _RETRY_LINE)
         better = retried.deviance < best_fit.deviance[retry_rows]
         if better.any():
@@ -261,35 +257,49 @@ def _line(prepared: _PreparedImages, fit: FitState) -> tuple[FitState, Float[Ten
 
 
 class _LineFits(NamedTuple):
-    """The results of fits of s starting values for each of b images."""
+    """The results of fits from s starting values for each of b images."""
 
+    starts: Float[Tensor, "s b q"]
     parameters: Float[Tensor, "s b q"]
     deviance: Float[Tensor, "s b"]
 
+    def best(self, n: int) -> "_LineFits":
+        """Return the n fits of smallest deviance of each image, best first."""
+        order = self.deviance.argsort(0)[:n]
+        rows = order[:, :, None].expand(-1, -1, self.starts.shape[2])
+        return _LineFits(self.starts.gather(0, rows), self.parameters.gather(0, rows), self.deviance.gather(0, order))
+
 
 def _coarse_lines(prepared: _PreparedImages, starts: Float[Tensor, "s b q"]) -> _LineFits:
-    """Fit a blurred line to coarsely sampled light; a NaN deviance becomes infinite."""
-    blur, steps = _COARSE_LINE
-    rows = torch.arange(starts.shape[1], device=starts.device).repeat(len(starts))
-    coarse_fits = minimise(
-        prepared.fitter.model("line", blur=blur, coarse=True),
+    """Fit a blurred line to coarsely sampled light; only the best fits after the first steps are continued."""
+    fits = _LineFits(starts, starts, starts.new_zeros(starts.shape[:2]))
+    for steps in _COARSE_STEPS:
+        fits = _coarse_steps(prepared, fits, steps).best(_CONTINUED_LINES)
+    return fits
+
+
+def _coarse_steps(prepared: _PreparedImages, fits: _LineFits, steps: int) -> _LineFits:
+    """Continue fits; a NaN deviance becomes infinite."""
+    n_starts, n_images, _ = fits.parameters.shape
+    rows = torch.arange(n_images, device=fits.parameters.device).repeat(n_starts)
+    state = minimise(
+        prepared.fitter.model("line", blur=_COARSE_BLUR, coarse=True),
         prepared.coarse_pixels[rows],
         prepared.coarse_noise.rows(rows),
-        starts.flatten(0, 1),
+        fits.parameters.flatten(0, 1),
         steps=steps,
         gain=prepared.gain[rows],
+        with_slopes=False,
     )
-    return _LineFits(
-        coarse_fits.parameters.reshape(starts.shape),
-        coarse_fits.deviance.reshape(starts.shape[:2]).nan_to_num(torch.inf),
-    )
+    deviance = state.deviance.reshape(n_starts, n_images).nan_to_num(torch.inf)
+    return _LineFits(fits.starts, state.parameters.reshape(fits.parameters.shape), deviance)
 
 
 def _anneal(prepared: _PreparedImages, start: FitParameters, schedule: tuple[tuple[float, int], ...]) -> FitState:
-    for blur, steps in schedule:
-        fit = prepared.fit(prepared.fitter.model("line", blur=blur), start, steps)
-        start = fit.parameters
-    return fit
+    *first, (last_blur, last_steps) = schedule
+    for blur, steps in first:
+        start = prepared.fit(prepared.fitter.model("line", blur=blur), start, steps, with_slopes=False).parameters
+    return prepared.fit(prepared.fitter.model("line", blur=last_blur), start, last_steps)
 
 
 def _line_starts(prepared: _PreparedImages, fit: FitState) -> Float[Tensor, "s b q"]:

@@ -1,12 +1,12 @@
 """Levenberg-Marquardt minimisation of the deviance of many images at once."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from darklens.fit.model import FitParameters, Model
+from darklens.fit.model import FitParameters, KeptSlopes, Linearised, Model
 from darklens.fit.noise import Gain, Maps, Noise
 
 TOLERANCE = 0.05  # predicted reduction of the deviance below which a fit has converged
@@ -25,15 +25,15 @@ class FitState:
         deviance: Deviance (b,).
         predicted_reduction: Reduction of the deviance predicted for an undamped step within the bounds (b,).
         model: Model images (b, m, m), image units.
-        slopes: Derivatives of the model with respect to the parameters (b, q, m, m).
-        curvature: Half the second derivatives of the deviance, where the last step was computed (b, q, q).
+        slopes: Derivatives of the model with respect to the k = q parameters (b, k, m, m); k = 0 if they are not kept.
+        curvature: Half the second derivatives of the deviance (b, q, q).
     """
 
     parameters: FitParameters
     deviance: Float[Tensor, " b"]
     predicted_reduction: Float[Tensor, " b"]
     model: Maps
-    slopes: Float[Tensor, "b q m m"]
+    slopes: Float[Tensor, "b k m m"]
     curvature: Float[Tensor, "b q q"]
 
     def rows(self, rows: Tensor) -> "FitState":
@@ -46,56 +46,31 @@ class FitState:
             getattr(self, f.name)[rows] = getattr(other, f.name)
 
 
-@dataclass(frozen=True)
-class SharedSlopes:
-    """Derivatives of the models of b images, as rows of those of more images, so that a selection needs no copy.
-
-    Attributes:
-        maps: Derivatives of n models (n, q, m, m).
-        selected: Their row for each image (b,); None if b = n.
-    """
-
-    maps: Float[Tensor, "n q m m"]
-    selected: Int[Tensor, " b"] | None = None
-
-    def __getitem__(self, rows: Int[Tensor, " k"]) -> "SharedSlopes":
-        return SharedSlopes(self.maps, rows if self.selected is None else self.selected[rows])
-
-    def copied(self) -> Float[Tensor, "b q m m"]:
-        """Return the derivatives of these images alone."""
-        return self.maps if self.selected is None else self.maps[self.selected]
-
-
 @dataclass
 class Iterate:
-    """A step of the minimisation of b images; attributes as of `FitState`."""
+    """A step of the minimisation of b images, with the attributes of `FitState` and two more.
+
+    Attributes:
+        rhs: Minus half the first derivatives of the deviance (b, q).
+        kept: The row of the derivatives among those that are kept (b,).
+    """
 
     parameters: FitParameters
     deviance: Float[Tensor, " b"]
     predicted_reduction: Float[Tensor, " b"]
     model: Maps
-    slopes: SharedSlopes
     curvature: Float[Tensor, "b q q"]
+    rhs: Float[Tensor, "b q"]
+    kept: Int[Tensor, " b"]
 
     def rows(self, rows: Int[Tensor, " k"]) -> "Iterate":
         """Return the step of a selection of the images."""
         return Iterate(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
-    def replace(self, rows: Int[Tensor, " k"], other: "Iterate") -> None:
-        """Replace a selection of the images by those of another step."""
+    def assign(self, rows: Int[Tensor, " k"], other: "Iterate") -> None:
+        """Replace a selection of the images."""
         for f in fields(self):
-            old, new = getattr(other, f.name), getattr(self, f.name)
-            if new is old:
-                continue
-            if isinstance(new, SharedSlopes):
-                new.maps[rows] = old[rows].copied()
-            else:
-                new[rows] = old[rows]
-
-    def fit(self) -> FitState:
-        """Return the step as a result."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return FitState(**values | {"slopes": self.slopes.copied()})
+            getattr(self, f.name)[rows] = getattr(other, f.name)
 
 
 @dataclass
@@ -109,10 +84,10 @@ class Active:
     damping: Float[Tensor, " b"]
     state: Iterate
 
-    def drop(self, is_finished: Bool[Tensor, " b"], final: FitState) -> "Active":
+    def drop(self, is_finished: Bool[Tensor, " b"], final: Iterate) -> "Active":
         """Copy finished images to `final`, and return the others."""
         finished, unfinished = (torch.nonzero(rows)[:, 0] for rows in (is_finished, ~is_finished))
-        final.assign(self.indices[finished], self.state.rows(finished).fit())
+        final.assign(self.indices[finished], self.state.rows(finished))
         return Active(
             self.indices[unfinished],
             self.images[unfinished],
@@ -133,6 +108,7 @@ def minimise(
     gain: Gain | None = None,
     skip_last_step: bool = False,
     reuse_slopes_below: float = 0.0,
+    with_slopes: bool = True,
 ) -> FitState:
     """Minimise the deviance by damped Gauss-Newton steps (Levenberg-Marquardt); converged images drop out.
 
@@ -147,23 +123,24 @@ def minimise(
         skip_last_step: Skip the last step, whose predicted reduction is below `TOLERANCE`. It saves one evaluation of
             the model.
         reuse_slopes_below: Predicted reduction below which derivatives are reused after a step, if the residuals are
-            near the noise. Smooth lenses are almost linear within a few standard deviations.
+            near the noise. Smooth lenses are almost linear within a few standard deviations. Needs `with_slopes`.
+        with_slopes: Whether to keep derivatives; otherwise the result has none.
     """
-    first_column = parameters[:, 0]
+    first_column, indices = parameters[:, 0], torch.arange(len(images), device=images.device)
     nan, infinity = torch.full_like(first_column, torch.nan), torch.full_like(first_column, torch.inf)
-    no_curvature = parameters.new_zeros(*parameters.shape, parameters.shape[1], dtype=torch.float64)
-    light, maps = model.expected(parameters)
-    first = Iterate(parameters.clone(), nan, infinity, light, SharedSlopes(maps), no_curvature)
-    final, indices = first.fit(), torch.arange(len(images), device=images.device)
-    active = Active(indices, images, noise, gain, torch.full_like(first_column, _DAMPING), first)
+    # Two rows for each image: a step writes to one, and if it is refused, the other is still there.
+    maps = images.new_empty(2 * len(images), parameters.shape[1], *images.shape[1:]) if with_slopes else None
+    kept = 2 * indices
+    linearised = model.linearised(
+        parameters, images, noise, model.gain(parameters) if gain is None else gain, KeptSlopes(maps, kept)
+    )
+    final = Iterate(parameters.clone(), nan, infinity, *linearised, kept)
+    active = Active(indices, images, noise, gain, torch.full_like(first_column, _DAMPING), replace(final))
     for step_number in range(steps):
         state, fixed_gain = active.state, model.gain(active.state.parameters) if active.gain is None else active.gain
         if step_number == 0 or (active.gain is None and not skip_last_step):
             state.deviance = active.noise.deviance(active.images, state.model, fixed_gain)
-        curvature, rhs = active.noise.normal_equations(
-            state.slopes.maps, active.images, state.model, fixed_gain, rows=state.slopes.selected
-        )
-        state.curvature = curvature
+        curvature, rhs = state.curvature, state.rhs
         dampings = torch.stack([active.damping, torch.full_like(active.damping, _SMALLEST_DAMPING)])
         step, undamped = _step_within_bounds(model, state.parameters, curvature, rhs, dampings).to(parameters)
         # Of the step within the bounds: faint light would predict a large reduction beyond them.
@@ -179,19 +156,21 @@ def minimise(
                 break
             if bool(finished.any()):
                 active, fixed_gain, step = active.drop(finished, final), fixed_gain[~finished], step[~finished]
-                state, curvature = active.state, active.state.curvature
+                state = active.state
             if step_number and active.gain is None:
                 state.deviance = active.noise.deviance(active.images, state.model, fixed_gain)
         trial = model.apply_step(state.parameters, step)
-        reuse = (state.predicted_reduction < reuse_slopes_below) & (
-            state.deviance < _GOOD_CHI2_PER_PIXEL * state.model[0].numel()
-        )
-        light, slopes = _model_at(model, trial, reuse, state.slopes)
-        trial_deviance = active.noise.deviance(active.images, light, fixed_gain)
+        reuse = None
+        if reuse_slopes_below > 0:
+            near = state.deviance < _GOOD_CHI2_PER_PIXEL * state.model[0].numel()
+            reuse = near & (state.predicted_reduction < reuse_slopes_below)
+        linearised, kept = _linearised(model, trial, active, maps, reuse)
+        trial_deviance = active.noise.deviance(active.images, linearised.light, fixed_gain)
         better = trial_deviance < state.deviance  # false for NaN
-        active.state = Iterate(trial, trial_deviance, state.predicted_reduction, light, slopes, curvature)
+        active.state = Iterate(trial, trial_deviance, state.predicted_reduction, *linearised, kept)
         if not bool(better.all()):
-            active.state.replace(torch.nonzero(~better)[:, 0], state)
+            refused = torch.nonzero(~better)[:, 0]
+            active.state.assign(refused, state.rows(refused))
         active.damping = active.damping * torch.where(better, _DAMPING_DECREASE, _DAMPING_INCREASE)
         finished = (better & (state.predicted_reduction < TOLERANCE)) | (active.damping >= _LARGEST_DAMPING)
         if bool(finished.all()):
@@ -199,25 +178,39 @@ def minimise(
         if bool(finished.any()):
             active = active.drop(finished, final)
     if len(active.indices) == len(images):
-        return active.state.fit()
-    final.assign(active.indices, active.state.fit())
-    return final
+        final = active.state
+    else:
+        final.assign(active.indices, active.state)
+    return FitState(
+        final.parameters,
+        final.deviance,
+        final.predicted_reduction,
+        final.model,
+        images.new_empty(len(images), 0, *images.shape[1:]) if maps is None else maps.index_select(0, final.kept),
+        final.curvature,
+    )
 
 
-def _model_at(
-    model: Model, parameters: FitParameters, reuse: Bool[Tensor, " b"], slopes: SharedSlopes
-) -> tuple[Maps, SharedSlopes]:
-    """Return model images and derivatives; images in `reuse` keep their derivatives."""
-    if bool(reuse.all()):
-        return model.light(parameters), slopes
-    if not bool(reuse.any()):
-        light, maps = model.expected(parameters)
-        return light, SharedSlopes(maps)
-    maps = slopes.copied().clone() if slopes.selected is None else slopes.copied()
-    light = torch.empty_like(maps[:, 0])
-    light[reuse] = model.light(parameters[reuse])
-    light[~reuse], maps[~reuse] = model.expected(parameters[~reuse])
-    return light, SharedSlopes(maps)
+def _linearised(
+    model: Model, parameters: FitParameters, active: Active, maps: Tensor | None, reuse: Bool[Tensor, " b"] | None
+) -> tuple[Linearised, Int[Tensor, " b"]]:
+    """Return models and normal equations, and the rows of their derivatives; images in `reuse` keep those they have."""
+    images, noise = active.images, active.noise
+    gain = model.gain(parameters) if active.gain is None else active.gain
+    if maps is None or reuse is None or not bool(reuse.any()):
+        kept = KeptSlopes(maps, active.state.kept ^ 1)
+        return model.linearised(parameters, images, noise, gain, kept), kept.rows
+    rows = active.state.kept
+    old, new = (torch.nonzero(part)[:, 0] for part in (reuse, ~reuse))
+    light = model.light(parameters[old])
+    of_old = noise.rows(old).normal_equations(maps, images[old], light, gain[old], rows=rows[old])
+    if not len(new):
+        return Linearised(light, *of_old), rows
+    rows = torch.where(reuse, rows, rows ^ 1)
+    of_new = model.linearised(parameters[new], images[new], noise.rows(new), gain[new], KeptSlopes(maps, rows[new]))
+    order = torch.cat([old, new]).argsort()
+    parts = zip((light, *of_old), of_new, strict=True)
+    return Linearised(*(torch.cat(pair)[order] for pair in parts)), rows
 
 
 def _step_within_bounds(

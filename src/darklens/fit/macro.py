@@ -21,7 +21,7 @@ from darklens.populations.population import Population
 
 Result = TypeVar("Result", bound=Any)  # a dataclass of tensors
 
-BATCH_SIZE = 48  # images in a fit of all hypotheses
+BATCH_SIZE = 96  # images in a fit of all hypotheses
 _GPU_BATCHES = 8  # times as large on a GPU, whose time goes into launching kernels otherwise
 _SMOOTH_BATCH_SIZE, _ALL_PIXELS_BATCH_SIZE = 128, 16  # images in a fit of the smooth lens: binned, and on all pixels
 _COARSE_STEPS, _FINE_STEPS, _LAST_STEPS = 10, 8, 6
@@ -158,12 +158,14 @@ def coarse_fit(images: Images, fitter: Fitter, exposure: Images | None = None) -
     small, noise = fitter.on_coarse(images, exposure)
     model = fitter.model(coarse=True)
     candidates = fitter.nearest(images)
-    best_fit = minimise(model, small, noise, candidates[0], steps=_COARSE_STEPS)
+    best_fit = minimise(model, small, noise, candidates[0], steps=_COARSE_STEPS, with_slopes=False)
 
     def retry(starts: FitParameters, largest_chi2: float) -> None:
         rows = torch.nonzero(~(best_fit.deviance <= largest_chi2 * small[0].numel()))[:, 0]
         if len(rows):
-            retried = minimise(model, small[rows], noise.rows(rows), starts[rows], steps=_COARSE_STEPS)
+            retried = minimise(
+                model, small[rows], noise.rows(rows), starts[rows], steps=_COARSE_STEPS, with_slopes=False
+            )
             better = retried.deviance < best_fit.deviance[rows]
             best_fit.assign(rows[better], retried.rows(better))
 

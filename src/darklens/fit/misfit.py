@@ -7,12 +7,16 @@ distribution with one degree of freedom per template.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from darklens.constants import constant
 from darklens.fit.noise import Maps
+from darklens.kernels import smooth_fit
+from darklens.kernels.fields import Fields, Recipe, compile_fields
 from darklens.physics.profiles import multipole, sis
 
 GROUPS = ("psf", "lens_shape", "sky_slope", "lens_light")
@@ -53,17 +57,33 @@ class Templates:
     ) -> "Templates":
         """Return the templates for pixels at x, y and lenses with an Einstein radius and a centre, all in arcsec."""
         # A fit that failed may have values that are not finite; its tests are of no interest.
-        radius, centre_x, centre_y = (v.nan_to_num(1.0)[:, None, None] for v in (theta_E, *centre))
-        from_x, from_y = x - centre_x, y - centre_y
-        shapes = _shape_deflections(from_x, from_y, radius)
-        distance = torch.hypot(from_x, from_y)
-        return cls(
-            deflections=(torch.stack([a for a, _ in shapes], 1), torch.stack([a for _, a in shapes], 1)),
-            sky=torch.stack([x.expand_as(distance), y.expand_as(distance)], 1),
-            lens_light=torch.stack([torch.exp(-distance / scale) for scale in _LENS_LIGHT_RADII], 1),
-            x=x.flatten(),
-            y=y.flatten(),
-        )
+        lenses = torch.stack([v.nan_to_num(1.0) for v in (theta_E, *centre)], 1)
+        shape = len(lenses), -1, y.shape[0], x.shape[1]
+        if smooth_fit.usable(lenses):
+            at_x, at_y = (v.expand(shape[2:]).reshape(-1) for v in (x, y))
+            planes = _compiled_planes()(lenses, x=at_x, y=at_y).reshape(shape)
+        else:
+            planes = _planes(lenses, x, y)
+        n = len(_LENS_LIGHT_RADII)
+        along, across = planes[:, n:].reshape(len(lenses), -1, 2, *shape[2:]).unbind(2)
+        sky = torch.stack([v.expand(shape[2:]) for v in (x, y)]).expand(len(lenses), -1, -1, -1)
+        return cls((along, across), sky, lens_light=planes[:, :n], x=x.flatten(), y=y.flatten())
+
+
+def _planes(lenses: Float[Tensor, "b 3"], x: Tensor, y: Tensor) -> Float[Tensor, "b k m m"]:
+    """Return the lens light, and x and y of each deflection, for theta_E and centre of b lenses."""
+    theta_E, centre_x, centre_y = lenses[:, :, None, None].unbind(1)
+    from_x, from_y = x - centre_x, y - centre_y
+    distance = torch.hypot(from_x, from_y)
+    lens_light = [torch.exp(-distance / scale) for scale in _LENS_LIGHT_RADII]
+    deflections = [a for pair in _shape_deflections(from_x, from_y, theta_E) for a in pair]
+    return torch.stack([v.expand_as(distance) for v in (*lens_light, *deflections)], 1)
+
+
+@cache
+def _compiled_planes() -> Fields:
+    recipe = Recipe(_planes, (torch.full((1, 3), 0.1), torch.full((1, 1), 0.3), torch.full((1, 1), 0.7)))
+    return compile_fields({"planes": recipe}, "A fit with kernels", "set DARKLENS_KERNELS=0")["planes"]
 
 
 def score_tests(
@@ -85,8 +105,8 @@ def score_tests(
         slopes: Derivatives of the model with respect to its parameters.
         source: Indices of the parameters source_x and source_y.
     """
-    difference, model, weight, slopes = (v.nan_to_num(0.0, 0.0, 0.0) for v in (difference, model, weight, slopes))
-    by_x, by_y = (slopes[:, i, None] for i in source)
+    difference, model, weight = (v.nan_to_num(0.0, 0.0, 0.0) for v in (difference, model, weight))
+    by_x, by_y = (slopes[:, i, None].nan_to_num(0.0, 0.0, 0.0) for i in source)
     groups = {
         "psf": _laplacian(model)[:, None],
         "lens_shape": by_x * templates.deflections[0] + by_y * templates.deflections[1],
@@ -94,18 +114,19 @@ def score_tests(
         "lens_light": templates.lens_light,
     }
     score, information = _marginalised(difference, weight, slopes, torch.cat([groups[name] for name in GROUPS], 1))
-    delta_chi2, start = [], 0
-    for n in (groups[name].shape[1] for name in GROUPS):
-        part = slice(start, start + n)
-        solution = torch.linalg.pinv(information[:, part, part], hermitian=True) @ score[:, part, None]
-        delta_chi2.append((score[:, None, part] @ solution)[:, 0, 0])
-        start += n
+    # One block of the matrix for each group.
+    group = constant(
+        tuple(k for k, name in enumerate(GROUPS) for _ in range(groups[name].shape[1])), torch.long, score.device
+    )
+    within = group[:, None] == group
+    solution = torch.linalg.pinv(information * within, hermitian=True) @ score[:, :, None]
+    delta_chi2 = score.new_zeros(len(score), len(GROUPS)).index_add_(1, group, score * solution[..., 0])
     standardised = difference * weight.sqrt()
     spot = torch.nn.functional.avg_pool2d(standardised[:, None], 3, 1, 1, divisor_override=3)[:, 0].abs()
     largest, index = spot.flatten(1).max(1)
     columns, rows = index % spot.shape[-1], index // spot.shape[-1]
     at = (templates.x[columns], templates.y[rows])
-    return torch.stack([*(v.to(largest) for v in delta_chi2), standardised.abs().amax((1, 2)), largest, *at], 1)
+    return torch.stack([*delta_chi2.to(largest).unbind(1), standardised.abs().amax((1, 2)), largest, *at], 1)
 
 
 def _shape_deflections(x: Tensor, y: Tensor, theta_E: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -136,14 +157,18 @@ def _marginalised(
 ) -> tuple[Float[Tensor, "b t"], Float[Tensor, "b t t"]]:
     """Return score and Fisher information of the templates of unit norm, with the parameters of the model profiled."""
     root = weight.sqrt().flatten(1)[:, None]
-    design, added = slopes.flatten(2) * root, templates.flatten(2) * root
-    residual = difference.flatten(1)[:, :, None] * root.mT
-    added = added / added.norm(dim=2, keepdim=True).clamp_min(1e-30)
-    design = design / design.norm(dim=2, keepdim=True).clamp_min(1e-30)
-    inverse = torch.linalg.pinv((design @ design.mT).double(), hermitian=True, rtol=1e-6)
-    overlap = (added @ design.mT).double()
-    score = (added @ residual).double() - overlap @ (inverse @ (design @ residual).double())
-    information = (added @ added.mT).double() - overlap @ inverse @ overlap.mT
+    columns = torch.cat([slopes.flatten(2), templates.flatten(2), difference.flatten(1)[:, None]], 1)
+    columns = columns.mul_(root).nan_to_num_(0.0, 0.0, 0.0)
+    products = (columns @ columns.mT).double()
+    unit = torch.diagonal(products, dim1=1, dim2=2).clamp_min(1e-30).rsqrt()
+    unit[:, -1] = 1
+    products *= unit[:, :, None] * unit[:, None]
+    q = slopes.shape[1]
+    model, added, residual = slice(q), slice(q, -1), slice(-1, None)
+    inverse = torch.linalg.pinv(products[:, model, model], hermitian=True, rtol=1e-6)
+    projected = products[:, added, model] @ inverse
+    score = products[:, added, residual] - projected @ products[:, model, residual]
+    information = products[:, added, added] - projected @ products[:, model, added]
     kept = torch.diagonal(information, dim1=1, dim2=2) > _SMALLEST_SHARE
     both = kept[:, :, None] & kept[:, None]
     return torch.where(kept, score[..., 0], 0.0), torch.where(both, information, 0.0)

@@ -4,16 +4,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from darklens.constants import constant
 from darklens.fit import masses
 from darklens.fit.detector import Detector, ImagePSFDetector
-from darklens.fit.noise import Gain, Maps
+from darklens.fit.noise import Gain, Maps, Noise
 from darklens.fit.scene_lens import SceneLens
 from darklens.fit.smooth import PSF, SmoothLens
 from darklens.kernels import smooth_fit
@@ -24,10 +24,43 @@ Kind = Literal["smooth", "points", "line"]
 Lens = SmoothLens | SceneLens
 
 _SCALE_STEP = 0.7  # largest step in ln scale
-_LARGEST_COORDINATE = 2.8  # arcsec from the optical axis, x and y of a perturber
-_SHORTEST, _LONGEST = 0.2, 5.0  # arcsec, length of a line mass
+_ANY = (-math.inf, math.inf)
+_WITHIN = (-2.8, 2.8)  # arcsec from the optical axis
+_BOUNDS = {
+    "mass": (0.0, math.inf),
+    "x": _WITHIN,
+    "y": _WITHIN,
+    "angle": _ANY,
+    "ln_length": (math.log(0.2), math.log(5.0)),
+}
 # Largest steps: arcsec^2, arcsec, arcsec, radians, ln arcsec.
 _LARGEST_STEPS = {"mass": 0.05, "x": 0.2, "y": 0.2, "angle": 0.4, "ln_length": 0.5}
+
+
+class Linearised(NamedTuple):
+    """The models of b images, and the normal equations of a Gauss-Newton step from there.
+
+    Attributes:
+        light: Model images.
+        curvature: Half the second derivatives of chi2.
+        rhs: Minus half its first derivatives.
+    """
+
+    light: Maps
+    curvature: Float[Tensor, "b q q"]
+    rhs: Float[Tensor, "b q"]
+
+
+class KeptSlopes(NamedTuple):
+    """Where the derivatives of the models of b images are kept.
+
+    Attributes:
+        maps: Derivatives of n models; None if they are not needed.
+        rows: The row of each image.
+    """
+
+    maps: Float[Tensor, "n q m m"] | None
+    rows: Int[Tensor, " b"]
 
 
 @dataclass(frozen=True)
@@ -61,12 +94,11 @@ class Model:
     def expected(self, parameters: FitParameters) -> tuple[Maps, Float[Tensor, "b q m m"]]:
         """Return the model images, and their derivatives with respect to each free parameter."""
         p, q = self.n_smooth - 2, parameters.shape[1]
-        if PSF in self.lens.names:
+        if self._width is not None and not self._has_kernels(parameters):
             assert isinstance(self.detector, Detector)
             brightness = self._at_sample_points(brightness_and_slopes, parameters)
-            column = self.lens.names.index(PSF)
-            observed, by_width = self.detector.observe_wider(brightness, parameters[:, column])
-            observed[:, column + 1] = by_width
+            observed, by_width = self.detector.observe_wider(brightness, parameters[:, self._width])
+            observed[:, self._width + 1] = by_width
             light = observed[:, :1]
             slopes = torch.cat([observed[:, 1 : p + 1], light, torch.ones_like(light), observed[:, p + 1 :]], 1)
         else:  # the same without a copy
@@ -74,12 +106,58 @@ class Model:
             slopes[:, p + 1] = 1
         return slopes[:, p] + parameters[:, p + 1, None, None], slopes
 
+    def linearised(
+        self, parameters: FitParameters, images: Maps, noise: Noise, gain: Gain, kept: KeptSlopes
+    ) -> Linearised:
+        """Return the model images and the normal equations, and keep the derivatives.
+
+        Args:
+            parameters: Parameters.
+            images: Images on the detector of the model.
+            noise: Their noise.
+            gain: ln scale and offset for the noise.
+            kept: Receives the derivatives.
+        """
+        p, q = self.n_smooth - 2, parameters.shape[1]
+        if noise.sky is not None and self._has_kernels(parameters):
+            assert self.detector.band is not None
+            positions = constant((p, *range(p), *range(p + 2, q)), torch.long, parameters.device)
+            x, y = self._positions
+            return Linearised(
+                *self._fields(brightness_and_slopes, parameters).linearised(
+                    parameters,
+                    x=x,
+                    y=y,
+                    detector=self.detector.band.detector(self._width),
+                    positions=positions,
+                    scale=p,
+                    images=images,
+                    photons=noise.photons(gain),
+                    slopes=kept.maps,
+                    rows=kept.rows,
+                )
+            )
+        light, slopes = self.expected(parameters)
+        if kept.maps is not None:
+            kept.maps[kept.rows] = slopes
+        return Linearised(light, *noise.normal_equations(slopes, images, light, gain))
+
+    def _has_kernels(self, parameters: FitParameters) -> bool:
+        """Return whether kernels observe the functions of this model."""
+        band = self.detector.band
+        return smooth_fit.usable(parameters) and band is not None and band.is_wide
+
+    @property
+    def _width(self) -> int | None:
+        """The index of a free ln width of the PSF."""
+        return self.lens.names.index(PSF) if PSF in self.lens.names else None
+
     def light(self, parameters: FitParameters) -> Maps:
         """Return the model images."""
-        if PSF in self.lens.names:
+        if self._width is not None and not self._has_kernels(parameters):
             assert isinstance(self.detector, Detector)
             brightness = self._at_sample_points(brightness_alone, parameters)
-            observed, _ = self.detector.observe_wider(brightness, parameters[:, self.lens.names.index(PSF)])
+            observed, _ = self.detector.observe_wider(brightness, parameters[:, self._width])
         else:
             observed = self._observed(brightness_alone, parameters, [0], 1)
         return observed[:, 0] + parameters[:, self.n_smooth - 1, None, None]
@@ -89,10 +167,10 @@ class Model:
     ) -> Float[Tensor, "b n m m"]:
         """Return n observed maps: those of `brightness_and_slopes` or `brightness_alone` at `columns`, others unset."""
         band = self.detector.band
-        if smooth_fit.usable(parameters) and band is not None and band.is_wide:
+        if band is not None and self._has_kernels(parameters):
             fields, (x, y) = self._fields(function, parameters), self._positions
             positions = constant(tuple(columns), torch.long, parameters.device)
-            return fields.observed(parameters, x=x, y=y, band=band.structure, positions=positions, n=n)
+            return fields.observed(parameters, x=x, y=y, detector=band.detector(self._width), positions=positions, n=n)
         return self.detector.observe_into(self._at_sample_points(function, parameters), columns, n)
 
     def _at_sample_points(self, function: Callable[..., Tensor], parameters: FitParameters) -> Float[Tensor, "b k s s"]:
@@ -122,14 +200,14 @@ class Model:
         others = (_SCALE_STEP, math.inf, *[_LARGEST_STEPS[name] for name in names] * n_masses)
         longest = torch.cat([3 * self.lens.spread.to(step), constant(others, step.dtype, step.device)])
         stepped = parameters + torch.maximum(torch.minimum(step, longest), -longest)
-        return torch.cat(
-            [
-                self.lens.bounded(stepped[:, :p]),
-                stepped[:, p : p + 2],
-                self._bounded(stepped[:, p + 2 :], names),
-            ],
-            1,
+        lowest, highest = (
+            constant(
+                (sign * math.inf,) * 2 + tuple(_BOUNDS[name][k] for name in names) * n_masses, step.dtype, step.device
+            )
+            for k, sign in enumerate((-1, 1))
         )
+        rest = torch.maximum(torch.minimum(stepped[:, p:], highest), lowest)
+        return torch.cat([self.lens.bounded(stepped[:, :p]), rest], 1)
 
     @property
     def goes_on_after_cut_steps(self) -> bool:
@@ -151,20 +229,6 @@ class Model:
         """Return the parameters of the lens on the opposite side of its source, see `SmoothLens.mirrored`."""
         p = self.n_smooth - 2
         return torch.cat([self.lens.mirrored(parameters[:, :p]), parameters[:, p:]], 1)
-
-    def _bounded(self, parameters: FitParameters, names: tuple[str, ...]) -> FitParameters:
-        if not names:
-            return parameters
-        mass_parameters = parameters.reshape(len(parameters), -1, len(names)).unbind(2)
-        bounds: dict[str, Callable[[Tensor], Tensor]] = {
-            "mass": lambda v: v.clamp_min(0),
-            "x": lambda v: v.clamp(-_LARGEST_COORDINATE, _LARGEST_COORDINATE),
-            "y": lambda v: v.clamp(-_LARGEST_COORDINATE, _LARGEST_COORDINATE),
-            "angle": lambda v: v,
-            "ln_length": lambda v: v.exp().clamp(_SHORTEST, _LONGEST).log(),
-        }
-        bounded = [bounds[name](v) for name, v in zip(names, mass_parameters, strict=True)]
-        return torch.stack(bounded, 2).flatten(1)
 
 
 def brightness_and_slopes(

@@ -115,6 +115,10 @@ class Noise:
         if self.sky is None:
             return ((images - model) ** 2 / self.variance).sum((1, 2))
         deviance = self._deviance_of_terms(images, model, gain)
+        smallest, darkest = gain.amin(0)
+        largest_peak = ((1 - darkest) / smallest.exp() + self.sky) * self.area * self.exposure.max()
+        if bool((deviance.amin() > _SMALLEST_PRECISE * images[0].numel()) & (largest_peak < _LARGEST_PRECISE)):
+            return deviance
         peak = ((1 - gain[:, 1]) / gain[:, 0].exp() + self.sky) * self.area * self.exposure.amax((1, 2))
         imprecise = ~((deviance > _SMALLEST_PRECISE * images[0].numel()) & (peak < _LARGEST_PRECISE))
         rows = torch.nonzero(imprecise)[:, 0]
@@ -138,7 +142,7 @@ class Noise:
         return 2 * (rate * torch.where(near, small * small * series, torch.xlogy(ratio, ratio) - d)).sum((1, 2))
 
     def _deviance_of_terms(self, images: Maps, model: Maps, gain: Gain) -> Float[Tensor, " b"]:
-        if (computed := self._photons(gain).deviance(images, model)) is not None:
+        if (computed := self.photons(gain).deviance(images, model)) is not None:
             return computed
         counts = self._counts(images, gain).clamp_min(0)
         rate = self._counts(model, gain).clamp_min(_SMALLEST_RATE)
@@ -150,7 +154,7 @@ class Noise:
         """Return the inverse variance of each block, in image units."""
         if self.sky is None:
             return (1 / self.variance).expand_as(model)
-        if (computed := self._photons(gain).weight(model)) is not None:
+        if (computed := self.photons(gain).weight(model)) is not None:
             return computed
         rate = self._counts(model, gain).clamp_min(_SMALLEST_RATE)
         return (self.area * self.exposure / gain[:, 0, None, None].exp()) ** 2 / rate
@@ -174,7 +178,7 @@ class Noise:
             rows: The row of `slopes` of each image; None if n = b.
         """
         if self.sky is not None:
-            computed = self._photons(gain).normal_equations(slopes, images, model, rows)
+            computed = self.photons(gain).normal_equations(slopes, images, model, rows)
             if computed is not None:
                 return computed
         selected = slopes if rows is None else slopes[rows]
@@ -202,7 +206,8 @@ class Noise:
         rounding = torch.where(in_counts > _LARGEST_COUNT_STEP, in_counts**2 / 12, 0.0)
         return replace(self, extra=torch.where(step > 0, rounding, surplus.clamp_min(0)))
 
-    def _photons(self, gain: Gain) -> smooth_fit.Photons:
+    def photons(self, gain: Gain) -> smooth_fit.Photons:
+        """Return the Poisson noise for the kernels."""
         assert self.sky is not None
         return smooth_fit.Photons(gain, self.exposure, self.extra, self.sky, self.area, _SMALLEST_RATE)
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from darklens.constants import constant
 from darklens.errors import ConfigError
 from darklens.physics import light, optics
 from darklens.physics.duals import slopes_of, value_of, variable
@@ -89,7 +90,7 @@ class SmoothLens:
             free |= pair if free & pair else set()
         self.names = [name for name in natural if name in free]
         self.spread = torch.stack([spread[name].clamp_min(1e-3) for name in self.names])
-        self._range = {
+        limits = {
             name: (float(natural[name].min()) - below, float(natural[name].max()) + _RANGE_MARGIN)
             for prefix in self._lights
             for name, below in (
@@ -101,11 +102,17 @@ class SmoothLens:
         if not centred:
             self.names += CENTRE
             self.spread = torch.cat([self.spread, torch.full((2,), CENTRE_SPREAD)])
-            self._range |= dict.fromkeys(CENTRE, (-LARGEST_CENTRE, LARGEST_CENTRE))
+            limits |= dict.fromkeys(CENTRE, (-LARGEST_CENTRE, LARGEST_CENTRE))
         if not population.psf.known:
             self.names.append(PSF)
             self.spread = torch.cat([self.spread, torch.tensor([PSF_SPREAD])])
-            self._range[PSF] = (-LARGEST_PSF_LN_WIDTH, LARGEST_PSF_LN_WIDTH)
+            limits[PSF] = (-LARGEST_PSF_LN_WIDTH, LARGEST_PSF_LN_WIDTH)
+        limits["theta_E"] = (SMALLEST_THETA_E, math.inf)
+        bounds = [limits.get(name, (-math.inf, math.inf)) for name in self.names]
+        self._lowest, self._highest = zip(*bounds, strict=True)
+        pairs = [(f"{prefix}e1", f"{prefix}e2") for prefix in ("", *(f"{prefix}_" for prefix in self._lights))]
+        columns = [self.names.index(pair[0]) for pair in pairs if set(pair) <= set(self.names)]
+        self._ellipticities = [slice(column, column + 2) for column in columns]
         self.fixed = {name: column.median() for name, column in natural.items() if name not in free}
         if centred:
             self.fixed |= dict.fromkeys(CENTRE, torch.zeros(()))
@@ -244,18 +251,13 @@ class SmoothLens:
         Logarithms of radii, Sersic indices and amplitudes stay near the range of the population. Faint light would
         drift beyond it.
         """
-        column = dict(zip(self.names, parameters.unbind(1), strict=True))
-        for name, (low, high) in self._range.items():
-            column[name] = column[name].clamp(low, high)
-        if "theta_E" in column:
-            column["theta_E"] = column["theta_E"].clamp_min(SMALLEST_THETA_E)
-        for prefix in ("", *(f"{prefix}_" for prefix in self._lights)):
-            if f"{prefix}e1" in column and f"{prefix}e2" in column:
-                e1, e2 = column[f"{prefix}e1"], column[f"{prefix}e2"]
-                size = torch.hypot(e1, e2)
-                shrink = size.clamp(max=_LARGEST_ELLIPTICITY) / size.clamp_min(_SMALLEST_ELLIPTICITY)
-                column[f"{prefix}e1"], column[f"{prefix}e2"] = e1 * shrink, e2 * shrink
-        return torch.stack(list(column.values()), 1)
+        lowest, highest = (constant(v, parameters.dtype, parameters.device) for v in (self._lowest, self._highest))
+        bounded = torch.maximum(torch.minimum(parameters, highest), lowest)
+        for columns in self._ellipticities:
+            e = bounded[:, columns].clone()
+            size = torch.hypot(*e.unbind(1))[:, None]
+            bounded[:, columns] = e * (size.clamp(max=_LARGEST_ELLIPTICITY) / size.clamp_min(_SMALLEST_ELLIPTICITY))
+        return bounded
 
     def mirrored(self, parameters: Parameters) -> Parameters:
         """Return lenses with the source on the opposite side and images at about the same positions.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from darklens.compilation import compiler
@@ -23,6 +23,7 @@ from darklens.errors import ConfigError
 from darklens.kernels.calls import address, call
 from darklens.kernels.expressions import Expression, Expressions, record, verify
 from darklens.kernels.library import cache_folder, compile_library, load_cached, output_of, shares_openmp
+from darklens.kernels.smooth_fit import Photons
 
 _FOLDER = Path(__file__).parent
 _HEADERS = ("arithmetic.h", "fields.h")
@@ -38,6 +39,13 @@ extern "C" void {name}(int64_t images, int64_t n, int64_t threads, const float* 
         {name}_of_image(image, n, arguments, out + image * {n_values} * n);
 }}
 """
+
+
+class _Function(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("values", "arguments")),
+        *((name, ctypes.c_int64) for name in ("unknowns", "planes")),
+    ]
 
 
 class Recipe(NamedTuple):
@@ -72,24 +80,75 @@ class Fields:
         return out
 
     def observed(
-        self, *arguments: Float[Tensor, "b _"], x: Tensor, y: Tensor, band: ctypes.Structure, positions: Tensor, n: int
+        self,
+        parameters: Float[Tensor, "b q"],
+        *,
+        x: Tensor,
+        y: Tensor,
+        detector: ctypes.Structure,
+        positions: Tensor,
+        n: int,
     ) -> Float[Tensor, "b n m m"]:
         """Return the values at a square of positions, observed by a detector, as n images of m x m pixels.
 
         Args:
-            arguments: Of the function, for each image.
+            parameters: The only argument of the function for each image.
             x: Positions, row by row.
             y: Positions, row by row.
-            band: The detector, as `darklens.kernels.smooth_fit.Band.structure`.
+            detector: The detector, from `darklens.kernels.smooth_fit.Band.detector`.
             positions: The index of each value among the n images. Those that get no value are uninitialised.
-            n: Number of images.
+            n: Number of images; more than one are derivatives, and that by a free PSF width is added.
         """
-        batch = _contiguous(*arguments, x, y)
-        out = torch.empty(len(batch[0]), n, band.rows, band.rows, dtype=torch.float32)
-        function = ctypes.cast(getattr(self._library, f"{self._name}_of_image"), ctypes.c_void_p)
-        sizes = (self.n_values, len(out), n, torch.get_num_threads())
-        call("fit_observe_function", function, _pointers(batch), band, *sizes, positions, out)
+        batch = _contiguous(parameters, x, y)
+        out = torch.empty(len(parameters), n, detector.band.rows, detector.band.rows, dtype=torch.float32)
+        function, sizes = self._function(batch), (len(out), n, torch.get_num_threads())
+        call("fit_observe_function", function, detector, *sizes, positions, out)
         return out
+
+    def linearised(
+        self,
+        parameters: Float[Tensor, "b q"],
+        *,
+        x: Tensor,
+        y: Tensor,
+        detector: ctypes.Structure,
+        positions: Tensor,
+        scale: int,
+        images: Float[Tensor, "b m m"],
+        photons: Photons,
+        slopes: Float[Tensor, "n q m m"] | None,
+        rows: Int[Tensor, " b"],
+    ) -> tuple[Float[Tensor, "b m m"], Float[Tensor, "b q q"], Float[Tensor, "b q"]]:
+        """Return models of images, of a function that gives their derivatives, and their normal equations.
+
+        Args:
+            parameters: As for `observed`.
+            x: Positions, row by row.
+            y: Positions, row by row.
+            detector: As for `observed`.
+            positions: The parameter by which each value is the derivative.
+            scale: The index of ln scale, by which the derivative is the light. The offset follows.
+            images: Images.
+            photons: Their noise.
+            slopes: Receives the derivatives, in `rows`; None if they are not needed.
+            rows: The row of `slopes` for each image.
+        """
+        batch, images, photons = _contiguous(parameters, x, y), images.contiguous(), photons.contiguous()
+        b, q = parameters.shape
+        model = torch.empty_like(images)
+        curvature, rhs = (torch.empty(b, *shape, dtype=torch.float64) for shape in ((q, q), (q,)))
+        function, noise = self._function(batch), photons.structure(images)
+        outputs = (model, slopes, curvature, rhs)
+        call("fit_linearise_function", function, detector, scale, positions, noise, images, rows, *outputs)
+        return model, curvature, rhs
+
+    def _function(self, batch: Sequence[Tensor]) -> _Function:
+        """Return the function of one image with its arguments, as the kernels take it; the tensors must outlive it."""
+        function = ctypes.cast(getattr(self._library, f"{self._name}_of_image"), ctypes.c_void_p)
+        structure = _Function(function, None, batch[0].shape[1], self.n_values)
+        structure.pointers = _pointers(batch)  # which must outlive it too
+        structure.arguments = ctypes.cast(structure.pointers, ctypes.c_void_p)
+        return structure
 
 
 def _contiguous(*tensors: Tensor) -> list[Tensor]:

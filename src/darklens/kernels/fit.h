@@ -22,35 +22,40 @@ public:
     explicit DetectorResponse(const Band& band)
         : band(band), row_sums(band.rows * band.columns), transposed(band.columns * LANES) {}
 
-    void operator()(const float* plane, float* out) {
+    void operator()(const float* plane, float* out) { (*this)(plane, band.values, band.values, out); }
+
+    // along_y * plane * along_x^T, for the values of two bands of the same shape.
+    void operator()(const float* plane, const float* along_y, const float* along_x, float* out) {
         for (int64_t row = 0; row < band.rows; ++row) {
+            const float* values = along_y + row * band.taps;
             const float* from = plane + band.first[row] * band.columns;
             float* to = &row_sums[row * band.columns];
             int64_t x = 0;
             for (; x + UNROLLED * LANES <= band.columns; x += UNROLLED * LANES)
-                sum_rows<UNROLLED>(row, from + x, to + x);
+                sum_rows<UNROLLED>(values, from + x, to + x);
             for (; x < band.columns; x += LANES) {
                 const int64_t at = std::min(x, band.columns - LANES);
-                sum_rows<1>(row, from + at, to + at);
+                sum_rows<1>(values, from + at, to + at);
             }
         }
-        for (int64_t row = 0; row < band.rows; row += LANES) sum_columns(std::min(row, band.rows - LANES), out);
+        for (int64_t row = 0; row < band.rows; row += LANES)
+            sum_columns(std::min(row, band.rows - LANES), along_x, out);
     }
 
 private:
     static constexpr int64_t UNROLLED = 4;
 
     template <int VECTORS>
-    void sum_rows(int64_t row, const float* from, float* to) const {
+    void sum_rows(const float* values, const float* from, float* to) const {
         Floats sums[VECTORS] = {};
         for (int64_t tap = 0; tap < band.taps; ++tap)
             for (int64_t i = 0; i < VECTORS; ++i)
-                sums[i] += load(from + tap * band.columns + i * LANES) * band.values[row * band.taps + tap];
+                sums[i] += load(from + tap * band.columns + i * LANES) * values[tap];
         for (int64_t i = 0; i < VECTORS; ++i) store(to + i * LANES, sums[i]);
     }
 
     // LANES rows at once, transposed, so that the values to be summed are in different registers.
-    void sum_columns(int64_t row, float* out) {
+    void sum_columns(int64_t row, const float* along_x, float* out) {
         for (int64_t x = 0; x < band.columns; x += LANES) {
             const int64_t at = std::min(x, band.columns - LANES);
             transpose(&row_sums[row * band.columns + at], band.columns, &transposed[at * LANES], LANES);
@@ -59,7 +64,7 @@ private:
         for (int64_t x = 0; x < band.rows; x += LANES) {
             const int64_t at = std::min(x, band.rows - LANES);
             for (int64_t i = 0; i < LANES; ++i) {
-                const float* values = band.values + (at + i) * band.taps;
+                const float* values = along_x + (at + i) * band.taps;
                 const float* from = &transposed[band.first[at + i] * LANES];
                 Floats even = {}, odd = {};
                 int64_t tap = 0;
@@ -94,25 +99,77 @@ inline void observe(
     }
 }
 
-// A function of position (fields.py): its values at n positions for one image.
-typedef void (*Function)(int64_t image, int64_t n, const float* const* arguments, float* values);
+// A detector whose PSF may have a free width; the values of its band are then expanded to second order.
+struct Detector {
+    Band band;
+    const float *first, *second;  // derivatives of the values by ln width, or null
+    int64_t width;                // the index of ln width among the unknowns
+};
 
-// As `observe`, of a function at a square of positions.
+// A function of position (fields.py): its values at n positions for one image. The unknowns of the images are its first
+// argument.
+struct Function {
+    void (*values)(int64_t image, int64_t n, const float* const* arguments, float* values);
+    const float* const* arguments;
+    int64_t unknowns, planes;
+};
+
+// Observes the values of a function at a square of positions.
+class FunctionResponse {
+public:
+    FunctionResponse(const Function& function, const Detector& detector)
+        : function(function), detector(detector), band(detector.band), respond(band),
+          brightness(function.planes * band.columns * band.columns) {
+        if (!detector.first) return;
+        wider.resize(band.rows * band.taps);
+        change.resize(band.rows * band.taps);
+        part.resize(band.rows * band.rows);
+    }
+
+    // Value k becomes plane position[k] of `out`. If there is more than one, the derivative of the first value by ln
+    // width becomes plane `width`.
+    void operator()(int64_t image, const int64_t* position, float* out) {
+        const int64_t n = band.columns * band.columns, pixels = band.rows * band.rows;
+        function.values(image, n, function.arguments, brightness.data());
+        const float* values = detector.first ? widen(function.arguments[0][image * function.unknowns + detector.width])
+                                             : band.values;
+        for (int64_t k = 0; k < function.planes; ++k)
+            respond(&brightness[k * n], values, values, out + position[k] * pixels);
+        if (!detector.first || function.planes == 1) return;
+        float* by_width = out + detector.width * pixels;
+        respond(brightness.data(), values, change.data(), by_width);
+        respond(brightness.data(), change.data(), values, part.data());
+        for (int64_t i = 0; i < pixels; ++i) by_width[i] += part[i];
+    }
+
+private:
+    const float* widen(float ln_width) {
+        for (size_t i = 0; i < wider.size(); ++i) {
+            const float first = detector.first[i], second = detector.second[i];
+            wider[i] = band.values[i] + ln_width * (first + ln_width / 2 * second);
+            change[i] = first + ln_width * second;
+        }
+        return wider.data();
+    }
+
+    const Function& function;
+    const Detector& detector;
+    const Band& band;
+    DetectorResponse respond;
+    std::vector<float> brightness, wider, change, part;
+};
+
+// As `observe`, of a function.
 inline void observe_function(
-    Function function, const float* const* arguments, const Band& band, int64_t planes, int64_t images, int64_t n_out,
-    int64_t threads, const int64_t* position, float* out
+    const Function& function, const Detector& detector, int64_t images, int64_t n_out, int64_t threads,
+    const int64_t* position, float* out
 ) {
-    const int64_t n = band.columns * band.columns;
 #pragma omp parallel num_threads(threads)
     {
-        DetectorResponse respond(band);
-        std::vector<float> brightness(planes * n);
+        FunctionResponse respond(function, detector);
 #pragma omp for schedule(static)
-        for (int64_t image = 0; image < images; ++image) {
-            function(image, n, arguments, brightness.data());
-            for (int64_t k = 0; k < planes; ++k)
-                respond(&brightness[k * n], out + (image * n_out + position[k]) * band.rows * band.rows);
-        }
+        for (int64_t image = 0; image < images; ++image)
+            respond(image, position, out + image * n_out * detector.band.rows * detector.band.rows);
     }
 }
 
@@ -156,6 +213,18 @@ private:
     const Photons& photons;
     const float per_count, *exposure;
     const Floats offset, extra;
+};
+
+// The weights and residuals of the pixels of an image, for `NormalEquations`.
+struct PhotonPixels {
+    Counts counts;
+    const float *values, *expected;
+
+    void operator()(int64_t at, int64_t n, float* weights, float* residuals) const {
+        const Floats model = load_partial(expected + at, n);
+        store(weights, keep_first(counts.weight(counts.rate(model, at, n), at, n), n));
+        store(residuals, load_partial(values + at, n) - model);
+    }
 };
 
 // J^T W J and J^T W r of an image: the sums over pixels of weight * slope * slope and of weight * slope * residual.
@@ -238,6 +307,34 @@ void normal_equations(
         for (int64_t i = 0; i < images; ++i)
             sums(slopes + (rows ? rows[i] : i) * unknowns * pixels, pixels_of(i), curvature + i * unknowns * unknowns,
                  rhs + i * unknowns);
+    }
+}
+
+// As `observe_function`, with the normal equations of each image while its derivatives are in the cache. The derivatives
+// are those of rows[image] of `slopes`; without `slopes` they are not kept. Plane `scale` is the derivative by ln scale,
+// and the next one, by the offset, is 1.
+inline void linearise_function(
+    const Function& function, const Detector& detector, int64_t scale, const int64_t* position, const Photons& photons,
+    const float* images, const int64_t* rows, float* model, float* slopes, double* curvature, double* rhs
+) {
+    const int64_t unknowns = function.unknowns, pixels = photons.pixels;
+#pragma omp parallel num_threads(photons.threads)
+    {
+        FunctionResponse respond(function, detector);
+        NormalEquations sums(unknowns, pixels);
+        std::vector<float> not_kept(slopes ? 0 : unknowns * pixels);
+#pragma omp for schedule(static)
+        for (int64_t image = 0; image < photons.images; ++image) {
+            float* derivatives = slopes ? slopes + rows[image] * unknowns * pixels : not_kept.data();
+            respond(image, position, derivatives);
+            std::fill_n(derivatives + (scale + 1) * pixels, pixels, 1.0f);
+            const float* light = derivatives + scale * pixels;
+            const float offset = function.arguments[0][image * unknowns + scale + 1];
+            float* expected = model + image * pixels;
+            for (int64_t i = 0; i < pixels; ++i) expected[i] = light[i] + offset;
+            sums(derivatives, PhotonPixels{Counts(photons, image), images + image * pixels, expected},
+                 curvature + image * unknowns * unknowns, rhs + image * unknowns);
+        }
     }
 }
 

@@ -24,10 +24,10 @@ extern "C" void fit_observe(
 }
 
 extern "C" void fit_observe_function(
-    Function function, const float* const* arguments, const Band* band, int64_t planes, int64_t images, int64_t n_out,
-    int64_t threads, const int64_t* position, float* out
+    const Function* function, const Detector* detector, int64_t images, int64_t n_out, int64_t threads,
+    const int64_t* position, float* out
 ) {
-    observe_function(function, arguments, *band, planes, images, n_out, threads, position, out);
+    observe_function(*function, *detector, images, n_out, threads, position, out);
 }
 
 extern "C" void fit_normal_equations(
@@ -48,13 +48,15 @@ extern "C" void fit_normal_equations_of_photons(
 ) {
     const int64_t pixels = photons->pixels, n = photons->images, threads = photons->threads;
     normal_equations(n, unknowns, pixels, threads, slopes, rows, curvature, rhs, [=](int64_t image) {
-        const Counts counts(*photons, image);
-        return [=](int64_t at, int64_t n, float* weights, float* residuals) {
-            const Floats expected = load_partial(model + image * pixels + at, n);
-            store(weights, keep_first(counts.weight(counts.rate(expected, at, n), at, n), n));
-            store(residuals, load_partial(images + image * pixels + at, n) - expected);
-        };
+        return PhotonPixels{Counts(*photons, image), images + image * pixels, model + image * pixels};
     });
+}
+
+extern "C" void fit_linearise_function(
+    const Function* function, const Detector* detector, int64_t scale, const int64_t* position, const Photons* photons,
+    const float* images, const int64_t* rows, float* model, float* slopes, double* curvature, double* rhs
+) {
+    linearise_function(*function, *detector, scale, position, *photons, images, rows, model, slopes, curvature, rhs);
 }
 
 extern "C" void fit_deviance(const Photons* photons, const float* images, const float* model, float* out) {

@@ -23,6 +23,14 @@ class _Band(ctypes.Structure):
     ]
 
 
+class _Detector(ctypes.Structure):
+    _fields_ = [
+        ("band", _Band),
+        *((name, ctypes.c_void_p) for name in ("first", "second")),
+        ("width", ctypes.c_int64),
+    ]
+
+
 class _Photons(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("gain", "exposure", "extra")),
@@ -52,11 +60,13 @@ class Band:
         values: The run of each row, t values long.
         first: The column at which each run starts.
         columns: The number of columns of the matrix.
+        derivatives: First and second derivatives of the values with respect to ln of the width of the PSF.
     """
 
     values: Float[Tensor, "m t"]
     first: Int[Tensor, " m"]
     columns: int
+    derivatives: tuple[Float[Tensor, "m t"], ...]
 
     @property
     def is_wide(self) -> bool:
@@ -68,14 +78,25 @@ class Band:
         """The matrix, as the kernels take it."""
         return _Band(address(self.values), address(self.first), len(self.values), self.columns, self.values.shape[1])
 
+    def detector(self, width: int | None) -> ctypes.Structure:
+        """Return the matrix as the kernels take a detector.
+
+        Args:
+            width: The index of the free ln width of the PSF among the parameters; None if it is known.
+        """
+        first, second = (None, None) if width is None else map(address, self.derivatives)
+        return _Detector(self.structure, first, second, -1 if width is None else width)
+
     @classmethod
-    def of(cls, matrix: Float[Tensor, "m s"]) -> "Band":
-        """Return the band of a matrix; all runs are as long as the longest."""
-        nonzero = matrix != 0
+    def of(cls, matrix: Float[Tensor, "m s"], *derivatives: Float[Tensor, "m s"]) -> "Band":
+        """Return the band of a matrix, and of its derivatives; all runs are as long as the longest."""
+        nonzero = torch.stack([matrix, *derivatives]).ne(0).any(0)
         first = nonzero.int().argmax(1)
         taps = int((matrix.shape[1] - nonzero.flip(1).int().argmax(1) - first).max())
         first = first.clamp(max=matrix.shape[1] - taps)
-        return cls(matrix.gather(1, first[:, None] + torch.arange(taps)).contiguous(), first, matrix.shape[1])
+        columns = first[:, None] + torch.arange(taps)
+        values, *others = (v.gather(1, columns).contiguous() for v in (matrix, *derivatives))
+        return cls(values, first, matrix.shape[1], tuple(others))
 
 
 def observe(
@@ -130,16 +151,16 @@ class Photons:
         if not usable(images, model, self.gain, self.exposure, self.extra):
             return None
         images, model, out = images.contiguous(), model.contiguous(), images.new_empty(len(images))
-        photons = self._contiguous()  # keeps the arrays alive during the call
-        call("fit_deviance", photons._structure(images), images, model, out)
+        photons = self.contiguous()  # keeps the arrays alive during the call
+        call("fit_deviance", photons.structure(images), images, model, out)
         return out
 
     def weight(self, model: Maps) -> Maps | None:
         """Return the inverse variance of each pixel, in image units."""
         if not usable(model, self.gain, self.exposure, self.extra):
             return None
-        model, out, photons = model.contiguous(), torch.empty_like(model), self._contiguous()
-        call("fit_weight", photons._structure(model), model, out)
+        model, out, photons = model.contiguous(), torch.empty_like(model), self.contiguous()
+        call("fit_weight", photons.structure(model), model, out)
         return out
 
     def normal_equations(
@@ -158,16 +179,18 @@ class Photons:
         slopes, images, model = (v.contiguous() for v in (slopes, images, model))
         b, q = len(images), slopes.shape[1]
         curvature, rhs = (torch.empty(b, *shape, dtype=torch.float64) for shape in ((q, q), (q,)))
-        photons = self._contiguous()
-        structure = photons._structure(images)
+        photons = self.contiguous()
+        structure = photons.structure(images)
         call("fit_normal_equations_of_photons", structure, q, slopes, rows, images, model, curvature, rhs)
         return curvature, rhs
 
-    def _contiguous(self) -> "Photons":
+    def contiguous(self) -> "Photons":
+        """Return the same values as contiguous arrays, as the kernels require."""
         gain, exposure, extra = (v.contiguous() for v in (self.gain, self.exposure, self.extra))
         return replace(self, gain=gain, exposure=exposure, extra=extra)
 
-    def _structure(self, maps: Maps) -> _Photons:
+    def structure(self, maps: Maps) -> ctypes.Structure:
+        """Return what the kernels need to know to convert such images; the arrays must outlive it."""
         pixels, exposures = maps[0].numel(), self.exposure[0].numel()
         sizes = (len(maps), pixels, exposures, torch.get_num_threads())
         arrays = (address(v) for v in (self.gain, self.exposure, self.extra))

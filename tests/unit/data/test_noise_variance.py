@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from darklens import populations
-from darklens.data.noise_estimate import noise_variance
+from darklens.data.noise_estimate import local_mean, noise_response, noise_variance
 from darklens.simulate.batch import simulate_batch
 
 
@@ -29,3 +29,12 @@ def test_a_bright_cusp_does_not_leave_faint_pixels_without_noise():
     instrument = population.noise.instrument
     sky = instrument.sky_rate / instrument.total_time + (instrument.read_noise / instrument.total_time) ** 2
     assert float(noise_variance(torch.from_numpy(pixels)).amin()) > 0.25 * sky
+
+
+def test_mean_and_response_are_those_of_two_dimensional_filters():
+    images = torch.randn(2, 1, 15, 15, generator=torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(images, [3] * 4, mode="replicate")
+    torch.testing.assert_close(local_mean(images), torch.nn.functional.avg_pool2d(padded, 7, stride=1))
+    second = torch.tensor([1.0, -2.0, 1.0])
+    kernel = (second[:, None] * second / 6)[None, None]
+    torch.testing.assert_close(noise_response(images), torch.nn.functional.conv2d(images, kernel) ** 2)

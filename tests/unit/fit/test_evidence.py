@@ -6,7 +6,8 @@ import torch
 
 from darklens import populations
 from darklens.errors import ConfigError
-from darklens.fit.evidence import evidence_maps
+from darklens.fit.evidence import evidence_maps, templates_of
+from darklens.fit.fitter import fitter_of
 from darklens.fit.macro import fit_macro
 from darklens.simulate import render
 from darklens.simulate.batch import simulate_batch
@@ -104,3 +105,15 @@ def test_a_population_with_a_fixed_source_position_raises():
     images = torch.from_numpy(images)[:, 0]
     with pytest.raises(ConfigError, match="varies the source's position"):
         evidence_maps(images, fit_macro(images, fixed_source), fixed_source)
+
+
+def test_maps_of_points_are_sums_over_pixels_and_do_not_depend_on_the_batch():
+    templates = templates_of(fitter_of("common-test-i"))
+    generator = torch.Generator().manual_seed(0)
+    difference, weight = torch.randn(5, 48, 48, generator=generator), torch.rand(5, 48, 48, generator=generator)
+    slopes = torch.randn(5, 9, 48, 48, generator=generator)
+    whole = templates.points(difference, weight, slopes)
+    for i in range(5):
+        part = templates.points(difference[i : i + 1], weight[i : i + 1], slopes[i : i + 1])
+        for value, expected in zip(part, whole, strict=True):
+            torch.testing.assert_close(value[0], expected[i], rtol=1e-4, atol=1e-3 * float(expected[i].abs().amax()))

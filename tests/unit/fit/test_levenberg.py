@@ -1,5 +1,6 @@
 """A step that fits worse is refused, and the minimum is reached from a start beyond which undamped steps diverge."""
 
+import pytest
 import torch
 
 from darklens.fit.levenberg import minimise
@@ -9,6 +10,8 @@ from darklens.fit.noise import Noise
 
 class Arctangent(Model):
     """One pixel of brightness arctan(p); Gauss-Newton steps towards zero diverge where |p| > 1.39."""
+
+    n_smooth = 2
 
     def __init__(self):
         pass
@@ -35,6 +38,8 @@ class Arctangent(Model):
 
 class LeastSquares(Noise):
     """Noise of 0.01 in the one pixel."""
+
+    sky = None
 
     def __init__(self):
         pass
@@ -92,3 +97,25 @@ def test_a_fit_whose_step_is_cut_to_an_uphill_one_has_not_converged():
     start = torch.tensor([[25.4, -24.6]])  # the minimum is at zero
     fit = minimise(Valley(), torch.zeros(1, 2, 2), SumOfSquares(), start, steps=1)
     assert fit.predicted_reduction > 0.5 and fit.deviance > 0.1
+
+
+class Quadratic(Arctangent):
+    """One pixel of brightness 1 + p + p^2, whose derivative depends on p and vanishes at -1/2."""
+
+    def light(self, parameters):
+        return (1 + parameters + parameters**2)[:, :, None]
+
+    def expected(self, parameters):
+        return self.light(parameters), (1 + 2 * parameters)[:, :, None, None]
+
+
+@pytest.mark.parametrize("steps", range(1, 7))
+def test_derivatives_and_curvature_are_those_of_the_returned_parameters(steps):
+    """Images converge, or refuse a step, after different numbers of steps."""
+    start = torch.tensor([[3.0], [-0.49], [0.0], [20.0]])
+    fit = minimise(Quadratic(), torch.zeros(4, 1, 1), SumOfSquares(), start, steps=steps)
+    light, slopes = Quadratic().expected(fit.parameters)
+    assert torch.equal(fit.model, light) and torch.equal(fit.slopes, slopes)
+    torch.testing.assert_close(fit.curvature, slopes.double().square().sum((2, 3))[:, :, None])
+    without = minimise(Quadratic(), torch.zeros(4, 1, 1), SumOfSquares(), start, steps=steps, with_slopes=False)
+    assert torch.equal(without.parameters, fit.parameters) and without.slopes.numel() == 0

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from darklens.fit import misfit
+from darklens.kernels import smooth_fit
+from darklens.kernels.library import library
 from darklens.physics.grid import Grid
 
 GROUP_SIZES = {"psf": 1, "lens_shape": 7, "sky_slope": 2, "lens_light": 2}
@@ -83,3 +85,17 @@ def test_values_that_are_not_finite_give_finite_tests(fits):
     broken = torch.full_like(model, torch.nan)
     tests = run((templates, broken, weight * torch.inf, slopes * torch.nan), broken)
     assert all(torch.isfinite(value).all() for value in tests.values())
+
+
+def test_compiled_templates_agree_with_the_laws(monkeypatch):
+    library()
+    x, y = Grid(n_pixels=20, pixel_scale=0.1).axes()
+    theta_E, centre = torch.tensor([0.8, 1.3]), (torch.tensor([0.01, -0.1]), torch.tensor([0.0, 0.07]))
+    made = misfit.Templates.of(x, y, theta_E=theta_E, centre=centre)
+    monkeypatch.setattr(smooth_fit, "usable", lambda *_: False)
+    exact = misfit.Templates.of(
+        x.double(), y.double(), theta_E=theta_E.double(), centre=(centre[0].double(), centre[1].double())
+    )
+    for one, other in ((made.lens_light, exact.lens_light), *zip(made.deflections, exact.deflections, strict=True)):
+        assert one.shape == other.shape
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, check_dtype=False)

@@ -9,10 +9,10 @@ from scene_population import TREE, survey
 
 from darklens import populations
 from darklens.fit.detector import Detector, detector_of
-from darklens.fit.model import Model
+from darklens.fit.model import KeptSlopes, Model
 from darklens.fit.noise import Noise, normal_equations
 from darklens.fit.scene_lens import SceneLens
-from darklens.fit.smooth import SmoothLens
+from darklens.fit.smooth import PSF, SmoothLens
 from darklens.kernels import smooth_fit
 from darklens.kernels.library import library
 from darklens.simulate.truth import draw
@@ -165,6 +165,44 @@ def test_normal_equations_of_some_of_the_derivatives_need_no_copy_of_them(kernel
     selected = noise.normal_equations(slopes, images, model, gain, rows=rows)
     for value, expected in zip(selected, noise.normal_equations(slopes[rows], images, model, gain), strict=True):
         assert torch.equal(value, expected)
+
+
+@pytest.mark.parametrize("crop_and_block", [(96, 2), (50, 1)])
+def test_a_free_width_of_the_psf_has_the_light_and_derivatives_of_the_expansion(crop_and_block, threads):
+    crop, block = crop_and_block
+    population = populations.get("common-test-i", ["psf.known=false"])
+    lens = SmoothLens(population, centred=False)
+    model = Model(lens, Detector(population, crop=crop, block=block), "points")
+    others = torch.tensor([0.3, 0.1, 0.01, 0.33, 0.21]).expand(4, -1)
+    parameters = torch.cat([lens.from_truth(draw(population, 3, range(4))), others], 1)
+    parameters[:, lens.names.index(PSF)] = torch.tensor([-0.2, 0.0, 0.1, 0.3])
+    light = compared_with_laws(model, parameters)
+    torch.testing.assert_close(model.light(parameters), light, rtol=1e-6, atol=1e-6 * float(light.abs().max()))
+    noise = Noise(5.0, 4, torch.ones(4, 1, 1), torch.zeros(4), torch.zeros(4, 1, 1))
+    nothing_kept = KeptSlopes(None, torch.arange(4))
+    made = model.linearised(parameters, light + 1, noise, model.gain(parameters), nothing_kept)
+    _, slopes = model.expected(parameters)
+    _, rhs = noise.normal_equations(slopes, light + 1, light, model.gain(parameters))
+    assert torch.equal(made.light, light) and torch.equal(made.rhs, rhs)
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["derivatives kept", "not kept"])
+def test_linearising_gives_the_model_its_derivatives_and_their_normal_equations(kept, threads):
+    population = populations.get("common-test-i")
+    lens = SmoothLens(population, centred=False)
+    model = Model(lens, Detector(population, crop=96, block=2), "line", blur=0.03)
+    line = torch.tensor([0.1, 0.02, 0.05, 0.4, -0.3, 0.7, 0.2]).expand(4, -1)
+    free = torch.cat([lens.from_truth(draw(population, 3, range(4))), line], 1)
+    noise = Noise(5.0, 4, torch.ones(4, 1, 1), torch.tensor([0.0, 1.0, 2.0, 3.0]), torch.zeros(4, 1, 1))
+    light, slopes = model.expected(free)
+    images, gain, rows = light + torch.randn_like(light), model.gain(free), torch.tensor([5, 0, 3, 6])
+    maps = torch.full((7, *slopes.shape[1:]), torch.nan)
+    result = model.linearised(free, images, noise, gain, KeptSlopes(maps if kept else None, rows))
+    curvature, rhs = noise.normal_equations(slopes, images, light, gain)
+    for value, expected in zip(result, (light, curvature, rhs), strict=True):
+        assert torch.equal(value, expected)
+    assert torch.equal(maps[rows], slopes) if kept else maps.isnan().all()
+    assert maps[[1, 2, 4]].isnan().all()
 
 
 def test_nan_in_the_model_gives_a_nan_deviance():
