@@ -41,7 +41,7 @@ from darklens.simulate.batch import simulate_batch
 
 SYSTEMS = ("resnet_18", "resnet_simple", "sis_autoencoder2")
 PIXELS, SCALE = 150, 0.05
-BLOCK = 16  # images that a process classifies at a time, as `predict` does with fits
+BLOCK = 48  # images that a process classifies at a time, as `predict` does with fits
 IN_MEMORY = {}  # of a process that classifies from memory
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "common-test-i"
 

@@ -35,7 +35,7 @@ from darklens.predict.block_worker import Block, Task, loaded_bundle, make_block
 from darklens.predict.rows import columns_of, header, read_one, require_usable
 
 IN_FLIGHT = 512  # blocks submitted to an executor at a time; their paths and pending rows take a few MB
-_FIT_BLOCK_SIZE = 16  # images; a few seconds of fits, for which Ctrl-C has to wait
+_FIT_BLOCK_SIZE = 48  # images; two or three seconds of fits, for which Ctrl-C has to wait
 _EXAMPLES = 64  # images on which an ONNX file is checked
 _PLAN, _ROWS, _MODEL = "plan.json", "rows", "model.onnx"
 
