@@ -35,7 +35,7 @@ from darklens.models.base import Inputs, NetworkOutput, forward_features, ood_fe
 from darklens.models.zoo import has_lens_step, requires_fitting
 
 T = TypeVar("T")
-BATCH_SIZE = 96  # as many images as one fit of all hypotheses
+BATCH_SIZE = 64
 UNFAMILIAR = "the image is out of distribution (ood)"
 MICRO_BATCH = 16  # images per forward pass on a CPU, so that activations stay in its cache
 
