@@ -125,7 +125,12 @@ def minimise(
         reuse_slopes_below: Predicted reduction below which derivatives are reused after a step, if the residuals are
             near the noise. Smooth lenses are almost linear within a few standard deviations. Needs `with_slopes`.
         with_slopes: Whether to keep derivatives; otherwise the result has none.
+
+    Raises:
+        ValueError: If derivatives are to be reused, but not kept.
     """
+    if reuse_slopes_below > 0 and not with_slopes:
+        raise ValueError("derivatives that are not kept cannot be reused; set with_slopes=True")
     first_column, indices = parameters[:, 0], torch.arange(len(images), device=images.device)
     nan, infinity = torch.full_like(first_column, torch.nan), torch.full_like(first_column, torch.inf)
     # Two rows for each image: a step writes to one, and if it is refused, the other is still there.
@@ -197,9 +202,10 @@ def _linearised(
     """Return models and normal equations, and the rows of their derivatives; images in `reuse` keep those they have."""
     images, noise = active.images, active.noise
     gain = model.gain(parameters) if active.gain is None else active.gain
-    if maps is None or reuse is None or not bool(reuse.any()):
+    if reuse is None or not bool(reuse.any()):
         kept = KeptSlopes(maps, active.state.kept ^ 1)
         return model.linearised(parameters, images, noise, gain, kept), kept.rows
+    assert maps is not None
     rows = active.state.kept
     old, new = (torch.nonzero(part)[:, 0] for part in (reuse, ~reuse))
     light = model.light(parameters[old])

@@ -299,7 +299,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # no types
 
 
 # Defined in the class, it would be wrapped in a decorator that imports torch._dynamo, which takes two seconds.
-_Recorder.__torch_dispatch__ = _Recorder._dispatch  # type: ignore[method-assign, assignment]
+_Recorder.__torch_dispatch__ = _Recorder._dispatch  # type: ignore[method-assign, assignment]  # no types
 
 
 def record(function: Callable[..., Tensor], arguments: Sequence[Tensor]) -> tuple[Expressions, list[int]]:

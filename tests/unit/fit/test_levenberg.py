@@ -109,6 +109,12 @@ class Quadratic(Arctangent):
         return self.light(parameters), (1 + 2 * parameters)[:, :, None, None]
 
 
+def test_derivatives_that_are_not_kept_cannot_be_reused():
+    images, start = torch.zeros(1, 1, 1), torch.zeros(1, 1)
+    with pytest.raises(ValueError, match="cannot be reused"):
+        minimise(Quadratic(), images, SumOfSquares(), start, steps=1, reuse_slopes_below=1.0, with_slopes=False)
+
+
 @pytest.mark.parametrize("steps", range(1, 7))
 def test_derivatives_and_curvature_are_those_of_the_returned_parameters(steps):
     """Images converge, or refuse a step, after different numbers of steps."""
