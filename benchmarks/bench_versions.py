@@ -94,7 +94,7 @@ def main() -> None:
         images = Path(work) / "images.npy"
         np.save(images, np.concatenate([image for image, _ in parts]))
         sources = {commit: source_of(commit, Path(work), stack) for commit in options.commits} | {HERE: ROOT / "src"}
-        workers = {name: stack.enter_context(started(source, images)) for name, source in sources.items()}
+        workers = {name: stack.enter_context(start_worker(source, images)) for name, source in sources.items()}
         rounds = [
             {name: ask(worker, 0, options.images) for name, worker in workers.items()} for _ in range(options.rounds)
         ]
@@ -124,8 +124,8 @@ def source_of(commit: str, work: Path, stack: ExitStack) -> Path:
     return folder / "src"
 
 
-def started(source: Path, images: Path) -> subprocess.Popen[str]:
-    """Return a worker that has loaded its model."""
+def start_worker(source: Path, images: Path) -> subprocess.Popen[str]:
+    """Start a worker, and return it when it has loaded its model."""
     environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", WORKER, json.dumps(STAGES), str(images)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}

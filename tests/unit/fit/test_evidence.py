@@ -107,7 +107,7 @@ def test_a_population_with_a_fixed_source_position_raises():
         evidence_maps(images, fit_macro(images, fixed_source), fixed_source)
 
 
-def test_maps_of_points_are_sums_over_pixels_and_do_not_depend_on_the_batch():
+def test_maps_of_points_do_not_depend_on_the_batch():
     templates = templates_of(fitter_of("common-test-i"))
     generator = torch.Generator().manual_seed(0)
     difference, weight = torch.randn(5, 48, 48, generator=generator), torch.rand(5, 48, 48, generator=generator)
