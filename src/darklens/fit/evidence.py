@@ -2,18 +2,20 @@
 
 A small deflection d alpha changes the image as a shift of the source does, dI = dI/d(source) . d alpha. For a perturber
 of fixed position and shape, delta chi2 therefore follows from one weighted linear regression, marginalised over the
-parameters of the smooth lens. The sums over pixels are correlations with the deflection of a point mass, and matrix
-products with a bank of deflections of line masses.
+parameters of the smooth lens. The sums over pixels are correlations with the deflection of a point mass. A line mass is
+a row of point masses, so sums that are linear in the deflection are averages of those of point masses along the line.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from darklens.constants import constant
 from darklens.data.contrast import HALF_WIDTH
@@ -24,7 +26,7 @@ from darklens.fit.model import Model
 from darklens.fit.noise import Maps, quantisation_steps
 from darklens.fit.smooth import CENTRE
 from darklens.physics.grid import Grid
-from darklens.physics.profiles import line, point
+from darklens.physics.profiles import point
 from darklens.populations.population import Population
 from darklens.scene.imaging import fast_length
 
@@ -59,30 +61,76 @@ class Evidence:
     line_scale: float
 
 
-@dataclass(frozen=True)
+class PointMaps(NamedTuple):
+    """Delta chi2 (with the sign of the mass), mass and its Fisher information for one point mass in each pixel."""
+
+    delta_chi2: Maps
+    mass: Maps
+    information: Maps
+
+
+class LineMaps(NamedTuple):
+    """Delta chi2 and mass of one line, by shape (length and angle) and centre."""
+
+    delta_chi2: Float[Tensor, "b t k k"]
+    mass: Float[Tensor, "b t k k"]
+
+
+class _Best(NamedTuple):
+    """Delta chi2 (with the sign of the mass), best mass and its Fisher information of each template."""
+
+    delta_chi2: Float[Tensor, "b z"]
+    mass: Float[Tensor, "b z"]
+    information: Float[Tensor, "b z"]
+
+
 class _LineBank:
-    """Deflections (arcsec) of z unit line masses in p pixels, and products of their components."""
+    """Templates of z unit line masses, ordered by length, angle and centre, from those of point masses."""
 
-    x: Float[Tensor, "z p"]
-    y: Float[Tensor, "z p"]
-    xx: Float[Tensor, "z p"]
-    xy: Float[Tensor, "z p"]
-    yy: Float[Tensor, "z p"]
+    def __init__(self, points: "_PointBank", grid: Grid, device: torch.device) -> None:
+        centres = torch.tensor(line_centres())
+        angles = torch.arange(_LINE_ANGLES) * (math.pi / _LINE_ANGLES)
+        length, angle, y, x = (
+            v.flatten()[:, None]
+            for v in torch.meshgrid(torch.tensor(_LINE_LENGTHS), angles, centres, centres, indexing="ij")
+        )
+        # Equal parts of each line, as point masses; each is divided among the four nearest pixels.
+        n_parts = math.ceil(max(_LINE_LENGTHS) / grid.pixel_scale)
+        along = ((torch.arange(n_parts) + 0.5) / n_parts - 0.5) * length
+        pixels, shares = _nearest_pixels(grid, x + along * angle.cos(), y + along * angle.sin())
+        self._pixels, self._shares = pixels.flatten(1).to(device), (shares.flatten(1) / n_parts).to(device)
+        alpha_x, alpha_y = (self._sums(component) for component in points.deflections())
+        self._squares = alpha_x**2, 2 * alpha_x * alpha_y, alpha_y**2
 
-    def to(self, device: torch.device) -> "_LineBank":
-        return _LineBank(*(getattr(self, f.name).to(device) for f in fields(self)))
+    def _sums(self, of_points: Float[Tensor, "p k"]) -> Float[Tensor, "z k"]:
+        return embedding_bag(self._pixels, of_points, mode="sum", per_sample_weights=self._shares)
 
-    def products(self, along: Float[Tensor, "b k p"], across: Float[Tensor, "b k p"]) -> Float[Tensor, "b k z"]:
-        """Return the sum over pixels of the deflections times planes, one for each component."""
-        b, k, p = along.shape
-        sums = self.x @ along.reshape(-1, p).T + self.y @ across.reshape(-1, p).T
-        return sums.T.reshape(b, k, -1)
+    def products(self, of_points: Float[Tensor, "b k p"]) -> Float[Tensor, "b k z"]:
+        """Return the sum over pixels of the deflections times planes, from that for a point mass in each pixel."""
+        b, k, p = of_points.shape
+        return self._sums(of_points.reshape(-1, p).T.contiguous()).T.reshape(b, k, -1)
 
     def norms(
         self, xx: Float[Tensor, "b p"], xy: Float[Tensor, "b p"], yy: Float[Tensor, "b p"]
     ) -> Float[Tensor, "b z"]:
         """Return the sum over pixels of a quadratic form of the deflections, from its coefficients."""
-        return (self.xx @ xx.T + 2 * (self.xy @ xy.T) + self.yy @ yy.T).T
+        of_xx, of_xy, of_yy = self._squares
+        return (of_xx @ xx.T + of_xy @ xy.T + of_yy @ yy.T).T
+
+
+def _nearest_pixels(
+    grid: Grid, x: Float[Tensor, "z n"], y: Float[Tensor, "z n"]
+) -> tuple[Int[Tensor, "z n 4"], Float[Tensor, "z n 4"]]:
+    """Return the indices of the four pixels nearest to each position, and their shares; positions outside are moved."""
+    n = grid.n_pixels
+    column, row = ((v / grid.pixel_scale + (n - 1) / 2).clamp(0, n - 1) for v in (x, y))
+    first_column, first_row = (v.floor().clamp(max=n - 2) for v in (column, row))
+    right_share, lower_share = column - first_column, row - first_row
+    first = (first_row * n + first_column).long()
+    pixels = torch.stack([first, first + 1, first + n, first + n + 1], 2)
+    by_column = torch.stack([1 - right_share, right_share], 2)
+    shares = torch.cat([by_column * (1 - lower_share[..., None]), by_column * lower_share[..., None]], 2)
+    return pixels, shares
 
 
 class _PointBank:
@@ -100,8 +148,17 @@ class _PointBank:
         x, y = offset[None], offset[:, None]
         softening = -torch.expm1(-(x**2 + y**2) / (2 * psf_sigma**2))
         along, across = (a * softening for a in point.deflection(x, y, theta_E=torch.ones(())))
+        self._kernel = along.to(device), across.to(device)
         kernels = torch.stack([along, across, along**2, 2 * along * across, across**2]).double()
         self._spectra = torch.fft.rfft2(kernels).conj().to(torch.complex64).to(device)
+
+    def deflections(self) -> tuple[Float[Tensor, "p p"], Float[Tensor, "p p"]]:
+        """Return the components of the deflection by a mass in each pixel (first index) at each pixel."""
+        index = torch.arange(self._side, device=self._kernel[0].device)
+        offset = index - index[:, None]  # of a pixel from the mass
+        at = offset[:, None, :, None], offset[None, :, None, :]
+        along, across = (component[at].flatten(2).flatten(0, 1) for component in self._kernel)
+        return along, across
 
     def products(self, along: Float[Tensor, "b k p"], across: Float[Tensor, "b k p"]) -> Float[Tensor, "b k z"]:
         """Return the sum over pixels of the deflections times planes, one for each component."""
@@ -191,29 +248,30 @@ class Templates:
         self._source = tuple(fitter.lens.names.index(f"source_{axis}") for axis in "xy")
         width = fitter.population.psf.width(fitter.population.field.pixel_scale)
         self._points = _PointBank(self.grid, width, fitter.device)
-        self._lines = _line_bank(self.grid).to(fitter.device)
+        self._lines = _LineBank(self._points, self.grid, fitter.device)
 
     def cut(self, maps: Float[Tensor, "... m m"]) -> Float[Tensor, "... n n"]:
         """Crop maps on the fine detector to the grid."""
         low, high = self._edge, self._edge + self.grid.n_pixels
         return maps[..., low:high, low:high]
 
-    def points(self, difference: Maps, weight: Maps, slopes: Float[Tensor, "b q m m"]) -> tuple[Maps, Maps, Maps]:
-        """Return delta chi2, mass and its Fisher information for a point mass in each pixel (b, n, n).
+    def points(self, difference: Maps, weight: Maps, slopes: Float[Tensor, "b q m m"]) -> PointMaps:
+        """Return the maps of a point mass; arguments as for `evidence`."""
+        return self._point_maps(self._regression(difference, weight, slopes))
 
-        Arguments as for `evidence`.
-        """
-        n = self.grid.n_pixels
-        delta_chi2, mass, information = self._regress(self._points, difference, weight, slopes)
-        return delta_chi2.reshape(-1, n, n), mass.reshape(-1, n, n), information.reshape(-1, n, n)
-
-    def lines(
+    def points_and_lines(
         self, difference: Maps, weight: Maps, slopes: Float[Tensor, "b q m m"]
-    ) -> tuple[Float[Tensor, "b t k k"], Float[Tensor, "b t k k"]]:
-        """Return delta chi2 and mass of lines by shape (length and angle) and centre; arguments as for `evidence`."""
-        delta_chi2, mass, _ = self._regress(self._lines, difference, weight, slopes)
-        shape = (len(delta_chi2), -1, len(line_centres()), len(line_centres()))
-        return delta_chi2.reshape(shape), mass.reshape(shape)
+    ) -> tuple[PointMaps, LineMaps]:
+        """Return the maps of a point mass and of lines; arguments as for `evidence`."""
+        regression = self._regression(difference, weight, slopes)
+        best = regression.solve(self._lines.products(regression.of_points), self._lines.norms(*regression.quadratic))
+        shape = (len(difference), -1, len(line_centres()), len(line_centres()))
+        return self._point_maps(regression), LineMaps(best.delta_chi2.reshape(shape), best.mass.reshape(shape))
+
+    def _point_maps(self, regression: "_Regression") -> PointMaps:
+        best = regression.solve(regression.of_points, self._points.norms(*regression.quadratic))
+        n = self.grid.n_pixels
+        return PointMaps(*(values.reshape(-1, n, n) for values in best))
 
     def evidence(self, difference: Maps, weight: Maps, slopes: Float[Tensor, "b q m m"]) -> Evidence:
         """Return the evidence maps.
@@ -223,15 +281,14 @@ class Templates:
             weight: Inverse variance.
             slopes: Derivatives of the model with respect to its parameters, those of the smooth lens first.
         """
-        delta_chi2_point, point_mass, _ = self.points(difference, weight, slopes)
-        delta_chi2_line, line_mass = self.lines(difference, weight, slopes)
-        best_delta_chi2, best = delta_chi2_line.max(1)
+        points, lines = self.points_and_lines(difference, weight, slopes)
+        best_delta_chi2, best = lines.delta_chi2.max(1)
         length, angle = shape_of(best)
         return Evidence(
-            delta_chi2_point=delta_chi2_point,
-            point_mass=point_mass,
+            delta_chi2_point=points.delta_chi2,
+            point_mass=points.mass,
             delta_chi2_line=best_delta_chi2,
-            line_mass=line_mass.gather(1, best[:, None])[:, 0],
+            line_mass=lines.mass.gather(1, best[:, None])[:, 0],
             line_angle=angle,
             line_length=length,
             pixel_scale=self.grid.pixel_scale,
@@ -251,28 +308,47 @@ class Templates:
         score = self._points.products((weighted * by_x)[:, None], (weighted * by_y)[:, None])
         return score.reshape(information.shape) / information
 
-    def _regress(
-        self, bank: _LineBank | _PointBank, difference: Maps, weight: Maps, slopes: Float[Tensor, "b q m m"]
-    ) -> tuple[Float[Tensor, "b z"], Float[Tensor, "b z"], Float[Tensor, "b z"]]:
-        """Return delta chi2 (with the sign of the mass), best mass and its Fisher information for each template."""
+    def _regression(self, difference: Maps, weight: Maps, slopes: Float[Tensor, "b q m m"]) -> "_Regression":
         difference, weight, slopes = (self.cut(v).flatten(-2) for v in (difference, weight, slopes))
         by_x, by_y = (slopes[:, i] for i in self._source)
-        # Inner products of the difference and of each derivative with each template.
         columns = torch.cat([difference[:, None], slopes], 1) * weight[:, None]
-        overlap = bank.products(*(columns * by[:, None] for by in (by_x, by_y))).mT
-        total = bank.norms(weight * by_x**2, weight * by_x * by_y, weight * by_y**2)
         curvature = (slopes * weight[:, None]) @ slopes.mT
         unit = torch.diagonal(curvature, dim1=1, dim2=2).clamp_min(1e-30).rsqrt()
         scaled = (curvature * unit[:, :, None] * unit[:, None]).double()
         scaled += 1e-9 * torch.eye(len(scaled[0]), dtype=scaled.dtype, device=scaled.device)
+        factor = torch.linalg.inv(_cholesky(scaled))
         rhs = ((slopes @ (difference * weight)[:, :, None])[..., 0] * unit).double()
-        # Marginalised information, from the factor of the inverse; single precision is enough.
-        factor = torch.linalg.inv(_cholesky(scaled)).to(overlap)
-        projection = overlap[..., 1:] * unit[:, None] @ factor.mT  # b z q
-        score = overlap[..., 0] - (projection @ (factor.double() @ rhs[:, :, None]).to(overlap))[..., 0]
-        information = (total - (projection * projection).sum(2)).maximum(1e-4 * total).clamp_min(1e-30)
+        return _Regression(
+            of_points=self._points.products(*(columns * by[:, None] for by in (by_x, by_y))),
+            quadratic=(weight * by_x**2, weight * by_x * by_y, weight * by_y**2),
+            factor=(factor * unit[:, None]).to(difference),
+            step=(factor @ rhs[:, :, None]).to(difference),
+        )
+
+
+class _Regression(NamedTuple):
+    """Weighted linear regressions of b differences on one template each, marginalised over q parameters.
+
+    Attributes:
+        of_points: Inner products of the difference and of each derivative with the template of a point mass.
+        quadratic: Coefficients of the quadratic form of the deflection that gives the norm of a template.
+        factor: Inverse of the Cholesky factor of the curvature.
+        step: `factor` times the inner products of the difference with the derivatives.
+    """
+
+    of_points: Float[Tensor, "b k p"]
+    quadratic: tuple[Float[Tensor, "b p"], Float[Tensor, "b p"], Float[Tensor, "b p"]]
+    factor: Float[Tensor, "b q q"]
+    step: Float[Tensor, "b q 1"]
+
+    def solve(self, overlap: Float[Tensor, "b k z"], norm: Float[Tensor, "b z"]) -> _Best:
+        """Return the best mass of each of z templates, from their inner products and norms."""
+        projection = self.factor @ overlap[:, 1:]
+        score = overlap[:, 0] - (projection * self.step).sum(1)
+        # Marginalised over the smooth lens; single precision is enough.
+        information = (norm - (projection * projection).sum(1)).maximum(1e-4 * norm).clamp_min(1e-30)
         mass = score / information
-        return score * mass.abs(), mass, information
+        return _Best(score * mass.abs(), mass, information)
 
 
 def _cholesky(matrices: Float[Tensor, "b q q"]) -> Float[Tensor, "b q q"]:
@@ -296,19 +372,6 @@ def shape_of(template: Int[Tensor, "..."]) -> tuple[Tensor, Tensor]:
     """Return length (arcsec) and angle (radians) for the shape indices of `Templates.lines`."""
     lengths = constant(_LINE_LENGTHS, torch.float32, template.device)
     return lengths[template // _LINE_ANGLES], (template % _LINE_ANGLES) * (math.pi / _LINE_ANGLES)
-
-
-def _line_bank(grid: Grid) -> _LineBank:
-    """Return the deflections of unit line masses (1 arcsec^2), ordered by length, angle and centre."""
-    x, y = (v.flatten() for v in grid.coordinates())
-    centres = torch.tensor(line_centres())
-    angles = torch.arange(_LINE_ANGLES) * (math.pi / _LINE_ANGLES)
-    length, angle, at_y, at_x = (
-        v.flatten()[:, None]
-        for v in torch.meshgrid(torch.tensor(_LINE_LENGTHS), angles, centres, centres, indexing="ij")
-    )
-    along, across = line.deflection(x - at_x, y - at_y, mass=torch.ones(()), length=length, angle=angle)
-    return _LineBank(along, across, along**2, along * across, across**2)
 
 
 def line_centres() -> list[float]:

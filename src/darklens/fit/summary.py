@@ -25,7 +25,7 @@ def findings(features: FitFeatures) -> dict[str, list[str]]:
     and `chi2_per_pixel_points` are the same with one line and with all point masses. `delta_chi2_line` and
     `delta_chi2_points` are the reductions of the deviance, and `delta_chi2_point_given_line` is the reduction by a
     point mass in addition to the line. `relative_exposure` is the exposure that the noise shows, relative to that of
-    the population.
+    the population. Perturbers below the noise are estimated to first order (`HypothesisFits.perturbers_fitted`).
     """
     value = features.columns()
     n_pixels, points = value["n_pixels_fitted"], f"delta_chi2_points_{N_POINTS}"

@@ -1,14 +1,17 @@
 """Evidence maps recover the mass and the position of perturbers, and show none in smooth lenses."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from darklens import populations
 from darklens.errors import ConfigError
-from darklens.fit.evidence import evidence_maps, templates_of
+from darklens.fit.evidence import LINE_STEP, evidence_maps, line_centres, shape_of, templates_of
 from darklens.fit.fitter import fitter_of
 from darklens.fit.macro import fit_macro
+from darklens.physics.profiles import line
 from darklens.simulate import render
 from darklens.simulate.batch import simulate_batch
 from darklens.simulate.truth import draw
@@ -117,3 +120,45 @@ def test_maps_of_points_do_not_depend_on_the_batch():
         part = templates.points(difference[i : i + 1], weight[i : i + 1], slopes[i : i + 1])
         for value, expected in zip(part, whole, strict=True):
             torch.testing.assert_close(value[0], expected[i], rtol=1e-4, atol=1e-3 * float(expected[i].abs().amax()))
+
+
+def test_templates_of_lines_are_rows_of_point_masses():
+    """One line of the bank: its deflection, inner products and norm, from point masses along the analytic line."""
+    templates = templates_of(fitter_of("common-test-i"))
+    bank, points, grid = templates._lines, templates._points, templates.grid
+    n, shape, length, angle = len(line_centres()), 13, 2.0, 5 * math.pi / 8
+    assert [float(v) for v in shape_of(torch.tensor(shape))] == pytest.approx([length, angle])
+    row, column = 4, 7
+    index = (shape * n + row) * n + column
+    alpha_x, alpha_y = (bank._sums(component)[index] for component in points.deflections())
+    x, y = (v.flatten() for v in grid.coordinates())
+    unit = {"mass": torch.ones(()), "length": torch.tensor(length), "angle": torch.tensor(angle)}
+    from_x, from_y = x - line_centres()[column], y - line_centres()[row]
+    expected = line.deflection(from_x, from_y, **unit)
+    across = (from_y * math.cos(angle) - from_x * math.sin(angle)).abs()
+    away = (across > 0.4) | (torch.hypot(from_x, from_y) > length / 2 + 0.4)
+    for component, analytic in zip((alpha_x, alpha_y), expected, strict=True):
+        torch.testing.assert_close(component[away], analytic[away], rtol=0.02, atol=0.01)
+
+    generator = torch.Generator().manual_seed(0)
+    along, across = torch.randn(2, 3, 2, len(x), generator=generator)
+    sums = (alpha_x * along + alpha_y * across).sum(-1)
+    products = bank.products(points.products(along, across))[..., index]
+    torch.testing.assert_close(products, sums, rtol=1e-3, atol=1e-3 * float(sums.abs().max()))
+    xx, xy, yy = torch.rand(3, 3, len(x), generator=generator)
+    quadratic = (alpha_x**2 * xx + 2 * alpha_x * alpha_y * xy + alpha_y**2 * yy).sum(-1)
+    torch.testing.assert_close(bank.norms(xx, xy, yy)[:, index], quadratic, rtol=1e-4, atol=0)
+
+
+def test_the_mass_of_a_faint_line_is_recovered():
+    """A line that is one of the templates, in images without noise, given the true smooth lens."""
+    mass, length, angle, at_x, at_y = 0.002, 2.0, math.pi / 8, 0.25, 0.5
+    x, y = np.full(4, at_x), np.full(4, at_y)
+    columns = {"line_mass": np.full(4, mass), "line_x": x, "line_y": y}
+    columns |= {"line_length": np.full(4, length), "line_angle": np.full(4, angle)}
+    _, smooth = expected_counts()
+    _, with_line = expected_counts(**columns)
+    maps = evidence_maps(with_line, fit_macro(smooth, POPULATION), POPULATION)
+    k = len(line_centres()) // 2
+    row, column = k + round(at_y / LINE_STEP), k + round(at_x / LINE_STEP)
+    np.testing.assert_allclose(maps.line_mass[:, row, column], mass, rtol=0.06)

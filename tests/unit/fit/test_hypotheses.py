@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from darklens import populations
+from darklens.fit import hypotheses
 from darklens.fit.hypotheses import N_POINTS, fit_hypotheses
 from darklens.fit.macro import check_exposure, fit_macro
 from darklens.fit.noise import MASKED_EXPOSURE
@@ -37,6 +38,40 @@ def test_each_class_is_fitted_best_by_its_hypothesis(fitted_images):
         < float(fits.delta_chi2_point_given_line[sphere].median())
     )
     assert float((fits.delta_chi2_points[:, -1] - fits.delta_chi2_line)[sphere].median()) > 0
+
+
+def test_perturbers_below_the_noise_are_estimated_to_first_order(fitted_images):
+    _, truth, fits = fitted_images
+    no = torch.from_numpy(truth["label"] == 0)
+    assert not bool(fits.perturbers_fitted[no].any()) and bool(fits.perturbers_fitted[~no].all())
+    assert float(torch.maximum(fits.delta_chi2_line, fits.delta_chi2_points[:, 0])[no].max()) < 24
+    for maps in (fits.line_residual, fits.point_residual):
+        torch.testing.assert_close(maps[no], fits.residual[no], rtol=0, atol=0)
+    torch.testing.assert_close(fits.line_evidence[no], fits.evidence[no], rtol=0, atol=0)
+    for delta_chi2 in (fits.delta_chi2_points[no, 0], fits.delta_chi2_point_given_line[no]):
+        torch.testing.assert_close(delta_chi2, fits.evidence[no].amax((1, 2)), rtol=0, atol=0)
+    assert float(fits.points[no, 1:].abs().max()) == 0 and float(fits.points[no, 0, 0].min()) > 0
+
+
+def test_first_order_estimates_are_near_the_fits(fitted_images, monkeypatch):
+    """With a limit of zero, perturbers are fitted to smooth lenses, too."""
+    images, truth, fits = fitted_images
+    no = torch.from_numpy(truth["label"] == 0)
+    monkeypatch.setattr(hypotheses, "_NOISE", 0.0)
+    fitted = fit_hypotheses(images[no], "common-test-i")
+    assert bool(fitted.perturbers_fitted.all())
+    difference = fitted.delta_chi2_points[:, 0] - fits.delta_chi2_points[no, 0]
+    assert float(difference.abs().max()) < 5
+    assert float((fitted.delta_chi2_line - fits.delta_chi2_line[no]).abs().max()) < 15
+
+
+def test_a_fit_does_not_depend_on_the_other_images(fitted_images):
+    images, truth, fits = fitted_images
+    rows = torch.from_numpy(np.flatnonzero(truth["label"])[:3])
+    alone = fit_hypotheses(images[rows], "common-test-i")
+    for name in ("deviance", "delta_chi2_line", "delta_chi2_points", "points", "misfit", "line_residual"):
+        expected = getattr(fits, name)[rows]
+        torch.testing.assert_close(getattr(alone, name), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
 def test_parameters_of_a_line_mass_are_recovered(fitted_images):
