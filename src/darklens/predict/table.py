@@ -35,7 +35,7 @@ from darklens.predict.block_worker import Block, Task, loaded_bundle, make_block
 from darklens.predict.rows import columns_of, header, read_one, require_usable
 
 IN_FLIGHT = 512  # blocks submitted to an executor at a time; their paths and pending rows take a few MB
-_FIT_BLOCK_SIZE = 48  # images; two or three seconds of fits, for which Ctrl-C has to wait
+_FIT_BLOCK_SIZES = 16, 48  # images, smallest and largest; 48 take two seconds of fits, for which Ctrl-C has to wait
 _EXAMPLES = 64  # images on which an ONNX file is checked
 _PLAN, _ROWS, _MODEL = "plan.json", "rows", "model.onnx"
 
@@ -121,7 +121,7 @@ def predict_table(
         folder=quoted(Path.cwd()),
         files=len(files),
     )
-    blocks = Blocks(files, _FIT_BLOCK_SIZE if bundle.fits_lenses and on.type == "cpu" else BATCH_SIZE)
+    blocks = Blocks(files, _fit_block_size(len(files)) if bundle.fits_lenses and on.type == "cpu" else BATCH_SIZE)
     if workers is None and on.type != "cpu":
         workers = 1
     if workers is None:
@@ -141,6 +141,12 @@ def predict_table(
         shutil.rmtree(work)
     warn_if_unchecked(bundle, warn)
     return Summary(len(files), bad, resumed)
+
+
+def _fit_block_size(n_files: int) -> int:
+    """Return the images per block for a model that fits them: few files make four blocks, which processes can share."""
+    smallest, largest = _FIT_BLOCK_SIZES
+    return min(max(-(-n_files // 4), smallest), largest)
 
 
 def problems_in(table: Path) -> Iterator[str]:
