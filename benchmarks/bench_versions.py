@@ -3,7 +3,8 @@
     python benchmarks/bench_versions.py bcef962 [COMMIT ...] [--images 96] [--rounds 9] [--json results/bench.json]
 
 Each version runs in a process of its own with one thread, without the checks by a wider fit, and takes turns with the
-others. Times are processor time per image of common-test-i; ratios are medians over the rounds.
+others. Times are processor time per image of common-test-i; ratios are medians over the rounds. With `--rounds 0`, only
+the classes of `--agreement` images are compared (entry `agreement`), which a busy machine does not change.
 """
 
 import argparse
@@ -20,18 +21,17 @@ import numpy as np
 from record import record
 
 from darklens import populations
-from darklens.evaluation.metrics import macro_auc
+from darklens.evaluation.metrics import calibration_error, macro_auc
 from darklens.simulate.batch import simulate_batch
 
 ROOT = Path(__file__).parent.parent
 HERE = "here"
-# Functions of a stage, which have had these names since bcef962; what they leave is the smooth fit and the network.
+# Functions of a stage in any version since bcef962; what they leave is the smooth fit and the network.
 STAGES = {
-    "coarse fits of lines": ("hypotheses", "_coarse_lines"),
-    "fine fits of the line": ("hypotheses", "_anneal"),
-    "fits of points": ("hypotheses", "_points"),
-    "maps of lines": ("evidence.Templates", "lines"),
-    "maps of points": ("evidence.Templates", "points"),
+    "coarse fits of lines": ["hypotheses._coarse_lines"],
+    "fine fits of the line": ["hypotheses._anneal"],
+    "fits of points": ["hypotheses._points"],
+    "maps of lines and points": [f"evidence.Templates.{name}" for name in ("lines", "points", "points_and_lines")],
 }
 WORKER = """
 import functools, importlib, json, sys, time
@@ -55,12 +55,14 @@ def timed(name, function):
         return result
     return run
 
-for name, (place, attribute) in stages.items():
-    module, *inside = place.split(".")
-    owner = importlib.import_module(f"darklens.fit.{module}")
-    for part in inside:
-        owner = getattr(owner, part)
-    setattr(owner, attribute, timed(name, getattr(owner, attribute)))
+for name, places in stages.items():
+    for place in places:
+        module, *inside, attribute = place.split(".")
+        owner = importlib.import_module(f"darklens.fit.{module}")
+        for part in inside:
+            owner = getattr(owner, part)
+        if hasattr(owner, attribute):
+            setattr(owner, attribute, timed(name, getattr(owner, attribute)))
 
 bundle = Bundle.load("lens_residual")
 if hasattr(bundle, "with_companions"):
@@ -105,15 +107,19 @@ def main() -> None:
     label, here = label[: options.agreement], probabilities[HERE]
     result = {"images": options.images, "rounds": options.rounds, "compared_images": len(label)}
     for name, probability in probabilities.items():
+        speed = {}
+        if rounds:
+            speed["ms_per_image"] = stage_times([each[name] for each in rounds], options.images)
+            speed["times_as_fast_here"] = round(statistics.median(r[name]["all"] / r[HERE]["all"] for r in rounds), 2)
         result[name] = {
-            "ms_per_image": stage_times([each[name] for each in rounds], options.images),
-            "times_as_fast_here": round(statistics.median(r[name]["all"] / r[HERE]["all"] for r in rounds), 2),
+            **speed,
             "macro_auc": round(float(macro_auc(label, probability)), 5),
             "accuracy": round(float((probability.argmax(1) == label).mean()), 4),
+            "calibration_error": round(calibration_error(label, probability), 4),
             "same_class_as_here": round(float((probability.argmax(1) == here.argmax(1)).mean()), 4),
         }
     print(json.dumps(result, indent=2))
-    record(options.json, "versions", result)
+    record(options.json, "versions" if rounds else "agreement", result)
 
 
 def source_of(commit: str, work: Path, stack: ExitStack) -> Path:
