@@ -31,6 +31,7 @@ class _Limits(NamedTuple):
         lens_light: Of light about the centre of the lens.
         pixel: Residual of a pixel, standard deviations.
         spot: Residual of 3 x 3 pixels, standard deviations.
+        rival: Delta chi2 by which the fit of another hypothesis is better.
     """
 
     chi2_excess: float
@@ -40,13 +41,15 @@ class _Limits(NamedTuple):
     lens_light: float
     pixel: float
     spot: float
+    rival: float
 
 
 _LIMITS: dict[Hypothesis, _Limits] = {
-    "smooth": _Limits(5, 15, 30, 20, 20, 6, 6.5),
-    "line": _Limits(6, 15, 30, 20, 20, 6, 8.5),
-    "points": _Limits(18, 60, 350, 35, 90, 9, 14.5),
+    "smooth": _Limits(5, 15, 30, 20, 20, 6, 6.5, 80),
+    "line": _Limits(6, 15, 30, 20, 20, 6, 8.5, 60),
+    "points": _Limits(18, 60, 350, 35, 90, 9, 14.5, 250),
 }
+_RIVALS: dict[Hypothesis, str] = {"line": "one line", "points": f"{N_POINTS} points"}
 _LARGEST_SHARE = 0.8  # of delta chi2 of the perturbers, that a smooth lens with another effect may reach
 _NOISE_DEFICIT = 5.0  # standard deviations of the deviance below its expectation, with excess noise in the sky
 _AT_BOUND = 0.01  # arcsec, distance from a bound
@@ -117,6 +120,9 @@ def _doubts(value: dict[str, float], hypothesis: Hypothesis) -> tuple[str, ...]:
     excess = (deviance - n_pixels) / (2 * n_pixels) ** 0.5
     if excess > limits.chi2_excess:
         reasons.append(f"chi2 is {excess:.0f} standard deviations above its expectation")
+    for rival, words in _RIVALS.items():
+        if (advantage := delta_chi2_of(rival, value) - delta_chi2) > limits.rival:
+            reasons.append(f"{words} would fit the image better, by a delta chi2 of {advantage:.0f}")
     if excess < -_NOISE_DEFICIT and value["extra_variance"] > 0:
         reasons.append("the noise of the sky is not that of the image")
     if not value["converged"]:

@@ -105,6 +105,24 @@ def test_each_class_has_the_hypothesis_of_its_substructure():
     assert [hypothesis_of(population, name) for name in ("no", "sphere", "vort")] == HYPOTHESES
 
 
+def test_a_class_is_doubted_if_another_hypothesis_fits_better():
+    """One line gains 400, three points 900, or the other way round; an original image with 578 was no doubt before."""
+    table = torch.zeros(2, len(SUMMARY_NAMES))
+    good = {"n_pixels_fitted": 2000.0, "converged": 1.0, "theta_E": 1.2}
+    for name, value in good.items():
+        table[:, SUMMARY_NAMES.index(name)] = value
+    line, points = torch.tensor([[400.0, 900.0], [900.0, 400.0]])
+    table[:, SUMMARY_NAMES.index("delta_chi2_line")] = line
+    table[:, SUMMARY_NAMES.index("delta_chi2_points_3")] = points
+    table[:, SUMMARY_NAMES.index("deviance")] = 2000 + torch.maximum(line, points)
+    features = FitFeatures(torch.zeros(2, 6, 2, 2), table)
+    assert doubts(features, ["points", "line"]) == [(), ()]
+    by_line, by_points = doubts(features, ["line", "points"])
+    assert "3 points would fit the image better, by a delta chi2 of 500" in by_line
+    assert "one line would fit the image better, by a delta chi2 of 500" in by_points
+    assert len(doubts(features, ["smooth"] * 2)[0]) == 3
+
+
 def test_effects_that_other_fits_describe_are_suspicious_below_the_limits_of_a_doubt():
     values = {"psf": [10.0, 10.0, 8.0, 0.0], "sky_slope": [0.0, 0.0, 19.0, 0.0], "lens_light": [0.0, 0.0, 0.0, 30.0]}
     table = torch.zeros(4, len(SUMMARY_NAMES))
