@@ -1,6 +1,7 @@
 """A network on images whose classes are checked by the fits of another model."""
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -47,13 +48,16 @@ def test_the_class_of_the_checker_is_a_reason_to_doubt_another_one(images):
 
 @pytest.mark.parametrize("height", [0.5, 100])
 def test_masked_pixels_have_no_weight_in_the_checks(images, height):
-    """The region is not aligned with the blocks of pixels that are fitted."""
+    """The region is not aligned with the blocks of pixels that are fitted. It changes the class of the network."""
     bundle = Bundle.load("resnet_simple")
+    (clean,) = bundle.classify(images[:1]).findings["chi2_per_pixel"]
     spoilt, mask = images[:1].copy(), np.zeros((1, 1, SIDE, SIDE), dtype=bool)
     mask[..., 60:64, 40:44] = True
     spoilt[mask] += height * spoilt.max()
-    (unmasked,), (masked,) = (bundle.classify(spoilt, mask=m).findings["fit"] for m in (None, mask))
-    assert masked == "ok" and unmasked != "ok"
+    unmasked, masked = (bundle.classify(spoilt, mask=m).findings for m in (None, mask))
+    assert float(masked["chi2_per_pixel"][0]) == pytest.approx(float(clean), rel=0.02)
+    residuals = re.compile("a pixel is|there is a residual|standard deviations above|failed")
+    assert residuals.search(unmasked["fit"][0]) and not residuals.search(masked["fit"][0])
 
 
 def test_the_table_has_the_columns_of_the_fits(images, tmp_path):
