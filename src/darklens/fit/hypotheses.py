@@ -37,8 +37,8 @@ _RETRY_LINE = ((0.1, 6), (0.03, 4), (0.0, 3))
 # Range of delta_chi2_point_given_line in which other lines are tried: below, it is noise; above, no line fits.
 _RETRY_ABOVE, _RETRY_BELOW, _RETRY_BELOW_FREE_CENTRE = 16.0, 400.0, 3000.0
 _POINT_STEPS = 4
-# Largest first-order delta chi2 of a perturber at which perturbers are not fitted. Noise alone gives 24 in one of some
-# hundred lenses; the least that a line gives is 77 (750 lenses of common-test-i).
+# Largest first-order delta chi2 of a perturber at which perturbers are not fitted. Noise alone gives at most 21, a line
+# at least 77 (250 lenses each of common-test-i).
 _NOISE = 24.0
 _MASS = {"line": (1e-3, 0.15), "point": (1e-4, 0.02)}  # arcsec^2, range of starting masses
 
