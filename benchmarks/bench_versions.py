@@ -28,13 +28,13 @@ ROOT = Path(__file__).parent.parent
 HERE = "here"
 # Functions of a stage in any version since bcef962; what they leave is the smooth fit and the network.
 STAGES = {
-    "coarse fits of lines": ["hypotheses._coarse_lines"],
-    "fine fits of the line": ["hypotheses._anneal"],
-    "fits of points": ["hypotheses._points"],
+    "coarse fits of lines": ["hypotheses._coarse_lines", "line_fit._coarse_lines"],
+    "fine fits of the line": ["hypotheses._anneal", "line_fit._anneal"],
+    "fits of points": ["hypotheses._points", "perturber_fits.fit_points"],
     "maps of lines and points": [f"evidence.Templates.{name}" for name in ("lines", "points", "points_and_lines")],
 }
 WORKER = """
-import functools, importlib, json, sys, time
+import functools, importlib.util, json, sys, time
 import numpy as np, torch
 torch.set_num_threads(1)
 from darklens.bundle import Bundle
@@ -58,6 +58,8 @@ def timed(name, function):
 for name, places in stages.items():
     for place in places:
         module, *inside, attribute = place.split(".")
+        if importlib.util.find_spec(f"darklens.fit.{module}") is None:
+            continue
         owner = importlib.import_module(f"darklens.fit.{module}")
         for part in inside:
             owner = getattr(owner, part)

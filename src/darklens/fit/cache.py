@@ -29,7 +29,7 @@ from darklens.kernels.smooth_fit import load_for
 from darklens.memory import keep_freed_memory
 from darklens.populations.population import Population
 
-VERSION = 6  # of the fits; cached fits of other versions are ignored
+VERSION = 7  # of the fits; cached fits of other versions are ignored
 
 
 class FitSettings(NamedTuple):

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from darklens.fit.features import FitFeatures
-from darklens.fit.hypotheses import N_POINTS
+from darklens.fit.point_fit import N_POINTS
 from darklens.fit.smooth import LARGEST_CENTRE, SMALLEST_THETA_E
 from darklens.fit.summary import FAILED, fit_succeeded
 from darklens.populations.population import Population
@@ -120,6 +120,8 @@ def _doubts(value: dict[str, float], hypothesis: Hypothesis) -> tuple[str, ...]:
     excess = (deviance - n_pixels) / (2 * n_pixels) ** 0.5
     if excess > limits.chi2_excess:
         reasons.append(f"chi2 is {excess:.0f} standard deviations above its expectation")
+    if hypothesis != "smooth" and not value["perturbers_fitted"]:
+        reasons.append("no line and no point mass rises above the noise")
     for rival, words in _RIVALS.items():
         if (advantage := delta_chi2_of(rival, value) - delta_chi2) > limits.rival:
             reasons.append(f"{words} would fit the image better, by a delta chi2 of {advantage:.0f}")

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from darklens.fit import misfit
 from darklens.fit.fitter import Images
-from darklens.fit.hypotheses import HYPOTHESES, N_POINTS, HypothesisFits, fit_hypotheses
+from darklens.fit.hypotheses import HypothesisFits, fit_hypotheses
+from darklens.fit.perturber_fits import HYPOTHESES
+from darklens.fit.point_fit import N_POINTS
 from darklens.populations.population import Population
 
 MapName = Literal["image", "residual", "line_residual", "point_residual", "evidence", "line_evidence"]
@@ -24,7 +26,7 @@ SUMMARY_NAMES = (
     *("line_mass", "line_x", "line_y", "line_angle", "line_length"),
     *(f"point_{k + 1}_{name}" for k in range(N_POINTS) for name in ("mass", "x", "y")),
     *(f"{name}_{hypothesis}" for hypothesis in HYPOTHESES for name in misfit.NAMES),
-    "relative_exposure",
+    *("relative_exposure", "perturbers_fitted"),
 )
 """Columns of the summary, units as in `HypothesisFits`; `evidence_peak` is the largest value of `evidence`."""
 
@@ -95,7 +97,7 @@ def to_tensors(fits: HypothesisFits) -> FitFeatures:
         *fits.line.unbind(1),
         *fits.points.flatten(1).unbind(1),
         *fits.misfit.flatten(1).unbind(1),
-        fits.relative_exposure,
+        *(fits.relative_exposure, fits.perturbers_fitted.float()),
     ]
     finite = {"nan": 0.0, "posinf": _CLIP, "neginf": -_CLIP}
     table = torch.stack(summary, 1).nan_to_num(nan=0.0, posinf=LARGEST, neginf=-LARGEST)

@@ -138,6 +138,8 @@ def check_exposure(exposure: Tensor | None, images: Tensor) -> None:
 def check_images(images: Images, fitter: Fitter) -> None:
     """Raise ValueError unless the images are finite and of the population's size."""
     n = fitter.population.field.n_pixels
+    if images.ndim != 3:
+        raise ValueError(f"images must have the shape (number, height, width), got {tuple(images.shape)}")
     if images.shape[-2:] != (n, n):
         raise ValueError(
             f"{fitter.population.name} has images of {n} x {n} pixels, got {images.shape[-2]} x {images.shape[-1]}"

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from darklens.fit.features import LARGEST, FitFeatures
-from darklens.fit.hypotheses import N_POINTS
+from darklens.fit.point_fit import N_POINTS
 
 _LARGEST_CHI2_PER_PIXEL = 6.0  # of the best hypothesis; at most 2.6 in successful fits (experiments/hypotheses.yaml)
 N_SUMMARY_FEATURES = 13 + 3 * N_POINTS
@@ -25,7 +25,8 @@ def findings(features: FitFeatures) -> dict[str, list[str]]:
     and `chi2_per_pixel_points` are the same with one line and with all point masses. `delta_chi2_line` and
     `delta_chi2_points` are the reductions of the deviance, and `delta_chi2_point_given_line` is the reduction by a
     point mass in addition to the line. `relative_exposure` is the exposure that the noise shows, relative to that of
-    the population. Perturbers below the noise are estimated to first order (`HypothesisFits.perturbers_fitted`).
+    the population. `perturbers` is "fitted", or "below the noise" if the values of line and points are first-order
+    estimates (`HypothesisFits.perturbers_fitted`).
     """
     value = features.columns()
     n_pixels, points = value["n_pixels_fitted"], f"delta_chi2_points_{N_POINTS}"
@@ -43,7 +44,9 @@ def findings(features: FitFeatures) -> dict[str, list[str]]:
         "relative_exposure": value["relative_exposure"],
     }
     states = ["ok" if succeeded else FAILED for succeeded in fit_succeeded(features).tolist()]
-    return {"fit": states, **{name: [f"{v:.5g}" for v in column.tolist()] for name, column in columns.items()}}
+    perturbers = ["fitted" if fitted else "below the noise" for fitted in value["perturbers_fitted"].tolist()]
+    numbers = {name: [f"{v:.5g}" for v in column.tolist()] for name, column in columns.items()}
+    return {"fit": states, **numbers, "perturbers": perturbers}
 
 
 def summary_features(features: FitFeatures) -> Float[Tensor, "b s"]:

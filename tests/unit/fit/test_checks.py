@@ -9,7 +9,7 @@ from darklens.calibration import widened
 from darklens.fit.checks import doubts, hypothesis_of, suspicions
 from darklens.fit.features import SUMMARY_NAMES, FitFeatures, extract_features
 from darklens.fit.noise import MASKED_EXPOSURE
-from darklens.fit.summary import FAILED
+from darklens.fit.summary import FAILED, findings
 from darklens.simulate.batch import simulate_batch
 
 N = 4
@@ -105,10 +105,24 @@ def test_each_class_has_the_hypothesis_of_its_substructure():
     assert [hypothesis_of(population, name) for name in ("no", "sphere", "vort")] == HYPOTHESES
 
 
+def test_substructure_below_the_noise_is_doubted(fits):
+    """A network may find substructure in first-order estimates of perturbers that the noise explains."""
+    assert fits["clean"].column("perturbers_fitted").tolist() == [0.0] * N
+    assert findings(fits["clean"])["perturbers"] == ["below the noise"] * N
+    for hypothesis in ("line", "points"):
+        reasons = doubts(fits["clean"], [hypothesis] * N)
+        assert all("no line and no point mass rises above the noise" in of_image for of_image in reasons)
+    substructure = extract_features(
+        torch.from_numpy(simulated([], [1, 2]).astype(np.float32)), "common-test-i", centred=False
+    )
+    assert doubts(substructure, ["points", "line"]) == [(), ()]
+    assert findings(substructure)["perturbers"] == ["fitted"] * 2
+
+
 def test_a_class_is_doubted_if_another_hypothesis_fits_better():
     """One line gains 400, three points 900, or the other way round; an original image with 578 was no doubt before."""
     table = torch.zeros(2, len(SUMMARY_NAMES))
-    good = {"n_pixels_fitted": 2000.0, "converged": 1.0, "theta_E": 1.2}
+    good = {"n_pixels_fitted": 2000.0, "converged": 1.0, "theta_E": 1.2, "perturbers_fitted": 1.0}
     for name, value in good.items():
         table[:, SUMMARY_NAMES.index(name)] = value
     line, points = torch.tensor([[400.0, 900.0], [900.0, 400.0]])

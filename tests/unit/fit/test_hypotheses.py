@@ -6,9 +6,10 @@ import torch
 
 from darklens import populations
 from darklens.fit import hypotheses
-from darklens.fit.hypotheses import N_POINTS, fit_hypotheses
+from darklens.fit.hypotheses import fit_hypotheses
 from darklens.fit.macro import check_exposure, fit_macro
 from darklens.fit.noise import MASKED_EXPOSURE
+from darklens.fit.point_fit import N_POINTS
 from darklens.simulate.batch import simulate_batch
 from darklens.simulate.render import render
 from darklens.simulate.truth import draw

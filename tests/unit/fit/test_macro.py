@@ -142,6 +142,9 @@ def test_images_of_another_size_or_with_nan_raise(common):
         fit_macro(images[:1, :100, :100], population)
     with pytest.raises(ValueError, match="finite"):
         fit_macro(images[:1] * torch.nan, population)
+    for shaped in (images[0], images[:1, None]):
+        with pytest.raises(ValueError, match=r"shape \(number, height, width\), got"):
+            fit_macro(shaped, population)
 
 
 def test_a_blank_image_is_no_good_fit(common):
