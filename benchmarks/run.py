@@ -20,7 +20,7 @@ RESULTS = HERE.parent / "results"
 QUICK_INFER = ["--rounds", "1", "--images", "4", "--systems", "resnet_simple", "--agreement", "4"]
 QUICK_INFER += ["--skip", "lens_residual", "archive", "cold"]
 QUICK_FIT = ["--images", "9", "--scipy-images", "1", "--rounds", "1", "--backend", "eager", "--out", str(SCRATCH)]
-QUICK_MEMORY = ["--few", "60", "--many", "600", "--pixels", "16", "--skip", "predict"]
+QUICK_MEMORY = ["--few", "60", "--many", "600", "--pixels", "16", "--skip", "predict", "fits"]
 QUICK_SCENE = ["--eager", "--images", "1", "--peer-images", "1", "--pixels", "40", "--swarm", "0.02"]
 # Name: script, its arguments, its arguments with --quick.
 SCRIPTS = {
@@ -34,7 +34,7 @@ SCRIPTS = {
     "scene_fit": ("bench_scene_fit.py", [], QUICK_SCENE),
     "loader": ("bench_loader.py", [], ["--few", "1024", "--many", "2048", "--rounds", "1"]),
     "serve_lens": ("bench_serve_lens.py", [], ["--requests", "3"]),
-    "memory": ("bench_memory.py", ["--skip", "predict"], QUICK_MEMORY),
+    "memory": ("bench_memory.py", [], QUICK_MEMORY),
     "gpu": ("bench_gpu.py", [], ["--quick"]),
 }
 HEAD = ("what", "against", "ratio", "ours", "commit")
@@ -113,6 +113,10 @@ def rows_of(bench):
     yield "train on a stream, time", "from a store", entry("stream", "compiled_over_store"), time_each, "stream"
     peak = quantity(entry("memory", "simulate", "many", "peak_rss_mb"), "MB")
     yield "memory, simulate 100,000", "1,000", entry("memory", "simulate_100k_over_1k"), peak, "memory"
+    peak = quantity(entry("memory", "predict", "many", "peak_rss_mb"), "MB")
+    yield "memory, predict 100,000", "1,000", entry("memory", "predict_100k_over_1k"), peak, "memory"
+    peak = quantity(entry("memory", "fits", "many", "peak_rss_mb"), "MB")
+    yield "memory, predict 2,000, lens_residual", "200", entry("memory", "fits_2000_over_200"), peak, "memory"
     peak = quantity(entry("memory", "train_peak_rss_mb"), "MB with cached pages")
     yield "memory, load from 100,000", "1,000", entry("memory", "train_100k_over_1k"), peak, "memory"
     yield "make a lens on the page, median", "", None, quantity(entry("serve_lens", "p50_s"), "s"), "serve_lens"
