@@ -151,3 +151,18 @@ def test_responses_of_the_server_have_the_fit_of_the_model_that_classified():
     e1 = first.fit.parameters["e1"]
     assert abs(e1.value - 0.1) < 5 * e1.error < 0.05 and set(first.maps) == set(second.maps)
     assert second.fallback is None and second.fallback_reasons == [] and "e1" not in second.fit.parameters
+
+
+def test_a_line_that_points_describe_in_a_slightly_elliptical_lens_is_found():
+    """The first model calls these lines `sphere` with p > 0.95, no fit fails a check, and no score test is large."""
+    ellipticity = "{kind: normal, mean: 0, sigma: 0.02, low: -0.2, high: 0.2}"
+    population = populations.get("common-test-i", [f"lens.e1={ellipticity}", f"lens.e2={ellipticity}"])
+    images, truth = simulate_batch(population, 951, [722, 842, 1112])
+    assert truth["label"].tolist() == [2, 2, 2]
+    bundle = Bundle.load("lens_residual")
+    alone = bundle.classify(images)
+    assert alone.doubts == [()] * 3 and (alone.probabilities[:, 1] > 0.95).all()
+    (part,) = classify(bundle, images)
+    assert part.bundle is bundle.fallback and part.classification.doubts == [()] * 3
+    assert all(any("one line lowers chi2 by" in reason for reason in reasons) for reasons in part.fallback_reasons)
+    assert (part.classification.probabilities[:, 2] > 0.9).all()

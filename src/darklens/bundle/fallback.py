@@ -42,9 +42,9 @@ def classify(
     """Classify images, and those that the model doubts with its fallback if it has one.
 
     A model doubts an image if it has a reason not to trust the class, if the residuals suggest another PSF, lens shape
-    or lens light (`fit.checks.suspicions`), or if no class has a probability above 0.75. The result of the fallback
-    replaces that of the model, even if the fallback doubts the image too: it describes more lenses. Reasons that do not
-    come from the model (`doubts`) hold for both.
+    or lens light, if one line lowers chi2 almost as much as points do (`fit.checks.suspicions`), or if no class has a
+    probability above 0.75. The result of the fallback replaces that of the model, even if the fallback doubts the image
+    too: it describes more lenses. Reasons that do not come from the model (`doubts`) hold for both.
 
     Args:
         bundle: The first model.

@@ -138,7 +138,7 @@ def test_a_class_is_doubted_if_another_hypothesis_fits_better():
 
 
 def test_effects_that_other_fits_describe_are_suspicious_below_the_limits_of_a_doubt():
-    values = {"psf": [10.0, 10.0, 8.0, 0.0], "sky_slope": [0.0, 0.0, 19.0, 0.0], "lens_light": [0.0, 0.0, 0.0, 30.0]}
+    values = {"psf": [10.0, 10.0, 8.0, 0.0], "sky_slope": [0.0, 0.0, 19.0, 0.0], "lens_light": [0.0, 0.0, 0.0, 60.0]}
     table = torch.zeros(4, len(SUMMARY_NAMES))
     for name, column in values.items():
         for hypothesis in ("smooth", "points"):
@@ -148,6 +148,15 @@ def test_effects_that_other_fits_describe_are_suspicious_below_the_limits_of_a_d
     expected = [["a PSF of another width"], [], [], [light]]
     result = suspicions(features, ["smooth", "points", "smooth", "points"])
     assert [list(reasons) for reasons in result] == [[f"the residuals suggest {e}" for e in row] for row in expected]
+
+
+def test_points_that_gain_hardly_more_than_one_line_are_suspicious():
+    table = torch.zeros(3, len(SUMMARY_NAMES))
+    table[:, SUMMARY_NAMES.index("delta_chi2_points_3")] = 1000.0
+    table[:, SUMMARY_NAMES.index("delta_chi2_line")] = torch.tensor([800.0, 900.0, 900.0])
+    features = FitFeatures(torch.zeros(3, 6, 2, 2), table)
+    reason = "one line lowers chi2 by 900, 3 points by 1000"
+    assert suspicions(features, ["points", "points", "line"]) == [(), (reason,), ()]
 
 
 def test_widened_probabilities_keep_the_order_and_are_never_confident():
