@@ -55,7 +55,7 @@ _NOISE_DEFICIT = 5.0  # standard deviations of the deviance below its expectatio
 _AT_BOUND = 0.01  # arcsec, distance from a bound
 _SUSPICIOUS = 0.6  # of the limit of a score test
 # Of delta chi2 of the points, that of a line. In a lens of another shape, points may describe a line better than the
-# line does; of right classes, one in eight exceeds this share (decision 27).
+# line does; of right classes, one in seven exceeds this share (decision 27).
 _SUSPICIOUS_LINE = 0.85
 _NUISANCES = ("psf", "lens_shape", "lens_light")  # effects that fits with more parameters describe
 _EFFECTS = {
