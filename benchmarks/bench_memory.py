@@ -36,7 +36,7 @@ FITTED = (200, 2000)  # images that the shipped model classifies
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("few", 1_000), ("many", 100_000), ("pixels", 32), ("workers", 2)):
+    for name, default in (("few", 1_000), ("many", 100_000), ("pixels", 48), ("workers", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--skip", nargs="*", default=[], choices=["simulate", "predict", "fits"])
     parser.add_argument("--json")

@@ -20,7 +20,7 @@ RESULTS = HERE.parent / "results"
 QUICK_INFER = ["--rounds", "1", "--images", "4", "--systems", "resnet_simple", "--agreement", "4"]
 QUICK_INFER += ["--skip", "lens_residual", "archive", "cold"]
 QUICK_FIT = ["--images", "9", "--scipy-images", "1", "--rounds", "1", "--backend", "eager", "--out", str(SCRATCH)]
-QUICK_MEMORY = ["--few", "60", "--many", "600", "--pixels", "16", "--skip", "predict", "fits"]
+QUICK_MEMORY = ["--few", "60", "--many", "600", "--pixels", "48", "--skip", "fits"]
 QUICK_SCENE = ["--eager", "--images", "1", "--peer-images", "1", "--pixels", "40", "--swarm", "0.02"]
 # Name: script, its arguments, its arguments with --quick.
 SCRIPTS = {
