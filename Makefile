@@ -23,7 +23,7 @@ test-commands: test-units
 test-sweep: setup-test  ## long sweeps over samples, and over parts that are tested elsewhere (about three minutes)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m sweep tests/unit tests/e2e tests/docs tests/gpu tests/parity
 
-bench: setup-test  ## side-by-side speed and memory (about 50 minutes); prints one table, writes results/bench.json
+bench: setup-test  ## side-by-side speed and memory (about an hour); prints one table, writes results/bench.json
 	@$(PYTHON) tools/setup_venv.py dev parity bench
 	$(BIN)/python benchmarks/run.py
 
